@@ -1,0 +1,37 @@
+"""Judge a trained run: python evaluate.py run=last eval.n_samples=1000 sampler=ddim sampler.steps=50."""
+
+import hydra
+from omegaconf import DictConfig
+
+from atelier import errors, runs
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Load a run, judge its samples with the code that training used, print one JSON line and keep it."""
+    import json
+
+    from atelier import preflight, studio
+    from atelier.trainer import autocast, device
+
+    preflight.check(cfg)
+    run = runs.load(runs.find(cfg.run), cfg.ema)
+    model = run.model.to(device())
+    options = runs.options(cfg, model)
+    judging = runs.build_judging(cfg)
+    judging.prepare(run.data, model.device)
+    precision = cfg.precision or run.cfg.trainer.precision
+    values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), studio.told)
+    protocol |= {"ema": cfg.ema, "precision": precision}
+    line = json.dumps({"run": str(run.folder), "images_seen": run.images_seen, "metrics": values, "protocol": protocol})
+    with (run.folder / "evaluations.jsonl").open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    runs.command(evaluate, cfg)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,36 @@
+"""Images of a trained run: python sample.py run=last n=64 sampler=ddim sampler.steps=20 guidance=3 label=5."""
+
+import hydra
+from omegaconf import DictConfig
+
+from atelier import errors, runs
+
+
+def sample(cfg: DictConfig) -> None:
+    """Load a run, make what was asked for, write it with the request beside it."""
+    import torch
+
+    from atelier import preflight, studio
+    from atelier.trainer import autocast, device
+
+    preflight.check(cfg)
+    run = runs.load(runs.find(cfg.run), cfg.ema)
+    model = run.model.to(device())
+    options = runs.options(cfg, model)
+    verb = studio.verb(cfg.do, model)
+    request = runs.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
+    out = studio.Folder(cfg.out or run.folder / "pictures" / runs.stamp(), request)
+    with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
+        for first in range(0, cfg.n, cfg.batch_size):
+            n = min(cfg.batch_size, cfg.n - first)
+            out.add(studio.pictures(verb, model, run.data, options, cfg.seed, first, n, cfg.label), cfg.n)
+    out.finish()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+def main(cfg: DictConfig) -> None:
+    runs.command(sample, cfg)
+
+
+if __name__ == "__main__":
+    errors.run(main)

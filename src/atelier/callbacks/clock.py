@@ -1,0 +1,106 @@
+"""images_seen: the only clock. It places the stream, sets learning rates, seeds each batch and stops the run.
+
+Replaces global_step, LR schedulers and Lightning's signal handling, which lose the data order, the random state and
+the exit code of a stopped run; tests/test_resume.py fails with the stock parts.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from atelier.batch import Batch
+from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
+from atelier.rng import hashed
+
+GPU_CHECK = 50  # batches between looks at the losses where a look waits for the device
+
+
+class Interrupted(Exception):
+    """A signal asked all ranks to stop."""
+
+
+class Clock(Callback):
+    """Args:
+    images: the run ends when so many were shown.
+    minutes: cuts the run short (schedules still follow `images`); None = no limit.
+    seed: of the noise of training.
+    """
+
+    def __init__(self, images: PositiveInt, minutes: PositiveFloat | None, seed: NonNegInt) -> None:
+        self.images, self.minutes, self.seed = images, minutes, seed
+        self.images_seen = 0
+        self.signal: int | None = None
+        self.reason = ""  # why the run stopped before its budget
+        self.resumed_at = 0
+        self.started = time.monotonic()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"images_seen": self.images_seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.images_seen = self.resumed_at = state["images_seen"]
+
+    def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
+        """Before the optimizers' states are restored: their rates are still the page's."""
+        self.base_rates = [[group["lr"] for group in o.param_groups] for o in trainer.optimizers]
+        trainer.datamodule.position = lambda: self.images_seen
+
+    def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self.started = time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._flag)
+        if self.images_seen >= self.images:
+            trainer.should_stop = True
+
+    def _flag(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+        self.signal = number
+
+    def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Batch, batch_idx: int) -> None:
+        model.reported.clear()
+        torch.manual_seed(hashed(self.seed, trainer.global_rank, self.images_seen))
+        for optimizer, rates in zip(trainer.optimizers, self.base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * optimizer.lr_factor(self.images_seen)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        self.images_seen += trainer.datamodule.batch_size
+        if self.images_seen >= self.images:
+            trainer.should_stop = True
+        broken = self._not_finite(model, batch_idx)
+        if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
+            self.reason = f"{broken or 'a loss'} is not finite at {self.images_seen} images"
+            raise FloatingPointError(self.reason)
+        late = self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
+        if trainer.strategy.reduce_boolean_decision(late, all=False):
+            self.reason = f"budget.minutes={self.minutes:g} is over"
+            trainer.should_stop = True
+
+    def _not_finite(self, model: LightningModule, batch_idx: int) -> str:
+        if model.device.type != "cpu" and batch_idx % GPU_CHECK:
+            return ""
+        return next((name for name, value in model.reported.items() if not torch.isfinite(value)), "")
+
+    def interrupted(self, trainer: Trainer) -> bool:
+        """Whether any rank got a signal; every rank must ask at the same place."""
+        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+
+    def leave(self, trainer: Trainer) -> None:
+        """End the process as its signal asks: 143 after SIGTERM, 130 after Ctrl-C, 0 on the ranks that follow."""
+        code = 128 + (self.signal or signal.SIGTERM)
+        if trainer.is_global_zero:
+            print(f"stopped by a signal at {self.images_seen} images, saved; the same command goes on", flush=True)
+        sys.exit(code if trainer.is_global_zero else 0)
+
+    def due(self, every: int, batch_size: int) -> bool:
+        """Whether a multiple of `every` images was passed in the last batch."""
+        return self.images_seen // every > (self.images_seen - batch_size) // every

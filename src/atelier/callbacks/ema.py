@@ -1,0 +1,120 @@
+"""Exponential moving averages of the nets that a model names in `averaged`.
+
+Replaces lightning's WeightAveraging, which averages frozen and discriminator nets too, misses updates with two
+optimizers and leaves weights exchanged after an error; tests/callbacks/test_ema.py fails with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from atelier.batch import Batch
+from atelier.callbacks.clock import Clock
+from atelier.ranges import PositiveInt, Probability
+
+
+class EMA(Callback):
+    """Args:
+    half_lives: in images; the first is what evaluation and sampling use.
+    ramp: a half-life is at most this share of the images seen so far, so that early weights are forgotten.
+    clock: gives images_seen.
+    """
+
+    def __init__(self, half_lives: list[PositiveInt], ramp: Probability, clock: Clock) -> None:
+        self.half_lives, self.ramp, self.clock = half_lives, ramp, clock
+        self.nets: dict[str, dict[str, nn.Module]] = {}  # half-life -> name -> net
+        self.updated_at = 0
+        self._stepped = False
+
+    def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.nets = {str(h): average_of(model) for h in self.half_lives}
+
+    def state_dict(self) -> dict:
+        nets = {h: {name: net.state_dict() for name, net in nets.items()} for h, nets in self.nets.items()}
+        return {"nets": nets, "updated_at": self.updated_at}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updated_at = state["updated_at"]
+        for half_life, nets in self.nets.items():
+            for name, net in nets.items():
+                net.load_state_dict(state["nets"][half_life][name])
+
+    def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
+        for nets in self.nets.values():
+            for net in nets.values():
+                net.to(model.device)
+
+    def on_before_optimizer_step(self, trainer: Trainer, model: LightningModule, optimizer: Optimizer) -> None:
+        """A generator step is the step of the optimizer that owns the first averaged net."""
+        owned = next(getattr(model, model.averaged[0]).parameters())
+        if any(owned is p for group in optimizer.param_groups for p in group["params"]):
+            self._stepped = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._stepped:
+            self._stepped = False
+            self.update(model)
+
+    @torch.no_grad()
+    def update(self, model: LightningModule) -> None:
+        """average += (1 - decay) (weights - average), decay = 0.5 ** (images since the last update / half-life)."""
+        now = self.clock.images_seen
+        for half_life, nets in self.nets.items():
+            length = max(1.0, min(float(half_life), self.ramp * now))
+            gain = 1 - 0.5 ** ((now - self.updated_at) / length)
+            for name, net in nets.items():
+                raw = getattr(model, name)
+                torch._foreach_lerp_(list(net.parameters()), list(raw.parameters()), gain)
+                for average, buffer in zip(net.buffers(), raw.buffers(), strict=True):
+                    average.copy_(buffer)
+        self.updated_at = now
+
+    def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self.broadcast_buffers(model)
+
+    def broadcast_buffers(self, model: LightningModule) -> None:
+        """Each rank copied its own BatchNorm statistics; rank 0's are the ones that count and are saved."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for buffer in [*model.buffers(), *(b for n in self.nets.values() for m in n.values() for b in m.buffers())]:
+                dist.broadcast(buffer, 0)
+
+    @contextmanager
+    def averaged(self, model: LightningModule) -> Iterator[None]:
+        """Inside, the model's nets hold the first average; the raw weights come back whatever happens."""
+        nets = next(iter(self.nets.values()), {})
+        swap(model, nets)
+        try:
+            yield
+        finally:
+            swap(model, nets)
+
+
+def average_of(model: LightningModule) -> dict[str, nn.Module]:
+    """A copy of each net under average, without gradients."""
+    return {name: copy.deepcopy(getattr(model, name)).requires_grad_(False) for name in model.averaged}
+
+
+def swap(model: nn.Module, nets: dict[str, nn.Module]) -> None:
+    """Exchange tensors in place, so that every holder of a net, compiled or not, sees the change."""
+    for name, net in nets.items():
+        raw = getattr(model, name)
+        pairs = [*zip(raw.parameters(), net.parameters(), strict=True), *zip(raw.buffers(), net.buffers(), strict=True)]
+        for a, b in pairs:
+            a.data, b.data = b.data, a.data
+
+
+def copy_average(model: nn.Module, nets: dict[str, dict[str, Tensor]]) -> None:
+    """Load saved averages (name -> state dict) into the model's nets."""
+    for name, state in nets.items():
+        getattr(model, name).load_state_dict(state)

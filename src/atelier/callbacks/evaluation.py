@@ -1,0 +1,119 @@
+"""When samples are judged during training, and where the figures go.
+
+The work hangs on Lightning's validation loop; one that was due in the batch of a save is dropped by Lightning on
+resume and run here, tests/test_resume.py fails without that.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from atelier.callbacks.checkpoint import Checkpoints, write_text
+from atelier.callbacks.clock import Clock, Interrupted
+from atelier.callbacks.ema import EMA
+from atelier.callbacks.judging import Judging
+from atelier.callbacks.progress import Progress
+from atelier.callbacks.table import Table
+from atelier.ranges import Name, PositiveInt
+
+VERSIONS = ("torch", "lightning", "torchmetrics", "hydra-core", "numpy")
+
+
+class Evaluation(Callback):
+    """Args:
+    every_images: images between evaluations; one more at the end of the budget.
+    judging: what is judged.
+    folder: of the run; summary.json is written there.
+    """
+
+    def __init__(
+        self,
+        every_images: PositiveInt,
+        judging: Judging,
+        folder: Name,
+        clock: Clock,
+        ema: EMA,
+        table: Table,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> None:
+        self.every_images, self.judging, self.folder = every_images, judging, Path(folder)
+        self.clock, self.ema, self.table, self.checkpoints, self.progress = clock, ema, table, checkpoints, progress
+        self.values: dict[str, float] = {}
+        self.protocol: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
+        """The feature net is made ready before the first batch, on rank 0 first: it may be trained and kept."""
+        for turn in range(2):
+            if (turn == 0) == trainer.is_global_zero:
+                notice = self.judging.prepare(trainer.datamodule, model.device)
+                if notice and trainer.is_global_zero:
+                    self.progress.say(notice)
+            trainer.strategy.barrier()
+
+    def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
+        if self._due(trainer) and not self.table.has_evaluation(self.clock.images_seen):
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    def _due(self, trainer: Trainer) -> bool:
+        seen, every = self.clock.images_seen, trainer.val_check_interval * trainer.datamodule.batch_size
+        return seen > 0 and (seen % every == 0 or seen >= self.clock.images)
+
+    def on_validation_epoch_end(self, trainer: Trainer, model: LightningModule) -> None:
+        try:
+            with self.ema.averaged(model):
+                self.values, self.protocol = self.judging(
+                    model,
+                    trainer.datamodule,
+                    {},
+                    trainer.precision_plugin.forward_context,
+                    lambda what, done, n: self._watch(trainer, what, done, n),
+                )
+        except Interrupted:
+            self.checkpoints.save(trainer, model)
+            self.clock.leave(trainer)
+        self.protocol |= {"ema": self.ema.half_lives[:1], "precision": trainer.precision}
+        self.table.add(trainer, {f"val/{name}": value for name, value in self.values.items()})
+        self.progress.evaluated(self.values)
+        if trainer.is_global_zero:
+            self._write_summary()
+
+    def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
+        self.checkpoints.keep_best(trainer, model, self.values)
+
+    def _watch(self, trainer: Trainer, what: str, done: int, n: int) -> None:
+        self.progress.step(what, done, n)
+        if self.clock.interrupted(trainer):
+            raise Interrupted
+
+    def _write_summary(self) -> None:
+        seconds = time.monotonic() - self.clock.started
+        images = self.clock.images_seen - self.clock.resumed_at
+        told = {
+            "metrics": self.values,
+            "protocol": self.protocol,
+            "images_seen": self.clock.images_seen,
+            "images_per_second": round(images / max(seconds, 1e-9), 1),
+            "seconds": round(seconds, 1),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "versions": {name: version(name) for name in VERSIONS} | {"device": _device()},
+        }
+        write_text(self.folder / "summary.json", json.dumps(told, indent=1))
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"

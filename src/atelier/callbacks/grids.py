@@ -1,0 +1,93 @@
+"""Pictures of the same noise and conditions as training goes on, on disk and in the loggers, and a GIF of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+
+from atelier.batch import Batch
+from atelier.callbacks.clock import Clock
+from atelier.callbacks.ema import EMA
+from atelier.callbacks.judging import sample
+from atelier.callbacks.table import Table
+from atelier.metrics.pictures import grid, save_gif, save_png, to_uint8
+from atelier.models.base import Autoencoder
+from atelier.ranges import Name, NonNegInt, PositiveInt
+from atelier.rng import ImageRngs
+
+
+class Grids(Callback):
+    """Args:
+    every_images: images between pictures; one more at the end.
+    n: samples in a picture.
+    seed: of their noise.
+    folder: where `<images_seen>.png`, `real.png` and `progress.gif` go.
+    """
+
+    def __init__(
+        self,
+        every_images: PositiveInt,
+        n: PositiveInt,
+        seed: NonNegInt,
+        folder: Name,
+        clock: Clock,
+        ema: EMA,
+        table: Table,
+    ) -> None:
+        self.every_images, self.n, self.seed, self.folder = every_images, n, seed, Path(folder)
+        self.clock, self.ema, self.table = clock, ema, table
+
+    def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
+        if trainer.is_global_zero and self.clock.images_seen == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for case in model.cases:
+                real = model.real(trainer.datamodule.test_batch(0, self.n), case)
+                save_png(grid(to_uint8(real)), self.folder / f"{_prefix(case)}real.png")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        due = trainer.should_stop or self.clock.due(self.every_images, trainer.datamodule.batch_size)
+        if due and trainer.is_global_zero:
+            self.draw(trainer, model)
+
+    def draw(self, trainer: Trainer, model: LightningModule) -> None:
+        """One picture for each case of the model, under the averaged weights and the run's precision."""
+        model.eval()
+        with self.ema.averaged(model), torch.inference_mode(), trainer.precision_plugin.forward_context():
+            batch = trainer.datamodule.test_batch(0, self.n)
+            for case in model.cases:
+                rngs = ImageRngs(self.seed, 0, self.n)
+                images = to_uint8(sample(model, model.condition(batch, case), rngs, {}))
+                self._show(trainer, images, f"{_prefix(case)}samples")
+            if isinstance(model, Autoencoder):
+                x = batch["image"].to(model.device)
+                pairs = torch.stack([x, model.decode(model.encode(x))], dim=1).flatten(0, 1)
+                self._show(trainer, to_uint8(pairs), "reconstructions")
+        model.train()
+
+    def _show(self, trainer: Trainer, images: torch.Tensor, name: str) -> None:
+        path = self.folder / f"{name}_{self.clock.images_seen:09d}.png"
+        save_png(grid(images), path)
+        self.table.picture(trainer, f"sample/{name}", path)
+
+    def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:
+        if trainer.is_global_zero:
+            for case in model.cases:
+                pictures = sorted(self.folder.glob(f"{_prefix(case)}samples_*.png"))
+                if len(pictures) > 1:
+                    frames = torch.stack([_read(path) for path in pictures])
+                    save_gif(frames, self.folder / f"{_prefix(case)}progress.gif", milliseconds=400)
+
+
+def _prefix(case: str) -> str:
+    return f"{case}_" if case else ""
+
+
+def _read(path: Path) -> torch.Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)

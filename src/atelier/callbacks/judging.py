@@ -1,0 +1,232 @@
+"""Samples of a model against the test split: the same code during training and in evaluate.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from atelier.batch import Batch
+from atelier.data.base import DataModule, to_float
+from atelier.metrics.image import psnr, ssim
+from atelier.metrics.pictures import to_uint8
+from atelier.metrics.suite import Suite
+from atelier.models.base import Autoencoder, Cond, Generator
+from atelier.ranges import NonNegInt, PositiveInt
+from atelier.rng import ImageRngs
+
+N_TRAINING = 10_000  # images that a classifier of the set is trained on
+RECONSTRUCTED = 256  # test images that an autoencoder is asked to give back
+Context = Callable[[], AbstractContextManager]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Judging:
+    """What is judged, and how many of it.
+
+    Args:
+        n_samples: generated images.
+        n_real: test images they are compared with (all there are, if fewer).
+        batch_size: images sampled at once, over all ranks; changes no image by more than a grey level.
+        seed: of the samples' noise.
+        suite: distances and their net.
+    """
+
+    n_samples: PositiveInt
+    n_real: PositiveInt
+    batch_size: PositiveInt
+    seed: NonNegInt
+    suite: Suite
+
+    def prepare(self, data: DataModule, device: torch.device) -> str | None:
+        """Get the feature net ready; gives one line to tell the user, or None."""
+        return self.suite.prepare(data.fingerprint("train"), lambda: training_set(data), device)
+
+    def __call__(
+        self, model: Generator, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Values by name and the protocol they hold under; all ranks get all of it.
+
+        Args:
+            model: in eval mode, holding the weights to judge.
+            options: of `model.sample`, beside its defaults.
+            context: the precision that sampling runs under.
+            progress: told (what, done, of how many); may raise to stop.
+        """
+        values: dict[str, float] = {}
+        with torch.inference_mode():
+            for case in model.cases:
+                prefix = f"{case}/" if case else ""
+                found = self._judge_case(model, data, case, options, context, progress)
+                values |= {prefix + name: value for name, value in found.items()}
+            if isinstance(model, Autoencoder):
+                values |= reconstruction(model, data, context)
+        return values, self.protocol(model, data, options)
+
+    def _judge_case(
+        self,
+        model: Generator,
+        data: DataModule,
+        case: str,
+        options: dict[str, Any],
+        context: Context,
+        progress: Progress,
+    ) -> dict[str, float]:
+        parts: dict[str, list[Tensor]] = {}
+        for numbers in shares(self.n_samples, self.batch_size):
+            progress("samples", numbers.stop, self.n_samples)
+            batch = data.test_batch(numbers.start, len(numbers))
+            cond = model.condition(batch, case)
+            with context():
+                images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
+            for name, tensor in self._facts(to_uint8(images), numbers, cond, data).items():
+                parts.setdefault(name, []).append(tensor)
+        facts = gathered({name: torch.cat(tensors) for name, tensors in parts.items()})
+        values: dict[str, float] = {}
+        if self.suite.active:
+            values |= self._distances(model, data, case, facts, progress)
+        if data.judged:
+            values |= judged(facts)
+        return values
+
+    def _facts(self, images: Tensor, numbers: range, cond: Cond, data: DataModule) -> dict[str, Tensor]:
+        """What is kept of a batch of samples: its numbers, conditions, features, verdicts."""
+        facts = {"number": torch.arange(numbers.start, numbers.stop), **{f"asked/{k}": v.cpu() for k, v in cond.items()}}
+        if self.suite.active:
+            facts["features"] = self.suite.features(images).cpu()
+        if data.judged:
+            from atelier.judge import judge
+
+            verdict = judge(to_float(images.cpu()))
+            facts |= {f"verdict/{f.name}": getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
+            facts["images"] = images.cpu()
+        return facts
+
+    def _distances(
+        self, model: Generator, data: DataModule, case: str, facts: dict[str, Tensor], progress: Progress
+    ) -> dict[str, float]:
+        n = min(self.n_real, len(data.split("test")))
+        real = self._real(model, data, case, "test", n, progress)
+        values = self.suite.compare(real["features"], facts["features"])
+        other = self._real(model, data, case, "train", min(self.n_samples, data.n_train), progress)
+        values |= {f"real/{name}": v for name, v in self.suite.compare(real["features"], other["features"]).items()}
+        if "asked/label" in facts and self.suite.knows_labels:
+            values["label/accuracy"] = self.suite.recognised(facts["features"], facts["asked/label"])
+            values["label/accuracy_real"] = self.suite.recognised(real["features"], real["label"])
+        return values
+
+    def _real(
+        self, model: Generator, data: DataModule, case: str, split: str, n: int, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Features (and labels) of the first n images of a split, in order."""
+
+        def compute() -> dict[str, Tensor]:
+            parts: dict[str, list[Tensor]] = {}
+            for numbers in shares(n, 4 * self.batch_size):
+                progress(f"{split} images", numbers.stop, n)
+                batch: Batch = data.split(split).read(list(numbers), None)
+                part = {"number": torch.arange(numbers.start, numbers.stop)}
+                part["features"] = self.suite.features(to_uint8(model.real(batch, case))).cpu()
+                if "label" in batch:
+                    part["label"] = batch["label"]
+                for name, tensor in part.items():
+                    parts.setdefault(name, []).append(tensor)
+            return gathered({name: torch.cat(tensors) for name, tensors in parts.items()})
+
+        return self.suite.real(f"{data.fingerprint(split)}{case}{n}", compute, all_ranks)
+
+    def protocol(self, model: Generator, data: DataModule, options: dict[str, Any]) -> dict[str, Any]:
+        told = {"n_samples": self.n_samples, "seed": self.seed, "split": "test", "data": data.fingerprint("test")}
+        if self.suite.active:
+            told |= {"n_real": min(self.n_real, len(data.split("test")))} | self.suite.protocol()
+        given = {name: str(value) for name, value in options.items()}
+        if "sampler" in options:
+            given["nfe"] = options["sampler"].nfe
+        return told | model.protocol() | given
+
+
+def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any]) -> Tensor:
+    """Images of a model; where memory runs out, half as many at a time."""
+    try:
+        return model.sample(cond, rngs, **options)
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError) or "out of memory" in str(error)
+        if not short or len(rngs) == 1:
+            raise
+    half = len(rngs) // 2
+    parts = (slice(0, half), slice(half, None))
+    return torch.cat([sample(model, {k: v[p] for k, v in cond.items()}, rngs[p], options) for p in parts])
+
+
+def judged(facts: dict[str, Tensor]) -> dict[str, float]:
+    """The judge's figures of gathered facts."""
+    from atelier.judge import Verdict
+    from atelier.metrics.shapes import judge_values
+
+    verdict = Verdict(**{name.split("/")[1]: v for name, v in facts.items() if name.startswith("verdict/")})
+    asked = {name.split("/")[1]: v for name, v in facts.items() if name.startswith("asked/")}
+    return judge_values(verdict, asked, to_float(facts["images"]))
+
+
+def reconstruction(model: Autoencoder, data: DataModule, context: Context) -> dict[str, float]:
+    """How near an autoencoder's images come to the test images that it encodes to the mode and decodes."""
+    n = min(RECONSTRUCTED, len(data.split("test")))
+    x = data.test_batch(0, n)["image"].to(model.device)
+    with context():
+        back = torch.cat([model.decode(model.encode(part)) for part in x.split(64)])
+    given, taken = to_uint8(back).cpu(), to_uint8(x).cpu()
+    values = {"recon/psnr": psnr(given, taken).mean().item(), "recon/ssim": ssim(given, taken).mean().item()}
+    if data.judged:
+        from atelier.judge import judge
+
+        values["recon/valid"] = judge(to_float(given)).valid.double().mean().item()
+    return values
+
+
+def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
+    """Images (uint8) and labels, attributes or None of the first training images; for a classifier of the set."""
+    batch = data.split("train").read(list(range(min(N_TRAINING, len(data.split("train"))))), None)
+    targets = batch.get("label", batch.get("attributes"))
+    return to_uint8(batch["image"]), targets
+
+
+def shares(n: int, batch_size: int) -> Iterator[range]:
+    """This rank's part of each batch of 0 .. n - 1, in as many parts on every rank."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if _many() else (0, 1)
+    for start in range(0, n, batch_size):
+        size = min(batch_size, n - start)
+        yield range(start + size * rank // ranks, start + size * (rank + 1) // ranks)
+
+
+def gathered(facts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The facts of all ranks, in the order of their numbers."""
+    if _many():
+        facts = {name: torch.cat(gather_all_tensors(t.to(_meeting()).contiguous())).cpu() for name, t in facts.items()}
+    order = facts.pop("number").argsort()
+    return {name: tensor[order] for name, tensor in facts.items()}
+
+
+def all_ranks(mine: bool) -> bool:
+    """Whether every rank says True."""
+    if not _many():
+        return mine
+    said = torch.tensor([int(mine)], device=_meeting())
+    dist.all_reduce(said, dist.ReduceOp.MIN)
+    return bool(said)
+
+
+def _many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _meeting() -> torch.device:
+    """Where the ranks exchange tensors."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -1,0 +1,39 @@
+"""The callbacks of a run, in their one order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from atelier.callbacks.checkpoint import Checkpoints
+from atelier.callbacks.clock import Clock
+from atelier.callbacks.ema import EMA
+from atelier.callbacks.evaluation import Evaluation
+from atelier.callbacks.grids import Grids
+from atelier.callbacks.progress import Progress
+from atelier.callbacks.table import Table
+
+
+class Callbacks(list[Callback]):
+    """What saves comes after what is saved, what judges comes last; tests/test_resume.py fails in another order.
+
+    Args:
+        pages: the clock, and for each other one a callable that waits for the callbacks before it.
+    """
+
+    def __init__(self, pages: dict[str, Any]) -> None:
+        make: dict[str, Callable] = pages
+        self.clock: Clock = pages["clock"]
+        self.progress = Progress(self.clock)
+        self.ema: EMA = make["ema"](clock=self.clock)
+        self.table: Table = make["table"](clock=self.clock)
+        self.grids: Grids = make["grids"](clock=self.clock, ema=self.ema, table=self.table)
+        self.checkpoints: Checkpoints = make["checkpoint"](clock=self.clock, ema=self.ema)
+        self.evaluation: Evaluation = make["evaluation"](
+            clock=self.clock, ema=self.ema, table=self.table, checkpoints=self.checkpoints, progress=self.progress
+        )
+        super().__init__(
+            [self.clock, self.ema, self.table, self.grids, self.checkpoints, self.evaluation, self.progress]
+        )

@@ -1,0 +1,98 @@
+"""One line that lives: images seen, of how many, how fast, how long yet; and a plain line now and then in a file.
+
+Replaces lightning's bar, which counts epochs that this project does not have (it shows `Epoch 0/-2`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bar, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from atelier.batch import Batch
+from atelier.callbacks.clock import Clock
+
+PLAIN_SECONDS = 15.0  # between lines where there is no terminal
+
+
+class Progress(Callback):
+    """Rank 0 speaks, the others are silent."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.live = self.console.is_terminal
+        self.bar: Bar | None = None
+        self._spoke = 0.0
+        self._speaks = True
+
+    def say(self, line: str) -> None:
+        if self._speaks:
+            self.console.print(line, markup=False)
+
+    def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self._speaks = trainer.is_global_zero
+        self._first, self._at, self._spoke = self.clock.images_seen, time.monotonic(), time.monotonic()
+        if self._speaks and self.live:
+            columns = (TextColumn("{task.description}"), BarColumn(), _Words())
+            self.bar = Bar(*columns, console=self.console, refresh_per_second=4)
+            self.training = self.bar.add_task("training", total=self.clock.images, words="")
+            self.evaluating = self.bar.add_task("", total=1, visible=False, words="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, model: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        if not self._speaks:
+            return
+        if self.bar is not None:
+            self.bar.update(self.training, completed=self.clock.images_seen, words=self._words())
+        elif time.monotonic() - self._spoke > PLAIN_SECONDS:
+            self._spoke = time.monotonic()
+            losses = "  ".join(f"{name} {float(value):.4g}" for name, value in model.reported.items())
+            self.say(f"{self._words()}  {losses}")
+
+    def _words(self) -> str:
+        seen, total = self.clock.images_seen, self.clock.images
+        speed = (seen - self._first) / max(time.monotonic() - self._at, 1e-9)
+        left = duration((total - seen) / max(speed, 1e-9))
+        return f"{seen:,} of {total:,} images  {speed:,.0f}/s  {left} left"
+
+    def step(self, what: str, done: int, n: int) -> None:
+        """Part of an evaluation is done."""
+        if self.bar is not None:
+            self.bar.update(self.evaluating, description=what, completed=done, total=n, visible=True, words=f"{done:,} of {n:,}")
+
+    def evaluated(self, values: dict[str, float]) -> None:
+        if self.bar is not None:
+            self.bar.update(self.evaluating, visible=False)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("real/"))
+        self.say(f"at {self.clock.images_seen:,} images: {shown}")
+
+    def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, model: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class _Words(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["words"])
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `7 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,222 @@
+"""The contract of every set: an endless, resumable stream of batches, and a test split in fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from atelier.batch import Batch
+from atelier.errors import UserError
+from atelier.ranges import NonNegInt, PositiveInt
+from atelier.rng import generator
+
+Split = Literal["train", "test"]
+Condition = Literal["label", "attributes"]
+NOT_PIXELS = ("batch_size", "seed", "limit", "num_workers", "flip", "conditions", "root", "download")
+
+
+def to_float(uint8: Tensor) -> Tensor:
+    """Grey levels 0..255 to [-1, 1]: 0 is -1, 255 is 1."""
+    return uint8.float() / 127.5 - 1
+
+
+class Images(Protocol):
+    """One split of a set."""
+
+    fingerprint: str  # what tells this set from another of the same class and options; "" where nothing does
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        """A whole batch; rngs[i] augments image i, None means no augmentation."""
+        ...
+
+
+class MemoryImages:
+    """Images kept as uint8 in memory.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        fields: further Batch fields, tensors (N, ...) or lists of N strings.
+        flip: mirror half of the images when generators are given.
+    """
+
+    def __init__(self, images: Tensor, fields: dict[str, Tensor | list[str]], flip: bool) -> None:
+        self.images, self.fields, self.flip = images, fields, flip
+        self.fingerprint = ""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        where = torch.tensor(indices)
+        batch: Batch = {"image": to_float(self.images[where]), "index": where}
+        for name, values in self.fields.items():
+            batch[name] = values[where] if isinstance(values, Tensor) else [values[i] for i in indices]
+        if self.flip and rngs is not None:
+            batch["image"] = mirrored(batch["image"], rngs)
+        return batch
+
+
+def mirrored(images: Tensor, rngs: list[torch.Generator]) -> Tensor:
+    """Each image (B, C, H, W) mirrored left to right with probability 1/2."""
+    chosen = torch.tensor([bool(torch.rand((), generator=rng) < 0.5) for rng in rngs])
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+class Stream(Sampler):
+    """Positions kG .. (k+1)G of the epoch permutations laid end to end; a rank takes its slice of each batch.
+
+    Never ends, has no length, and asks for its position whenever it is iterated, so that a resumed or restarted
+    loop goes on where images_seen says.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, rank: int, ranks: int, position: Callable[[], int]
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.position = n, batch_size, seed, position
+        self.local = range(rank * (batch_size // ranks), (rank + 1) * (batch_size // ranks))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start, epoch, order = self.position(), -1, []
+        while True:
+            places = []
+            for k in self.local:
+                at, offset = divmod(start + k, self.n)
+                if at != epoch:
+                    epoch, order = at, torch.randperm(self.n, generator=generator(self.seed, at)).tolist()
+                places.append((at, order[offset]))
+            yield places
+            start += self.batch_size
+
+
+class _Places(Dataset):
+    """(epoch, index) pairs to a whole batch; the augmentation of an image depends on (seed, epoch, index) alone."""
+
+    def __init__(self, images: Images, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
+        rngs = [generator(self.seed, 1, epoch, index) for epoch, index in places]
+        return self.images.read([index for _, index in places], rngs)
+
+
+class _Trigger(Dataset):
+    """One empty item a rank: Lightning's validation loop runs once, and the evaluation callback does the work."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: int) -> int:
+        return 0
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+@dataclass(kw_only=True, eq=False)
+class DataModule(LightningDataModule, ABC):
+    """A set of images.
+
+    Args:
+        image_size: height and width in pixels.
+        channels: 1 grey, 3 RGB.
+        batch_size: images per optimizer step over all ranks.
+        seed: of the order and of the augmentation.
+        limit: use only the first so many training images (8 shows whether a model can overfit).
+        num_workers: loader processes; 0 reads in the training process.
+        flip: mirror half of the training images.
+        n_classes: labels are 0 .. n_classes - 1; 0 where there are none.
+        n_attributes: width of `attributes`; 0 where there are none.
+        conditions: what a conditional model is told of each image.
+    """
+
+    image_size: PositiveInt
+    channels: Literal[1, 3]
+    batch_size: PositiveInt
+    seed: NonNegInt
+    limit: PositiveInt | None
+    num_workers: NonNegInt
+    flip: bool
+    n_classes: NonNegInt
+    n_attributes: NonNegInt
+    conditions: list[Condition]
+
+    provides: ClassVar[frozenset[str]] = frozenset()
+    judged: ClassVar[bool] = False  # whether the analytic judge knows this world
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.position: Callable[[], int] = lambda: 0
+        self._splits: dict[str, Images] = {}
+
+    @abstractmethod
+    def images(self, split: Split) -> Images:
+        """The images of a split, opened; called once a split."""
+
+    def split(self, split: Split) -> Images:
+        """The images of a split; opened once and kept."""
+        if split not in self._splits:
+            self._splits[split] = self.images(split)
+        return self._splits[split]
+
+    @property
+    def n_train(self) -> int:
+        n = len(self.split("train"))
+        return n if self.limit is None else min(n, self.limit)
+
+    def fingerprint(self, split: Split) -> str:
+        """Changes when the pixels or their number would."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_PIXELS}
+        images = self.split(split)
+        told |= {"set": type(self).__name__, "split": split, "n": len(images), "more": images.fingerprint}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def setup(self, stage: str) -> None:
+        ranks = self.trainer.world_size
+        if self.batch_size % ranks:
+            fix = f"data.batch_size={-(-self.batch_size // ranks) * ranks}"
+            raise UserError("data.batch_size", self.batch_size, f"it does not divide by {ranks} ranks", fix)
+        if self.n_train == 0:
+            raise UserError("data", type(self).__name__, "it has no training images", "data=shapes")
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        stream = Stream(
+            self.n_train,
+            self.batch_size,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            lambda: self.position(),
+        )
+        return DataLoader(
+            _Places(self.split("train"), self.seed),
+            batch_sampler=stream,
+            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(_Trigger())
+
+    def test_batch(self, first: int, n: int) -> Batch:
+        """Images first .. first + n - 1 of the test split in its own order, without augmentation, wrapping round."""
+        images = self.split("test")
+        return images.read([k % len(images) for k in range(first, first + n)], None)

@@ -1,0 +1,128 @@
+"""From an image file to pixels: one rule for each kind of file; a refusal is a `BadImage` with its reason.
+
+format    PNG, JPEG, WebP and BMP by content, whatever the name says; nothing else is even tried
+pixels    more than max_pixels in the header: refused before decoding
+animated  the first frame; multi-picture JPEG the first picture
+EXIF      turned upright
+16 bit    grey: v / 257 rounded, so 65535 is 255; colour: the high byte; never clipped
+alpha     (RGBA, LA, palette or one transparent colour) laid over `background`
+colour    CMYK, palette, 1 bit to RGB; to one channel by 0.299 R + 0.587 G + 0.114 B; grey to RGB by repeating
+profile   colour profiles are not applied
+damage    every pixel is decoded and every PNG checksum compared, so a file that was cut is refused
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from atelier.ranges import PositiveInt
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16B"}
+
+Background = Literal["white", "grey", "black"]
+GREYS = {"white": 255, "grey": 128, "black": 0}
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
+
+
+class BadImage(Exception):
+    """A file that is no image of the rule above; the text says why."""
+
+
+def read(
+    path: Path,
+    size: PositiveInt,
+    channels: Literal[1, 3],
+    background: Background,
+    max_pixels: PositiveInt,
+    crop: Box | None = None,
+) -> Tensor:
+    """The file as (channels, size, size) uint8: `decode`, then `square`. Raises BadImage."""
+    image = square(decode(path, channels, background, max_pixels), size, crop)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def check(path: Path, max_pixels: PositiveInt) -> str:
+    """Why the file cannot be read, after decoding it whole; "" where it can."""
+    try:
+        decode(path, 3, "white", max_pixels)
+    except BadImage as error:
+        return str(error)
+    return ""
+
+
+def decode(path: Path, channels: Literal[1, 3], background: Background, max_pixels: PositiveInt) -> Image.Image:
+    """The file as an upright image of mode L or RGB, by the rules at the head of this file; or BadImage."""
+    try:
+        with open(path, "rb") as file:
+            image = _opened(file, max_pixels)
+            return flatten(ImageOps.exif_transpose(image), channels, background)
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        empty = path.stat().st_size == 0
+        raise BadImage("0 bytes" if empty else "not a PNG, JPEG, WebP or BMP image") from error
+    except Exception as error:  # damaged files make Pillow raise TypeError, SyntaxError and more
+        strerror = getattr(error, "strerror", None)
+        raise BadImage(strerror or str(error) or type(error).__name__) from error
+
+
+def flatten(image: Image.Image, channels: Literal[1, 3], background: Background) -> Image.Image:
+    """Any mode to L (one channel) or RGB (three), alpha laid over the background. Raises BadImage."""
+    if image.mode not in MODES:
+        raise BadImage(f"pixels of mode {image.mode}")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (GREYS[background],) * 3 + (255,))
+        image = Image.alpha_composite(opaque, image.convert("RGBA"))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def square(image: Image.Image, size: PositiveInt, crop: Box | None = None) -> Image.Image:
+    """The central square, resized to size x size.
+
+    Antialiased bicubic resize (Pillow: the filter widens with the reduction) of the shorter side to `size`,
+    then the centre; an image of size x size stays as it is, a smaller one is enlarged. Only the square is
+    computed, so that a 1 x 10,000,000 image costs nothing. `crop` is cut out before; BadImage where it
+    reaches outside.
+    """
+    if crop is not None:
+        if crop[2] > image.width or crop[3] > image.height:
+            raise BadImage(f"{image.width} x {image.height} pixels, too small for the crop {crop}")
+        image = image.crop(crop)
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def _opened(file: BinaryIO, max_pixels: int) -> Image.Image:
+    """The image, not yet decoded; of a PNG every checksum is compared, which decoding does not do."""
+    image = Image.open(file, formats=FORMATS)
+    pixels = image.width * image.height
+    if not 0 < pixels <= max_pixels:
+        raise BadImage(f"{pixels} pixels, data.max_pixels is {max_pixels}")
+    if image.format != "PNG":
+        return image
+    image.verify()
+    file.seek(0)
+    return Image.open(file, formats=FORMATS)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey to L, or to LA where one value is declared transparent."""
+    values = np.asarray(image).astype(np.float64)
+    grey = Image.fromarray(np.floor(values / 257 + 0.5).clip(0, 255).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, alpha))

@@ -1,0 +1,139 @@
+"""The shapes world as a set: made on the spot, nothing to download. What a scene is: `atelier.world`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from atelier import world
+from atelier.batch import Batch
+from atelier.data.base import DataModule, Split, to_float
+from atelier.ranges import PositiveInt
+
+Task = Literal["image", "label_map", "fill", "inpaint", "low_resolution", "edit"]
+EXTRA: dict[str, frozenset[str]] = {
+    "image": frozenset(),
+    "label_map": frozenset({"source"}),
+    "fill": frozenset({"image_a", "image_b"}),
+    "inpaint": frozenset({"mask"}),
+    "low_resolution": frozenset({"source"}),
+    "edit": frozenset({"source", "instruction"}),
+}
+WORLD_SEED = 0  # scene i is the same in every run; `seed` is of the order alone
+FACTOR = 4  # of the low resolution
+KEPT_BYTES = 1 << 31  # a split that would be larger than this is drawn anew whenever it is read
+
+
+@dataclass(kw_only=True, eq=False)
+class Shapes(DataModule):
+    """Scenes of the shapes world, with label, attributes and caption.
+
+    Args:
+        n_train_scenes: scenes 0 .. n - 1 of the training split.
+        n_test_scenes: the same of the test split.
+        test_split: "unseen" tests on the combinations of attributes that no training scene has.
+        task: what comes beside the image. "label_map": `source`, flat planes that determine the image. "fill":
+            `image_a` solid and `image_b` striped, unpaired. "inpaint": `mask`, a box or free-form.
+            "low_resolution": `source`, a quarter as wide. "edit": `instruction` and `source`, the scene before it.
+    """
+
+    channels: Literal[3]
+    n_classes: Literal[36]
+    n_attributes: Literal[14]
+    n_train_scenes: PositiveInt = 50_000
+    n_test_scenes: PositiveInt = 10_000
+    test_split: Literal["test", "unseen"] = "test"
+    task: Task = "image"
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"label", "attributes", "text"}) | EXTRA[self.task]
+
+    def images(self, split: Split) -> SceneImages:
+        if split == "train":
+            return SceneImages("train", self.n_train_scenes, self.task, self.image_size, self.flip)
+        return SceneImages(self.test_split, self.n_test_scenes, self.task, self.image_size, self.flip)
+
+
+class SceneImages:
+    """Scenes of one split, drawn whole batches at once when first read, then kept as uint8.
+
+    Args:
+        split: of the world.
+        n: scenes.
+        task: as in `Shapes`.
+        image_size: in pixels.
+        flip: mirror half of the scenes, with all that belongs to them, when generators are given.
+    """
+
+    def __init__(self, split: world.Split, n: int, task: Task, image_size: int, flip: bool) -> None:
+        self.split, self.n, self.task, self.image_size, self.flip = split, n, task, image_size, flip
+        self.fingerprint = ""
+        if task == "edit":
+            self.before, self.instructions, self.scenes = world.edits(WORLD_SEED, torch.arange(n), split)
+        else:
+            self.scenes = world.scenes(WORLD_SEED, torch.arange(n), split)
+        self.drawn = torch.zeros(n, dtype=torch.bool)
+        self.kept: dict[str, Tensor] = {}  # name to (n, C, H, W) uint8, of which the rows `drawn` are filled
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        where = torch.tensor(indices)
+        batch = self._told(where)
+        pixels = self._pixels(where)
+        if self.flip and rngs is not None:
+            mirror = torch.stack([torch.rand((), generator=rng) < 0.5 for rng in rngs])[:, None, None, None]
+            pixels = {name: torch.where(mirror, p.flip(-1), p) for name, p in pixels.items()}
+        for name, p in pixels.items():
+            batch[name] = p.float() / 255 if name == "mask" else to_float(p)
+        return batch
+
+    def _told(self, where: Tensor) -> Batch:
+        """All that is not pixels."""
+        scenes = self.scenes[where]
+        batch: Batch = {"index": where, "text": world.captions(scenes)}
+        batch["label"], batch["attributes"] = world.label(scenes), world.attributes(scenes)
+        if self.task == "edit":
+            batch["instruction"] = [self.instructions[i] for i in where.tolist()]
+        return batch
+
+    def _pixels(self, where: Tensor) -> dict[str, Tensor]:
+        """Name to (B, C, H, W) uint8; drawn where they have not been."""
+        new = where[~self.drawn[where]].unique()
+        if len(new):
+            drawn = {name: _uint8(picture) for name, picture in self._draw(new).items()}
+            if self.n * sum(p[0].numel() for p in drawn.values()) > KEPT_BYTES:
+                again = torch.searchsorted(new, where)
+                return {name: p[again] for name, p in drawn.items()}
+            for name, p in drawn.items():
+                self.kept.setdefault(name, p.new_empty(self.n, *p.shape[1:]))[new] = p
+            self.drawn[new] = True
+        return {name: p[where] for name, p in self.kept.items()}
+
+    def _draw(self, where: Tensor) -> dict[str, Tensor]:
+        """Name to (B, C, H, W) in [-1, 1]."""
+        scenes, size = self.scenes[where], self.image_size
+        image = world.render(scenes, size)
+        match self.task:
+            case "label_map":
+                return {"image": image, "source": world.label_map(scenes, size)}
+            case "fill":
+                solid, striped = (world.scenes(WORLD_SEED, where, self.split, fill) for fill in world.FILLS)
+                return {"image": image, "image_a": world.render(solid, size), "image_b": world.render(striped, size)}
+            case "inpaint":
+                return {"image": image, "mask": 2 * world.masks(WORLD_SEED, where, self.split, size) - 1}
+            case "low_resolution":
+                return {"image": image, "source": world.low_resolution(image, FACTOR)}
+            case "edit":
+                return {"image": image, "source": world.render(self.before[where], size)}
+        return {"image": image}
+
+
+def _uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to the nearest grey level 0 .. 255, so that `to_float` gives it back within half a level."""
+    return (images * 127.5 + 128).clamp_(0, 255).to(torch.uint8)

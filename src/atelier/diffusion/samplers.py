@@ -1,0 +1,195 @@
+"""From noise to images: one loop, and a `step` from time t to time s < t for each sampler.
+
+A sampler knows a denoiser (x_t, t) -> E[x | x_t] and a schedule, nothing of nets, guidance or targets.
+Its state is float64; the denoiser is fed the type of the noise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from atelier.diffusion.guidance import Denoise
+from atelier.diffusion.schedules import Level, Schedule, Spacing
+from atelier.ranges import PositiveInt, Probability
+from atelier.rng import ImageRngs
+
+Grid = Literal["uniform", "karras"]
+Predict = Callable[[Tensor, Level], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(ABC):
+    """The loop. `steps`: how many times from noise to image; with a table of levels, at most its length."""
+
+    steps: PositiveInt
+
+    @property
+    def nfe(self) -> int:
+        """Calls of the denoiser per image."""
+        return self.steps
+
+    def __call__(self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs) -> Tensor:
+        """Images (N, C, H, W) from standard normal noise (N, C, H, W), in its type.
+
+        `denoise` gets x_t (N, C, H, W) and t (N,) float64; `rngs`, one per image, gives noise on the way.
+        """
+        return deque(self.trajectory(denoise, noise, schedule, rngs), maxlen=1)[0][0]
+
+    def trajectory(
+        self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """After each step, where it led and the denoised image that it aimed at; the last x is the result."""
+
+        def predict(x_t: Tensor, t: Level) -> Tensor:
+            return denoise(x_t.to(noise.dtype), t.t.expand(len(noise))).double()
+
+        times = self.times(schedule, noise.device)
+        levels = [Level(*row) for row in torch.stack(schedule.level(times), dim=1)]
+        x = schedule.prior_std(times[0]) * noise.double()
+        for t, s in pairwise(levels):
+            x, denoised = self.step(x, t, s, predict, rngs)
+            yield x.to(noise.dtype), denoised.to(noise.dtype)
+
+    @abstractmethod
+    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
+        """(steps + 1,) float64, falling to 0."""
+
+    @abstractmethod
+    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+        """x at level t -> (x at level s, denoised)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(Sampler):
+    """Ancestral sampling: x_s ~ q(x_s | x_t, x = denoised)   (Ho et al. 2020, eq. 6-7, algorithm 2).
+
+    `variance` of the step: "small" is the posterior's own, "large" that of q(x_t | x_s): beta with all steps,
+    and costly with few. The last step adds none.
+    """
+
+    variance: Literal["small", "large"] = "small"
+    spacing: Spacing = "trailing"
+
+    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
+        return schedule.times(self.steps, self.spacing).to(device)
+
+    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+        denoised = predict(x, t)
+        mean, variance = posterior(x, denoised, s, t)
+        if self.variance == "large" and s.t > 0:
+            _, variance = transition(s, t)
+        return mean + variance.sqrt() * rngs.randn(*x.shape[1:], device=x.device), denoised
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(Sampler):
+    """x_s = alpha_s D + sqrt(sigma_s^2 - eta^2 v) eps_t + eta sqrt(v) z, v the posterior's variance.
+
+    (Song et al. 2021, DDIM, eq. 12 and 16.) `eta` 0 is deterministic, 1 is DDPM with the small variance.
+    """
+
+    eta: Probability = 0.0
+    spacing: Spacing = "trailing"
+
+    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
+        return schedule.times(self.steps, self.spacing).to(device)
+
+    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+        denoised = predict(x, t)
+        eps = (x - t.alpha * denoised) / t.sigma
+        _, variance = posterior(x, denoised, s, t)
+        added = self.eta**2 * variance
+        x = s.alpha * denoised + (s.sigma**2 - added).sqrt() * eps
+        if self.eta > 0:
+            x = x + added.sqrt() * rngs.randn(*x.shape[1:], device=x.device)
+        return x, denoised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler(Sampler):
+    """The probability-flow ODE by Euler's rule, see `slope`. `grid` of times: "uniform" in t, or "karras"."""
+
+    grid: Grid = "uniform"
+
+    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
+        return ode_times(schedule, self.steps, self.grid, device)
+
+    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+        denoised = predict(x, t)
+        y, d = slope(x, denoised, t)
+        return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun(Sampler):
+    """The same ODE by Heun's rule, the last step by Euler's (Karras et al. 2022, EDM, algorithm 1)."""
+
+    grid: Grid = "karras"
+
+    @property
+    def nfe(self) -> int:
+        return 2 * self.steps - 1
+
+    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
+        return ode_times(schedule, self.steps, self.grid, device)
+
+    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+        denoised = predict(x, t)
+        y, d = slope(x, denoised, t)
+        stride = s.ratio - t.ratio
+        x = (y + stride * d) * s.scale
+        if s.t > 0:
+            _, d_s = slope(x, predict(x, s), s)
+            x = (y + stride * (d + d_s) / 2) * s.scale
+        return x, denoised
+
+
+def transition(s: Level, t: Level) -> tuple[Tensor, Tensor]:
+    """Factor and variance of q(x_t | x_s), s < t (Kingma et al. 2021, VDM, eq. 20-21).
+
+    alpha_ts = alpha_t / alpha_s,   variance_ts = sigma_t^2 - alpha_ts^2 sigma_s^2.
+    """
+    factor = t.alpha / s.alpha
+    return factor, t.sigma**2 - factor**2 * s.sigma**2
+
+
+def posterior(x_t: Tensor, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(x_s | x_t, x), s < t (Kingma et al. 2021, VDM, eq. 25-29).
+
+    mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s variance_ts / sigma_t^2 x,
+    variance = variance_ts sigma_s^2 / sigma_t^2.
+    """
+    factor, variance = transition(s, t)
+    kept = s.sigma**2 / t.sigma**2
+    return factor * kept * x_t + s.alpha * variance / t.sigma**2 * x, variance * kept
+
+
+def slope(x_t: Tensor, denoised: Tensor, t: Level) -> tuple[Tensor, Tensor]:
+    """y = x_t / scale_t and dy/dr = (y - denoised) / r, r = sigma_t / scale_t: the probability-flow ODE.
+
+    (Song et al. 2021, DDIM, eq. 14; Karras et al. 2022, EDM, eq. 3 with s(t) = scale_t.)
+    """
+    y = x_t / t.scale
+    return y, (y - denoised) / t.ratio
+
+
+def ode_times(schedule: Schedule, steps: int, grid: Grid, device: torch.device) -> Tensor:
+    """Times for an ODE solver, (steps + 1,) float64, falling to 0.
+
+    "karras": sigma / alpha from 80 to 0.01 with evenly spaced 7th roots, within the levels trained on,
+    then 0 (Karras et al. 2022, EDM, eq. 5).
+    """
+    if grid == "uniform":
+        return schedule.times(steps).to(device)
+    ratios = torch.linspace(80 ** (1 / 7), 0.01 ** (1 / 7), steps, dtype=torch.float64, device=device) ** 7
+    times = schedule.time(-2 * ratios.log())
+    times = times.clamp(schedule.snap(torch.full_like(times, 1e-9)), torch.ones_like(times))
+    return torch.cat([times, torch.zeros_like(times[:1])])

@@ -1,0 +1,205 @@
+"""How much image and how much noise there is at time t: x_t = alpha_t x + sigma_t eps, eps ~ N(0, I).
+
+t runs over [0, 1], 0 = data, 1 = noise. All numbers are float64, whatever the net computes in.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atelier.ranges import PositiveFloat, PositiveInt, Probability
+
+Spacing = Literal["trailing", "leading", "linspace"]
+
+
+class Level(NamedTuple):
+    """A time and what the schedule says of it: float64 tensors of one shape."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    scale: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """sigma / scale, in which the path of one (x, eps), divided by scale, is a straight line."""
+        return self.sigma / self.scale
+
+
+class Schedule(nn.Module, ABC):
+    """alpha_t and sigma_t as functions of a float tensor t of any shape; both come back in float64."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Factor of the image, 1 at t = 0."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise, 0 at t = 0."""
+
+    @abstractmethod
+    def logsnr(self, t: Tensor) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2), falling in t, inf at t = 0."""
+
+    @abstractmethod
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The t that has this log-SNR: the inverse of `logsnr`."""
+
+    @abstractmethod
+    def net_time(self, t: Tensor) -> Tensor:
+        """What the net is told instead of t: float32, about 0 .. 1000."""
+
+    @abstractmethod
+    def snap(self, t: Tensor) -> Tensor:
+        """The training time that t in (0, 1] stands for: on a grid, the point at or above it."""
+
+    @abstractmethod
+    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+        """Sampling times, (steps + 1,) float64 on the CPU, falling to 0, evenly spaced."""
+
+    @abstractmethod
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise that sampling starts from at time t."""
+
+    def scale(self, t: Tensor) -> Tensor:
+        """What x_t is divided by to straighten the path of one (x, eps): alpha_t, where it is never 0."""
+        return self.alpha(t)
+
+    def level(self, t: Tensor) -> Level:
+        return Level(t, self.alpha(t), self.sigma(t), self.scale(t))
+
+    def pair(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t for t (B,) as (B, 1, ...) in the type of `like` (B, ...)."""
+        column = (-1,) + (1,) * (like.ndim - 1)
+        return self.alpha(t).to(like.dtype).view(column), self.sigma(t).to(like.dtype).view(column)
+
+
+class Discrete(Schedule):
+    """A table of T = n_steps noise levels with alpha^2 + sigma^2 = 1 (Ho et al. 2020, DDPM, eq. 4).
+
+    Entry i lies at t = (i + 1) / T and is met exactly; between two entries the log-SNR is linear in t, below
+    the first one sigma^2 is linear in t down to sigma = 0 at t = 0. The net is told T t - 1, the index.
+    """
+
+    logsnrs: Tensor
+
+    def __init__(self, betas: Tensor) -> None:
+        super().__init__()
+        self.n_steps = len(betas)
+        alpha_bar = torch.cumprod(1 - betas.double(), dim=0)
+        self.register_buffer("logsnrs", torch.log(alpha_bar / (1 - alpha_bar)), persistent=False)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.logsnr(t).sigmoid().sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-self.logsnr(t)).sigmoid().sqrt()
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        place = t.double() * self.n_steps - 1
+        i = place.floor().clamp(0, self.n_steps - 2).long()
+        between = torch.lerp(self.logsnrs[i], self.logsnrs[i + 1], place - i)
+        first_variance = (-self.logsnrs[0]).sigmoid()
+        below = -torch.logit(first_variance * (place + 1))
+        return torch.where(place < 0, below, between)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        i = (torch.searchsorted(-self.logsnrs, -logsnr) - 1).clamp(0, self.n_steps - 2)
+        weight = (self.logsnrs[i] - logsnr) / (self.logsnrs[i] - self.logsnrs[i + 1])
+        below = (-logsnr).sigmoid() / (-self.logsnrs[0]).sigmoid()
+        return torch.where(logsnr > self.logsnrs[0], below, i + weight + 1) / self.n_steps
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return (t.double() * self.n_steps - 1).float()
+
+    def snap(self, t: Tensor) -> Tensor:
+        return (t.double() * self.n_steps).ceil() / self.n_steps
+
+    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+        """Times on the table's grid (Lin et al. 2024, Common Diffusion Noise Schedules are Flawed, table 2).
+
+        trailing: from t = 1 down to 0 in equal strides, rounded. leading: every (T // steps)-th entry counted
+        from the first, as in DDIM; starts below t = 1. linspace: last to first entry, then t = 0.
+        """
+        n = self.n_steps
+        match spacing:
+            case "trailing":
+                entries = (n - torch.arange(steps, dtype=torch.float64) * (n / steps)).round()
+            case "leading":
+                entries = torch.arange(steps, dtype=torch.float64).flip(0) * (n // steps) + 1
+            case "linspace":
+                entries = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().flip(0) + 1
+        return torch.cat([entries, torch.zeros(1)]) / n
+
+    def prior_std(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class Linear(Discrete):
+    """beta_i evenly spaced (Ho et al. 2020, DDPM, section 4)."""
+
+    def __init__(
+        self, n_steps: PositiveInt = 1000, beta_min: PositiveFloat = 1e-4, beta_max: PositiveFloat = 0.02
+    ) -> None:
+        super().__init__(torch.linspace(beta_min, beta_max, n_steps, dtype=torch.float64))
+
+
+class ScaledLinear(Discrete):
+    """sqrt(beta_i) evenly spaced: the "linear" of latent diffusion (Rombach et al. 2022)."""
+
+    def __init__(
+        self, n_steps: PositiveInt = 1000, beta_min: PositiveFloat = 0.00085, beta_max: PositiveFloat = 0.012
+    ) -> None:
+        super().__init__(torch.linspace(beta_min**0.5, beta_max**0.5, n_steps, dtype=torch.float64) ** 2)
+
+
+class Cosine(Discrete):
+    """alpha_bar_i = f(i) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2), with beta_i cut at max_beta
+
+    (Nichol & Dhariwal 2021, Improved DDPM, eq. 17).
+    """
+
+    def __init__(
+        self, n_steps: PositiveInt = 1000, s: PositiveFloat = 0.008, max_beta: Probability = 0.999
+    ) -> None:
+        t = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+        f = torch.cos((t + s) / (1 + s) * torch.pi / 2) ** 2
+        super().__init__((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+
+class Flow(Schedule):
+    """The straight path x_t = (1 - t) x + t eps (Liu et al. 2023, Rectified Flow, eq. 1, time reversed).
+
+    The net is told 1000 t. There is no grid: every spacing of `times` is the uniform one.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t.double()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.double()
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * torch.logit(t.double())
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr / 2).sigmoid()
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return (1000 * t.double()).float()
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
+    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+    def prior_std(self, t: Tensor) -> Tensor:
+        return self.sigma(t)
+
+    def scale(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.float64)

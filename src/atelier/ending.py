@@ -1,0 +1,86 @@
+"""What the person at the keyboard reads before and after a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+from rich.table import Table as Shown
+from safetensors.torch import save_file
+
+from atelier.callbacks.order import Callbacks
+from atelier.callbacks.progress import Progress, duration
+from atelier.data.base import DataModule
+from atelier.errors import UserError
+from atelier.models.base import Generator
+
+
+def begin(progress: Progress, cfg: DictConfig, model: Generator, data: DataModule) -> None:
+    """One line: what is about to be trained on what, for how long."""
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    size = f"{data.channels} x {data.image_size} x {data.image_size}"
+    told = f"{', '.join(data.conditions)} told" if model.needs else "nothing told"
+    progress.say(f"{type(model).__name__}, {millions:.2f} M parameters; {type(data).__name__} {size}, {told};")
+    progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
+
+
+def end(
+    callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, objective: str | None
+) -> float | None:
+    """Write the final weights, show what was reached and what to try next; gives the metric asked for.
+
+    Raises:
+        UserError: `objective` is no metric of this run.
+    """
+    values = callbacks.evaluation.values
+    if trainer.is_global_zero:
+        _export(callbacks, model, folder)
+        _show(callbacks, folder)
+    if objective is None:
+        return None
+    values = values or json.loads((folder / "summary.json").read_text())["metrics"]
+    if objective not in values:
+        raise UserError("objective", objective, "the run has no such metric", f"objective={next(iter(values), 'none')}")
+    return values[objective]
+
+
+def _export(callbacks: Callbacks, model: Generator, folder: Path) -> None:
+    """weights.safetensors: the averaged weights, for runs that stand on this one and for sharing."""
+    if callbacks.clock.images_seen < callbacks.clock.images:
+        return
+    with callbacks.ema.averaged(model):
+        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = folder / "weights.safetensors.tmp"
+    save_file(state, temporary)
+    temporary.replace(folder / "weights.safetensors")
+
+
+def _show(callbacks: Callbacks, folder: Path) -> None:
+    clock, progress = callbacks.clock, callbacks.progress
+    path = folder / "summary.json"
+    told = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "protocol": {}}
+    table = Shown("metric", "value", "real images", title=f"after {clock.images_seen:,} images", min_width=48)
+    for name, value in told["metrics"].items():
+        if not name.startswith("real/"):
+            real = told["metrics"].get(f"real/{name}", math.nan)
+            table.add_row(name, f"{value:.4g}", "" if math.isnan(real) else f"{real:.4g}")
+    progress.console.print(table)
+    for part in _protocol_lines(told["protocol"]):
+        progress.say(part)
+    if clock.reason:
+        progress.say(f"stopped early: {clock.reason}; the same command with run_dir={folder} goes on")
+    elif clock.resumed_at >= clock.images:
+        progress.say(f"this run was finished; budget.images={2 * clock.images} run_dir={folder} extends it")
+    else:
+        progress.say(f"took {duration(told.get('seconds', 0))}; pictures in {folder / 'samples'}")
+    progress.say("next:")
+    progress.say(f"  python sample.py run={folder} n=64")
+    progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
+    progress.say("  python train.py -m seed=0,1,2   (a sweep; python train.py --help lists models and data)")
+
+
+def _protocol_lines(protocol: dict) -> list[str]:
+    words = ", ".join(f"{name} {value}" for name, value in protocol.items())
+    return [f"protocol: {words}"] if words else []

@@ -1,0 +1,44 @@
+"""How near an image is to the one it should be: PSNR and SSIM of 8-bit images, in float64 on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each pair, 10 log10(255^2 / MSE) dB.
+
+    Args:
+        images, targets: (N, C, H, W) uint8.
+
+    Returns:
+        (N,) float64; infinite for an equal pair.
+    """
+    pair = images.cpu().double(), targets.cpu().double()
+    return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))
+
+
+def ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Structural similarity of each pair (Wang et al. 2004, eq. 13): Gaussian window of 11 px, sigma 1.5.
+
+    Args:
+        images, targets: (N, C, H, W) uint8, at least 11 px a side.
+
+    Returns:
+        (N,) float64, at most 1.
+    """
+    values = [
+        structural_similarity_index_measure(a.cpu().double(), b.cpu().double(), data_range=255.0, reduction="none")
+        for a, b in zip(images.split(64), targets.split(64), strict=True)
+    ]
+    return torch.cat([part.reshape(-1) for part in values])
+
+
+def pair_values(prefix: str, images: Tensor, targets: Tensor) -> dict[str, float]:
+    """Means over pairs of (N, C, H, W) uint8 images: `<prefix>/psnr` and `<prefix>/ssim`."""
+    return {
+        f"{prefix}/psnr": psnr(images, targets).mean().item(),
+        f"{prefix}/ssim": ssim(images, targets).mean().item(),
+    }

@@ -1,0 +1,195 @@
+"""Which distances are judged with which net, and how they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from atelier.errors import UserError
+from atelier.metrics import cache, distances
+from atelier.metrics.features import (
+    INCEPTION_FILE,
+    Classifier,
+    FeatureNet,
+    Inception,
+    MobileNet,
+    TrainingSet,
+    classifier_of,
+    fetch_inception,
+    find_inception,
+)
+from atelier.ranges import Name
+
+NetName = Literal["auto", "inception", "classifier", "mobilenet", "none"]
+Distance = Literal["fid", "kid", "is", "precision", "recall"]
+
+
+class Suite:
+    """The distances between real and generated images of one run.
+
+    Use: `check()` before anything starts; `prepare()` once, on rank 0 first; on every rank `features()` of
+    chunks of uint8 images; gather, sort by image number; `compare()`.
+
+    Args:
+        net: what describes the images; auto takes the published Inception where its file is at hand
+            (`weights`, or torch's hub cache), else a classifier of the set. none measures no distances.
+        weights: file for inception or mobilenet; None looks for Inception in torch's hub cache.
+        names: what is measured.
+        antialias: of Inception's resize to 299 px; False for comparison with published figures.
+        fetch: may download Inception's weights (91 MB).
+        cache: folder of classifiers and of features of real images.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: NetName,
+        weights: str | None,
+        names: list[Distance],
+        antialias: bool,
+        fetch: bool,
+        cache: Name,
+    ) -> None:
+        self.kind, self.weights, self.names = net, weights, names if net != "none" else []
+        self.antialias, self.fetch, self.cache = antialias, fetch, Path(cache).expanduser()
+        self.net: FeatureNet | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether any distance is measured; if not, nothing below is to be called."""
+        return bool(self.names)
+
+    def check(self) -> None:
+        """Refuse what is missing, in no time and without reading or downloading anything.
+
+        Raises:
+            UserError: a weight file is missing.
+        """
+        if self.weights is not None and self.active and not Path(self.weights).expanduser().is_file():
+            raise UserError("metrics.weights", self.weights, "there is no such file", "metrics=classifier")
+        if self.kind == "mobilenet" and self.weights is None and self.active:
+            raise UserError("metrics.weights", None, "mobilenet needs its weight file", "metrics.weights=PATH")
+        if self.kind == "inception" and not (self.weights or self.fetch or find_inception()) and self.active:
+            problem = f"the published Inception ({INCEPTION_FILE}) is not in torch's hub cache"
+            raise UserError("metrics.weights", None, problem, "metrics.fetch=true downloads it (91 MB)")
+
+    def prepare(self, fingerprint: str, training_set: TrainingSet, device: torch.device | str = "cpu") -> str | None:
+        """Choose, load and if need be train the net.
+
+        Args:
+            fingerprint: of the training images.
+            training_set: see `features.classifier_of`; called only if a classifier is needed and not yet
+                kept.
+            device: where `features` will be computed.
+
+        Returns:
+            One line to tell the user, or None.
+
+        Raises:
+            UserError: weights are missing or broken, or a distance does not suit the net.
+        """
+        if not self.active:
+            return None
+        self.check()
+        net = self._load(fingerprint, training_set)
+        if "is" in self.names and not net.sorts:
+            problem = "the inception score needs a net that tells classes, and this set has no labels"
+            raise UserError("metrics.names", "is", problem, "metrics.names=[fid]")
+        self.net = net.to(device)
+        if self.kind == "auto" and net.name != "inception":
+            return (
+                f"distances are {self.named('fid')}, by a classifier of this set, not FID: the published "
+                "Inception is not in torch's hub cache (metrics=inception metrics.fetch=true downloads it, 91 MB)"
+            )
+        return None
+
+    def named(self, name: Distance) -> str:
+        """`fid` for the published Inception, `fd_<net>` for any other net; the other names alike."""
+        net = self._net
+        if net.published:
+            return name
+        return f"{'fd' if name == 'fid' else name}_{net.name}"
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, D) float32 on the net's device, of images (B, 1 or 3, H, W) uint8 on any."""
+        return self._net(images.to(next(self._net.parameters()).device))
+
+    def real(
+        self, fingerprint: str, compute: Callable[[], dict[str, Tensor]], agree: Callable[[bool], bool] = bool
+    ) -> dict[str, Tensor]:
+        """What is known of the real images, gathered and sorted, kept for this fingerprint and protocol.
+
+        Args:
+            fingerprint: changes when the images would: data, split, case, number, preprocessing.
+            compute: gives `features` (N, D), and `label` (N,) where there are any, where they are not kept.
+            agree: whether all ranks say True, so that all compute or none does.
+
+        Returns:
+            what `compute` gave, on the CPU.
+        """
+        path = self.cache / cache.name("real", fingerprint, self._net.protocol)
+        kept = cache.read(path)
+        if agree(kept is not None):
+            return kept
+        facts = {name: tensor.cpu() for name, tensor in compute().items()}
+        cache.write(path, facts)
+        return facts
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the net was trained to tell the labels of this set."""
+        return isinstance(self._net, Classifier) and self._net.task == "labels"
+
+    def recognised(self, features: Tensor, labels: Tensor) -> float:
+        """Share of images (by their features (N, D)) in which the classifier of the set sees the label (N,)."""
+        seen = self._net.logits(features.to(next(self._net.parameters()).device)).argmax(1).cpu()
+        return (seen == labels.cpu()).double().mean().item()
+
+    def compare(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        """Each distance under its name, of features (N, D) and (M, D) of all images.
+
+        Raises:
+            UserError: too few images.
+        """
+        values: dict[str, float] = {}
+        if "fid" in self.names:
+            values["fid"] = distances.fid(real, fake)
+        if "kid" in self.names:
+            values["kid"] = distances.kid(real, fake)
+        if "is" in self.names:
+            values["is"] = distances.inception_score(self._net.logits(fake.to(next(self._net.parameters()).device)))
+        if "precision" in self.names or "recall" in self.names:
+            values["precision"], values["recall"] = distances.precision_recall(real, fake)
+        return {self.named(name): values[name] for name in self.names}
+
+    def protocol(self) -> dict[str, Any]:
+        """What of the net and the distances a printed value depends on."""
+        details = {
+            "kid": {"kid_subsets": distances.KID_SUBSETS, "kid_subset_size": distances.KID_SUBSET_SIZE},
+            "is": {"is_splits": distances.IS_SPLITS},
+            "precision": {"neighbours": distances.NEIGHBOURS},
+            "recall": {"neighbours": distances.NEIGHBOURS},
+        }
+        told = dict(self._net.protocol)
+        for name in self.names:
+            told |= details.get(name, {})
+        return told
+
+    @property
+    def _net(self) -> FeatureNet:
+        assert self.net is not None, "prepare() comes first"
+        return self.net
+
+    def _load(self, fingerprint: str, training_set: TrainingSet) -> FeatureNet:
+        if self.kind == "mobilenet":
+            return MobileNet(self.weights)
+        weights = None if self.kind == "classifier" else self.weights or find_inception()
+        if weights is None and self.kind != "classifier" and self.fetch:
+            weights = fetch_inception()
+        if weights is not None:
+            return Inception(weights, self.antialias)
+        return classifier_of(training_set, fingerprint, self.cache)

@@ -1,0 +1,92 @@
+"""What every family can be asked: the verbs, and no training logic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from atelier.batch import Batch
+from atelier.rng import ImageRngs
+
+Cond = dict[str, Tensor]
+
+
+class Generator(LightningModule, ABC):
+    """Makes images.
+
+    `training_step` is the family. Everything else that the entry points and callbacks ask is here:
+    `needs` (Batch fields it trains on beside image), `cases` (names judged one by one), `averaged` (attribute names
+    of the nets under EMA), `strategy` (arguments of DDPStrategy), `grad_clip` (global norm, None = off).
+    """
+
+    needs: frozenset[str] = frozenset()
+    cases: ClassVar[tuple[str, ...]] = ("",)
+    averaged: ClassVar[tuple[str, ...]]
+    strategy: ClassVar[dict[str, bool]] = {}
+    grad_clip: float | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reported: dict[str, Tensor] = {}
+
+    def report(self, name: str, value: Tensor) -> None:
+        """Log a scalar of this batch under `train/<name>`."""
+        self.reported[name] = value.detach()
+
+    def condition(self, batch: Batch, case: str) -> Cond:
+        """What `sample` is told of each image of the batch."""
+        return {name: batch[name].to(self.device) for name in sorted(self.needs)}
+
+    def real(self, batch: Batch, case: str) -> Tensor:
+        """The true images that samples of this case are judged against, (B, C, H, W) in [-1, 1]."""
+        return batch["image"]
+
+    @abstractmethod
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        """Images (len(rngs), C, H, W) in about [-1, 1], all noise from `rngs`.
+
+        A family adds keyword-only options; the entry points pass those that the user gave and refuse the others.
+        """
+
+    def protocol(self) -> dict[str, Any]:
+        """What of the model a printed number depends on (sampler, NFE, guidance)."""
+        return {}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        self.clip_gradients(optimizer, self.grad_clip, "norm")
+
+    def validation_step(self, batch: Batch) -> None:
+        """Opens Lightning's validation loop; the evaluation callback does the work."""
+
+
+class Latent(Generator, ABC):
+    """Makes images from a latent: `sample` is render(draw())."""
+
+    @abstractmethod
+    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+        """Latents of the prior, (len(rngs), ...)."""
+
+    @abstractmethod
+    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+        """Images (B, C, H, W) of latents (B, ...)."""
+
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        return self.render(self.draw(rngs, cond), cond, rngs)
+
+
+class Autoencoder(ABC):
+    """Maps images to latents and back."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
+        """Latents (B, ...) of images (B, C, H, W); the mode without rngs, a draw of the posterior with them."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) of latents."""

@@ -1,0 +1,86 @@
+"""Latent diffusion on a frozen autoencoder (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atelier.batch import Batch
+from atelier.diffusion.guidance import guided
+from atelier.diffusion.objective import Objective
+from atelier.diffusion.samplers import Sampler
+from atelier.errors import UserError
+from atelier.models.base import Cond, Generator
+from atelier.nets.codec import LatentCodec
+from atelier.nets.conditioning import Condition
+from atelier.nets.frozen import Frozen
+from atelier.nets.unet import UNet
+from atelier.ranges import NonNegFloat, PositiveFloat, Probability
+from atelier.rng import ImageRngs
+
+
+class LDM(Generator):
+    """A denoising U-Net in the latent space of a first stage.
+
+    Args:
+        codec: frozen net -> LatentCodec.
+        objective, net, embedder, drop, sampler, guidance, optimizer, grad_clip: as in DDPM, on latents.
+        first_stage: net with encode(x) -> (mean, logvar) and decode(z).
+    """
+
+    averaged = ("net", "embedder")
+
+    def __init__(
+        self,
+        codec: Callable,
+        objective: Objective,
+        net: UNet,
+        embedder: Condition,
+        drop: Probability,
+        sampler: Sampler,
+        guidance: NonNegFloat,
+        optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+        first_stage: nn.Module,
+    ) -> None:
+        super().__init__()
+        if net.shape != first_stage.latent_shape:
+            size, fix = net.shape[-1], f"model.net.image_size={first_stage.latent_shape[-1]}"
+            raise UserError("model.net.image_size", size, f"the latents are {first_stage.latent_shape}", fix)
+        self.codec: LatentCodec = codec(Frozen(first_stage))
+        self.objective, self.net, self.embedder, self.drop = objective, net, embedder, drop
+        self.needs = frozenset(embedder.conditions)
+        self.sampler, self.guidance = sampler, guidance
+        self.optimizer, self.grad_clip = optimizer, grad_clip
+
+    def training_step(self, batch: Batch) -> Tensor:
+        x = batch["image"]
+        self.codec.measure(x, lambda value: self.trainer.strategy.reduce(value, reduce_op="mean"))
+        drop = torch.rand(len(x), device=x.device) < self.drop
+        cond = self.embedder(self.condition(batch, ""), len(x), drop)
+        loss = self.objective(self.net, self.codec.encode(x), cond).mean()
+        self.report("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer([*self.net.parameters(), *self.embedder.parameters()])
+
+    def sample(
+        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: float | None = None
+    ) -> Tensor:
+        """Images (n, C, H, W); options as in DDPM."""
+        noise = rngs.randn(*self.net.shape, device=self.device)
+        known, null = self.embedder(cond, len(rngs)), self.embedder.null(len(rngs))
+        strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0
+
+        def denoise(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+            return self.objective.denoise(self.net, x_t, t, cond)
+
+        sampler = sampler or self.sampler
+        return self.codec.decode(sampler(guided(denoise, known, null, strength), noise, self.objective.schedule, rngs))
+
+    def protocol(self) -> dict[str, Any]:
+        return {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self.guidance if self.needs else 1.0}

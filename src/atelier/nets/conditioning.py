@@ -1,0 +1,61 @@
+"""Labels and attributes as one vector per image, with a learned vector for "not told"."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from atelier.errors import UserError
+from atelier.ranges import NonNegInt, PositiveInt
+
+
+class Condition(nn.Module):
+    """The sum of an embedding of the label and one of each attribute that is 1.
+
+    Args:
+        dim: size D of the vector.
+        conditions: what is told; none: every image gets the vector for "not told".
+        n_classes: number of labels.
+        n_attributes: number A of attributes.
+
+    Raises:
+        UserError: a condition that the set does not have.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: PositiveInt,
+        conditions: list[Literal["label", "attributes"]],
+        n_classes: NonNegInt,
+        n_attributes: NonNegInt,
+    ) -> None:
+        super().__init__()
+        for name, n in (("label", n_classes), ("attributes", n_attributes)):
+            if name in conditions and n == 0:
+                raise UserError("data.conditions", conditions, f"this set has no {name}", "data.conditions=[]")
+        self.conditions = tuple(conditions)
+        self.label = nn.Embedding(n_classes, dim) if "label" in conditions else None
+        self.attributes = nn.Parameter(torch.randn(n_attributes, dim)) if "attributes" in conditions else None
+        self.nothing = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Tensor:
+        """Vectors (n, D) of `label` (n,) int64 and `attributes` (n, A) 0/1.
+
+        Rows where `drop` (n,) is true get the one for "not told" (Ho & Salimans 2022, algorithm 1).
+        """
+        parts = []
+        if self.label is not None:
+            parts.append(self.label(cond["label"]))                        # (n, D)
+        if self.attributes is not None:
+            parts.append(cond["attributes"] @ self.attributes)             # (n, D)
+        if not parts:
+            return self.null(n)
+        told = torch.stack(parts).sum(0)                                   # (n, D)
+        return told if drop is None else torch.where(drop[:, None], self.nothing.to(told.dtype), told)
+
+    def null(self, n: int) -> Tensor:
+        """The vector for "not told", (n, D)."""
+        return self.nothing.expand(n, -1)

@@ -1,0 +1,102 @@
+"""Parts that several nets share. B batch, C channels, H, W height, width, D embedding, N tokens, K heads."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def zeroed(layer: M) -> M:
+    """The layer with all weights and biases 0: a residual branch that ends in it starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with up to 32 groups of 4 or more channels: groups of one would erase an embedding added to a map."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4), channels), channels, eps=1e-6)
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of geometrically spaced frequencies, 1 .. 1/10000 (Vaswani et al. 2017, 3.5)."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = torch.arange(dim // 2, dtype=torch.float32)
+        frequencies = torch.exp(-math.log(10_000) * half / (dim // 2 - 1))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        angles = time.float()[:, None] * self.frequencies                  # (B, D / 2)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)              # (B, D)
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, 3x3 twice around the added embedding, plus the input (Ho et al. 2020, DDPM, appendix B)."""
+
+    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = norm(n_in)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.embedding = nn.Linear(dim, n_out)
+        self.norm2 = norm(n_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(n_out, n_out, 3, padding=1))
+        self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """`embedding` (B, D) comes activated."""
+        h = self.conv1(F.silu(self.norm1(x)))                              # (B, C, H, W)
+        h = h + self.embedding(embedding)[:, :, None, None]                # (B, C, H, W)
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))                # (B, C, H, W)
+        return self.skip(x) + h
+
+
+class SelfAttention(nn.Module):
+    """Every pixel of a map attends to every other, plus the input (Ho et al. 2020, DDPM, appendix B)."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)                   # (B, N, C)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))           # (B, N, 3, K, C / K)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                               # (B, K, N, C / K) each
+        h = F.scaled_dot_product_attention(q, k, v)                        # (B, K, N, C / K)
+        h = self.out(h.transpose(1, 2).flatten(2))                         # (B, N, C)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])             # (B, C, H, W)
+
+
+class Down(nn.Module):
+    """Half the size by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)                                                # (B, C, H / 2, W / 2)
+
+
+class Up(nn.Module):
+    """Twice the size by repeating pixels, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))   # (B, C, 2 H, 2 W)

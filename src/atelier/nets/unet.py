@@ -1,0 +1,129 @@
+"""The U-Net of DDPM: residual blocks at several map sizes, attention at some, skips across."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.errors import UserError
+from atelier.nets.layers import Down, ResBlock, SelfAttention, TimeEmbedding, Up, norm, zeroed
+from atelier.ranges import PositiveInt, Probability
+
+
+class UNet(nn.Module):
+    """(x, time, cond) -> a map like x   (Ho et al. 2020, DDPM, appendix B).
+
+    Args:
+        image_size: height and width of x; must halve evenly down to the smallest map.
+        image_channels: channels of x.
+        width: channels of the first level; the embedding has 4 times as many.
+        multipliers: one level per entry, width * entry channels each, half the size of the one above.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: map sizes at which each block is followed by attention; the middle always has it.
+        heads: of the attention.
+        dropout: inside the residual blocks.
+        patch: 2 folds 2x2 pixels into channels first, so every map is half as large.
+        cond_dim: size of the condition's embedding, added to the time's; None: unconditional.
+        out_channels: None: as many as x.
+
+    Raises:
+        UserError: an attention size that no level has, or an image size that does not halve evenly.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: PositiveInt,
+        image_channels: PositiveInt,
+        width: PositiveInt,
+        multipliers: list[PositiveInt],
+        blocks: PositiveInt,
+        attention: list[PositiveInt],
+        heads: PositiveInt = 1,
+        dropout: Probability = 0.0,
+        patch: Literal[1, 2] = 1,
+        cond_dim: PositiveInt | None = None,
+        out_channels: PositiveInt | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = _map_sizes(image_size, patch, len(multipliers))
+        _check_attention(attention, sizes)
+        widths = [width * m for m in multipliers]
+        dim = 4 * width
+        self.patch = patch
+        self.shape = (image_channels, image_size, image_size)
+        self.time = nn.Sequential(TimeEmbedding(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.cond = None if cond_dim is None else nn.Linear(cond_dim, dim)
+        self.stem = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
+
+        def block(n_in: int, level: int) -> Block:
+            return Block(n_in, widths[level], dim, dropout, heads if sizes[level] in attention else 0)
+
+        deepest = len(widths) - 1
+        n, skips = width, [width]
+        self.down = nn.ModuleList()
+        for level in range(deepest + 1):
+            for _ in range(blocks):
+                self.down.append(block(n, level))
+                skips.append(n := widths[level])
+            if level < deepest:
+                self.down.append(Down(n))
+                skips.append(n)
+        self.middle = nn.ModuleList([Block(n, n, dim, dropout, heads), Block(n, n, dim, dropout, 0)])
+        self.up = nn.ModuleList()
+        for level in range(deepest, -1, -1):
+            for _ in range(blocks + 1):
+                self.up.append(block(n + skips.pop(), level))
+                n = widths[level]
+            if level > 0:
+                self.up.append(Up(n))
+        n_out = (out_channels or image_channels) * patch**2
+        self.head = nn.Sequential(norm(n), nn.SiLU(), zeroed(nn.Conv2d(n, n_out, 3, padding=1)))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x (B, image_channels, H, W), time (B,), cond (B, cond_dim) or None -> (B, out_channels, H, W)."""
+        embedding = self.time(time)                                        # (B, D)
+        if self.cond is not None:
+            embedding = embedding + self.cond(cond)                        # (B, D)
+        embedding = F.silu(embedding)
+        h = self.stem(F.pixel_unshuffle(x, self.patch))                    # (B, C, H / patch, W / patch)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, Block) else layer(h)
+        return F.pixel_shuffle(self.head(h), self.patch)                   # (B, C, H, W)
+
+
+class Block(nn.Module):
+    """A residual block, with attention behind it where `heads` > 0."""
+
+    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float, heads: int) -> None:
+        super().__init__()
+        self.residual = ResBlock(n_in, n_out, dim, dropout)
+        self.attention = SelfAttention(n_out, heads) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.residual(x, embedding))                 # (B, C, H, W)
+
+
+def _map_sizes(image_size: int, patch: int, levels: int) -> list[int]:
+    step = patch * 2 ** (levels - 1)
+    if image_size % step:
+        problem = f"{levels} levels and patch {patch} need a multiple of {step}"
+        fix = f"data.image_size={-(-image_size // step) * step}"
+        raise UserError("data.image_size", image_size, problem, fix)
+    return [image_size // patch // 2**i for i in range(levels)]
+
+
+def _check_attention(attention: list[int], sizes: list[int]) -> None:
+    missed = [size for size in attention if size not in sizes]
+    if missed:
+        problem = f"no map has size {missed[0]}; the levels have {sizes}"
+        raise UserError("model.net.attention", attention, problem, f"model.net.attention=[{sizes[-1]}]")

@@ -1,0 +1,49 @@
+"""Optimizers whose learning rate is a function of images_seen (the clock writes it before each batch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
+
+Decay = Literal["constant", "cosine", "linear"]
+
+
+def lr_factor(images_seen: int, warmup_images: int, decay: Decay, from_images: int, to_images: int) -> float:
+    """What the learning rate is multiplied by: a linear warm-up from 0, then a decay to 1 % (cosine) or 0 (linear)."""
+    warm = min(1.0, (images_seen + 1) / (warmup_images + 1))
+    if decay == "constant":
+        return warm
+    part = min(1.0, max(0.0, (images_seen - from_images) / max(1, to_images - from_images)))
+    if decay == "linear":
+        return warm * (1 - part)
+    return warm * (0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2)
+
+
+def adamw(
+    params: Iterable[nn.Parameter],
+    *,
+    lr: PositiveFloat,
+    betas: list[Probability],
+    weight_decay: NonNegFloat,
+    warmup_images: NonNegInt,
+    decay: Decay,
+    decay_from: NonNegInt,
+    decay_to: PositiveInt,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); with weight_decay 0 it is Adam (Kingma & Ba 2015).
+
+    Args:
+        lr: peak learning rate, for the global batch.
+        warmup_images: images over which the rate rises linearly.
+        decay: of the rate between `decay_from` and `decay_to` images.
+    """
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+    factor: Callable[[int], float] = lambda n: lr_factor(n, warmup_images, decay, decay_from, decay_to)  # noqa: E731
+    optimizer.lr_factor = factor
+    return optimizer

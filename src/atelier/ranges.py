@@ -1,0 +1,12 @@
+"""Argument types with ranges: written once, as annotations of constructors, and checked on the composed config."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Interval, MinLen
+
+PositiveInt = Annotated[int, Gt(0)]
+NonNegInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegFloat = Annotated[float, Ge(0)]
+Probability = Annotated[float, Interval(ge=0, le=1)]
+Name = Annotated[str, MinLen(1)]

@@ -1,0 +1,108 @@
+"""Lightning's Trainer as this project uses it: endless stream, no epochs, one clock, our own checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from atelier.callbacks.checkpoint import SafeIO
+from atelier.errors import UserError
+from atelier.models.base import Generator
+from atelier.ranges import PositiveInt
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
+
+def make_trainer(
+    *,
+    accelerator: Literal["auto", "cpu", "gpu", "mps"],
+    devices: PositiveInt,
+    num_nodes: PositiveInt,
+    precision: Precision,
+    profiler: Literal["simple", "advanced"] | None,
+    model: Generator,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    evaluate_every: int,
+) -> Trainer:
+    """A Trainer.
+
+    Args:
+        precision: auto = bf16-mixed where the device has bf16 instructions, else float32.
+        evaluate_every: batches between evaluations.
+    """
+    quiet()
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator", "gpu", "torch sees no GPU", "trainer=cpu")
+    if on_gpu and devices > torch.cuda.device_count():
+        n = torch.cuda.device_count()
+        raise UserError("trainer.devices", devices, f"there are {n} GPUs", f"trainer.devices={n}")
+    if precision == "16-mixed" and not on_gpu:
+        raise UserError("trainer.precision", precision, "a CPU has no float16 training", "trainer.precision=bf16-mixed")
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return Trainer(
+        accelerator="gpu" if on_gpu else ("cpu" if accelerator == "auto" else accelerator),
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=DDPStrategy(**model.strategy) if devices * num_nodes > 1 else "auto",
+        precision=_precision(precision, on_gpu),
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[SafeIO(), *slurm],
+        profiler=profiler,
+        max_epochs=-1,
+        max_steps=-1,
+        val_check_interval=evaluate_every,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _precision(asked: Precision, on_gpu: bool) -> str:
+    if asked != "auto":
+        return asked
+    if on_gpu:
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
+
+
+def device() -> torch.device:
+    """Where sample.py and evaluate.py work."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(model: Generator, precision: Precision) -> torch.autocast:
+    """The precision of a run outside of Lightning; to be entered for each use."""
+    kind = model.device.type
+    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(kind, dtype=half, enabled=_precision(precision, kind == "cuda") != "32-true")
+
+
+def quiet() -> None:
+    """Leave out the lines of the libraries that tell a user nothing."""
+    for pattern in (
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*does not have many workers.*",
+        ".*find_unused_parameters=True was specified.*",
+        ".*anonymous setting has no effect.*",
+        ".*You are trying to `self.log.*",
+        ".*Checkpoint directory.*",
+        ".*modules? in eval mode.*",
+        ".*has no `val_dataloader`.*",
+        ".*The number of training batches.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

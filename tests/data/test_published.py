@@ -1,0 +1,292 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and CelebA from tiny files in their layouts; an absent one is one line."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import pickle
+import struct
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from atelier.data.base import DataModule
+from atelier.data.celeba import CROPS, CelebA
+from atelier.data.cifar10 import CIFAR10
+from atelier.data.mnist import MNIST, FashionMNIST, read_idx
+from atelier.data.published import fetch, resized, with_channels
+from atelier.errors import UserError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def data(kind: type, root: Path, **changed: object) -> DataModule:
+    size = 64 if kind is CelebA else 32
+    fields = {
+        "root": str(root), "download": False, "image_size": size,
+        "channels": 1 if kind in (MNIST, FashionMNIST) else 3,
+        "batch_size": 2, "seed": 0, "limit": None, "num_workers": 0, "flip": False, "conditions": [],
+        "n_classes": 0 if kind is CelebA else 10, "n_attributes": 40 if kind is CelebA else 0,
+    }  # fmt: skip
+    own = {"crop": "ddim", "memory_mb": 100} if kind is CelebA else {}
+    return kind(**fields | own | changed)
+
+
+def grey_levels(batch: dict) -> torch.Tensor:
+    return (batch["image"] * 127.5 + 127.5).round().int()
+
+
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def write_mnist(root: Path, name: str = "MNIST", packed: bool = False) -> dict[str, np.ndarray]:
+    rng, folder, images = np.random.default_rng(0), root / name / "raw", {}
+    folder.mkdir(parents=True)
+    for prefix, n in (("train", 5), ("t10k", 3)):
+        images[prefix] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = np.arange(n, dtype=np.uint8)[::-1].copy()
+        for kind, values in (("images-idx3", images[prefix]), ("labels-idx1", labels)):
+            content = idx(values)
+            file = folder / f"{prefix}-{kind}-ubyte{'.gz' if packed else ''}"
+            file.write_bytes(gzip.compress(content) if packed else content)
+    return images
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
+def test_mnist_is_padded_to_32(tmp_path, kind, packed):
+    images = write_mnist(tmp_path, kind.__name__, packed)
+    module = data(kind, tmp_path)
+    assert module.provides == {"label"}
+    batch = module.split("train").read([4, 1], None)
+    got = grey_levels(batch)
+    assert got.shape == (2, 1, 32, 32)
+    assert (got[:, 0, 2:30, 2:30].numpy() == images["train"][[4, 1]]).all()
+    assert got.sum() == int(images["train"][[4, 1]].sum())  # black all round
+    assert batch["label"].tolist() == [0, 3] and batch["label"].dtype == torch.int64
+    assert (grey_levels(module.test_batch(0, 1))[0, 0, 2:30, 2:30].numpy() == images["t10k"][0]).all()
+    assert len(module.split("test")) == 3
+
+
+def test_mnist_agrees_with_torchvision(tmp_path):
+    write_mnist(tmp_path)
+    reference = datasets.MNIST(str(tmp_path), train=True, download=False)
+    batch = data(MNIST, tmp_path, image_size=28).split("train").read(list(range(5)), None)
+    assert torch.equal(grey_levels(batch)[:, 0], reference.data.int())
+    assert torch.equal(batch["label"], reference.targets)
+
+
+def test_mnist_of_other_sizes_and_in_colour(tmp_path):
+    write_mnist(tmp_path)
+    small = data(MNIST, tmp_path, image_size=16, channels=3).test_batch(0, 3)["image"]
+    full = data(MNIST, tmp_path).test_batch(0, 3)["image"]
+    assert small.shape == (3, 3, 16, 16)
+    assert torch.equal(small[:, 0], small[:, 2])
+    torch.testing.assert_close(small[:, :1].mean(), full.mean(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST, CIFAR10, CelebA])
+def test_an_absent_set_is_one_line(tmp_path, kind):
+    with pytest.raises(UserError) as error:
+        data(kind, tmp_path / "nowhere").split("train")
+    line = error.value.line()
+    assert line.startswith(f"error: data.root={str(tmp_path / 'nowhere')[:57]}")
+    assert str(tmp_path / "nowhere") in error.value.problem and ", source " in error.value.problem
+    assert "data.download=true" in error.value.fix and "data=shapes" in error.value.fix
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(("kind", "key"), [(MNIST, "n_classes"), (CIFAR10, "n_classes"), (CelebA, "n_attributes")])
+def test_a_wrong_number_of_labels_is_refused(tmp_path, monkeypatch, kind, key):
+    {MNIST: write_mnist, CelebA: write_celeba}.get(kind, lambda root: write_cifar10(root, monkeypatch))(tmp_path)
+    right = 40 if kind is CelebA else 10
+    with pytest.raises(UserError, match=f"data.{key}=7: .*Fix: data.{key}={right}$"):
+        data(kind, tmp_path, **{key: 7}).split("train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [("cut", "cannot reshape"), ("no idx", "not an idx file"), ("cut archive", "ended before")]
+)
+def test_damaged_mnist_is_refused(tmp_path, damage, reason):
+    write_mnist(tmp_path, packed=damage == "cut archive")
+    file = next((tmp_path / "MNIST" / "raw").glob("t10k-images*"))
+    file.write_bytes(b"<html>404</html>" if damage == "no idx" else file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"t10k-images.* is damaged: .*{reason}.*Fix: rm "):
+        data(MNIST, tmp_path).split("test")
+
+
+def test_the_archive_goes_before_a_half_extracted_file(tmp_path):
+    write_mnist(tmp_path, packed=True)
+    (tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(b"\0\0")
+    assert len(data(MNIST, tmp_path).split("test")) == 3
+
+
+def test_read_idx_of_any_rank(tmp_path):
+    values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    (tmp_path / "a").write_bytes(idx(values))
+    assert (read_idx(tmp_path / "a").numpy() == values).all()
+
+
+def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """One training and one test batch of the real format, made known to torchvision by their checksums."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3072), dtype=np.uint8)
+    names = [b"a", b"b"]
+
+    def write(name: str, content: dict) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    train = write("data_batch_1", {"data": pixels[:4], "labels": [3, 1, 2, 0]})
+    test = write("test_batch", {"data": pixels[4:], "labels": [9, 8]})
+    meta = write("batches.meta", {"label_names": names})
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [train])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [test])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    return pixels.reshape(6, 3, 32, 32)
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    pixels = write_cifar10(tmp_path, monkeypatch)
+    module = data(CIFAR10, tmp_path)
+    batch = module.split("train").read([3, 0], None)
+    assert (grey_levels(batch).numpy() == pixels[[3, 0]]).all()
+    assert batch["label"].tolist() == [0, 3]
+    assert module.test_batch(0, 3)["label"].tolist() == [9, 8, 9]
+    grey = grey_levels(data(CIFAR10, tmp_path, channels=1).test_batch(0, 2))
+    want = (pixels[4:] * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    assert np.abs(grey[:, 0].numpy() - want).max() <= 0.5 + 1e-3
+
+
+def test_cifar10_with_a_wrong_checksum_is_never_unpickled(tmp_path, monkeypatch):
+    write_cifar10(tmp_path, monkeypatch)
+    monkeypatch.setattr(pickle, "load", lambda *args, **kwargs: pytest.fail("unpickled"))
+    with open(tmp_path / "cifar-10-batches-py" / "data_batch_1", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="no complete .*cifar-10-batches-py/"):
+        data(CIFAR10, tmp_path).split("train")
+
+
+def write_celeba(root: Path) -> None:
+    """Photographs 000001..000006: red is the row, green the column; 1..3 train, 4 validation, 5..6 test."""
+    folder = root / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    rows, columns = np.mgrid[:218, :178].astype(np.uint8)
+    image = Image.fromarray(np.stack([rows, columns, np.zeros_like(rows)], -1))
+    names = [f"{k:06d}.jpg" for k in range(1, 7)]
+    for name in names:
+        image.save(folder / name, "PNG")  # exact pixels
+    attributes = [" ".join("1" if (k + a) % 3 == 0 else "-1" for a in range(40)) for k in range(6)]
+    lines = ["6", " ".join(f"A{a}" for a in range(40))] + [f"{n}  {a}" for n, a in zip(names, attributes, strict=True)]
+    (root / "celeba" / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+    parts = zip(names, (0, 0, 0, 1, 2, 2), strict=True)
+    (root / "celeba" / "list_eval_partition.txt").write_text("\n".join(f"{n} {p}" for n, p in parts) + "\n")
+
+
+def test_celeba(tmp_path):
+    write_celeba(tmp_path)
+    module = data(CelebA, tmp_path)
+    assert module.provides == {"attributes"}
+    assert [path.name for path in module.split("train").paths] == ["000001.jpg", "000002.jpg", "000003.jpg"]
+    batch = module.test_batch(0, 2)
+    assert batch["image"].shape == (2, 3, 64, 64)
+    want = [[float((k + a) % 3 == 0) for a in range(40)] for k in (4, 5)]
+    assert batch["attributes"].tolist() == want and batch["attributes"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("crop", "row", "column", "side"), [
+    ("ddim", 121, 89, 128), ("score_sde", 109, 89, 140), ("mimicry", 109, 89, 178),
+])  # fmt: skip
+def test_celeba_crops(tmp_path, crop, row, column, side):
+    """The pixels hold their own coordinates: first and centre of the crop, at its own size and at 64."""
+    write_celeba(tmp_path)
+    whole = grey_levels(data(CelebA, tmp_path, crop=crop, image_size=side).test_batch(0, 1))[0]
+    assert whole[:2, 0, 0].tolist() == [row - side // 2, column - side // 2]
+    assert whole[:2, side // 2, side // 2].tolist() == [row, column]
+    small = grey_levels(data(CelebA, tmp_path, crop=crop).test_batch(0, 1))[0]
+    torch.testing.assert_close(
+        small[:2, 32, 32].float(), torch.tensor([row, column]) + side / 128 - 0.5, atol=1, rtol=0
+    )
+    assert set(CROPS) == {"ddim", "score_sde", "mimicry"}
+
+
+def test_celeba_with_missing_photographs_is_refused(tmp_path):
+    write_celeba(tmp_path)
+    (tmp_path / "celeba" / "img_align_celeba" / "000002.jpg").unlink()
+    with pytest.raises(UserError, match="1 of 3 images are not in .*, first 000002.jpg"):
+        data(CelebA, tmp_path).split("train")
+    assert len(data(CelebA, tmp_path).split("test")) == 2
+
+
+@pytest.mark.parametrize("name", ["list_attr_celeba.txt", "list_eval_partition.txt"])
+def test_celeba_without_a_list_is_refused(tmp_path, name):
+    write_celeba(tmp_path)
+    (tmp_path / "celeba" / name).unlink()
+    with pytest.raises(UserError, match=f"no .*/celeba/{name}, source "):
+        data(CelebA, tmp_path).split("train")
+
+
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST, CIFAR10, CelebA])
+def test_only_download_true_downloads(tmp_path, monkeypatch, kind):
+    asked = []
+    source = getattr(datasets, kind.__name__)
+    monkeypatch.setattr(
+        source, "download", lambda self: asked.append(kind) or (_ for _ in ()).throw(OSError("no net\nx"))
+    )
+    data(kind, tmp_path).prepare_data()
+    assert asked == []
+    with pytest.raises(UserError, match="data.download=True: no download to .*: no net. Fix: "):
+        data(kind, tmp_path, download=True).prepare_data()
+    assert asked == [kind]
+
+
+@pytest.mark.parametrize("kind", [MNIST, CIFAR10, CelebA])
+def test_what_is_there_is_not_downloaded(tmp_path, monkeypatch, kind):
+    {MNIST: write_mnist, CelebA: write_celeba}.get(kind, lambda root: write_cifar10(root, monkeypatch))(tmp_path)
+    monkeypatch.setattr(getattr(datasets, kind.__name__), "download", lambda self: pytest.fail("downloaded"))
+    data(kind, tmp_path, download=True).prepare_data()
+    assert not (tmp_path / ".download.lock").exists()
+
+
+def test_one_download_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def download() -> None:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.1)
+        inside.pop()
+
+    threads = [threading.Thread(target=fetch, args=(str(tmp_path), download)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+
+
+def test_channels_and_resizing():
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    reference = [np.asarray(Image.fromarray(one.permute(1, 2, 0).numpy()).convert("L")) for one in images]
+    assert (with_channels(images, 1)[:, 0].int() - torch.tensor(np.stack(reference)).int()).abs().max() <= 1
+    small = [Image.fromarray(one.permute(1, 2, 0).numpy()).resize((12, 12), Image.Resampling.BICUBIC) for one in images]
+    want = torch.tensor(np.stack([np.asarray(one) for one in small])).permute(0, 3, 1, 2)
+    assert (resized(images, 12).int() - want.int()).abs().max() <= 1  # Pillow's own, within rounding
+    assert resized(images, 32) is images and with_channels(images, 3) is images
+
+
+@pytest.mark.skipif(not (SHARED / "fashion_mnist").is_dir(), reason="no ../shared/data/fashion_mnist")
+def test_fashion_mnist_on_disk():
+    module = data(FashionMNIST, SHARED / "fashion_mnist")
+    assert len(module.split("test")) == 10_000
+    batch = module.test_batch(0, 10_000)
+    assert batch["label"].bincount().tolist() == [1000] * 10
+    assert batch["label"][:5].tolist() == [9, 2, 1, 1, 6]

@@ -1,0 +1,149 @@
+"""The shapes set: what each task hands out, and that it is the same however it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from atelier import world
+from atelier.data import shapes
+from atelier.data.base import to_float
+from atelier.data.shapes import EXTRA, Shapes
+from atelier.judge import judge
+
+PAGE = Path(__file__).parents[2] / "conf" / "data" / "shapes.yaml"
+HALF_LEVEL = 0.5 / 127.5 + 1e-6
+FIELDS = ("image", "source", "image_a", "image_b", "mask", "label", "attributes", "index")
+
+
+def shapes_set(**options: object) -> Shapes:
+    """The set of the config page, with some options changed."""
+    page = yaml.safe_load(PAGE.read_text()) | {"seed": 0, "n_train_scenes": 300, "n_test_scenes": 100} | options
+    assert page.pop("_target_") == "atelier.data.shapes.Shapes"
+    return Shapes(**page)
+
+
+def generators(n: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(k) for k in range(n)]
+
+
+@pytest.mark.parametrize("task", EXTRA)
+@pytest.mark.parametrize("image_size", [16, 32, 64])
+def test_every_field_is_there_in_shape_and_range(task: shapes.Task, image_size: int) -> None:
+    data = shapes_set(task=task, image_size=image_size)
+    batch = data.split("train").read([5, 0, 299, 7], None)
+    assert set(batch) == data.provides | {"image", "index"}
+    small = image_size // 4 if task == "low_resolution" else image_size
+    expected = dict.fromkeys(("image", "image_a", "image_b"), (4, 3, image_size, image_size))
+    expected |= {"source": (4, 3, small, small), "mask": (4, 1, image_size, image_size)}
+    expected |= {"label": (4,), "attributes": (4, 14), "index": (4,)}
+    for name in set(batch) & set(FIELDS):
+        assert batch[name].shape == expected[name], name
+        assert batch[name].dtype == (torch.int64 if name in ("label", "index") else torch.float32), name
+        assert batch[name].min() >= -1 and (batch[name].max() <= 1 or name in ("label", "index"))
+    assert batch["index"].tolist() == [5, 0, 299, 7]
+
+
+@pytest.mark.parametrize("task", EXTRA)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_scene_is_the_same_however_it_is_read(task: shapes.Task, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "KEPT_BYTES", shapes.KEPT_BYTES if kept else 0)
+    one, other = (shapes_set(task=task).split("train") for _ in range(2))
+    first = one.read(list(range(40)), None)
+    other.read([3, 9, 9, 250], None)
+    rows = [30, 9, 3, 9, 39]
+    for images in (one, other):
+        batch = images.read(rows, None)
+        for name, value in batch.items():
+            expected = first[name][rows] if isinstance(value, Tensor) else [first[name][r] for r in rows]
+            assert torch.equal(value, expected) if isinstance(value, Tensor) else value == expected, name
+    assert bool(one.kept) == kept
+
+
+def test_image_is_the_scene_within_half_a_grey_level() -> None:
+    batch = shapes_set(image_size=32).split("test").read(list(range(50)), None)
+    scenes = world.scenes(0, range(50), "test")
+    assert (batch["image"] - world.render(scenes, 32)).abs().max() <= HALF_LEVEL
+    assert torch.equal(batch["label"], world.label(scenes))
+    assert torch.equal(batch["attributes"], world.attributes(scenes))
+    assert batch["text"] == world.captions(scenes)
+
+
+def test_grey_levels_round_and_come_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(shapes._uint8(to_float(levels)), levels)
+    assert shapes._uint8(torch.tensor([-1.2, -1.0, 0.0, 1.0, 1.2])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_domains_are_solid_and_striped() -> None:
+    batch = shapes_set(task="fill", image_size=32).split("train").read(list(range(100)), None)
+    for name, fill in (("image_a", 0), ("image_b", 1)):
+        verdict = judge(batch[name])
+        assert verdict.valid.all() and (verdict.fill == fill).all()
+
+
+def test_edit_keeps_the_rest() -> None:
+    batch = shapes_set(task="edit", image_size=32).split("test").read(list(range(100)), None)
+    before, after = judge(batch["source"]), judge(batch["image"])
+    assert before.valid.all() and after.valid.all()
+    changed = before.scenes.combination != after.scenes.combination
+    assert changed.sum(1).eq(1).all()
+    assert torch.maximum((before.cx - after.cx).abs(), (before.cy - after.cy).abs()).max() * 16 < 0.5
+    for words, kind, now in zip(batch["instruction"], changed.long().argmax(1), after.scenes.combination, strict=True):
+        assert words == world.instruction(world.ATTRIBUTES[kind], int(now[kind]))
+
+
+def test_low_resolution_and_label_map_belong_to_the_image() -> None:
+    low = shapes_set(task="low_resolution", image_size=64).split("test").read([1, 2], None)
+    assert torch.allclose(low["source"], world.low_resolution(low["image"], 4), atol=0.02)
+    planes = shapes_set(task="label_map", image_size=32).split("test").read([1, 2], None)
+    scenes = world.scenes(0, [1, 2], "test")
+    assert (planes["source"] - world.label_map(scenes, 32)).abs().max() <= HALF_LEVEL
+
+
+def test_mask_is_zero_or_one() -> None:
+    batch = shapes_set(task="inpaint").split("train").read(list(range(60)), None)
+    assert torch.equal(batch["mask"], world.masks(0, range(60), "train", 16))
+
+
+@pytest.mark.parametrize("task", EXTRA)
+def test_flip_mirrors_all_that_belongs_together(task: shapes.Task) -> None:
+    plain, flipped = (shapes_set(task=task, flip=flip).split("train") for flip in (False, True))
+    rows = list(range(40))
+    still, batch = plain.read(rows, generators(40)), flipped.read(rows, generators(40))
+    mirrored = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators(40)])
+    assert 10 < mirrored.sum() < 30
+    for name in set(batch) & {"image", "source", "image_a", "image_b", "mask"}:
+        expected = torch.where(mirrored[:, None, None, None], still[name].flip(-1), still[name])
+        assert torch.equal(batch[name], expected), name
+    assert torch.equal(flipped.read(rows, None)["image"], still["image"])
+
+
+def test_unseen_test_split_has_combinations_that_training_lacks() -> None:
+    told = {}
+    for split, data in (("test", shapes_set()), ("unseen", shapes_set(test_split="unseen"))):
+        told[split] = set(data.split("test").read(list(range(100)), None)["text"])
+    train = set(shapes_set(n_train_scenes=5000).split("train").read(list(range(5000)), None)["text"])
+    assert not told["unseen"] & train and told["test"] <= train
+
+
+def test_world_does_not_change_with_the_seed_of_the_run() -> None:
+    a, b = (shapes_set(seed=seed) for seed in (0, 1))
+    assert torch.equal(a.split("train").read([3], None)["image"], b.split("train").read([3], None)["image"])
+    assert a.fingerprint("test") == b.fingerprint("test") != shapes_set(image_size=32).fingerprint("test")
+    assert a.fingerprint("train") != shapes_set(task="edit").fingerprint("train")
+
+
+def test_sizes_and_limit() -> None:
+    data = shapes_set(limit=8)
+    assert len(data.split("train")) == 300 and len(data.split("test")) == 100 and data.n_train == 8
+
+
+def test_large_images_cost_nothing_before_they_are_read() -> None:
+    images = shapes_set(image_size=64, n_train_scenes=50000).split("train")
+    images.read([49999], None)
+    assert images.drawn.sum() == 1 and images.kept["image"].shape == (50000, 3, 64, 64)

@@ -1,0 +1,140 @@
+"""The U-Net: the published parameter count, gradients everywhere, no leak between images."""
+
+import pytest
+import torch
+
+from atelier.errors import UserError
+from atelier.nets.layers import SelfAttention, TimeEmbedding
+from atelier.nets.unet import UNet
+
+
+def small(**changes):
+    options = {
+        "image_size": 8,
+        "image_channels": 3,
+        "width": 16,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention": [4],
+        "heads": 2,
+        "cond_dim": 6,
+    }
+    return UNet(**{**options, **changes})
+
+
+def awake(net):
+    """Weights that were zero at the start become random, as after training."""
+    torch.manual_seed(1)
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+def inputs(n=3, size=8):
+    torch.manual_seed(0)
+    return torch.randn(n, 3, size, size), torch.tensor([0.0, 500.0, 999.0])[:n], torch.randn(n, 6)
+
+
+def test_cifar10_net_of_the_paper():
+    """35.7M parameters (Ho et al. 2020, appendix B)."""
+    net = UNet(
+        image_size=32,
+        image_channels=3,
+        width=128,
+        multipliers=[1, 2, 2, 2],
+        blocks=2,
+        attention=[16],
+        dropout=0.1,
+    )
+    assert sum(p.numel() for p in net.parameters()) == 35_746_307
+    assert net(torch.randn(1, 3, 32, 32), torch.tensor([5.0])).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch": 2}, {"cond_dim": None}, {"out_channels": 6}, {"attention": []}])
+def test_shape_and_zero_at_the_start(changes):
+    net = small(**changes)
+    x, time, cond = inputs()
+    output = net(x, time, cond)
+    assert output.shape == (3, changes.get("out_channels", 3), 8, 8)
+    assert (output == 0).all()
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_every_parameter_gets_a_gradient(patch):
+    net = awake(small(patch=patch, attention=[4 // patch]))
+    net(*inputs()).square().sum().backward()
+    dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert dead == []
+
+
+def test_gradients_repeat_exactly():
+    net = awake(small())
+    gradients = []
+    for _ in range(2):
+        net.zero_grad()
+        net(*inputs()).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_an_image_does_not_depend_on_its_batch(patch):
+    net = awake(small(patch=patch, attention=[4 // patch], dropout=0.5)).eval()
+    x, time, cond = inputs()
+    together = net(x, time, cond)
+    for i in range(3):
+        torch.testing.assert_close(together[i], net(x[i : i + 1], time[i : i + 1], cond[i : i + 1])[0])
+
+
+@pytest.mark.parametrize("part", ["x", "time", "cond"])
+def test_output_depends_on(part):
+    net = awake(small()).eval()
+    x, time, cond = inputs()
+    changed = {"x": (x + 0.1, time, cond), "time": (x, time + 10, cond), "cond": (x, time, cond + 0.1)}[part]
+    assert (net(*changed) - net(x, time, cond)).abs().max() > 1e-3
+
+
+def test_dropout_acts_in_training_only():
+    net, given = awake(small(dropout=0.5)), inputs()
+    assert not torch.equal(net(*given), net(*given))
+    net.eval()
+    assert torch.equal(net(*given), net(*given))
+
+
+def test_attention_sits_at_its_map_sizes():
+    def count(attention):
+        return sum(isinstance(m, SelfAttention) for m in small(attention=attention, blocks=2).modules())
+
+    assert [count(sizes) for sizes in ([], [4], [8, 4])] == [1, 6, 11]  # the middle; 2 down and 3 up per level
+
+
+def test_attention_is_softmax_of_products():
+    torch.manual_seed(0)
+    layer = awake(SelfAttention(8, heads=2))
+    x = torch.randn(2, 8, 3, 3)
+    q, k, v = (layer.qkv(layer.norm(x).flatten(2).mT)).view(2, 9, 3, 2, 4).unbind(2)
+    weights = torch.einsum("bnkc,bmkc->bknm", q, k).div(2).softmax(-1)
+    mixed = torch.einsum("bknm,bmkc->bnkc", weights, v).reshape(2, 9, 8)
+    torch.testing.assert_close(layer(x), x + layer.out(mixed).mT.reshape(2, 8, 3, 3))
+
+
+def test_channels_last_gives_the_same():
+    net = awake(small()).eval()
+    x, time, cond = inputs()
+    plain = net(x, time, cond)
+    net = net.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(net(x.to(memory_format=torch.channels_last), time, cond), plain)
+
+
+def test_time_embedding_is_the_published_one():
+    time = torch.tensor([0.0, 1.0, 999.0])
+    embedding = TimeEmbedding(8)(time)
+    angles = time[:, None] * 10_000 ** (-torch.arange(4) / 3)
+    torch.testing.assert_close(embedding, torch.cat([angles.sin(), angles.cos()], 1), atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "key"), [({"attention": [16]}, "attention"), ({"image_size": 7}, "image_size")])
+def test_sizes_that_do_not_fit_are_refused(changes, key):
+    with pytest.raises(UserError, match=key):
+        small(**changes)

@@ -1,0 +1,255 @@
+"""The rules of the house, read from the source: who imports whom, what is never called, how long it gets."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "atelier"
+ENTRY_POINTS = ("train", "sample", "evaluate")
+
+LEAVES = {"batch", "errors", "ranges", "rng"}
+ARROWS = {  # a room -> what it may import beside itself and the leaves
+    "world": set(),
+    "judge": {"world"},
+    "nets": set(),
+    "diffusion": set(),
+    "optim": set(),
+    "losses": {"nets"},
+    "metrics": {"nets", "world", "judge"},
+    "data": {"world"},
+    "models": {"nets", "diffusion", "losses", "metrics"},
+    "callbacks": {"models.base", "metrics"},
+    "studio": {"models.base"},
+    "preflight": {"data.base", "models.base"},
+    "trainer": {"callbacks", "models.base"},
+    "runs": {"preflight", "trainer", "studio", "models.base", "callbacks", "data", "metrics"},
+    "batch": set(),
+    "errors": {"preflight"},
+    "ranges": set(),
+    "rng": set(),
+}
+TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
+    "world": set(),
+    "judge": set(),
+    "diffusion": set(),
+    "losses": set(),
+    "optim": set(),
+    "rng": set(),
+    "nets": {"einops"},
+}
+WITHOUT_LIGHTNING = {*TORCH_ONLY, "metrics"}
+HYDRA = {*ENTRY_POINTS, "atelier.runs", "atelier.preflight", "atelier.errors"}
+SAVES_UNSAFE = {("atelier.callbacks.checkpoint", "save_checkpoint")}  # an argument about writing, not reading
+LONGEST_FUNCTION = 60
+LONGEST_ENTRY_POINT = 80
+
+ALWAYS_THERE = {"torch", "atelier"} | sys.stdlib_module_names
+Rule = Callable[[str, ast.Module], Iterator[str]]
+
+
+def module_name(path: Path) -> str:
+    """`atelier.nets.unet` for src/atelier/nets/unet.py, `train` for train.py."""
+    base = SRC.parent if path.is_relative_to(SRC) else ROOT
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def sources() -> list[Path]:
+    scripts = [ROOT / f"{name}.py" for name in ENTRY_POINTS]
+    return sorted(SRC.rglob("*.py")) + [path for path in scripts if path.exists()]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every dotted name imported anywhere in the tree, `from a import b` as `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def room(name: str) -> str:
+    """`nets` of atelier.nets.unet."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def within(target: str, allowed: set[str]) -> bool:
+    """Whether an imported dotted name lies in one of the allowed rooms or modules."""
+    inside = target.removeprefix("atelier.")
+    return any(inside == place or inside.startswith(f"{place}.") for place in allowed)
+
+
+def arrows_point_down(name: str, tree: ast.Module) -> Iterator[str]:
+    own = room(name)
+    for target in imports(tree):
+        if target.startswith("."):
+            yield f"relative import {target}"
+        if not target.startswith("atelier.") or name in ENTRY_POINTS:
+            continue
+        mine = {"models.base"} if own == "models" else {own}
+        if not within(target, ARROWS.get(own, set()) | LEAVES | mine):
+            yield f"{name} imports {target}"
+
+
+def nothing_imports_an_entry_point(name: str, tree: ast.Module) -> Iterator[str]:
+    return (f"{name} imports {t}" for t in imports(tree) if t.split(".")[0] in ENTRY_POINTS)
+
+
+def hydra_stays_at_the_door(name: str, tree: ast.Module) -> Iterator[str]:
+    for target in imports(tree):
+        if target.split(".")[0] in ("hydra", "omegaconf") and name not in HYDRA:
+            yield f"{name} imports {target}"
+
+
+def pure_rooms_stay_pure(name: str, tree: ast.Module) -> Iterator[str]:
+    own = room(name)
+    for target in imports(tree):
+        top = target.split(".")[0]
+        if top in ("lightning", "pytorch_lightning") and own in WITHOUT_LIGHTNING:
+            yield f"{name} imports {target}"
+        elif own in TORCH_ONLY and top not in ALWAYS_THERE | TORCH_ONLY[own]:
+            yield f"{name} imports {target}"
+
+
+def checkpoints_never_run_code(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        safety = {word.arg: ast.unparse(word.value) for word in node.keywords}.get("weights_only")
+        if safety not in (None, "True") and (name, called.split(".")[-1]) not in SAVES_UNSAFE:
+            yield f"{name}:{node.lineno} {called}(weights_only={safety})"
+        if called == "torch.load" and safety is None:
+            yield f"{name}:{node.lineno} torch.load without weights_only=True"
+
+
+def nothing_runs_what_was_read(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            used = node.attr if isinstance(node, ast.Attribute) else node.id
+            builtin = isinstance(node, ast.Name) and used in {"eval", "exec"}  # net.eval() is another thing
+            if builtin or used in {"load_from_checkpoint", "save_hyperparameters"}:
+                yield f"{name}:{node.lineno} {used}"
+    picklers = {"pickle", "dill", "marshal"}
+    yield from (f"{name} imports {t}" for t in imports(tree) if t.split(".")[0] in picklers)
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def signatures_name_their_arguments(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and node.args.kwarg:
+            yield f"{name}:{node.lineno} **{node.args.kwarg.arg}"
+
+
+def functions_stay_short(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in functions(tree):
+        docstring = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
+        prose = docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+        lines = node.end_lineno - node.lineno + 1 - prose
+        if lines > LONGEST_FUNCTION:
+            yield f"{name}:{node.lineno} {node.name} has {lines} lines"
+
+
+RULES: list[Rule] = [
+    arrows_point_down,
+    nothing_imports_an_entry_point,
+    hydra_stays_at_the_door,
+    pure_rooms_stay_pure,
+    checkpoints_never_run_code,
+    nothing_runs_what_was_read,
+    signatures_name_their_arguments,
+    functions_stay_short,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_source_keeps_the_rule(rule: Rule) -> None:
+    offences = [o for path in sources() for o in rule(module_name(path), ast.parse(path.read_text()))]
+    assert not offences, "\n".join(offences)
+
+
+BAD = [  # (rule, module, source): each rule bites
+    (arrows_point_down, "atelier.nets.unet", "from atelier.diffusion.schedules import Linear"),
+    (arrows_point_down, "atelier.diffusion.objective", "from atelier.nets import unet"),
+    (arrows_point_down, "atelier.models.ldm", "from atelier.models.vae import Vae"),
+    (arrows_point_down, "atelier.models.ldm", "from atelier.models import vae"),
+    (arrows_point_down, "atelier.models.ddpm", "def f():\n    import atelier.callbacks.ema"),
+    (arrows_point_down, "atelier.data.shapes", "from atelier.models.base import Generator"),
+    (arrows_point_down, "atelier.rng", "from atelier.world import Scene"),
+    (arrows_point_down, "atelier.nets.unet", "from .layers import Attention"),
+    (arrows_point_down, "atelier.brandnew", "import atelier.nets.unet"),
+    (nothing_imports_an_entry_point, "atelier.runs", "from train import main"),
+    (hydra_stays_at_the_door, "atelier.models.ddpm", "from omegaconf import DictConfig"),
+    (hydra_stays_at_the_door, "atelier.studio", "import hydra.utils"),
+    (pure_rooms_stay_pure, "atelier.diffusion.samplers", "import numpy as np"),
+    (pure_rooms_stay_pure, "atelier.nets.unet", "from torchvision import models"),
+    (pure_rooms_stay_pure, "atelier.metrics.fid", "from lightning.pytorch import Callback"),
+    (checkpoints_never_run_code, "atelier.runs", "torch.load(path)"),
+    (checkpoints_never_run_code, "train", "trainer.fit(model, data, weights_only=False)"),
+    (checkpoints_never_run_code, "atelier.runs", "load(path, weights_only=flag)"),
+    (checkpoints_never_run_code, "atelier.runs", "trainer.save_checkpoint(path, weights_only=False)"),
+    (nothing_runs_what_was_read, "sample", "model = Ddpm.load_from_checkpoint(path)"),
+    (nothing_runs_what_was_read, "atelier.models.ddpm", "self.save_hyperparameters()"),
+    (nothing_runs_what_was_read, "atelier.runs", "eval(text)"),
+    (nothing_runs_what_was_read, "atelier.runs", "import pickle"),
+    (signatures_name_their_arguments, "atelier.models.ddpm", "def sample(self, cond, **options): ..."),
+    (signatures_name_their_arguments, "atelier.models.ddpm", "f = lambda **options: 0"),
+    (functions_stay_short, "atelier.nets.unet", "def f():\n" + "    x = 1\n" * 60),
+]
+GOOD = (
+    """
+from lightning.pytorch import LightningModule
+from atelier import rng
+from atelier.models.base import Generator
+from atelier.nets.unet import UNet
+from atelier.ranges import PositiveInt
+net.eval()
+torch.load(path, weights_only=True)
+trainer.fit(model, weights_only=True)
+def f(*parts, n: int):
+    '''
+"""
+    + "    prose\n" * 80
+    + "    '''\n"
+)
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), BAD)
+def test_each_rule_sees_what_breaks_it(rule: Rule, name: str, source: str) -> None:
+    assert list(rule(name, ast.parse(source)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_no_rule_minds_plain_work(rule: Rule) -> None:
+    assert not list(rule("atelier.models.ldm", ast.parse(GOOD)))
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_entry_points_stay_thin(name: str) -> None:
+    assert len((ROOT / f"{name}.py").read_text().splitlines()) <= LONGEST_ENTRY_POINT
+
+
+def test_packages_are_empty_folders() -> None:
+    full = [str(path.relative_to(ROOT)) for path in SRC.rglob("__init__.py") if path.read_text().strip()]
+    assert not full
+
+
+def test_every_family_has_its_test() -> None:
+    families = {path.stem for path in (SRC / "models").glob("*.py")} - {"__init__", "base"}
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "models").glob("test_*.py")}
+    assert families <= tested
+
+
+def test_the_data_folders_are_not_ignored() -> None:
+    """`data/` without its slash in front would hide src/atelier/data and conf/data from git."""
+    ignored = {line.strip() for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert "/data/" in ignored and not ignored & {"data", "data/", "models/", "outputs/", "wandb/"}
