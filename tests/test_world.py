@@ -339,7 +339,7 @@ def test_blur(real: tuple[Scenes, Tensor]) -> None:
     """Specified: 1.5 px at 32 px 5 %."""
     _, images = real
     rate = valid(blurred(images, 1.5))
-    assert rate == 0 if images.shape[-1] == 16 else 3 < rate < 9
+    assert rate < 0.5 if images.shape[-1] == 16 else 3 < rate < 9
 
 
 def test_what_is_no_scene_is_refused(real: tuple[Scenes, Tensor]) -> None:
@@ -440,10 +440,21 @@ def test_verdict_does_not_depend_on_the_batch_or_its_chunks(monkeypatch: pytest.
             assert torch.allclose(getattr(whole, name)[rows].float(), getattr(other, name).float(), atol=1e-4), name
 
 
-def test_not_finite_images_are_refused_not_fatal() -> None:
-    images = torch.full((3, 3, 16, 16), math.nan)
-    images[1] = math.inf
-    assert not judge(images).valid.any()
+def test_images_with_one_pixel_that_is_not_finite_are_refused() -> None:
+    images = world.render(world.scenes(0, range(4), "test"), 16)
+    for k, value in enumerate((math.nan, math.inf, -math.inf)):
+        images[k, 1, 8, 8] = value
+    assert judge(images).valid.tolist() == [False, False, False, True]
+    assert not judge(torch.full((2, 3, 16, 16), math.nan)).valid.any()
+
+
+@pytest.mark.gpu
+def test_judge_on_the_device_agrees() -> None:
+    images = noise(world.render(world.scenes(0, range(200), "test"), 32), 0.08)
+    here, there = judge(images), judge(images.cuda())
+    for field in fields(Verdict):
+        agree = torch.isclose(getattr(here, field.name).float(), getattr(there, field.name).cpu().float(), atol=1e-3)
+        assert agree.float().mean() > 0.99, field.name
 
 
 def test_coverage_counts_labels_of_valid_images() -> None:

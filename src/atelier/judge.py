@@ -64,7 +64,7 @@ def least_iou(image_size: int) -> float:
 
 @torch.inference_mode()
 def judge(images: Tensor) -> Verdict:
-    """The verdict on images (N, 3, S, S) in [-1, 1], S from 16 to 256; not finite pixels count as grey."""
+    """The verdict on images (N, 3, S, S) in [-1, 1], S from 16 to 256; one that is not finite is not valid."""
     chunks = images.split(max(1, PIXELS_AT_ONCE // images.shape[-1] ** 2))
     verdicts = [_judge(chunk) for chunk in chunks]
     return Verdict(*(torch.cat([getattr(v, field.name) for v in verdicts]) for field in fields(Verdict)))
@@ -88,7 +88,7 @@ def duplicates(images: Tensor) -> float:
 
 
 def _judge(images: Tensor) -> Verdict:
-    rgb = images.float().nan_to_num(0, 0, 0).add(1).div(2)                                        # (N, 3, S, S)
+    rgb = (images.float() + 1) / 2                                                                # (N, 3, S, S)
     seen, ground, border = _ground(rgb)
     colour, a = _unmixed(rgb, seen)                                                               # (N,), (N, S, S)
     cx, cy = _centroid(a)

@@ -40,7 +40,7 @@ OUTPUTS = Path("outputs")
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["model", "data", "budget", "eval", "checkpoint", "trainer", "callbacks", "metrics"]
 FREE = ("budget", "eval", "checkpoint", "metrics", "logger", "trainer", "run_dir", "resume", "check", "objective", "compile")
-FREE_DATA = ("num_workers", "root", "download", "memory_mb", "on_bad_image", "cache")
+FREE_DATA = ("budget", "num_workers", "root", "download", "memory_mb", "on_bad_image", "cache")
 RANKS = (
     "LOCAL_RANK RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE"
     " MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED WANDB_MODE WANDB_RUN_ID HYDRA_FULL_ERROR"
@@ -169,7 +169,7 @@ def settle(cfg: DictConfig, folder: Path) -> DictConfig:
             time.sleep(0.05)
     if path.exists():
         stored = OmegaConf.load(path)
-        if "first_stage" in cfg.model and cfg.model.first_stage.run == "auto":
+        if "first_stage" in cfg.model and cfg.model.first_stage.run in ("auto", stored.model.first_stage.run):
             cfg.model.first_stage = stored.model.first_stage
         _same(cfg, stored, folder)
         return cfg
@@ -249,6 +249,7 @@ def build_data(cfg: DictConfig) -> DataModule:
 def build_model(cfg: DictConfig, folder: Path) -> Generator:
     """The model of a config; a first stage comes from the copy in the run folder."""
     node = cfg.model.copy()
+    OmegaConf.set_struct(node, False)
     if "first_stage" not in node:
         return instantiate(node, _convert_="all")
     first = OmegaConf.to_container(node.pop("first_stage"))

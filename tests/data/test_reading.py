@@ -277,6 +277,11 @@ def test_square_takes_the_centre():
     assert (np.asarray(square(Image.fromarray(wide.transpose(1, 0, 2)), 4)) == 200).all()
 
 
+def test_an_odd_margin_blurs_nothing():
+    image = noise(4, 7, 3)
+    assert (np.asarray(square(Image.fromarray(image), 4)) == image[:, 1:5]).all()
+
+
 def test_square_is_antialiased():
     """One-pixel stripes become their mean; without antialiasing they would stay black or white."""
     stripes = np.zeros((64, 64), np.uint8)

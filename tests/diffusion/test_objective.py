@@ -64,6 +64,13 @@ def test_discrete_times_are_uniform_over_the_table():
     torch.testing.assert_close(t * 10, (t * 10).round(), rtol=1e-12, atol=0)
 
 
+def test_the_ends_of_the_generator_s_range_are_harmless(monkeypatch):
+    monkeypatch.setattr(torch, "rand", torch.zeros)  # 0 is drawn now and then, 1 never
+    objective = Objective(Flow(), "x0", "min_snr")
+    assert objective.draw(2, torch.device("cpu")).tolist() == [1, 1]
+    assert objective(lambda x_t, time, cond: x_t, torch.zeros(2, 1, 4, 4)).isfinite().all()
+
+
 def test_logit_normal_is_normal_in_logits():
     torch.manual_seed(0)
     logits = Objective(Flow(), "flow", density="logit_normal").draw(20_000, torch.device("cpu")).logit()

@@ -42,9 +42,9 @@ def test_frechet_is_not_rounded_to_the_features_precision() -> None:
 
 
 def test_inception_score_equals_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distances, "IS_SPLITS", 1)  # the two shuffle differently
+    monkeypatch.setattr(torch, "randperm", torch.arange)  # the two shuffle differently
     logits = gaussian(1, 300, 16, 0.3, 2.0)
-    theirs = isc_features_to_metric(logits.double(), splits=1, shuffle=False)["inception_score_mean"]
+    theirs = isc_features_to_metric(logits.double(), splits=10, shuffle=False)["inception_score_mean"]
     assert inception_score(logits) == pytest.approx(theirs, rel=1e-9)
 
 
@@ -90,6 +90,8 @@ def test_precision_and_recall_by_hand() -> None:
     wide = torch.tensor([1.0, 50, 103, 200])[:, None]  # two off; balls of 199, 150, 102, 199
     assert precision_recall(real, wide) == (0.5, 1.0)
     assert precision_recall(real, real + 1000) == (0.0, 0.0)
+    edge = torch.tensor([6.5, 6.9, 7.1, 7.5])[:, None]  # the ball of 4 reaches 7, its third neighbour being 1
+    assert precision_recall(real, edge)[0] == 0.5
 
 
 def test_precision_and_recall_in_chunks() -> None:

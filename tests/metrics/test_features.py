@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atelier import world
 from atelier.errors import UserError
+from atelier.metrics import features
 from atelier.metrics.features import Classifier, FeatureNet, MobileNet, classifier_of, train_classifier
 from atelier.metrics.pictures import to_uint8
 
@@ -39,14 +40,14 @@ def mobilenet() -> MobileNet:
 
 def features_are_sound(net: FeatureNet, images: Tensor) -> None:
     """float32 whatever the autocast, each image's own, grey as RGB, and no gradients."""
-    features = net(images)
-    assert features.shape == (len(images), net.n_features)
-    assert features.dtype == torch.float32
-    assert not features.requires_grad
+    found = net(images)
+    assert found.shape == (len(images), net.n_features)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(net(images), features)
+        assert torch.equal(net(images), found)
     parts = torch.cat([net(part) for part in images.split([1, len(images) - 1])])
-    torch.testing.assert_close(parts, features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts, found, rtol=1e-4, atol=1e-4)
     assert torch.equal(net(images[:, :1]), net(images[:, :1].repeat(1, 3, 1, 1)))
     assert not any(p.requires_grad for p in net.parameters())
     assert not any(module.training for module in net.train().modules())
@@ -139,12 +140,20 @@ def test_mobilenet_tells_shoes_from_dresses(mobilenet: MobileNet) -> None:
     if not CLOTHING.exists():
         pytest.skip("no clothing128")
     sets = [mobilenet(clothing(name)) for name in ("shoes", "dress")]
-    means = torch.stack([features[::2].mean(0) for features in sets])
-    right = [torch.cdist(features[1::2], means).argmin(1) == k for k, features in enumerate(sets)]
+    means = torch.stack([found[::2].mean(0) for found in sets])
+    right = [torch.cdist(found[1::2], means).argmin(1) == k for k, found in enumerate(sets)]
     assert torch.cat(right).float().mean() > 0.9
     running_shoe, gown = 770, 578  # of ImageNet's 1,000
     assert mobilenet.logits(sets[0])[:, [running_shoe, gown]].mean(0).argmax() == 0
     assert mobilenet.logits(sets[1])[:, [running_shoe, gown]].mean(0).argmax() == 1
+
+
+def test_padding_is_tensorflows() -> None:
+    """`same` on an even side with stride 2 pads below and right alone; batch norm divides by sqrt(var + 1e-3)."""
+    layer = features._Convolution(1, 1, kernel=3, stride=2).eval()
+    torch.nn.init.ones_(layer.conv.weight)
+    expected = torch.tensor([[9.0, 6.0], [6.0, 4.0]]) / 10 / 1.001**0.5
+    torch.testing.assert_close(layer(torch.full((1, 1, 4, 4), 0.1))[0, 0], expected)
 
 
 def test_mobilenet_weights_that_are_not() -> None:

@@ -21,7 +21,9 @@ from atelier.rng import generator
 
 Split = Literal["train", "test"]
 Condition = Literal["label", "attributes"]
-NOT_PIXELS = ("batch_size", "seed", "limit", "num_workers", "flip", "conditions", "root", "download")
+NOT_PIXELS = set(
+    "batch_size seed limit num_workers flip conditions budget root download memory_mb cache max_pixels on_bad_image".split()
+)
 
 
 def to_float(uint8: Tensor) -> Tensor:
@@ -142,6 +144,7 @@ class DataModule(LightningDataModule, ABC):
         n_classes: labels are 0 .. n_classes - 1; 0 where there are none.
         n_attributes: width of `attributes`; 0 where there are none.
         conditions: what a conditional model is told of each image.
+        budget: images that a small net wants to be shown; the default of `budget.images`.
     """
 
     image_size: PositiveInt
@@ -154,6 +157,7 @@ class DataModule(LightningDataModule, ABC):
     n_classes: NonNegInt
     n_attributes: NonNegInt
     conditions: list[Condition]
+    budget: PositiveInt = 48_000
 
     provides: ClassVar[frozenset[str]] = frozenset()
     judged: ClassVar[bool] = False  # whether the analytic judge knows this world

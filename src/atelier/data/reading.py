@@ -100,7 +100,7 @@ def square(image: Image.Image, size: PositiveInt, crop: Box | None = None) -> Im
             raise BadImage(f"{image.width} x {image.height} pixels, too small for the crop {crop}")
         image = image.crop(crop)
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+    left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 

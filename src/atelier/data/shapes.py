@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Shapes(DataModule):
             `image_a` solid and `image_b` striped, unpaired. "inpaint": `mask`, a box or free-form.
             "low_resolution": `source`, a quarter as wide. "edit": `instruction` and `source`, the scene before it.
     """
+
+    judged: ClassVar[bool] = True
 
     channels: Literal[3]
     n_classes: Literal[36]

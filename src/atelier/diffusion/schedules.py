@@ -163,9 +163,7 @@ class Cosine(Discrete):
     (Nichol & Dhariwal 2021, Improved DDPM, eq. 17).
     """
 
-    def __init__(
-        self, n_steps: PositiveInt = 1000, s: PositiveFloat = 0.008, max_beta: Probability = 0.999
-    ) -> None:
+    def __init__(self, n_steps: PositiveInt = 1000, s: PositiveFloat = 0.008, max_beta: Probability = 0.999) -> None:
         t = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
         f = torch.cos((t + s) / (1 + s) * torch.pi / 2) ** 2
         super().__init__((1 - f[1:] / f[:-1]).clamp(max=max_beta))

@@ -123,7 +123,7 @@ def fetch_inception() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA, progress=False)
     except (OSError, RuntimeError) as error:
-        fix = f"put {INCEPTION_URL} anywhere and set metrics.weights=PATH"
+        fix = f"metrics.weights=PATH of {INCEPTION_FILE}"
         raise UserError("metrics.fetch", True, f"the download failed ({error})", fix) from error
     return path
 

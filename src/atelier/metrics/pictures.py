@@ -17,7 +17,7 @@ def to_uint8(x: Tensor) -> Tensor:
     The inverse of u / 127.5 - 1 for each of the 256 levels u, in float32. Beyond [-1, 1] it saturates;
     NaN becomes 0.
     """
-    return torch.nan_to_num(x.float() * 127.5 + 128, nan=0.0).clamp(0, 255).floor().to(torch.uint8)
+    return torch.nan_to_num(x.float() * 127.5 + 128, nan=0.0).clamp(0, 255).to(torch.uint8)  # which floors
 
 
 def save_png(image: Tensor, path: str | Path) -> None:

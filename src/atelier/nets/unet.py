@@ -25,7 +25,8 @@ class UNet(nn.Module):
         attention: map sizes at which each block is followed by attention; the middle always has it.
         heads: of the attention.
         dropout: inside the residual blocks.
-        patch: 2 folds 2x2 pixels into channels first, so every map is half as large.
+        patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps,
+            so that an image costs the same at every size.
         cond_dim: size of the condition's embedding, added to the time's; None: unconditional.
         out_channels: None: as many as x.
 
@@ -44,11 +45,12 @@ class UNet(nn.Module):
         attention: list[PositiveInt],
         heads: PositiveInt = 1,
         dropout: Probability = 0.0,
-        patch: Literal[1, 2] = 1,
+        patch: PositiveInt | None = 1,
         cond_dim: PositiveInt | None = None,
         out_channels: PositiveInt | None = None,
     ) -> None:
         super().__init__()
+        patch = patch or max(1, image_size // 16)
         sizes = _map_sizes(image_size, patch, len(multipliers))
         _check_attention(attention, sizes)
         widths = [width * m for m in multipliers]

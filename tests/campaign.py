@@ -1,0 +1,210 @@
+"""Runs that are killed and go on, in children forked from one process that has imported everything.
+
+Called by test_resume.py as a program of its own, because a process that has used several threads cannot be forked.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+torch.set_num_threads(1)
+
+import train as entry
+from atelier import runs
+from atelier.callbacks import checkpoint as checkpoint_module
+from atelier.callbacks.checkpoint import SafeIO, load, newest
+from atelier.callbacks.clock import Clock
+from atelier.callbacks.ema import EMA
+from atelier.callbacks.evaluation import Evaluation
+from atelier.callbacks.judging import Judging
+from tests.compose import composed
+from tests.tiny import TINY
+
+KILL_POINTS = (
+    (Clock, "on_train_batch_start"),
+    (EMA, "on_before_optimizer_step"),
+    (Evaluation, "on_train_batch_end"),
+    (Judging, "_facts"),
+    (SafeIO, "save_checkpoint"),
+)
+
+
+def child(work: Callable[[], Any]) -> tuple[int, float]:
+    """Run in a forked child; gives its exit code (-9 when killed) and seconds."""
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with open(os.devnull, "w") as quiet:
+                os.dup2(quiet.fileno(), 1)
+            work()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), time.monotonic() - started
+
+
+def run(folder: Path, family: str, *more: str) -> None:
+    entry.train(composed(*TINY[family], *more, run_dir=folder))
+
+
+def killed_at(owner: type, name: str, count: int) -> Callable[[], None]:
+    """Patch a hook so that its count-th call kills the process."""
+
+    def patch() -> None:
+        original, left = getattr(owner, name), [count]
+
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and owner is SafeIO:
+                torch.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the temporary file is open and empty
+            elif left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, *args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    return patch
+
+
+def kills(folder: Path, family: str, n: int, seed: int) -> int:
+    """Start, kill at a random moment, start again, ... and let it finish; gives how often it was killed."""
+    rng, done = random.Random(seed), 0
+    for _ in range(n):
+        owner, name = rng.choice(KILL_POINTS)
+        patch = killed_at(owner, name, rng.randint(1, 3))
+        code, _ = child(lambda patch=patch: (patch(), run(folder, family)))
+        done += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL), code
+    code, _ = child(lambda: run(folder, family))
+    assert code == 0, code
+    return done
+
+
+def final(folder: Path) -> dict[str, Any]:
+    """All that a run ends with: the checkpoint's entries and the rows of its table, wall-clock figures left out."""
+    told = flat(load(newest(folder / "checkpoints")), "")
+    told = {name: value for name, value in told.items() if "val_loop" not in name}
+    with (folder / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            told |= {f"row {row['images_seen']} {k}": v for k, v in row.items() if v and not k.startswith("perf/")}
+    return told
+
+
+def flat(node: Any, name: str) -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {k: v for key, child in node.items() for k, v in flat(child, f"{name}/{key}").items()}
+    if isinstance(node, (list, tuple)):
+        return {k: v for i, child in enumerate(node) for k, v in flat(child, f"{name}/{i}").items()}
+    return {name: node}
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    def same(x: Any, y: Any) -> bool:
+        if isinstance(x, torch.Tensor):
+            return isinstance(y, torch.Tensor) and torch.equal(x, y)
+        return x == y or (x != x and y != y)
+
+    return [name for name in sorted(set(a) | set(b)) if name not in a or name not in b or not same(a[name], b[name])]
+
+
+DROPS: dict[str, Callable[[], None]] = {
+    "position and clock": lambda: setattr(Clock, "load_state_dict", lambda self, state: None),
+    "averages": lambda: setattr(EMA, "load_state_dict", lambda self, state: None),
+    "reseeding": lambda: setattr(checkpoint_module.torch, "manual_seed", lambda seed: None),
+}
+
+
+def prepare(root: Path, family: str) -> None:
+    """The ldm stands on a finished vae."""
+    if family == "ldm" and not (root / "first" / "weights.safetensors").exists():
+        code, _ = child(lambda: run(root / "first", "vae"))
+        assert code == 0
+    TINY["ldm"] = [t.replace("FIRST", str(root / "first")) for t in TINY["ldm"]]
+
+
+def campaign(root: Path, family: str, chains: int, per_chain: int) -> dict[str, Any]:
+    prepare(root, family)
+    assert child(lambda: run(root / family, family))[0] == 0
+    straight = final(root / family)
+    told: dict[str, Any] = {"entries": len(straight), "kills": 0, "differ": []}
+    for chain in range(chains):
+        folder = root / f"{family}_{chain}"
+        told["kills"] += kills(folder, family, per_chain, seed=chain)
+        told["differ"] += differences(straight, final(folder))
+    return told
+
+
+def dropped(root: Path, family: str) -> dict[str, int]:
+    """How many entries differ when one saved item is not restored."""
+    prepare(root, family)
+    child(lambda: run(root / family, family))
+    straight, told = final(root / family), {}
+    for name, drop in DROPS.items():
+        folder = root / f"dropped_{name.split()[0]}"
+        child(lambda folder=folder: (killed_at(Clock, "on_train_batch_start", 8)(), run(folder, family)))
+        child(lambda folder=folder, drop=drop: (drop(), run(folder, family)))
+        told[name] = len(differences(straight, final(folder)))
+    return told
+
+
+def stopped(root: Path, family: str, where: tuple[type, str], number: int) -> dict[str, Any]:
+    """A signal at a hook: how it ended, how fast, and what differs after going on."""
+    prepare(root, family)
+    child(lambda: run(root / family, family))
+    folder = root / f"stopped_{where[1]}"
+    mark = root / "signalled"
+
+    def patch() -> None:
+        original, left = getattr(*where), [3]
+
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                mark.touch()
+                os.kill(os.getpid(), number)
+            return original(self, *args, **kwargs)
+
+        setattr(*where, wrapped)
+
+    code, _ = child(lambda: (patch(), run(folder, family)))
+    seconds = time.time() - mark.stat().st_mtime
+    child(lambda: run(folder, family))
+    return {"code": code, "seconds": seconds, "differ": differences(final(root / family), final(folder))}
+
+
+def main() -> None:
+    root, chains, per_chain = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    runs.register()
+    told: dict[str, Any] = {}
+    for family in ("vae", "ddpm", "gan", "ldm"):
+        told[family] = campaign(root, family, chains, per_chain)
+    told["dropped"] = dropped(root / "drops", "ddpm")
+    told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)
+    told["sigterm while judging"] = stopped(root / "judging", "gan", (Judging, "_facts"), signal.SIGTERM)
+    told["sigint"] = stopped(root / "int", "vae", (Clock, "on_train_batch_start"), signal.SIGINT)
+    (root / "told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

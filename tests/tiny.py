@@ -1,0 +1,49 @@
+"""The four shapes of module, as small as they go: 8 px, nets of a few hundred weights, seconds a run."""
+
+COMMON = [
+    "data=shapes",
+    "data.image_size=8",
+    "data.batch_size=8",
+    "data.n_train_scenes=20",
+    "data.n_test_scenes=16",
+    "budget.images=96",
+    "eval.every_images=32",
+    "eval.n_samples=8",
+    "eval.n_real=8",
+    "eval.batch_size=4",
+    "checkpoint.every_images=24",
+    "callbacks.table.every_images=8",
+    "callbacks.grids.every_images=1000",
+    "callbacks.grids.n=4",
+    "callbacks.ema.half_lives=[16,64]",
+    "callbacks.ema.ramp=1.0",
+    "metrics=none",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+]
+UNET = ["model.net.width=4", "model.net.multipliers=[1,2]", "model.net.attention=[]", "model.net.cond_dim=8", "model.embedder.dim=8"]
+TINY: dict[str, list[str]] = {
+    "ddpm": ["model=flow", *COMMON, *UNET, "model.net.dropout=0.2", "model.net.patch=2", "model.sampler.steps=2"],
+    "vae": ["model=vae", *COMMON, "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2"],
+    "gan": [
+        "model=gan",
+        *COMMON,
+        "model.generator.width=2",
+        "model.discriminator.width=2",
+        "model.n_critic=2",
+        "model.r1_every=3",
+        *(f"model.{part}={size}" for part, size in {"generator.noise_dim": 4, "generator.cond_dim": 4}.items()),
+        "model.discriminator.cond_dim=4",
+        "model.generator_embedder.dim=4",
+        "model.discriminator_embedder.dim=4",
+    ],
+    "ldm": [
+        "model=ldm",
+        *COMMON,
+        *UNET,
+        "model.first_stage.run=FIRST",
+        "model.net.image_size=4",
+        "model.net.image_channels=2",
+        "model.sampler.steps=2",
+    ],
+}
