@@ -88,9 +88,9 @@ def duplicates(images: Tensor) -> float:
 
 
 def _judge(images: Tensor) -> Verdict:
-    rgb = (images.float() + 1) / 2                                                                # (N, 3, S, S)
+    rgb = (images.float() + 1) / 2  # (N, 3, S, S)
     seen, ground, border = _ground(rgb)
-    colour, a = _unmixed(rgb, seen)                                                               # (N,), (N, S, S)
+    colour, a = _unmixed(rgb, seen)  # (N,), (N, S, S)
     cx, cy = _centroid(a)
     shape, size, iou = _template(a, cx, cy)
     fill, rms = _fill(rgb, Scenes(shape, colour, size, torch.ones_like(size), ground, cx, cy))
@@ -103,7 +103,7 @@ def _judge(images: Tensor) -> Verdict:
 def _ground(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The median of the border pixels (N, 3), the ground nearest to it (N,), and the share of them near that (N,)."""
     edges = [rgb[:, :, 0], rgb[:, :, -1], rgb[:, :, 1:-1, 0], rgb[:, :, 1:-1, -1]]
-    border, grounds = torch.cat(edges, dim=2), GROUND_RGB.to(rgb.device)                          # (N, 3, 4S - 4)
+    border, grounds = torch.cat(edges, dim=2), GROUND_RGB.to(rgb.device)  # (N, 3, 4S - 4)
     seen = border.median(2).values
     ground = torch.cdist(seen, grounds).argmin(1)
     distance = (border - grounds[ground][:, :, None]).norm(dim=1)
@@ -117,10 +117,10 @@ def _unmixed(rgb: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     A pixel minus ground, d, is explained as u A + s B with A = colour - ground, B = white - ground: least squares,
     negative shares cut to 0, then u + s to 1. Residuals are compared by |d|^2 - |d - u A - s B|^2.
     """
-    d = rgb.flatten(2) - seen[:, :, None]                                                         # (N, 3, P)
-    A, B = COLOUR_RGB.to(rgb.device) - seen[:, None], 1 - seen[:, None]                           # (N, 6, 3), (N, 1, 3)
-    dA, dB = A @ d, B @ d                                                                         # (N, 6, P), (N, 1, P)
-    AA, AB, BB = ((p * q).sum(2, keepdim=True) for p, q in ((A, A), (A, B), (B, B)))              # (N, 6 or 1, 1)
+    d = rgb.flatten(2) - seen[:, :, None]  # (N, 3, P)
+    A, B = COLOUR_RGB.to(rgb.device) - seen[:, None], 1 - seen[:, None]  # (N, 6, 3), (N, 1, 3)
+    dA, dB = A @ d, B @ d  # (N, 6, P), (N, 1, P)
+    AA, AB, BB = ((p * q).sum(2, keepdim=True) for p, q in ((A, A), (A, B), (B, B)))  # (N, 6 or 1, 1)
     det = (AA * BB - AB * AB).clamp(min=1e-6)  # 0 where a ground, colour and white are in line: never near GROUNDS
     u, s = ((dA * BB - dB * AB) / det).clamp_(min=0), ((dB * AA - dA * AB) / det).clamp_(min=0)
     a = u + s
@@ -145,9 +145,9 @@ def _template(a: Tensor, cx: Tensor, cy: Tensor) -> tuple[Tensor, Tensor, Tensor
     IoU <= the ratio of the two areas, so the templates of like area are tried first, and of the others only those
     that could still win: the result is that of trying all twelve.
     """
-    area, known = a.sum((1, 2)), _areas(a.shape[-1]).to(a.device)                                 # (N,), (12,)
+    area, known = a.sum((1, 2)), _areas(a.shape[-1]).to(a.device)  # (N,), (12,)
     ratio = area[:, None] / known
-    bound = 1.05 * torch.minimum(ratio, 1 / ratio)                                                # (N, 12)
+    bound = 1.05 * torch.minimum(ratio, 1 / ratio)  # (N, 12)
     iou = torch.zeros_like(bound)
     first = bound > 0.75
     for tried in (first, ~first):
@@ -169,8 +169,8 @@ def _soft_iou(a: Tensor, area: Tensor, rows: Tensor, cx: Tensor, cy: Tensor, sha
     offset = torch.arange(width, device=a.device)
     at = [((c - REACH * radius + 1) * S / 2 - 1).long().clamp(0, S - width)[:, None] + offset for c in (cx, cy)]
     points = world.grid(S).to(a.device).view(S, 2)
-    x, y = (points[k].flatten(1) - c[:, None] for k, c in zip(at, (cx, cy), strict=True))         # (M, 2 width)
-    template = world.coverage_of(shape, x, y, torch.full_like(cx, radius), S)                     # (M, width, width)
+    x, y = (points[k].flatten(1) - c[:, None] for k, c in zip(at, (cx, cy), strict=True))  # (M, 2 width)
+    template = world.coverage_of(shape, x, y, torch.full_like(cx, radius), S)  # (M, width, width)
     seen = a[rows[:, None, None], at[1][:, :, None], at[0][:, None, :]]
     common = torch.minimum(seen, template).sum((1, 2))
     return common / (area[rows] + template.sum((1, 2)) - common)
@@ -189,12 +189,12 @@ def _fill(rgb: Tensor, striped: Scenes) -> tuple[Tensor, Tensor]:
     one (N,), weighted by the template grown by one pixel and 0.1 elsewhere."""
     S = rgb.shape[-1]
     a = world.coverage_map(striped, S)
-    weight = F.max_pool2d(a, 3, 1, 1).clamp_(min=OUTSIDE)                                         # (N, S, S)
+    weight = F.max_pool2d(a, 3, 1, 1).clamp_(min=OUTSIDE)  # (N, S, S)
     ground, colour = GROUND_RGB.to(rgb.device)[striped.ground], COLOUR_RGB.to(rgb.device)[striped.colour]
     error = rgb - torch.addcmul(ground[:, :, None, None], a[:, None], (colour - ground)[:, :, None, None])
     s = a * world.stripe_map(striped.cy, S)[:, :, None]
     white = 1 - colour
-    solid = error.square().sum(1)                                                                 # (N, S, S)
+    solid = error.square().sum(1)  # (N, S, S)
     change = s * (s * white.square().sum(1)[:, None, None] - 2 * torch.einsum("ncij,nc->nij", error, white))
     total = torch.stack([(weight * solid).sum((1, 2)), (weight * (solid + change)).sum((1, 2))], dim=1)
     least = total.min(1)

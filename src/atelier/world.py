@@ -136,9 +136,7 @@ def scenes(seed: int, indices: Sequence[int] | Tensor, split: Split, fill: Fill 
     return Scenes(*chosen.unbind(1), cx, cy)
 
 
-def edits(
-    seed: int, indices: Sequence[int] | Tensor, split: Split
-) -> tuple[Scenes, list[str], Scenes]:
+def edits(seed: int, indices: Sequence[int] | Tensor, split: Split) -> tuple[Scenes, list[str], Scenes]:
     """Before, instruction and after: the same scene with one attribute changed.
 
     After is scene `index` of the split, pulled towards the middle where before is too large for its place; before
@@ -147,10 +145,10 @@ def edits(
     numbers, after = _numbers(indices, split), scenes(seed, indices, split)
     options = torch.tensor([(a, k) for a, count in enumerate(COUNTS) for k in range(1, count)])  # (15, 2)
     kind, shift = options.unbind(1)
-    before = after.combination[:, None].repeat(1, len(options), 1)                                # (N, 15, 5)
+    before = after.combination[:, None].repeat(1, len(options), 1)  # (N, 15, 5)
     at = torch.arange(len(options))
     before[:, at, kind] = (before[:, at, kind] + shift) % torch.tensor(COUNTS)[kind]
-    luck = torch.stack([uniform(seed, numbers, 10 + k) for k in range(len(options))], dim=1)      # (N, 15)
+    luck = torch.stack([uniform(seed, numbers, 10 + k) for k in range(len(options))], dim=1)  # (N, 15)
     score = luck.log() * (torch.tensor(COUNTS)[kind] - 1)  # the greatest of log(u) / w falls on each with odds w
     option = score.masked_fill(is_unseen(before), -math.inf).argmax(1)
     before = before[torch.arange(len(numbers)), option]
@@ -181,7 +179,7 @@ def attributes(scenes: Scenes) -> Tensor:
 
 
 def captions(scenes: Scenes) -> list[str]:
-    """"a small red striped circle on a navy ground"; solid ones say no fill: "a large blue cross on a grey ground"."""
+    """ "a small red striped circle on a navy ground"; solid ones say no fill: "a large blue cross on a grey ground"."""
     return [
         f"a {SIZES[size]} {COLOURS[colour]} {'striped ' if fill else ''}{SHAPES[shape]} on a {GROUNDS[ground]} ground"
         for shape, colour, size, fill, ground in scenes.combination.tolist()
@@ -284,11 +282,11 @@ def stripe_map(cy: Tensor, image_size: int) -> Tensor:
 def render(scenes: Scenes, image_size: int) -> Tensor:
     """(N, 3, S, S) float32 in [-1, 1]: ground (1 - a) + colour (a - s) + white s, a = coverage, s = a * stripe."""
     device = scenes.cx.device
-    ground = 2 * GROUND_RGB.to(device)[scenes.ground][:, :, None, None] - 1                       # (N, 3, 1, 1)
+    ground = 2 * GROUND_RGB.to(device)[scenes.ground][:, :, None, None] - 1  # (N, 3, 1, 1)
     colour = 2 * COLOUR_RGB.to(device)[scenes.colour][:, :, None, None] - 1
-    stripe = stripe_map(scenes.cy, image_size) * scenes.fill[:, None]                             # (N, S)
-    paint = torch.lerp(colour, torch.ones_like(colour), stripe[:, None, :, None])                 # (N, 3, S, 1)
-    return torch.addcmul(ground, coverage_map(scenes, image_size)[:, None], paint - ground)       # (N, 3, S, S)
+    stripe = stripe_map(scenes.cy, image_size) * scenes.fill[:, None]  # (N, S)
+    paint = torch.lerp(colour, torch.ones_like(colour), stripe[:, None, :, None])  # (N, 3, S, 1)
+    return torch.addcmul(ground, coverage_map(scenes, image_size)[:, None], paint - ground)  # (N, 3, S, S)
 
 
 def label_map(scenes: Scenes, image_size: int) -> Tensor:
@@ -304,7 +302,7 @@ def label_map(scenes: Scenes, image_size: int) -> Tensor:
 def box_mask(scenes: Scenes, image_size: int) -> Tensor:
     """(N, 1, S, S) float32 of 0 and 1: the object's bounding box grown by one pixel."""
     inside = coverage_map(scenes, image_size) > 0
-    rows, columns = (F.max_pool1d(inside.any(axis).float(), 3, 1, 1) for axis in (2, 1))          # (N, S) each
+    rows, columns = (F.max_pool1d(inside.any(axis).float(), 3, 1, 1) for axis in (2, 1))  # (N, S) each
     ends = [(part.cumsum(1) > 0) & (part.flip(1).cumsum(1).flip(1) > 0) for part in (rows, columns)]
     return (ends[0][:, :, None] & ends[1][:, None, :])[:, None].float()
 
@@ -313,10 +311,10 @@ def stroke_mask(seed: int, indices: Sequence[int] | Tensor, split: Split, image_
     """(N, 1, S, S) float32 of 0 and 1: a free-form mask, a brush led through five points; a pure function of
     (seed, index, split)."""
     numbers = _numbers(indices, split)
-    u = torch.stack([uniform(seed, numbers, 300 + k) for k in range(11)], dim=1).float()          # (N, 11)
+    u = torch.stack([uniform(seed, numbers, 300 + k) for k in range(11)], dim=1).float()  # (N, 11)
     points, width = 1.8 * u[:, :10].view(-1, 5, 2) - 0.9, 0.12 + 0.13 * u[:, 10]
     axis = (torch.arange(image_size) + 0.5) * 2 / image_size - 1
-    here = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(1, -1, 2)          # (1, S*S, 2)
+    here = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(1, -1, 2)  # (1, S*S, 2)
     mask = torch.zeros(len(numbers), image_size**2, dtype=torch.bool)
     for a, b in zip(points.unbind(1)[:-1], points.unbind(1)[1:], strict=True):
         way, off = (b - a)[:, None], here - a[:, None]

@@ -9,6 +9,7 @@ import sys
 import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -28,14 +29,13 @@ class Progress(Callback):
         self.live = self.console.is_terminal
         self.bar: Bar | None = None
         self._spoke = 0.0
-        self._speaks = True
+        self._speaks = rank_zero_only.rank == 0
 
     def say(self, line: str) -> None:
         if self._speaks:
             self.console.print(line, markup=False)
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
-        self._speaks = trainer.is_global_zero
         self._first, self._at, self._spoke = self.clock.images_seen, time.monotonic(), time.monotonic()
         if self._speaks and self.live:
             columns = (TextColumn("{task.description}"), BarColumn(), _Words())

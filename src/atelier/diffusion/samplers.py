@@ -184,12 +184,13 @@ def slope(x_t: Tensor, denoised: Tensor, t: Level) -> tuple[Tensor, Tensor]:
 def ode_times(schedule: Schedule, steps: int, grid: Grid, device: torch.device) -> Tensor:
     """Times for an ODE solver, (steps + 1,) float64, falling to 0.
 
-    "karras": sigma / alpha from 80 to 0.01 with evenly spaced 7th roots, within the levels trained on,
+    "karras": sigma / alpha from 80 to 0.01, or the nearest levels trained on, with evenly spaced 7th roots,
     then 0 (Karras et al. 2022, EDM, eq. 5).
     """
     if grid == "uniform":
         return schedule.times(steps).to(device)
-    ratios = torch.linspace(80 ** (1 / 7), 0.01 ** (1 / 7), steps, dtype=torch.float64, device=device) ** 7
-    times = schedule.time(-2 * ratios.log())
-    times = times.clamp(schedule.snap(torch.full_like(times, 1e-9)), torch.ones_like(times))
+    trained = schedule.snap(torch.tensor([1.0, 1e-9], dtype=torch.float64, device=device))
+    high, low = (-schedule.logsnr(trained) / 2).exp().clamp(0.01, 80) ** (1 / 7)
+    places = torch.linspace(0, 1, steps, dtype=torch.float64, device=device)
+    times = schedule.time(-14 * torch.lerp(high, low, places).log())
     return torch.cat([times, torch.zeros_like(times[:1])])

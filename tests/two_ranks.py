@@ -1,0 +1,108 @@
+"""One rank of two: walks over the four families and tells what it saw. Started twice by test_two_ranks.py.
+
+The same program on one rank gives what the two are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+torch.set_num_threads(1)
+
+import train as entry
+from atelier import runs
+from atelier.callbacks.checkpoint import load, newest
+from atelier.callbacks.clock import Clock
+from tests.campaign import differences, flat
+from tests.compose import composed
+from tests.tiny import TINY
+
+MEASURED = ["metrics=classifier", f"metrics.cache={sys.argv[1]}/cache", "eval.n_samples=10", "eval.n_real=13"]
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def run(folder: Path, family: str, *more: str) -> None:
+    entry.train(composed(*TINY[family], f"trainer.devices={RANKS}", *MEASURED, *more, run_dir=folder))
+
+
+def noise_of_batches(seen: list[float]) -> None:
+    """Note the first random number after each batch's seeding."""
+    original = Clock.on_train_batch_start
+
+    def wrapped(self: Clock, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        state = torch.get_rng_state()
+        seen.append(float(torch.rand(())))
+        torch.set_rng_state(state)
+
+    Clock.on_train_batch_start = wrapped
+
+
+def walk(root: Path) -> dict[str, Any]:
+    told: dict[str, Any] = {"noise": []}
+    noise_of_batches(told["noise"])
+    TINY["ldm"] = [t.replace("FIRST", str(root / "vae")) for t in TINY["ldm"]]
+    for family in ("vae", "ddpm", "gan", "ldm"):
+        players = ("generator_optimizer", "discriminator_optimizer") if family == "gan" else ("optimizer",)
+        fixed = [f"model.{player}.decay=constant" for player in players]  # the rate does not follow the budget
+        run(root / family, family, *fixed)
+        run(root / f"{family}_parts", family, *fixed, "budget.images=64", "metrics=none")
+        run(root / f"{family}_parts", family, *fixed, "metrics=none")
+        told[f"{family} resumed"] = differences(*(states(root / name) for name in (family, f"{family}_parts")))
+        told[family] = json.loads((root / family / "summary.json").read_text())["metrics"]
+    return told
+
+
+def states(folder: Path) -> dict[str, Any]:
+    """Weights, averages and optimizers of the newest checkpoint."""
+    checkpoint = load(newest(folder / "checkpoints"))
+    return flat({k: checkpoint[k] for k in ("state_dict", "callbacks", "optimizer_states")}, "")
+
+
+def first_gradients(root: Path) -> dict[str, list[float]]:
+    """The first batch's gradients (as Adam's first moments) where nothing is drawn and no batch is normed."""
+    torch.randn_like, torch.randn = torch.zeros_like, lambda *shape, **kw: torch.zeros(*shape, device=kw.get("device"))
+    torch.rand = lambda *shape, **kw: torch.full(shape, 0.5, dtype=kw.get("dtype"), device=kw.get("device"))
+    torch.nn.BatchNorm2d = lambda _: torch.nn.Identity()
+    told = {}
+    for family in ("vae", "ddpm", "gan", "ldm"):
+        folder = root / f"gradients_{family}_{RANKS}"
+        run(folder, family, "budget.images=8", "callbacks.grids.every_images=8", *GRADIENTS.get(family, []))
+        moments = {k: v for k, v in states(folder).items() if k.endswith("exp_avg")}
+        told[family] = [float(x) for k in sorted(moments) for x in moments[k].flatten()]
+    return told
+
+
+GRADIENTS = {"ddpm": ["model.net.dropout=0"], "gan": ["model.n_critic=1"]}
+
+
+def judged_again(root: Path) -> dict[str, dict[str, float]]:
+    """What one rank says of the samples of the runs that two ranks trained."""
+    from contextlib import nullcontext
+
+    told = {}
+    for family in ("vae", "ddpm", "gan", "ldm"):
+        loaded = runs.load(root / family, ema=True)
+        judging = runs.instantiate(loaded.cfg.callbacks.evaluation.judging, _convert_="all")
+        judging.prepare(loaded.data, torch.device("cpu"))
+        told[family], _ = judging(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)
+    return told
+
+
+def main() -> None:
+    runs.register()
+    root = Path(sys.argv[1])
+    told = walk(root) if RANKS > 1 else {"judged": judged_again(root)}
+    TINY["ldm"] = [t.replace("FIRST", str(root / "vae")) for t in TINY["ldm"]]
+    told["gradients"] = first_gradients(root)
+    (root / f"told_{RANK}_of_{RANKS}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
