@@ -11,6 +11,7 @@ def evaluate(cfg: DictConfig) -> None:
     import json
 
     from atelier import preflight, studio
+    from atelier.callbacks.judging import intervals
     from atelier.trainer import autocast, device
 
     preflight.check(cfg)
@@ -22,7 +23,8 @@ def evaluate(cfg: DictConfig) -> None:
     precision = cfg.precision or run.cfg.trainer.precision
     values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), studio.told)
     protocol |= {"ema": cfg.ema, "precision": precision}
-    line = json.dumps({"run": str(run.folder), "images_seen": run.images_seen, "metrics": values, "protocol": protocol})
+    told = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": values, "protocol": protocol}
+    line = json.dumps(told | {"intervals": intervals(values, judging.n_samples)})
     with (run.folder / "evaluations.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)

@@ -29,19 +29,15 @@ def train(cfg: DictConfig) -> float | None:
         model = runs.build_model(cfg, folder)
         preflight.match(model, data)
         callbacks = runs.build_callbacks(cfg)
-        loggers = runs.build_loggers(cfg)
-        trainer = runs.build_trainer(cfg, model, callbacks, loggers)
-        preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)
-        if cfg.compile:
-            for name in model.averaged:
-                getattr(model, name).compile()
-        try:
+        with runs.logging(cfg) as loggers:
+            trainer = runs.build_trainer(cfg, model, callbacks, loggers)
+            preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)
+            if cfg.compile:
+                for name in model.averaged:
+                    getattr(model, name).compile()
             ending.begin(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        finally:
-            for logger in loggers:
-                logger.finish()
         return ending.end(callbacks, trainer, model, folder, cfg.objective)
 
 

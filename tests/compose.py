@@ -1,30 +1,33 @@
-"""A run's config, composed in process as the command line would."""
+"""A config as the entry points get it, without a command line."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 
 from atelier import runs
 
-CONF = str(Path(__file__).parents[1] / "conf")
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def composed(*overrides: str, run_dir: Path | str = "unused", config: str = "train") -> DictConfig:
-    """The config of `train.py overrides...` with its folder at run_dir."""
+    """What `python <config>.py *overrides` would work on, with its run in `run_dir`.
+
+    HydraConfig is set, so that `${hydra:runtime.choices.model}` resolves: that of the latest call.
+    """
     runs.register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose(config, overrides=list(overrides), return_hydra_config=True)
-    OmegaConf.set_readonly(cfg.hydra, False)
-    cfg.hydra.mode = "RUN"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(config, list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.mode, cfg.hydra.runtime.output_dir = "RUN", str(run_dir)
     HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_struct(cfg, False)
-    if config == "train":
-        cfg.run_dir = str(run_dir)
-    plain = cfg.copy()
-    del plain["hydra"]
-    OmegaConf.set_struct(plain, True)
-    return plain
+    with open_dict(cfg):
+        del cfg["hydra"]
+        if "run_dir" in cfg:
+            cfg.run_dir = str(run_dir)
+    return cfg

@@ -65,10 +65,20 @@ def states(folder: Path) -> dict[str, Any]:
     return flat({k: checkpoint[k] for k in ("state_dict", "callbacks", "optimizer_states")}, "")
 
 
+def constant(value: float) -> Any:
+    """A stand-in for torch.randn and torch.rand."""
+
+    def full(*shape: Any, dtype: Any = None, device: Any = None, generator: Any = None) -> torch.Tensor:
+        size = shape[0] if shape and isinstance(shape[0], (tuple, torch.Size)) else shape
+        return torch.full(size, value, dtype=dtype, device=device)
+
+    return full
+
+
 def first_gradients(root: Path) -> dict[str, list[float]]:
     """The first batch's gradients (as Adam's first moments) where nothing is drawn and no batch is normed."""
-    torch.randn_like, torch.randn = torch.zeros_like, lambda *shape, **kw: torch.zeros(*shape, device=kw.get("device"))
-    torch.rand = lambda *shape, **kw: torch.full(shape, 0.5, dtype=kw.get("dtype"), device=kw.get("device"))
+    torch.randn_like, torch.randn = torch.zeros_like, constant(0.0)
+    torch.rand = constant(0.5)
     torch.nn.BatchNorm2d = lambda _: torch.nn.Identity()
     told = {}
     for family in ("vae", "ddpm", "gan", "ldm"):

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.table import Table as Shown
 from safetensors.torch import save_file
 
+from atelier.callbacks.judging import intervals
 from atelier.callbacks.order import Callbacks
 from atelier.callbacks.progress import Progress, duration
 from atelier.data.base import DataModule
@@ -21,7 +22,7 @@ def begin(progress: Progress, cfg: DictConfig, model: Generator, data: DataModul
     """One line: what is about to be trained on what, for how long."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     size = f"{data.channels} x {data.image_size} x {data.image_size}"
-    told = f"{', '.join(data.conditions)} told" if model.needs else "nothing told"
+    told = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
     progress.say(f"{type(model).__name__}, {millions:.2f} M parameters; {type(data).__name__} {size}, {told};")
     progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
 
@@ -61,11 +62,13 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
     clock, progress = callbacks.clock, callbacks.progress
     path = folder / "summary.json"
     told = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "protocol": {}}
-    table = Shown("metric", "value", "real images", title=f"after {clock.images_seen:,} images", min_width=48)
+    table = Shown("metric", "value", "95 % interval", "real images", title=f"after {clock.images_seen:,} images")
+    ranges = intervals(told["metrics"], told["protocol"].get("n_samples", 1))
     for name, value in told["metrics"].items():
         if not name.startswith("real/"):
+            low, high = ranges.get(name, (math.nan, math.nan))
             real = told["metrics"].get(f"real/{name}", math.nan)
-            table.add_row(name, f"{value:.4g}", "" if math.isnan(real) else f"{real:.4g}")
+            table.add_row(name, f"{value:.4g}", "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}", _or_empty(real))
     progress.console.print(table)
     for part in _protocol_lines(told["protocol"]):
         progress.say(part)
@@ -79,6 +82,10 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
     progress.say(f"  python sample.py run={folder} n=64")
     progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
     progress.say("  python train.py -m seed=0,1,2   (a sweep; python train.py --help lists models and data)")
+
+
+def _or_empty(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4g}"
 
 
 def _protocol_lines(protocol: dict) -> list[str]:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
+CONF = Path(__file__).parents[2] / "conf"
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+LONGEST = 200
+ALMOST = 1.1  # likeness of two keys from which one is offered for the other; 2 is the same
+ELSEWHERE = {  # words of other projects -> ours
+    "gradient_clip_val": "model.grad_clip",
+    "accumulate_grad_batches": "data.batch_size",
+    "max_epochs": "budget.images",
+    "max_steps": "budget.images",
+    "num_classes": "data.n_classes",
+    "learning_rate": "model.optimizer.lr",
+    "check_val_every_n_epoch": "eval.every_images",
+    "val_check_interval": "eval.every_images",
+}
 
 
 class UserError(Exception):
@@ -26,17 +42,56 @@ class UserError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        text = f"error: {self.key}={_short(self.value)}: {self.problem}. Fix: {self.fix}"
-        return " ".join(text.split())
+        """One line of at most 200 characters; what is too long loses its middle, the value first, the fix last."""
+        key, value, problem, fix = (" ".join(str(p).split()) for p in (self.key, self.value, self.problem, self.fix))
+        spare = LONGEST - len(f"error: {key}=: . Fix: ")
+        value = _short(value, min(60, max(12, spare - len(problem) - len(fix))))
+        problem = _short(problem, max(30, spare - len(value) - len(fix)))
+        fix = _short(fix, max(20, spare - len(value) - len(problem)))
+        return f"error: {key}={value}: {problem}. Fix: {fix}"[:LONGEST]
 
     def __reduce__(self) -> tuple:
         return type(self), (self.key, self.value, self.problem, self.fix)
 
 
+def _short(text: str, n: int) -> str:
+    return text if len(text) <= n else text[: n // 2 - 2] + "..." + text[len(text) - (n - n // 2 - 1) :]
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word closest in spelling, or None where nothing is close."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """The known key closest in spelling, its last part counted as much as the whole; None where nothing is close."""
+
+    def likeness(key: str) -> float:
+        pairs = (word, key), (word.split(".")[-1], key.split(".")[-1])
+        return sum(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= ALMOST else None
+
+
+@functools.cache
+def known_keys() -> dict[str, Any]:
+    """Every dotted key that some page of conf/ has with its value there (a dictionary holds further keys);
+
+    the name of a group has the name of one of its pages.
+    """
+    from omegaconf import OmegaConf
+
+    keys: dict[str, Any] = {}
+    for path in sorted(CONF.rglob("*.yaml")):
+        group = path.parent.relative_to(CONF).as_posix().strip(".")
+        if not path.read_text().startswith("# @package _global_"):
+            keys |= _dotted(OmegaConf.to_container(OmegaConf.load(path)), group)
+        keys |= {group: path.stem} if group else {}
+    return keys
+
+
+def _dotted(node: Any, prefix: str) -> dict[str, Any]:
+    keys = {prefix: node} if prefix else {}
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key not in ("_target_", "_partial_", "defaults", "hydra"):
+            keys |= _dotted(value, f"{prefix}.{key}" if prefix else str(key))
+    return keys
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -44,7 +99,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
         yield seen
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -52,7 +107,7 @@ def user_error(error: BaseException) -> UserError | None:
     for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
-    return _composition_error(error)
+    return _composition_error(list(causes(error)))
 
 
 def report(error: UserError) -> None:
@@ -65,8 +120,9 @@ def run(main: Callable[[], None]) -> None:
     """Call a Hydra main: a user's mistake becomes its line and exit code 2, anything else stays a traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        if os.environ.get(ENVIRONMENT):
-            raise UserError(ENVIRONMENT, 1, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
+        if unsafe := os.environ.get(ENVIRONMENT):
+            raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
+        check_words(sys.argv[1:])
         main()
     except Exception as error:
         known = user_error(error)
@@ -81,77 +137,111 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def check_words(words: list[str]) -> None:
+    """Refuse what Hydra would take, or would explain at length.
+
+    `+key` and `~key` would be read by nothing or take something needed away, `hydra...._target_` would be called.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.startswith("--") and not any(flag.startswith(key) for flag in flags):
+            bare = key.lstrip("-").replace("-", "_")
+            raise UserError(key, value, "keys are written without dashes", _fix(bare, value))
+        if key.startswith(("+", "~")):
+            raise UserError(key, value, "keys are neither added nor removed", _fix(key.lstrip("+~"), value))
+        if key.startswith("hydra") and key.endswith("_target_"):
+            raise UserError(key, value, "what Hydra calls is not for the command line", f"leave {key} out")
 
 
-def _composition_error(error: BaseException) -> UserError | None:
+def _fix(key: str, value: str) -> str:
+    """The nearest known key with a value."""
+    if elsewhere := ELSEWHERE.get(key.split(".")[-1]):
+        return f"{elsewhere}=VALUE"
+    close = nearest(key, [known for known, shipped in known_keys().items() if not isinstance(shipped, dict)])
+    return f"{close}={value or 'VALUE'}" if close else "python train.py --cfg job lists every key"
+
+
+def _composition_error(chain: list[BaseException]) -> UserError | None:
     """Hydra's and OmegaConf's own complaints, each as one line."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, InstantiationException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    chain = list(causes(error))
-    hydra_errors = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException))]
-    if not hydra_errors or type(chain[0]).__name__ == "InstantiationException":
+    parse = next((e for e in chain if isinstance(e, OverrideParseException)), None)
+    if parse is not None:
+        key, _, value = parse.override.partition("=")
+        return UserError(key, value, "it cannot be parsed", f"{key}=VALUE, or quotes round it: '{key}=\"VALUE\"'")
+    known = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException)) or _is_group_override(e)]
+    if not known or isinstance(chain[0], InstantiationException):
         return None
-    text = "\n".join(str(e) for e in hydra_errors)
-    for translate in (_unknown_option, _unknown_key, _unset_variable, _missing_value, _bad_grammar):
+    text = "\n".join(str(e) for e in known)
+    for translate in (_unknown_page, _unknown_key, _unset, _other):
         found = translate(text)
         if found is not None:
             return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
-    return UserError("config", "", first.rstrip("."), "python train.py --help shows the command line")
+    return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
 
 
-def _unknown_option(text: str) -> UserError | None:
-    found = re.search(r"(?:Could not find|Could not load) '([\w/.-]+)/([^'\s]*)'", text)
+def _is_group_override(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and "Config group override must be" in str(error)
+
+
+def _full_key(text: str) -> str:
+    found = re.search(r"full_key: (\S+)", text)
+    return found.group(1) if found else "config"
+
+
+def _unknown_page(text: str) -> UserError | None:
+    found = re.search(r"Could not (?:find|load) '([^']*)'", text)
     if found is None:
         return None
-    group, value = found.groups()
-    listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", text)
-    options = [line.strip() for line in listed.group(1).splitlines()] if listed else []
-    close = nearest(value, options)
-    fix = f"{group}={close}" if close else f"{group}={'|'.join(options[:12])}"
-    return UserError(group, value, f"there is no such page in conf/{group}", fix)
+    listed = re.search(r"Available options in '([^']*)':\n((?:\t.*\n?)+)", text)
+    group = listed.group(1) if listed else found.group(1).rpartition("/")[0]
+    pages = [line.strip() for line in listed.group(2).splitlines()] if listed else []
+    page = found.group(1).removeprefix(f"{group}/")
+    if group.startswith("hydra/"):
+        return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
+    close = nearest(page, pages)
+    return UserError(group, page, f"there is no such page in conf/{group}", f"{group}={close or '|'.join(pages[:12])}")
 
 
 def _unknown_key(text: str) -> UserError | None:
-    group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
-    if group is not None:
-        return _misspelt(group.group(1), "it is no group of conf/")
-    found = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
-    if found is None or ("not in struct" not in text and "Could not override" not in text):
+    found = re.search(r"Could not override '([^']+)'", text)
+    if found is None and "not in struct" not in text:
         return None
-    return _misspelt(found.group(1), "there is no such key")
+    key = found.group(1) if found else _full_key(text)
+    typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
+    value = typed.group(1) if typed else ""
+    if key.startswith("sampler."):
+        return UserError(key, value, "name the sampler too", f"sampler=ddim {key}={value}, or another of conf/sampler")
+    return UserError(key, value, "there is no such key", _fix(key, value))
 
 
-def _misspelt(key: str, problem: str) -> UserError:
-    from atelier.preflight import known_keys
-
-    close = nearest(key, known_keys())
-    return UserError(key, "", problem, f"{close}=..." if close else "python train.py --cfg job lists every key")
-
-
-def _unset_variable(text: str) -> UserError | None:
-    found = re.search(r"Environment variable '([^']+)' not found", text)
-    if found is None:
-        return None
-    return UserError(found.group(1), "", "this environment variable is not set", f"export {found.group(1)}=VALUE")
-
-
-def _missing_value(text: str) -> UserError | None:
-    found = re.search(r"Missing mandatory value: (\S+)", text)
-    key = re.search(r"full_key: (\S+)", text)
-    if found is None and "MISSING" not in text.upper():
-        return None
-    name = (found or key).group(1) if (found or key) else "config"
-    return UserError(name, "???", "it has no value", f"{name}=VALUE")
+def _unset(text: str) -> UserError | None:
+    """What has no value: an environment variable, `???`, or a reference to nothing."""
+    if found := re.search(r"Environment variable '([^']+)' not found", text):
+        name = found.group(1)
+        return UserError(_full_key(text), f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
+    if "Missing mandatory value" in text:
+        return UserError(_full_key(text), "???", "it has no value", f"{_full_key(text)}=VALUE")
+    if found := re.search(r"Interpolation key '([^']+)' not found", text):
+        return UserError(_full_key(text), f"${{{found.group(1)}}}", "there is no such key", _fix(found.group(1), ""))
+    if found := re.search(r"Recursive interpolation|Unsupported interpolation type \w+", text):
+        return UserError(_full_key(text), "${...}", found.group(0).lower(), f"{_full_key(text)}=VALUE")
+    return None
 
 
-def _bad_grammar(text: str) -> UserError | None:
-    found = re.search(r"Error parsing override '([^']*)'", text)
-    if found is None:
-        return None
-    key = found.group(1).split("=")[0]
-    return UserError(key, found.group(1).partition("=")[2], "it cannot be parsed", f"'{key}=VALUE' in quotes")
+def _other(text: str) -> UserError | None:
+    if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
+        key, value = found.groups()
+        return UserError(key, value, "one value, or a sweep", f"python train.py -m {key}={value}, or {key}=[{value}]")
+    if "Config group override must be" in text:
+        pattern = r"([a-z_]+)=(null|true|false|[\d.]*)"
+        words = [found.groups() for word in sys.argv[1:] if (found := re.fullmatch(pattern, word))]
+        group, value = next(((k, v) for k, v in words if (CONF / k).is_dir()), ("model", "null"))
+        pages = "|".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        return UserError(group, value, f"it is the name of a page in conf/{group}", f"{group}={pages}")
+    return None

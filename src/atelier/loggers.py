@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from atelier.errors import UserError
 from atelier.ranges import Name
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+REACHED_IN = 10  # seconds in which W&B's server must answer
 
 
 class Finished(WandbLogger):
-    """A W&B run that ends with its job, so that the next job of a sweep gets one of its own."""
+    """A W&B run that ends with its job, so that the next job of a sweep gets one of its own.
 
-    def finish(self) -> None:
-        if self._experiment is not None:
-            folder = self._experiment.dir
-            offline = self._offline
-            self._experiment.finish(quiet=True)
-            os.environ.pop("WANDB_MODE", None)
-            if offline:
-                print(f"W&B offline; upload with: wandb sync {Path(folder).parent}", flush=True)
+    It is started here: started by Lightning it would plot over trainer/global_step, warn, and leave WANDB_MODE behind.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(experiment=run)
+
+    def finish(self, failed: bool) -> None:
+        """End the run; told how to upload it where it was written offline."""
+        folder = Path(self._experiment.dir).parent
+        offline = self._experiment.offline
+        self._experiment.finish(exit_code=int(failed))
+        if offline and folder.name.startswith("offline-run"):
+            print(f"W&B offline; upload with: wandb sync {folder}", flush=True)
 
 
 class Board(TensorBoardLogger):
     """TensorBoard's files in the run folder."""
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         self.experiment.close()
 
 
@@ -54,28 +66,55 @@ def wandb(
 
     Args:
         group: of the runs of one sweep.
-        mode: auto is online where credentials are found, else offline.
-        folder: where its files lie.
+        mode: auto is online where credentials are found and the server answers, else offline; or what WANDB_MODE says.
+        folder: of the run; its name and W&B's files lie there.
         described: the run's config as it shows there.
     """
     import wandb as client
 
-    offline = mode == "offline" or (mode == "auto" and not _credentials(client))
-    if offline and mode == "auto":
-        print("W&B: no credentials found, the run is logged offline", flush=True)
-    settings = client.Settings(disable_git=True, disable_code=True, console="off", silent=True, init_timeout=20)
-    logger = Finished(
-        project=project,
-        group=group,
-        tags=tags,
-        name=Path(folder).name if described["experiment"] is None else f"{described['experiment']} {Path(folder).name}",
-        save_dir=folder,
-        offline=offline,
-        config=described,
-        settings=settings,
-    )
-    return [logger]
+    page = described["experiment"] or f"{described['model']} {described['data']}"
+    given = {
+        "project": project,
+        "group": group,
+        "job_type": "train",
+        "tags": tags,
+        "name": f"{page} {Path(folder).name}",
+        "id": _identity(Path(folder)),
+        "resume": "allow",
+        "dir": folder,
+        "config": described,
+        "settings": client.Settings(
+            disable_git=True, disable_code=True, console="off", silent=True, init_timeout=REACHED_IN
+        ),
+    }
+    chosen = _mode(mode, client)
+    try:
+        run = client.init(mode=chosen, **given)
+    except client.Error as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        if mode != "auto":
+            raise UserError("logger.mode", mode, problem, "logger.mode=auto") from error
+        print(f"W&B: {problem}; the run is logged offline", flush=True)
+        run = client.init(mode="offline", **given)
+    return [Finished(run)]
 
 
-def _credentials(client: Any) -> bool:
-    return bool(os.environ.get("WANDB_API_KEY") or client.api.api_key)
+def _mode(asked: Literal["auto", "online", "offline"], client: Any) -> str:
+    """Online or offline, or what WANDB_MODE says."""
+    if asked != "auto":
+        return asked
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    if client.login(prompt=False, verify=False):
+        return "online"
+    print("W&B: no credentials found, the run is logged offline (wandb login asks for them)", flush=True)
+    return "offline"
+
+
+def _identity(folder: Path) -> str:
+    """The W&B run that a run folder goes on with."""
+    path = folder / "wandb" / "id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text()

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
+from atelier.ranges import Betas, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
 
 Decay = Literal["constant", "cosine", "linear"]
 
@@ -29,7 +29,7 @@ def adamw(
     params: Iterable[nn.Parameter],
     *,
     lr: PositiveFloat,
-    betas: list[Probability],
+    betas: Betas,
     weight_decay: NonNegFloat,
     warmup_images: NonNegInt,
     decay: Decay,

@@ -11,18 +11,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from atelier.errors import UserError, nearest
+from atelier.errors import UserError, known_keys, nearest
 from atelier.ranges import Name, NonNegFloat, NonNegInt, PositiveInt
 
-CONF = Path(__file__).parents[2] / "conf"
-ALLOWED = ("atelier.", "torch.nn.", "torch.optim.", "lightning.pytorch.loggers.", "torchvision.transforms.")
-SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_", "first_stage")
+ALLOWED = ("models", "nets", "diffusion", "data", "losses", "metrics", "callbacks", "optim", "trainer", "loggers")
+OBJECTS = ("data", "model", "trainer", "logger", "metrics", "sampler", "judging")  # what is built from a page
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
+Plain = dict[str, Any] | list[Any]
 ROOT: dict[str, Any] = {
     "seed": NonNegInt,
     "run_dir": Name,
@@ -40,38 +42,7 @@ ROOT: dict[str, Any] = {
     "ema": bool,
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
 }
-
-
-def overrides(given: list[str]) -> None:
-    """Refuse `+key` and `~key`: they would be read by nothing, or take something needed away."""
-    for text in given:
-        if text.startswith(("+", "~")) and not text.startswith(("++hydra", "+hydra")):
-            key = text.lstrip("+~").split("=")[0]
-            close = nearest(key, known_keys())
-            fix = f"{close}=VALUE" if close else "python train.py --cfg job lists every key"
-            raise UserError(text.split("=")[0], text.partition("=")[2], "keys are neither added nor removed", fix)
-
-
-@functools.cache
-def known_keys() -> tuple[str, ...]:
-    """Every dotted key that some page of conf/ has, and the names of the groups; to suggest the nearest."""
-    keys: set[str] = set()
-    for path in sorted(CONF.rglob("*.yaml")):
-        node = OmegaConf.load(path)
-        group = "" if path.parent in (CONF, CONF / "experiment") else path.parent.name
-        if group:
-            keys.add(group)
-        keys.update(_dotted(OmegaConf.to_container(node), group))
-    return tuple(sorted(keys))
-
-
-def _dotted(node: Any, prefix: str) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key not in ("_target_", "_partial_", "defaults", "hydra"):
-                yield from _dotted(value, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
-        yield prefix
+FIRST_STAGE: dict[str, Any] = {"run": Name, "experiment": Name, "sha256": Name}
 
 
 def check(cfg: DictConfig) -> None:
@@ -79,116 +50,188 @@ def check(cfg: DictConfig) -> None:
 
     Raises:
         UserError: the first leaf that does not fit.
+        OmegaConfBaseException: a leaf has no value, or refers to what is not there.
     """
-    for key, expected in ROOT.items():
-        if key in cfg:
-            _fits(cfg, key, key, expected)
-    for key, node in _nodes(cfg, ""):
-        _check_call(node, key)
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    _check_keys(values)
+    for key, value in raw.get("choices", {}).items():
+        if value != f"${{hydra:runtime.choices.{key}}}":
+            raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
+    for key in ROOT.keys() & values.keys():
+        _fits(values[key], key, ROOT[key])
+    for key, node in _objects(values, ""):
+        _check_call(node, key, raw)
 
 
-def _nodes(node: DictConfig | ListConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
-    """Each dictionary with a `_target_`, and its dotted key."""
-    if isinstance(node, DictConfig) and "_target_" in node:
+def _check_keys(values: dict[str, Any]) -> None:
+    """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
+    known = known_keys()
+    for top, section in values.items():
+        inner = section if isinstance(section, dict) and "_target_" not in section else {}
+        for key in [top, *(f"{top}.{name}" for name in inner)]:
+            if key not in known and top not in OBJECTS:
+                close = nearest(key, known)
+                raise UserError(key, "", "there is no such key", f"{close}=VALUE" if close else f"leave {key} out")
+    parts = values.get("callbacks", {})
+    parts = (
+        {f"callbacks.{name}": part for name, part in parts.items()} if isinstance(parts, dict) else {"callbacks": parts}
+    )
+    for key, part in ({key: values[key] for key in OBJECTS if key in values} | parts).items():
+        if not isinstance(part, dict) or "_target_" not in part:
+            raise UserError(f"{key}._target_", "", "it has none", f"{key} as in the pages of conf/")
+
+
+def _objects(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each dictionary with a `_target_` at any depth, and its dotted key."""
+    if isinstance(node, dict) and "_target_" in node:
         yield prefix, node
-    keys = range(len(node)) if isinstance(node, ListConfig) else [k for k in node if k != "hydra"]
-    for key in keys:
-        if OmegaConf.is_missing(node, key):
-            name = f"{prefix}.{key}" if prefix else str(key)
-            raise UserError(name, "???", "it has no value", f"{name}=VALUE")
-        if OmegaConf.is_interpolation(node, key) and isinstance(node[key], DictConfig):
-            continue  # checked at its own place
-        child = node[key]
-        if isinstance(child, (DictConfig, ListConfig)):
-            yield from _nodes(child, f"{prefix}.{key}" if prefix else str(key))
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in items:
+        yield from _objects(child, f"{prefix}.{key}" if prefix else str(key))
 
 
-def _check_call(node: DictConfig, prefix: str) -> None:
-    target = _target(node, prefix)
-    named = inspect.signature(target).parameters
-    parameters = {k: p for k, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    annotated = target if inspect.isfunction(target) or is_dataclass(target) else target.__init__
-    hints = get_type_hints(annotated, include_extras=True)
-    given = [key for key in node if key not in SPECIAL]
-    for key in given:
-        name = f"{prefix}.{key}"
-        if key not in parameters:
-            close = nearest(str(key), parameters)
-            raise UserError(name, node[key], f"{node._target_} has no such argument", f"{prefix}.{close}=VALUE")
-        _fits(node, key, name, hints.get(key, Any))
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]
-    if missing and not node.get("_partial_") and "first_stage" not in node:
+def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
+    target, partial = _target(node["_target_"], prefix), node.get("_partial_", False)
+    _fits(partial, f"{prefix}._partial_", bool)
+    takes = _arguments(target)
+    for key in node.keys() - {"_target_", "_partial_"}:
+        if key not in takes:
+            close = nearest(str(key), takes)
+            fix = f"{prefix}.{close}=VALUE" if close else f"leave {key} out"
+            raise UserError(f"{prefix}.{key}", node[key], f"{target.__name__} has no such argument", fix)
+    for key in [key for key in takes if key in node]:
+        if key == "first_stage":
+            _check_first_stage(node[key], f"{prefix}.{key}")
+        else:
+            _fits(node[key], _origin(raw, f"{prefix}.{key}"), takes[key].annotation)
+    missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
+    if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
 
 
-def _target(node: DictConfig, prefix: str) -> Callable:
-    path = str(node["_target_"])
-    if not path.startswith(ALLOWED):
-        fix = f"a class or function of {', '.join(a.rstrip('.') for a in ALLOWED)}"
+def _check_first_stage(given: Any, prefix: str) -> None:
+    """What runs.adopt turns into a net: which run, or which experiment to train."""
+    if not isinstance(given, dict) or {"run", "experiment"} ^ given.keys() - {"sha256"}:
+        raise UserError(prefix, given, "it needs a run and an experiment, and takes nothing else", f"{prefix}.run=auto")
+    for key, value in given.items():
+        _fits(value, f"{prefix}.{key}", FIRST_STAGE[key])
+
+
+def _target(path: Any, prefix: str) -> Callable:
+    """The class or function of this project that a `_target_` names; nothing else is ever called."""
+    fix = "a class or function of src/atelier, as in the pages of conf/"
+    parts = str(path).split(".")
+    if len(parts) < 3 or parts[0] != "atelier" or parts[1] not in ALLOWED:
         raise UserError(f"{prefix}._target_", path, "it is not on the list of what a config may call", fix)
-    module, _, name = path.rpartition(".")
+    module, name = ".".join(parts[:-1]), parts[-1]
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{prefix}._target_", path, f"it cannot be imported ({error})", "see conf/ for names") from error
+        raise UserError(f"{prefix}._target_", path, "there is no such class or function", fix) from error
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or found.__module__ != module:
+        raise UserError(f"{prefix}._target_", path, f"{module} does not define it", fix)
+    return found
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
+def _arguments(target: Callable) -> dict[str, inspect.Parameter]:
+    """The named arguments of a class or function, their annotations evaluated."""
+    own = target if inspect.isfunction(target) or is_dataclass(target) else target.__init__
+    hints = get_type_hints(own, include_extras=True)
+    named = inspect.signature(target).parameters.items()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {key: p.replace(annotation=hints.get(key, Any)) for key, p in named if p.kind not in kinds}
+
+
+@functools.cache
 def _adapter(expected: Any) -> TypeAdapter | None:
     try:
-        return TypeAdapter(expected, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        return TypeAdapter(expected, config=STRICT)
     except PydanticUserError:
-        return None  # a type that pydantic has its own rules for
+        return None  # a dataclass: only an object will do
 
 
-def _fits(node: DictConfig, key: str, name: str, expected: Any) -> None:
-    """Check one leaf; where it is an interpolation the key that the user can change is named."""
-    value = node[key]
-    if isinstance(value, DictConfig):
-        return  # a built object, checked as a node of its own
-    if isinstance(value, ListConfig):
-        value = OmegaConf.to_container(value, resolve=True)
-        if any(isinstance(item, dict) for item in value):
-            return
-    adapter = _adapter(expected) if _hashable(expected) else TypeAdapter(expected, config=ConfigDict(strict=True))
+def _fits(value: Any, name: str, expected: Any) -> None:
+    """Check one value, plain or an object to be built, against an annotation."""
+    if isinstance(value, dict) and "_target_" in value:
+        return _fits_object(value, name, expected)
+    adapter = _adapter(expected)
     if adapter is None:
-        return
+        raise UserError(name, value, f"it must be built: a {expected.__name__}", f"{name} as in the pages of conf/")
     try:
         adapter.validate_python(value)
-        if isinstance(value, float) and value in (float("inf"), float("-inf")) or value != value:
-            raise UserError(_origin(node, key, name), value, "it must be a finite number", f"{name}=1")
     except ValidationError as error:
-        problem, fix = _in_words(error, expected)
-        name = _origin(node, key, name)
-        raise UserError(name, "" if value is None else value, problem, f"{name}={fix}") from error
+        shown = "null" if value is None else value
+        raise UserError(name, shown, _problem(error), _fix(name, value, expected, adapter)) from error
 
 
-def _hashable(expected: Any) -> bool:
-    try:
-        hash(expected)
-    except TypeError:
-        return False
-    return True
+def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
+    """A class must be of the kind that the argument takes, a function must return it."""
+    target = _target(node["_target_"], name)
+    made = Callable if node.get("_partial_") is True else target
+    if inspect.isfunction(made):
+        made = get_type_hints(made).get("return", Any)
+    kinds = [get_origin(kind) or kind for kind in (get_args(expected) or (expected,)) if kind is not type(None)]
+    if expected is Any or any(kind is made or inspect.isclass(kind) and _is(made, kind) for kind in kinds):
+        return
+    wanted = getattr(expected, "__name__", expected)
+    raise UserError(f"{name}._target_", node["_target_"], f"it makes no {wanted}", f"{name} as in the pages of conf/")
 
 
-def _origin(node: DictConfig, key: str, name: str) -> str:
-    raw = OmegaConf.to_container(node, resolve=False)[key]
-    found = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
-    return found.group(1) if found else name
+def _is(made: Any, kind: type) -> bool:
+    return inspect.isclass(made) and issubclass(made, kind)
 
 
-def _in_words(error: ValidationError, expected: Any) -> tuple[str, str]:
-    """pydantic's complaint in a few words, and a value that would do."""
+def _origin(raw: Plain, key: str) -> str:
+    """The key that a user can change for the value at `key`: interpolations followed to their end."""
+    node: Any = raw
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+        found = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+        if found:
+            return _origin(raw, ".".join([found.group(1), *parts[i + 1 :]]))
+    return key
+
+
+def _problem(error: ValidationError) -> str:
+    """pydantic's complaint in a few words."""
     first = error.errors()[0]
-    message = first["msg"][0].lower() + first["msg"][1:]
-    options = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
-    if options:
-        return "it must be one of " + ", ".join(options), options[0]
-    message = message.replace("input should be", "it must be").replace("a valid ", "a ")
-    examples = {"int": "1", "float": "0.1", "bool": "true", "str": "NAME", "list": "[]"}
-    kind = first["type"]
-    example = next((value for word, value in examples.items() if kind.startswith(word)), "1")
-    return message, "[...]" if first["loc"] and "list" in str(expected) else example
+    place = next((f"item {part}: " for part in first["loc"] if isinstance(part, int)), "")
+    message = (
+        first["msg"].replace("Input should be", "it must be").replace("a valid i", "an i").replace("a valid ", "a ")
+    )
+    return place + message[0].lower() + message[1:]
+
+
+def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
+    """An override that does, found by trying."""
+    options, shipped = _options(expected), known_keys().get(name)
+    close = nearest(str(value), [str(option) for option in options])
+    alike = [option for option in options if str(option) == close]
+    candidates = [*alike, *([] if shipped is None else [shipped]), *options, *([o] for o in options), *EXAMPLES]
+    for candidate in candidates:
+        try:
+            adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+        return f"{name}={_typed(candidate)}"
+    return f"{name} as in the pages of conf/"
+
+
+def _options(expected: Any) -> list[Any]:
+    """The values that a Literal anywhere in an annotation lists."""
+    if get_origin(expected) is Literal:
+        return list(get_args(expected))
+    return [option for part in get_args(expected) for option in _options(part)]
+
+
+def _typed(value: Any) -> str:
+    """A value as on the command line."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def match(model: Any, data: Any) -> None:

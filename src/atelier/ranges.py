@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Ge, Gt, Interval, Len, MinLen
 
 PositiveInt = Annotated[int, Gt(0)]
 NonNegInt = Annotated[int, Ge(0)]
@@ -10,3 +10,5 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegFloat = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, le=1)]
 Name = Annotated[str, MinLen(1)]
+Levels = Annotated[list[PositiveInt], MinLen(1)]
+Betas = Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Len(2, 2)]

@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier import preflight
-from atelier.errors import UserError, report, user_error
+from atelier.errors import UserError, check_words, report, user_error
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -123,7 +123,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     if many:
         print(f"job {hydra.job.num}: {hydra.job.override_dirname}", flush=True)
     try:
-        preflight.overrides(list(hydra.overrides.task))
+        check_words(list(hydra.overrides.task))
         if many and cfg.trainer.devices > 1 and hydra.launcher._target_.endswith("BasicLauncher"):
             problem = "a sweep in one process cannot start ranks"
             raise UserError("trainer.devices", cfg.trainer.devices, problem, "trainer.devices=1 or hydra/launcher=submitit_slurm")
@@ -211,21 +211,34 @@ def build_callbacks(cfg: DictConfig) -> Callbacks:
     return Callbacks(instantiate(cfg.callbacks, _convert_="all"))
 
 
-def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """The loggers of a config; they are rank 0's business."""
-    if rank() != 0:
-        return []
+@contextlib.contextmanager
+def logging(cfg: DictConfig) -> Iterator[list[Logger]]:
+    """The loggers of a config, which are rank 0's business; they end with the job, whether it failed or not."""
+    made: list[Logger] = []
+    failed = True
+    try:
+        if rank() == 0:
+            made = _loggers(cfg)
+        yield made
+        failed = False
+    finally:
+        for logger in made:
+            logger.finish(failed)
+
+
+def _loggers(cfg: DictConfig) -> list[Logger]:
     node = cfg.logger.copy()
     if "described" in node:
         node.described = described(cfg)
     if "group" in node and node.group is None and HydraConfig.get().mode == RunMode.MULTIRUN:
         node.group = Path(cfg.run_dir).parent.name
-    return instantiate(node, _convert_="all")
+    return instantiate(node, _convert_="all", _recursive_=False)  # what is described is not built
 
 
 def described(cfg: DictConfig) -> dict[str, Any]:
     """A run's config as a logger shows it: the pages' names to filter by, and every setting."""
-    return {**plain(cfg.choices), "seed": cfg.seed, "settings": plain(OmegaConf.masked_copy(cfg, SETTINGS))}
+    every = plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "logger"]))
+    return {**every["choices"], "seed": every["seed"], "settings": {key: every[key] for key in SETTINGS}}
 
 
 def build_trainer(cfg: DictConfig, model: Generator, callbacks: Callbacks, loggers: list[Logger]) -> Trainer:
@@ -388,7 +401,7 @@ def options(cfg: DictConfig, model: Generator) -> dict[str, Any]:
         UserError: the model does not take one.
     """
     given: dict[str, Any] = {}
-    if cfg.sampler is not None:
+    if cfg.get("sampler") is not None:
         given["sampler"] = instantiate(cfg.sampler, _convert_="all")
     if cfg.guidance is not None:
         given["guidance"] = float(cfg.guidance)
@@ -406,7 +419,7 @@ def build_judging(cfg: DictConfig) -> Judging:
 def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     """Do what sample.py and evaluate.py do; a user's mistake is one line."""
     try:
-        preflight.overrides(list(HydraConfig.get().overrides.task))
+        check_words(list(HydraConfig.get().overrides.task))
         work(cfg)
     except Exception as error:
         known = user_error(error)

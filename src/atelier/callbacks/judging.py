@@ -17,6 +17,7 @@ from atelier.batch import Batch
 from atelier.data.base import DataModule, to_float
 from atelier.metrics.image import psnr, ssim
 from atelier.metrics.pictures import to_uint8
+from atelier.metrics.shapes import wilson
 from atelier.metrics.suite import Suite
 from atelier.models.base import Autoencoder, Cond, Generator
 from atelier.ranges import NonNegInt, PositiveInt
@@ -189,6 +190,21 @@ def reconstruction(model: Autoencoder, data: DataModule, context: Context) -> di
 
         values["recon/valid"] = judge(to_float(given)).valid.double().mean().item()
     return values
+
+
+def intervals(values: dict[str, float], n: int) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the shares among n samples; those of attributes are among the valid samples alone."""
+    found = {}
+    for name, value in values.items():
+        group, _, kind = name.rpartition("judge/")
+        if name.endswith("label/accuracy"):
+            found[name] = wilson(round(value * n), n)
+        elif "judge/" in name and kind in ("valid", "loose"):
+            found[name] = wilson(round(value * n), n)
+        elif "judge/" in name and kind not in ("coverage", "duplicates") and value == value:
+            valid = round(values[f"{group}judge/valid"] * n)
+            found[name] = wilson(round(value * valid), valid)
+    return found
 
 
 def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:

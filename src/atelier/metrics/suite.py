@@ -48,7 +48,7 @@ class Suite:
         self,
         *,
         net: NetName,
-        weights: str | None,
+        weights: Name | None,
         names: list[Distance],
         antialias: bool,
         fetch: bool,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from atelier.errors import UserError
 from atelier.nets.layers import Down, ResBlock, SelfAttention, TimeEmbedding, Up, norm, zeroed
-from atelier.ranges import PositiveInt, Probability
+from atelier.ranges import Levels, PositiveInt, Probability
 
 
 class UNet(nn.Module):
@@ -38,7 +38,7 @@ class UNet(nn.Module):
         image_size: PositiveInt,
         image_channels: PositiveInt,
         width: PositiveInt,
-        multipliers: list[PositiveInt],
+        multipliers: Levels,
         blocks: PositiveInt,
         attention: list[PositiveInt],
         heads: PositiveInt = 1,

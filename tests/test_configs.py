@@ -1,0 +1,479 @@
+"""Every page of conf/: it fits its constructors, every leaf of it refuses nonsense in one line, and it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+import train as entry
+from atelier import errors, preflight
+from tests.compose import CONF, composed
+from tests.data.test_published import write_celeba, write_cifar10, write_mnist
+
+LINE = re.compile(r"error: (\S+?)=(.*?): .+\. Fix: .+")
+
+
+def pages(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def line_of(work: Callable[[], object]) -> str:
+    """The one line that a user reads of what `work` raises."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        work()
+    error = errors.user_error(caught.value)
+    assert error is not None, repr(caught.value)
+    line = error.line()
+    assert len(line) <= 200 and "\n" not in line and LINE.fullmatch(line), line
+    return line
+
+
+def refused(*overrides: str, config: str = "train") -> str:
+    return line_of(lambda: preflight.check(composed(*overrides, config=config)))
+
+
+# Every page fits, and no leaf of it takes nonsense
+
+SCOPES = {  # group -> the parts of a config that a page of it refers to, which keeps the thousands of checks short
+    "data": ["seed", "data"],
+    "model": ["seed", "data", "budget", "model"],
+    "trainer": ["trainer"],
+    "logger": ["run_dir", "logger"],
+    "metrics": ["metrics"],
+}
+PAGES = [
+    *(("train", group, page) for group in SCOPES for page in pages(group)),
+    *(("train", group, page) for group in ("callbacks", "experiment", "debug", "hparams_search") for page in pages(group)),
+    *(("sample", "sampler", page) for page in pages("sampler")),
+    ("train", "", ""), ("sample", "", ""), ("evaluate", "", ""),
+]  # fmt: skip
+RIGHT = {  # (key, value): values that look wrong and are not
+    ("model.codec.shift", -1): "a shift has either sign",
+    ("logger.described", "{a: 1}"): "what a logger is told is free",
+}
+
+
+def scope(config: str, group: str, page: str) -> tuple[DictConfig, list[str]]:
+    """A page in a config, and the dotted keys of its leaves (interpolations and lists are leaves)."""
+    cfg = composed(*([f"{group}={page}"] if group else []), config=config)
+    if group in SCOPES:
+        cfg = OmegaConf.masked_copy(cfg, SCOPES[group])
+    OmegaConf.set_struct(cfg, True)
+    raw = OmegaConf.to_container(cfg)
+    if group in ("experiment", "debug", "hparams_search"):
+        own = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{page}.yaml"))
+        return cfg, [key for key in leaves({k: v for k, v in own.items() if k not in ("defaults", "hydra")})]
+    if group:
+        return cfg, [f"{group}.{key}" for key in leaves(raw[group])]
+    groups = {path.name for path in CONF.iterdir()}
+    return cfg, list(leaves({key: value for key, value in raw.items() if key not in groups}))
+
+
+def leaves(node: dict[str, Any]) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from (f"{key}.{inner}" for inner in leaves(value))
+        else:
+            yield key
+
+
+def wrongs(value: Any) -> Iterator[Any]:
+    """Of another type, negative, empty."""
+    yield ""
+    yield "{a: 1}"
+    if isinstance(value, list):
+        yield from ("abc", [-1], [{}], [""])
+    elif isinstance(value, str):
+        yield from (3.5, ["abc"])
+    elif value is None:
+        yield from (-1, True)
+    elif isinstance(value, bool):
+        yield from ("abc", -1, 3.5)
+    else:
+        yield from ("abc", -1, True, float("nan"), float("inf"), 1.5 if isinstance(value, int) else [1.5])
+
+
+@pytest.mark.parametrize(("config", "group", "page"), PAGES, ids=lambda part: part or "-")
+def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(config: str, group: str, page: str) -> None:
+    cfg, keys = scope(config, group, page)
+    preflight.check(cfg)
+    assert keys
+    for key in keys:
+        parent, name = parent_of(cfg, key)
+        old = OmegaConf.to_container(parent)[name]
+        for wrong in wrongs(parent[name] if not OmegaConf.is_dict(parent[name]) else ""):
+            parent[name] = OmegaConf.create(wrong) if wrong == "{a: 1}" else wrong
+            if (key, wrong) in RIGHT:
+                preflight.check(cfg)
+            else:
+                line = line_of(lambda: preflight.check(cfg))
+                assert line.startswith(f"error: {key}"), (key, wrong, line)
+        parent[name] = old
+    preflight.check(cfg)
+
+
+@pytest.mark.parametrize(("config", "group", "page"), PAGES, ids=lambda part: part or "-")
+def test_a_misspelt_key_is_named(config: str, group: str, page: str) -> None:
+    """On the command line, where Hydra complains, and in a page, where nothing but preflight does."""
+    cfg, keys = scope(config, group, page)
+    parser = OverridesParser.create()
+    for key in keys:
+        given = parser.parse_overrides([f"{key}x=1"])
+        line = line_of(lambda: ConfigLoaderImpl._apply_overrides_to_config(given, cfg))
+        assert line.startswith(f"error: {key}x=1: "), line
+        parent, name = parent_of(cfg, key)
+        OmegaConf.set_struct(cfg, False)
+        old = OmegaConf.to_container(parent)[name]
+        parent[f"{name}x"] = old
+        line = line_of(lambda: preflight.check(cfg))
+        assert line.startswith(f"error: {key}x="), line
+        del parent[f"{name}x"]
+        OmegaConf.set_struct(cfg, True)
+
+
+def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
+    *path, name = key.split(".")
+    for part in path:
+        cfg = cfg[part]
+    return cfg, name
+
+
+# What is wrong with a command line
+
+
+@pytest.mark.parametrize(("given", "line"), {
+    "model=ddmp": "error: model=ddmp: there is no such page in conf/model. Fix: model=ddpm",
+    "data=mnsit": "error: data=mnsit: there is no such page in conf/data. Fix: data=mnist",
+    "experiment=shapes_ddmp": "there is no such page in conf/experiment. Fix: experiment=shapes_ddpm",
+    "model=": "Fix: model=ddpm|flow|",
+    "model=null": "Fix: model=ddpm|flow|",
+    "modle=vae": "error: modle=vae: there is no such key. Fix: model=vae",
+    "model.lrr=1": "error: model.lrr=1: there is no such key. Fix: model.optimizer.lr=1",
+    "data.bach_size=8": "Fix: data.batch_size=8",
+    "trainer.gradient_clip_val=1": "Fix: model.grad_clip=",
+    "trainer.accumulate_grad_batches=2": "Fix: data.batch_size=",
+    "hydra.run.dri=x": "error: hydra.run.dri=x: there is no such key.",
+    "data.image_size=1,2": "Fix: python train.py -m data.image_size=1,2",
+    "data.batch_size=[1,": "error: data.batch_size=[1,: it cannot be parsed.",
+    "data.seed=???": "error: data.seed=???: it has no value. Fix: data.seed=VALUE",
+    "data.seed=${oc.env:NOPE}": "error: data.seed=${oc.env:NOPE}: NOPE is not set. Fix: export NOPE=VALUE",
+    "data.seed=${data.limt}": "error: data.seed=${data.limt}: there is no such key. Fix: data.limit=",
+    "data.seed=${data.seed}": "recursive interpolation",
+    "choices.model=vae": "Fix: model=vae",
+    "model.net.multipliers=[1,-2]": "item 1: it must be greater than 0",
+    "model.net.multipliers=[]": "error: model.net.multipliers=[]: ",
+    "model.net.attention=[x]": "item 0: it must be an integer",
+    "model.optimizer.betas=[0.9]": "error: model.optimizer.betas=[0.9]: ",
+    "model.optimizer.betas=[0.9,1]": "item 1: it must be less than 1",
+    "model.optimizer.lr=1e-3x": "it must be a number",
+    "data.image_size=63.5": "it must be an integer",
+    "data.batch_size=0": "it must be greater than 0",
+    "data.n_classes=10": "error: data.n_classes=10: it must be 36. Fix: data.n_classes=36",
+    "data.conditions=[labl]": "it must be 'label' or 'attributes'",
+    "model.net=abc": "error: model.net=abc: it must be an instance of UNet",
+    "model.net._target_=atelier.nets.vae.VAENet": "error: model.net._target_=",
+    "model.optimizer._partial_=false": "error: model.optimizer.params=",
+    "metrics.names=[fdi]": "Fix: metrics.names=[fid]",
+    "budget.images=-1": "error: budget.images=-1: ",
+    "data.budget=-1": "error: data.budget=-1: ",
+}.items())  # fmt: skip
+def test_a_mistake_is_one_line(given: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", given])
+    monkeypatch.delenv("NOPE", raising=False)
+    assert line in refused(given)
+
+
+@pytest.mark.parametrize(("word", "line"), {
+    "+data.typo=1": "error: +data.typo=1: keys are neither added nor removed.",
+    "++seed=1": "Fix: seed=1",
+    "~seed": "error: ~seed=: keys are neither added nor removed. Fix: seed=VALUE",
+    "~model.grad_clip": "Fix: model.grad_clip=VALUE",
+    "--seed=3": "error: --seed=3: keys are written without dashes. Fix: seed=3",
+    "--batch-size": "Fix: data.batch_size=VALUE",
+    "hydra.callbacks.summary._target_=builtins.open": "error: hydra.callbacks.summary._target_=builtins.open",
+}.items())  # fmt: skip
+def test_a_word_that_hydra_would_take_is_refused(word: str, line: str) -> None:
+    assert line in line_of(lambda: errors.check_words([word]))
+
+
+@pytest.mark.parametrize("word", ["--cfg", "--multirun", "-m", "--info=all", "seed=3", "hydra.run.dir=x", "model=vae"])
+def test_a_word_that_is_right_passes(word: str) -> None:
+    errors.check_words([word])
+
+
+DANGEROUS = """
+os.system os.popen os.remove os.execv os.kill os.environ.get posix.system subprocess.run subprocess.Popen
+subprocess.check_output shutil.rmtree shutil.move builtins.open builtins.eval builtins.exec builtins.__import__
+builtins.compile builtins.getattr pickle.load pickle.loads marshal.loads shelve.open pty.spawn socket.socket
+urllib.request.urlopen urllib.request.urlretrieve http.server.test webbrowser.open code.interact runpy.run_path
+importlib.import_module ctypes.CDLL tempfile.mktemp pathlib.Path torch.load torch.save torch.hub.load torch.jit.load
+torch.hub.download_url_to_file torch.utils.cpp_extension.load_inline torch.nn.Linear numpy.load pandas.read_pickle
+hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.load yaml.unsafe_load lightning.pytorch.Trainer
+lightning.fabric.utilities.cloud_io._load wandb.init atelier.runs.subprocess.run atelier.runs.os atelier.runs.instantiate
+atelier.runs.require atelier.errors.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
+atelier.data.cifar10.pickle.load atelier.data.base.DataLoader atelier.callbacks.checkpoint.write_text
+atelier.callbacks.checkpoint.os.remove atelier.metrics.features.torch.load atelier.models.base.LightningModule
+atelier.optim.torch.load atelier..os.system builtins atelier
+""".split()
+
+
+@pytest.mark.parametrize("place", ["model.net", "model", "logger", "callbacks.ema"])
+def test_a_config_calls_nothing_dangerous(place: str) -> None:
+    """At a place that takes a class, and at places where anything might be built."""
+    cfg = composed()
+    assert len(DANGEROUS) > 40
+    node = OmegaConf.select(cfg, place)
+    for path in DANGEROUS:
+        node._target_ = path
+        line = line_of(lambda: preflight.check(cfg))
+        assert line.startswith(f"error: {place}."), line
+
+
+def test_arguments_by_place_are_refused() -> None:
+    """_args_ would pass values that no annotation is checked against."""
+    cfg = composed()
+    OmegaConf.set_struct(cfg, False)
+    cfg.model.net._args_ = [1]
+    assert "error: model.net._args_=" in line_of(lambda: preflight.check(cfg))
+
+
+def test_an_object_behind_an_interpolation_is_checked() -> None:
+    cfg = composed()
+    OmegaConf.set_struct(cfg, False)
+    cfg.model.net = "${budget.net}"
+    cfg.budget.net = {"_target_": "builtins.open", "file": "x"}
+    assert "error: budget.net" in line_of(lambda: preflight.check(cfg))
+
+
+@pytest.mark.parametrize("key", ["data", "model", "trainer", "logger", "metrics", "callbacks", "callbacks.clock"])
+def test_a_page_without_an_object_is_refused(key: str) -> None:
+    cfg = composed()
+    parent, name = parent_of(cfg, key)
+    parent[name] = None
+    assert line_of(lambda: preflight.check(cfg)).startswith(f"error: {key}.")
+
+
+# Training: every page, every choice that a page offers
+
+BRIEF = [
+    "trainer=cpu", "metrics=none", "data.batch_size=4", "budget.images=8", "eval.n_samples=4", "eval.n_real=4",
+    "eval.batch_size=4", "eval.every_images=1000", "callbacks.grids.n=4", "trainer.precision=32-true",
+]  # fmt: skip
+FEW = ["data.n_train_scenes=20", "data.n_test_scenes=8"]
+SMALL = {
+    "width": 4,
+    "cond_dim": 8,
+    "dim": 8,
+    "noise_dim": 8,
+    "multipliers": [1, 2],
+    "steps": 2,
+    "blocks": 1,
+    "patch": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs set signal handlers and a variable that the next test must not see."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def shrunk(node: Any) -> None:
+    """The nets of a config at a few thousand weights, whatever family."""
+    for key in list(node) if isinstance(node, DictConfig) else ():
+        if isinstance(node[key], DictConfig):
+            shrunk(node[key])
+        elif key in SMALL:
+            node[key] = SMALL[key]
+        elif key == "attention":
+            node[key] = node[key] and [4]
+
+
+def trained(folder: Path, *overrides: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Two steps of a config with small nets; gives summary.json."""
+    cfg = composed(*overrides, run_dir=folder)
+    OmegaConf.set_struct(cfg, False)
+    shrunk(cfg.model)
+    for key, value in (changes or {}).items():
+        parent, name = parent_of(cfg, key)
+        parent[name] = value
+    entry.train(cfg)
+    assert (folder / "weights.safetensors").exists() and list((folder / "checkpoints").glob("*.ckpt"))
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first_stage")
+    trained(folder, "experiment=shapes_vae", *BRIEF, *FEW)
+    return folder
+
+
+@pytest.mark.parametrize("page", pages("model"))
+def test_a_model_trains(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    more = []
+    if "first_stage" in OmegaConf.load(CONF / "model" / f"{page}.yaml"):
+        more = [f"model.first_stage.run={request.getfixturevalue('first_stage')}"]
+    told = trained(tmp_path, f"model={page}", *BRIEF, *FEW, *more)
+    assert told["images_seen"] == 8 and "judge/valid" in told["metrics"]
+
+
+LINEAR, SCALED, COSINE, FLOW = (
+    {"_target_": f"atelier.diffusion.schedules.{name}"} for name in ("Linear", "ScaledLinear", "Cosine", "Flow")
+)
+
+
+def sampler(name: str, **options: Any) -> dict[str, Any]:
+    return {"_target_": f"atelier.diffusion.samplers.{name}", "steps": 2, **options}
+
+
+@pytest.mark.parametrize(("target", "weighting", "density", "schedule", "sampler"), [
+    ("eps", "plain", "uniform", LINEAR, sampler("DDPM", variance="small", spacing="trailing")),
+    ("x0", "min_snr", "logit_normal", COSINE, sampler("DDPM", variance="large", spacing="leading")),
+    ("v", "min_snr", "uniform", SCALED, sampler("DDIM", eta=1.0, spacing="linspace")),
+    ("flow", "min_snr", "logit_normal", FLOW, sampler("Heun", grid="karras")),
+    ("x0", "plain", "uniform", FLOW, sampler("Heun", grid="uniform")),
+    ("v", "plain", "uniform", FLOW, sampler("Euler", grid="uniform")),
+    ("eps", "min_snr", "uniform", COSINE, sampler("Euler", grid="karras")),
+    ("flow", "plain", "logit_normal", LINEAR, sampler("DDIM", eta=0.0, spacing="leading")),
+], ids=lambda part: part if isinstance(part, str) else part["_target_"].split(".")[-1])  # fmt: skip
+def test_the_choices_of_diffusion_train(
+    target: str, weighting: str, density: str, schedule: dict, sampler: dict, tmp_path: Path
+) -> None:
+    objective = {"target": target, "weighting": weighting, "density": density, "schedule": schedule}
+    changes = {f"model.objective.{key}": value for key, value in objective.items()} | {"model.sampler": sampler}
+    assert trained(tmp_path, "model=flow", *BRIEF, *FEW, changes=changes)["images_seen"] == 8
+
+
+@pytest.mark.parametrize("overrides", [
+    ["model=ddpm", "sampler@model.sampler=heun", "model.net.heads=2", "model.net.attention=[8]", "model.net.dropout=0.1"],
+    ["model=flow", "model.optimizer.decay=linear", "model.grad_clip=null", "data.conditions=[]", "model.guidance=1"],
+    ["model=flow", "model.optimizer.decay=constant", "model.drop=0", "data.conditions=[label]", "model.guidance=0"],
+    ["model=gan", "model.r1_gamma=0", "model.n_critic=2", "model.generator_optimizer.decay=cosine"],
+    ["model=vae", "model.beta=0", "logger=tensorboard", "callbacks.ema.half_lives=[]"],
+    ["model=vae", "data.test_split=unseen", "data.task=inpaint", "data.flip=true", "checkpoint.best=recon/psnr"],
+    ["model=vae", "data.limit=3", "data.num_workers=1", "objective=recon/psnr", "trainer.profiler=simple"],
+    ["model=vae", "trainer=auto", "trainer.precision=bf16-mixed", "resume=never", "callbacks.ema.ramp=0"],
+], ids=lambda given: given[1])  # fmt: skip
+def test_the_choices_of_pages_train(overrides: list[str], tmp_path: Path) -> None:
+    assert trained(tmp_path, *BRIEF, *FEW, *overrides)["images_seen"] == 8
+    if "logger=tensorboard" in overrides:
+        assert list(tmp_path.glob("tensorboard/events*"))
+
+
+def test_the_other_mode_of_the_codec_trains(tmp_path: Path, first_stage: Path) -> None:
+    mode = ["model.codec.mode=mode", "model.codec.scale=2.0", "model.codec.shift=-0.5"]
+    trained(tmp_path, "model=ldm", *BRIEF, *FEW, *mode, f"model.first_stage.run={first_stage}")
+
+
+@pytest.mark.parametrize(("page", "n"), {"fast": 4, "overfit": 8, "profiler": 8}.items())
+def test_a_debug_page_trains(page: str, n: int, tmp_path: Path) -> None:
+    budget = [] if page == "fast" else ["budget.images=8"]
+    small = [
+        word for word in BRIEF if not word.startswith(("budget.", "data.batch_size" if page == "overfit" else "-"))
+    ]
+    assert trained(tmp_path, "model=vae", f"debug={page}", *small, *FEW, *budget)["images_seen"] == n
+    assert set(pages("debug")) == {"fast", "overfit", "profiler"}
+
+
+@pytest.fixture
+def data_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """A set of a few images in the layout that its page expects; gives the overrides that find it."""
+
+    def make(page: str) -> list[str]:
+        root = tmp_path / "set"
+        if page == "shapes":
+            return FEW
+        if page in ("mnist", "fashion_mnist"):
+            write_mnist(root, "MNIST" if page == "mnist" else "FashionMNIST")
+        elif page == "cifar10":
+            write_cifar10(root, monkeypatch)
+        elif page == "celeba":
+            write_celeba(root)
+        else:
+            for k in range(12):
+                path = root / "train" / f"class{k % 2}" / f"{k}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(path)
+            return [f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "data.image_size=16", "data.holdout=0.4"]
+        return [f"data.root={root}"]
+
+    return make
+
+
+@pytest.mark.parametrize("page", pages("data"))
+def test_a_set_trains(page: str, tmp_path: Path, data_of: Callable[[str], list[str]]) -> None:
+    more = ["data.n_classes=2"] if page == "classes" else []
+    flat = [f"data.root={tmp_path / 'set' / 'train'}"] if page in ("classes", "images") else []
+    trained(tmp_path / "run", f"data={page}", "model=flow", *BRIEF, "data.num_workers=0", *data_of(page), *more, *flat)
+
+
+@pytest.mark.parametrize("page", pages("experiment"))
+def test_an_experiment_trains(
+    page: str, tmp_path: Path, data_of: Callable[[str], list[str]], request: pytest.FixtureRequest
+) -> None:
+    cfg = composed(f"experiment={page}")
+    more = [f"model.first_stage.run={request.getfixturevalue('first_stage')}"] if "first_stage" in cfg.model else []
+    found = data_of(cfg.choices.data)
+    trained(tmp_path / "run", f"experiment={page}", *BRIEF, "data.num_workers=0", *found, *more)
+
+
+# What only a built object knows
+
+
+@pytest.mark.parametrize(("overrides", "line"), [
+    (["model=gan", "data.image_size=24"], "error: data.image_size=24: this net needs a power of two from 8 up. Fix: "),
+    (["model=vae", "data.image_size=18"], "error: data.image_size=18: 2 halvings need a multiple of 4. Fix: data.image_size="),
+    (["model=flow", "data.image_size=18", "model.net.patch=1"], "Fix: data.image_size=20"),
+    (["model=flow", "model.net.attention=[5]"], "error: model.net.attention=[5]: no map has size 5"),
+    (["model=flow", "model.objective.target=eps"], "Fix: model.objective.target=flow"),
+    (["model=vae", "eval.every_images=3"], "error: eval.every_images=3: less than one batch of 4. Fix: eval.every_images=4"),
+    (["model=ldm", "model.net.image_size=8", "model.first_stage.run=FIRST"], "Fix: model.net.image_size=4"),
+    (["model=ldm", "model.first_stage.run=nowhere"], "error: model.first_stage.run=nowhere: "),
+    (["model=ldm", "model.first_stage.experiment=nothing"], "error: model.first_stage.experiment=nothing: "),
+    (["model=vae", "objective=fidd"], "error: objective=fidd: the run has no such metric"),
+    (["model=vae", "checkpoint.best=fidd"], "error: checkpoint.best=fidd: no such metric"),
+    (["model=vae", "metrics=mobilenet"], "error: metrics.weights="),
+    (["model=vae", "trainer=cpu", "trainer.precision=16-mixed"], "Fix: trainer.precision=bf16-mixed"),
+], ids=lambda part: "" if isinstance(part, str) else part[-1])  # fmt: skip
+def test_what_a_constructor_refuses_is_one_line(
+    overrides: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_stage: Path
+) -> None:
+    monkeypatch.setattr("atelier.runs.OUTPUTS", tmp_path / "outputs")  # no run is found there
+    given = [word.replace("FIRST", str(first_stage)) for word in overrides]
+    found = line_of(lambda: trained(tmp_path / "run", *BRIEF, *FEW, *given))
+    assert line in found, found
+
+
+@pytest.mark.parametrize(("page", "given", "line"), [
+    ("classes", ["data.n_classes=3"], "Fix: data.n_classes=2"),
+    ("cifar10", ["data.n_classes=7"], "error: data.n_classes=7: "),
+    ("mnist", ["data.n_classes=12"], "error: data.n_classes=12: "),
+    ("images", ["data.conditions=[label]"], "error: data.conditions="),
+    ("images", ["data.conditions=[label]", "data.n_classes=3"], "error: model=DDPM: DDPM needs label, ImageFolder has images alone."),
+    ("celeba", ["data.n_attributes=39"], "error: data.n_attributes=39: "),
+], ids=lambda part: part if isinstance(part, str) else "")  # fmt: skip
+def test_a_set_that_does_not_give_what_was_asked_is_one_line(
+    page: str, given: list[str], line: str, tmp_path: Path, data_of: Callable[[str], list[str]]
+) -> None:
+    flat = [f"data.root={tmp_path / 'set' / 'train'}"] if page in ("classes", "images") else []
+    words = [f"data={page}", "model=flow", *BRIEF, "data.num_workers=0", *data_of(page), *flat, *given]
+    found = line_of(lambda: trained(tmp_path / "run", *words))
+    assert line in found, found
