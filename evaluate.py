@@ -1,29 +1,37 @@
 """Judge a trained run: python evaluate.py run=last eval.n_samples=1000 sampler=ddim sampler.steps=50."""
 
-import hydra
-from omegaconf import DictConfig
+from atelier import command_line
 
-from atelier import errors, runs
+command_line.answer_help()
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from atelier import errors, runs  # noqa: E402
 
 
 def evaluate(cfg: DictConfig) -> None:
     """Load a run, judge its samples with the code that training used, print one JSON line and keep it."""
     import json
+    import sys
 
     from atelier import preflight, studio
+    from atelier.callbacks.evaluation import numbers
     from atelier.callbacks.judging import intervals
-    from atelier.trainer import autocast, device
+    from atelier.trainer import autocast, device, resolved
 
     preflight.check(cfg)
     run = runs.load(runs.find(cfg.run), cfg.ema)
     model = run.model.to(device())
-    options = runs.options(cfg, model)
+    options = runs.options(cfg, model, model.sample)
     judging = runs.build_judging(cfg)
-    judging.prepare(run.data, model.device)
-    precision = cfg.precision or run.cfg.trainer.precision
+    notice = judging.prepare(run.data, model.device)
+    if notice:
+        print(notice, file=sys.stderr, flush=True)
+    precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")
     values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), studio.told)
-    protocol |= {"ema": cfg.ema, "precision": precision}
-    told = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": values, "protocol": protocol}
+    protocol |= {"ema": run.ema, "precision": precision}
+    told = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
     line = json.dumps(told | {"intervals": intervals(values, judging.n_samples)})
     with (run.folder / "evaluations.jsonl").open("a") as file:
         file.write(line + "\n")

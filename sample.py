@@ -1,9 +1,13 @@
 """Images of a trained run: python sample.py run=last n=64 sampler=ddim sampler.steps=20 guidance=3 label=5."""
 
-import hydra
-from omegaconf import DictConfig
+from atelier import command_line
 
-from atelier import errors, runs
+command_line.answer_help()
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from atelier import errors, runs  # noqa: E402
 
 
 def sample(cfg: DictConfig) -> None:
@@ -16,14 +20,15 @@ def sample(cfg: DictConfig) -> None:
     preflight.check(cfg)
     run = runs.load(runs.find(cfg.run), cfg.ema)
     model = run.model.to(device())
-    options = runs.options(cfg, model)
     verb = studio.verb(cfg.do, model)
+    options = runs.options(cfg, model, studio.maker(verb, model))
+    items = studio.items(verb, model, run.data, cfg.label)
     request = runs.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
     out = studio.Folder(cfg.out or run.folder / "pictures" / runs.stamp(), request)
     with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
         for first in range(0, cfg.n, cfg.batch_size):
             n = min(cfg.batch_size, cfg.n - first)
-            out.add(studio.pictures(verb, model, run.data, options, cfg.seed, first, n, cfg.label), cfg.n)
+            out.add(studio.pictures(verb, model, run.data, options, cfg.seed, first, n, items), cfg.n)
     out.finish()
 
 

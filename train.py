@@ -17,7 +17,7 @@ def train(cfg: DictConfig) -> float | None:
     from lightning import seed_everything
 
     from atelier import ending, preflight
-    from atelier.callbacks.checkpoint import newest
+    from atelier.callbacks.store import newest
 
     preflight.check(cfg)
     if cfg.check:

@@ -24,13 +24,17 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "metrics": {"nets", "world", "judge"},
     "data": {"world"},
     "models": {"nets", "diffusion", "losses", "metrics"},
-    "callbacks": {"models.base", "metrics"},
-    "studio": {"models.base"},
+    "callbacks": {"models.base", "data.base", "metrics", "judge"},
+    "studio": {"models.base", "data.base", "callbacks", "metrics"},
+    "ending": {"models.base", "data.base", "callbacks"},
+    "loggers": set(),
+    "command_line": set(),
+    "sweeps": set(),
     "preflight": {"data.base", "models.base"},
     "trainer": {"callbacks", "models.base"},
     "runs": {"preflight", "trainer", "studio", "models.base", "callbacks", "data", "metrics"},
     "batch": set(),
-    "errors": {"preflight"},
+    "errors": {"preflight", "sweeps"},
     "ranges": set(),
     "rng": set(),
 }
@@ -44,7 +48,7 @@ TORCH_ONLY = {  # a room -> what it may use beside torch and the standard librar
     "nets": {"einops"},
 }
 WITHOUT_LIGHTNING = {*TORCH_ONLY, "metrics"}
-HYDRA = {*ENTRY_POINTS, "atelier.runs", "atelier.preflight", "atelier.errors"}
+HYDRA = {*ENTRY_POINTS, "atelier.runs", "atelier.preflight", "atelier.errors", "atelier.sweeps", "atelier.ending"}
 SAVES_UNSAFE = {("atelier.callbacks.checkpoint", "save_checkpoint")}  # an argument about writing, not reading
 LONGEST_FUNCTION = 60
 LONGEST_ENTRY_POINT = 80

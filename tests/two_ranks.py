@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 import train as entry
 from atelier import runs
-from atelier.callbacks.checkpoint import load, newest
+from atelier.callbacks.store import load, newest
 from atelier.callbacks.clock import Clock
 from tests.campaign import differences, flat
 from tests.compose import composed

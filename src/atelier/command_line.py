@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 CONF = Path(__file__).parents[2] / "conf"
+GROUPS = ("model", "data", "experiment", "trainer", "logger", "metrics", "debug", "hparams_search")
+NAME = 16  # columns for the name of a page
 WORDS = """\
 seed=0                        of everything random
 run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped
@@ -31,20 +37,44 @@ def answer_help() -> None:
         sys.argv[1:] = ["--hydra-help"]
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
-    parts = ["usage: python train.py [GROUP=PAGE ...] [KEY=VALUE ...]\n"]
-    for group in ("model", "data", "experiment", "logger", "metrics", "debug", "hparams_search"):
-        parts.append(f"{group}=")
-        parts += [f"  {page.stem:<22}{headline(page)}" for page in sorted((CONF / group).glob("*.yaml"))]
-    parts += ["\nkeys", *("  " + line for line in WORDS.splitlines())]
-    parts += ["\nexamples", *("  " + line for line in EXAMPLES.splitlines())]
-    print("\n".join(parts))
+    script = Path(sys.argv[0]).stem
+    print("\n".join(train_help() if script == "train" else other_help(script)))
     sys.exit(0)
 
 
-def headline(page: Path) -> str:
-    """The first comment line of a page that says something."""
-    for line in page.read_text().splitlines():
-        text = line.lstrip("# ").strip()
-        if line.startswith("#") and text and not text.startswith("@package"):
-            return text
-    return ""
+def train_help() -> list[str]:
+    lines = ["usage: python train.py [GROUP=PAGE ...] [KEY=VALUE ...]"]
+    for group in GROUPS:
+        lines += ["", f"{group}=", *pages(group)]
+    lines += ["", "keys", *("  " + line for line in WORDS.splitlines())]
+    return lines + ["", "examples", *("  " + line for line in EXAMPLES.splitlines())]
+
+
+def other_help(script: str) -> list[str]:
+    """Every key of sample.py or evaluate.py is on its one page, with a comment."""
+    text = (CONF / f"{script}.yaml").read_text()
+    keys = re.split(r"\n(?:judging|hydra):", text[text.index("\nrun:") :])[0].strip().splitlines()
+    lines = [f"usage: python {script}.py [KEY=VALUE ...]", "", "keys and defaults", *("  " + line for line in keys)]
+    for group in ("sampler", "metrics") if script == "evaluate" else ("sampler",):
+        lines += ["", f"{group}=", *pages(group)]
+    return lines + ["", "example", *("  " + line for line in EXAMPLES.splitlines() if f"{script}.py" in line)]
+
+
+def pages(group: str) -> list[str]:
+    return [line for page in sorted((CONF / group).glob("*.yaml")) for line in listed(page)]
+
+
+def listed(page: Path) -> list[str]:
+    """A page's name, the first sentence of its header, and what it says after `Needs:`; as wide as the terminal."""
+    lines = page.read_text().splitlines()
+    header = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+    needs = [line for line in header if line.startswith("Needs: ")]
+    text = " ".join(line for line in header if line not in needs and not line.startswith("@package"))
+    first = re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    return textwrap.wrap(
+        " ".join([first, *(f"[n{need[1:].rstrip('.')}]" for need in needs)]),
+        width,
+        initial_indent=f"  {page.stem:<{NAME}}",
+        subsequent_indent=" " * (NAME + 2),
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
+
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from rich.table import Table as Shown
@@ -16,6 +16,7 @@ from atelier.callbacks.progress import Progress, duration
 from atelier.data.base import DataModule
 from atelier.errors import UserError
 from atelier.models.base import Generator
+from atelier.runs import summary
 
 
 def begin(progress: Progress, cfg: DictConfig, model: Generator, data: DataModule) -> None:
@@ -27,9 +28,7 @@ def begin(progress: Progress, cfg: DictConfig, model: Generator, data: DataModul
     progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
 
 
-def end(
-    callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, objective: str | None
-) -> float | None:
+def end(callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, objective: str | None) -> float | None:
     """Write the final weights, show what was reached and what to try next; gives the metric asked for.
 
     Raises:
@@ -41,7 +40,7 @@ def end(
         _show(callbacks, folder)
     if objective is None:
         return None
-    values = values or json.loads((folder / "summary.json").read_text())["metrics"]
+    values = values or summary(folder)["metrics"]
     if objective not in values:
         raise UserError("objective", objective, "the run has no such metric", f"objective={next(iter(values), 'none')}")
     return values[objective]
@@ -60,15 +59,15 @@ def _export(callbacks: Callbacks, model: Generator, folder: Path) -> None:
 
 def _show(callbacks: Callbacks, folder: Path) -> None:
     clock, progress = callbacks.clock, callbacks.progress
-    path = folder / "summary.json"
-    told = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "protocol": {}}
+    told = summary(folder)
     table = Shown("metric", "value", "95 % interval", "real images", title=f"after {clock.images_seen:,} images")
     ranges = intervals(told["metrics"], told["protocol"].get("n_samples", 1))
     for name, value in told["metrics"].items():
         if not name.startswith("real/"):
             low, high = ranges.get(name, (math.nan, math.nan))
             real = told["metrics"].get(f"real/{name}", math.nan)
-            table.add_row(name, f"{value:.4g}", "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}", _or_empty(real))
+            interval = "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}"
+            table.add_row(name, _number(value) or "no valid sample", interval, _number(real))
     progress.console.print(table)
     for part in _protocol_lines(told["protocol"]):
         progress.say(part)
@@ -77,14 +76,15 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
     elif clock.resumed_at >= clock.images:
         progress.say(f"this run was finished; budget.images={2 * clock.images} run_dir={folder} extends it")
     else:
-        progress.say(f"took {duration(told.get('seconds', 0))}; pictures in {folder / 'samples'}")
+        speed = f"{told.get('images_per_second', 0):,.0f} images a second"
+        progress.say(f"took {duration(told.get('seconds', 0))}, {speed} all told; pictures in {folder / 'samples'}")
     progress.say("next:")
     progress.say(f"  python sample.py run={folder} n=64")
     progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
     progress.say("  python train.py -m seed=0,1,2   (a sweep; python train.py --help lists models and data)")
 
 
-def _or_empty(value: float) -> str:
+def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4g}"
 
 

@@ -70,16 +70,21 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 @functools.cache
-def known_keys() -> dict[str, Any]:
-    """Every dotted key that some page of conf/ has with its value there (a dictionary holds further keys);
+def known_keys(script: str = "") -> dict[str, Any]:
+    """Every dotted key that some page of conf/ has with its value there (a dictionary holds further keys).
 
-    the name of a group has the name of one of its pages.
+    The name of a group has the name of one of its pages. `script`: only those that it has; "": of all three.
     """
     from omegaconf import OmegaConf
 
     keys: dict[str, Any] = {}
+    groups = (
+        [next(iter(e)) for e in OmegaConf.load(CONF / f"{script}.yaml").defaults if e != "_self_"] if script else []
+    )
     for path in sorted(CONF.rglob("*.yaml")):
         group = path.parent.relative_to(CONF).as_posix().strip(".")
+        if script and (group not in groups if group else path.stem != script):
+            continue
         if not path.read_text().startswith("# @package _global_"):
             keys |= _dotted(OmegaConf.to_container(OmegaConf.load(path)), group)
         keys |= {group: path.stem} if group else {}
@@ -107,7 +112,7 @@ def user_error(error: BaseException) -> UserError | None:
     for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
-    return _composition_error(list(causes(error)))
+    return _composition_error(list(causes(error))) or _memory(list(causes(error)))
 
 
 def report(error: UserError) -> None:
@@ -147,6 +152,10 @@ def check_words(words: list[str]) -> None:
     flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
     for word in words:
         key, _, value = word.partition("=")
+        if word.startswith("="):
+            raise UserError("KEY", value, "the key is missing", f"KEY={value}")
+        if key == "run_dir" and value.strip("'\"") in ("", "null"):
+            raise UserError(key, value, "it must name a folder", "run_dir=outputs/NAME, or leave it out")
         if key.startswith("--") and not any(flag.startswith(key) for flag in flags):
             bare = key.lstrip("-").replace("-", "_")
             raise UserError(key, value, "keys are written without dashes", _fix(bare, value))
@@ -160,7 +169,8 @@ def _fix(key: str, value: str) -> str:
     """The nearest known key with a value."""
     if elsewhere := ELSEWHERE.get(key.split(".")[-1]):
         return f"{elsewhere}=VALUE"
-    close = nearest(key, [known for known, shipped in known_keys().items() if not isinstance(shipped, dict)])
+    known = known_keys(Path(sys.argv[0]).stem if Path(sys.argv[0]).stem in ("sample", "evaluate") else "train")
+    close = nearest(key, [name for name, shipped in known.items() if not isinstance(shipped, dict)])
     return f"{close}={value or 'VALUE'}" if close else "python train.py --cfg job lists every key"
 
 
@@ -183,6 +193,18 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
             return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
     return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+
+
+def _memory(chain: list[BaseException]) -> UserError | None:
+    """A machine that is too small, or a number that is too large."""
+    words = "can't allocate memory|out of memory|size calculation overflowed"
+    short = [e for e in chain if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and re.search(words, str(e))]
+    if not short:
+        return None
+    key = next((_full_key(str(e)) for e in chain if "full_key" in str(e)), "data.batch_size")
+    return UserError(
+        key, "", "memory ran out", "smaller numbers there; else a smaller data.batch_size or model.net.width"
+    )
 
 
 def _is_group_override(error: BaseException) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import urllib.error
+import urllib.request
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,31 +86,40 @@ def wandb(
         "dir": folder,
         "config": described,
         "settings": client.Settings(
-            disable_git=True, disable_code=True, console="off", silent=True, init_timeout=REACHED_IN
+            disable_git=True, disable_code=True, console="off", silent=True, init_timeout=2 * REACHED_IN
         ),
     }
-    chosen = _mode(mode, client)
     try:
-        run = client.init(mode=chosen, **given)
+        return [Finished(client.init(mode=_mode(mode, client), **given))]
     except client.Error as error:
-        problem = str(error).splitlines()[0].rstrip(".")
-        if mode != "auto":
-            raise UserError("logger.mode", mode, problem, "logger.mode=auto") from error
-        print(f"W&B: {problem}; the run is logged offline", flush=True)
-        run = client.init(mode="offline", **given)
-    return [Finished(run)]
+        raise UserError("logger.mode", mode, str(error).splitlines()[0], "logger.mode=offline") from error
 
 
 def _mode(asked: Literal["auto", "online", "offline"], client: Any) -> str:
-    """Online or offline, or what WANDB_MODE says."""
+    """Online or offline, or what WANDB_MODE says; one line where there is no choice."""
     if asked != "auto":
         return asked
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    if client.login(prompt=False, verify=False):
+    server = client.setup().settings.base_url
+    if not client.login(prompt=False, verify=False):
+        print("W&B: no credentials found, the run is logged offline (wandb login asks for them)", flush=True)
+    elif not _answers(server):
+        print(f"W&B: {server} does not answer, the run is logged offline", flush=True)
+    else:
         return "online"
-    print("W&B: no credentials found, the run is logged offline (wandb login asks for them)", flush=True)
     return "offline"
+
+
+def _answers(server: str) -> bool:
+    """Whether there is any answer; once W&B has tried in vain, this process cannot begin the same run offline."""
+    try:
+        urllib.request.urlopen(server, timeout=REACHED_IN).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _identity(folder: Path) -> str:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from atelier.errors import UserError, known_keys, nearest
-from atelier.ranges import Name, NonNegFloat, NonNegInt, PositiveInt
+from atelier.ranges import Name, NonNegFloat, NonNegInt, PositiveInt, Seed
 
 ALLOWED = ("models", "nets", "diffusion", "data", "losses", "metrics", "callbacks", "optim", "trainer", "loggers")
 OBJECTS = ("data", "model", "trainer", "logger", "metrics", "sampler", "judging")  # what is built from a page
@@ -26,7 +26,7 @@ EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
 Plain = dict[str, Any] | list[Any]
 ROOT: dict[str, Any] = {
-    "seed": NonNegInt,
+    "seed": Seed,
     "run_dir": Name,
     "resume": Literal["auto", "never"],
     "compile": bool,
@@ -58,7 +58,7 @@ def check(cfg: DictConfig) -> None:
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
             raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
-    for key in ROOT.keys() & values.keys():
+    for key in [key for key in ROOT if key in values]:
         _fits(values[key], key, ROOT[key])
     for key, node in _objects(values, ""):
         _check_call(node, key, raw)
@@ -73,11 +73,12 @@ def _check_keys(values: dict[str, Any]) -> None:
             if key not in known and top not in OBJECTS:
                 close = nearest(key, known)
                 raise UserError(key, "", "there is no such key", f"{close}=VALUE" if close else f"leave {key} out")
+    built = {key: values[key] for key in OBJECTS if key in values}
     parts = values.get("callbacks", {})
-    parts = (
-        {f"callbacks.{name}": part for name, part in parts.items()} if isinstance(parts, dict) else {"callbacks": parts}
+    built |= (
+        {f"callbacks.{name}": part for name, part in parts.items()} if isinstance(parts, dict) else {"callbacks": 0}
     )
-    for key, part in ({key: values[key] for key in OBJECTS if key in values} | parts).items():
+    for key, part in built.items():
         if not isinstance(part, dict) or "_target_" not in part:
             raise UserError(f"{key}._target_", "", "it has none", f"{key} as in the pages of conf/")
 
@@ -92,11 +93,12 @@ def _objects(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
+    prefix = _origin(raw, prefix)
     target, partial = _target(node["_target_"], prefix), node.get("_partial_", False)
     _fits(partial, f"{prefix}._partial_", bool)
     takes = _arguments(target)
-    for key in node.keys() - {"_target_", "_partial_"}:
-        if key not in takes:
+    for key in node:
+        if key not in takes and key not in ("_target_", "_partial_"):
             close = nearest(str(key), takes)
             fix = f"{prefix}.{close}=VALUE" if close else f"leave {key} out"
             raise UserError(f"{prefix}.{key}", node[key], f"{target.__name__} has no such argument", fix)
@@ -112,9 +114,11 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
 
 def _check_first_stage(given: Any, prefix: str) -> None:
     """What runs.adopt turns into a net: which run, or which experiment to train."""
-    if not isinstance(given, dict) or {"run", "experiment"} ^ given.keys() - {"sha256"}:
-        raise UserError(prefix, given, "it needs a run and an experiment, and takes nothing else", f"{prefix}.run=auto")
+    if not isinstance(given, dict) or not {"run", "experiment"} <= given.keys():
+        raise UserError(prefix, given, "it needs a run and an experiment", f"{prefix}.run=auto")
     for key, value in given.items():
+        if key not in FIRST_STAGE:
+            raise UserError(f"{prefix}.{key}", value, "there is no such key", f"leave {key} out")
         _fits(value, f"{prefix}.{key}", FIRST_STAGE[key])
 
 
@@ -159,6 +163,9 @@ def _fits(value: Any, name: str, expected: Any) -> None:
     adapter = _adapter(expected)
     if adapter is None:
         raise UserError(name, value, f"it must be built: a {expected.__name__}", f"{name} as in the pages of conf/")
+    options = _options(expected)
+    if isinstance(value, bool) and options and not any(option is value for option in options):
+        raise UserError(name, value, f"it must be one of {_typed(options)}", f"{name}={_typed(options[0])}")
     try:
         adapter.validate_python(value)
     except ValidationError as error:
@@ -168,19 +175,21 @@ def _fits(value: Any, name: str, expected: Any) -> None:
 
 def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
     """A class must be of the kind that the argument takes, a function must return it."""
-    target = _target(node["_target_"], name)
-    made = Callable if node.get("_partial_") is True else target
+    target, partial = _target(node["_target_"], name), node.get("_partial_", False)
+    _fits(partial, f"{name}._partial_", bool)
+    made = Callable if partial else target
     if inspect.isfunction(made):
         made = get_type_hints(made).get("return", Any)
     kinds = [get_origin(kind) or kind for kind in (get_args(expected) or (expected,)) if kind is not type(None)]
-    if expected is Any or any(kind is made or inspect.isclass(kind) and _is(made, kind) for kind in kinds):
+    if expected is Any or any(kind is made or _is(made, kind) for kind in kinds):
         return
+    key = f"{name}._partial_" if "_partial_" in node else f"{name}._target_"
     wanted = getattr(expected, "__name__", expected)
-    raise UserError(f"{name}._target_", node["_target_"], f"it makes no {wanted}", f"{name} as in the pages of conf/")
+    raise UserError(key, node[key.rpartition(".")[2]], f"it makes no {wanted}", f"{name} as in the pages of conf/")
 
 
-def _is(made: Any, kind: type) -> bool:
-    return inspect.isclass(made) and issubclass(made, kind)
+def _is(made: Any, kind: Any) -> bool:
+    return inspect.isclass(made) and inspect.isclass(kind) and issubclass(made, kind)
 
 
 def _origin(raw: Plain, key: str) -> str:

@@ -27,15 +27,22 @@ class ImageRngs:
     """
 
     def __init__(self, seed: int, first: int, n: int) -> None:
-        self.generators = [generator(seed, k) for k in range(first, first + n)]
+        self.images = [(seed, k) for k in range(first, first + n)]
+        self.generators = [generator(*image) for image in self.images]
 
     def __len__(self) -> int:
         return len(self.generators)
 
     def __getitem__(self, part: slice) -> ImageRngs:
         chosen = object.__new__(ImageRngs)
-        chosen.generators = self.generators[part]
+        chosen.images, chosen.generators = self.images[part], self.generators[part]
         return chosen
+
+    def again(self) -> ImageRngs:
+        """The same images, nothing drawn yet."""
+        fresh = object.__new__(ImageRngs)
+        fresh.images, fresh.generators = self.images, [generator(*image) for image in self.images]
+        return fresh
 
     def randn(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers, (len(self), *shape) float32."""

@@ -8,6 +8,8 @@ import inspect
 import json
 import math
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier import preflight
-from atelier.errors import UserError, check_words, report, user_error
+from atelier.errors import UserError, check_words, nearest, report, user_error
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from atelier.models.base import Generator
 
 OUTPUTS = Path("outputs")
+STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["model", "data", "budget", "eval", "checkpoint", "trainer", "callbacks", "metrics"]
 FREE = ("budget", "eval", "checkpoint", "metrics", "logger", "trainer", "run_dir", "resume", "check", "objective", "compile")
@@ -81,7 +84,14 @@ def held(cfg: DictConfig) -> Iterator[Path]:
     if cfg.resume == "never" and rank() == 0 and (folder / "config.yaml").exists():
         raise UserError("resume", "never", f"{folder} holds a run", "run_dir=ANOTHER_FOLDER")
     with locked(folder) if rank() == 0 else contextlib.nullcontext():
-        yield folder
+        begun = (folder / "config.yaml").exists()
+        try:
+            yield folder
+        except Exception:
+            if not begun and rank() == 0 and not list(folder.glob("checkpoints/*.ckpt")):
+                (folder / "config.yaml").unlink(missing_ok=True)  # nothing to go on from: the next try starts anew
+                shutil.rmtree(folder / "frozen", ignore_errors=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -97,6 +107,8 @@ def locked(folder: Path) -> Iterator[None]:
     with path.open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                raise BlockingIOError  # its holder has just removed the file that was opened here
         except OSError as error:
             file.seek(0)
             problem = f"in use by {file.read().strip() or 'another process'}"
@@ -117,17 +129,22 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     """
     hydra = HydraConfig.get()
     many = hydra.mode == RunMode.MULTIRUN
-    folder = Path(hydra.runtime.output_dir)
+    folder = shorter(Path(hydra.runtime.output_dir))
     OmegaConf.set_readonly(cfg, False)
     cfg.run_dir = str(folder)
     if many:
-        print(f"job {hydra.job.num}: {hydra.job.override_dirname}", flush=True)
+        own = [word for word in hydra.overrides.task if word not in sys.argv]
+        print(f"\njob {hydra.job.num}: {' '.join(own)}", flush=True)
     try:
         check_words(list(hydra.overrides.task))
-        if many and cfg.trainer.devices > 1 and hydra.launcher._target_.endswith("BasicLauncher"):
-            problem = "a sweep in one process cannot start ranks"
-            raise UserError("trainer.devices", cfg.trainer.devices, problem, "trainer.devices=1 or hydra/launcher=submitit_slurm")
+        if many:
+            one_process(cfg, hydra)
         return work(cfg)
+    except SystemExit as leaving:
+        if leaving.code in STOPPED:
+            words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
+            print(f"go on with: python train.py {shlex.join([*words, f'run_dir={folder}'])}", flush=True)
+        raise
     except Exception as error:
         known = user_error(error)
         if known is None and not many:
@@ -142,9 +159,34 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         sys.exit(2)
     finally:
         if many:
-            _note(folder, "overrides.txt", hydra.job.override_dirname)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # only if nothing was written
+            _note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
+        _remove_empty(folder)
+
+
+def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
+    """Several ranks are no business of a sweep whose jobs share a process.
+
+    Raises:
+        UserError: they were asked for.
+    """
+    if cfg.trainer.devices > 1 and hydra.launcher._target_.endswith("BasicLauncher"):
+        problem = "a sweep in one process cannot start ranks"
+        fix = "trainer.devices=1 or hydra/launcher=submitit_slurm"
+        raise UserError("trainer.devices", cfg.trainer.devices, problem, fix)
+
+
+def shorter(path: Path) -> Path:
+    """A path as seen from here, or as it is where that is shorter."""
+    return min(Path(os.path.relpath(path)), path, key=lambda p: len(str(p)))
+
+
+def _remove_empty(folder: Path) -> None:
+    """A folder in which nothing was written, and those above it as far as outputs/."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        for above in folder.parents:
+            if OUTPUTS.resolve() in (above.resolve(), *above.resolve().parents):
+                above.rmdir()
 
 
 def _note(folder: Path, name: str, text: str) -> None:
@@ -175,7 +217,7 @@ def settle(cfg: DictConfig, folder: Path) -> DictConfig:
         return cfg
     if "first_stage" in cfg.model:
         adopt(cfg, folder)
-    from atelier.callbacks.checkpoint import write_text
+    from atelier.callbacks.store import write_text
 
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
     return cfg
@@ -188,10 +230,13 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
         UserError: the first key that differs.
     """
     new = cfg.copy()
-    new.budget = stored.budget  # schedules follow the budget, which may grow
+    OmegaConf.set_struct(new, False)
+    for key in FREE:
+        new[key] = stored.get(key)  # what refers to it is free too: schedules follow the budget, which may grow
     for key, (old, now) in _differences(plain(stored), plain(new), "").items():
         top, _, rest = key.partition(".")
-        if top not in FREE and not (top == "data" and rest in FREE_DATA):
+        if not (top == "data" and rest in FREE_DATA):
+            key = key.removeprefix("choices.")
             raise UserError(key, now, f"the run in {folder} was started with {old}", f"{key}={old} or run_dir=NEW")
 
 
@@ -278,7 +323,7 @@ def frozen_net(folder: Path, expected: str) -> nn.Module:
     """
     from safetensors.torch import load_file
 
-    from atelier.callbacks.checkpoint import sha256
+    from atelier.callbacks.store import sha256
 
     path = folder / "weights.safetensors"
     if not path.exists() or sha256(path) != expected:
@@ -291,7 +336,7 @@ def frozen_net(folder: Path, expected: str) -> nn.Module:
 
 def adopt(cfg: DictConfig, folder: Path) -> None:
     """Find or train the first stage, link it into frozen/, and note its hash in the config."""
-    from atelier.callbacks.checkpoint import sha256
+    from atelier.callbacks.store import sha256
 
     first = cfg.model.first_stage
     source = Path(first.run) if first.run != "auto" else require(first.experiment, cfg)
@@ -355,7 +400,9 @@ def find(run: str) -> Path:
         return runs[-1]
     folder = Path(run)
     if not (folder / "config.yaml").exists():
-        raise UserError("run", run, "no run folder (it has no config.yaml)", "run=last")
+        beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
+        close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
+        raise UserError("run", run, "no run folder (it has no config.yaml)", f"run={close}")
     return folder
 
 
@@ -368,12 +415,13 @@ class Loaded:
     data: DataModule
     model: Generator
     images_seen: int
+    ema: list[int]  # half-life of the averaged weights, in images; [] for the raw ones
 
 
 def load(folder: Path, ema: bool) -> Loaded:
     """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones."""
-    from atelier.callbacks.checkpoint import load as load_checkpoint
-    from atelier.callbacks.checkpoint import newest
+    from atelier.callbacks.store import load as load_checkpoint
+    from atelier.callbacks.store import newest
     from atelier.callbacks.ema import copy_average
 
     cfg = OmegaConf.load(folder / "config.yaml")
@@ -384,32 +432,34 @@ def load(folder: Path, ema: bool) -> Loaded:
     data, model = build_data(cfg), build_model(cfg, folder)
     model.load_state_dict(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
-    if ema and averages:
-        copy_average(model, next(iter(averages.values())))
-    return Loaded(folder, cfg, data, model.eval(), checkpoint["callbacks"]["Clock"]["images_seen"])
+    first = list(averages)[: int(ema)]
+    for half_life in first:
+        copy_average(model, averages[half_life])
+    images_seen = checkpoint["callbacks"]["Clock"]["images_seen"]
+    return Loaded(folder, cfg, data, model.eval(), images_seen, [int(half_life) for half_life in first])
 
 
 def summary(folder: Path) -> dict[str, Any]:
+    """summary.json, its nulls as nan; without metrics where no evaluation was made."""
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    told = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "protocol": {}}
+    return told | {"metrics": {name: math.nan if v is None else v for name, v in told["metrics"].items()}}
 
 
-def options(cfg: DictConfig, model: Generator) -> dict[str, Any]:
-    """The options of `model.sample` that the user gave.
+def options(cfg: DictConfig, model: Generator, maker: Callable) -> dict[str, Any]:
+    """The options of a model's method that the user gave.
 
     Raises:
-        UserError: the model does not take one.
+        UserError: the method does not take one, or it would change nothing.
     """
-    given: dict[str, Any] = {}
-    if cfg.get("sampler") is not None:
-        given["sampler"] = instantiate(cfg.sampler, _convert_="all")
-    if cfg.guidance is not None:
-        given["guidance"] = float(cfg.guidance)
-    takes = inspect.signature(model.sample).parameters
+    given = [name for name in ("sampler", "guidance") if cfg.get(name) is not None]
     for name in given:
-        if name not in takes:
-            raise UserError(name, cfg[name], f"{type(model).__name__} takes no {name}", f"leave {name} out")
-    return given
+        value = HydraConfig.get().runtime.choices.get(name, cfg[name])
+        if name not in inspect.signature(maker).parameters:
+            raise UserError(name, value, f"{type(model).__name__} takes no {name} here", f"leave {name} out")
+        if name == "guidance" and not model.needs:
+            raise UserError(name, value, "the model was trained without conditions", f"leave {name} out")
+    return {name: instantiate(cfg[name], _convert_="all") if name == "sampler" else float(cfg[name]) for name in given}
 
 
 def build_judging(cfg: DictConfig) -> Judging:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atelier.callbacks.checkpoint import write_text
 from atelier.callbacks.judging import sample
+from atelier.callbacks.store import write_text
 from atelier.data.base import DataModule
 from atelier.errors import UserError, nearest
 from atelier.metrics.pictures import grid, save_png, to_uint8
@@ -19,24 +20,61 @@ from atelier.models.base import Autoencoder, Cond, Generator, Latent
 from atelier.rng import ImageRngs
 
 INTERPOLATED = 8  # pictures from one latent to the next
+REQUEST = "request.yaml"
+SHOWN = 64  # pictures in grid.png
 SEARCHED = 4096  # test images looked through for a label
 
 
 def verb(asked: str | None, model: Generator) -> str:
-    """What to do: as asked, or `reconstruct` for autoencoders that draw no latents of their own and else `sample`.
+    """What to do: as asked, or `reconstruct` for autoencoders and else `sample`.
 
     Raises:
         UserError: the model cannot do that.
     """
-    able = ["sample"] if isinstance(model, Generator) else []
-    able += ["interpolate"] if isinstance(model, Latent) else []
-    able += ["reconstruct"] if isinstance(model, Autoencoder) else []
+    able = list(_makers(model))
     if asked is None:
-        return "reconstruct" if isinstance(model, Autoencoder) else "sample"
+        return "reconstruct" if "reconstruct" in able else "sample"
     if asked not in able:
         fix = f"do={nearest(asked, able) or able[0]}"
         raise UserError("do", asked, f"{type(model).__name__} can {', '.join(able)}", fix)
     return asked
+
+
+def maker(verb: str, model: Generator) -> Callable:
+    """The method whose signature says which options a verb takes."""
+    return _makers(model)[verb]
+
+
+def _makers(model: Generator) -> dict[str, Callable]:
+    makers: dict[str, Callable] = {"sample": model.sample}
+    if isinstance(model, Latent):
+        makers["interpolate"] = model.render
+    if isinstance(model, Autoencoder):
+        makers["reconstruct"] = model.decode
+    return makers
+
+
+def items(verb: str, model: Generator, data: DataModule, label: int | None) -> list[int] | None:
+    """The test images whose condition the pictures take in turn: those with this label, or None for all in order.
+
+    Raises:
+        UserError: nothing here follows a label, or no test image has it.
+    """
+    if label is None:
+        return None
+    if verb == "reconstruct":
+        raise UserError("label", label, "reconstructions are of the test images in order", "do=sample")
+    if "label" not in model.needs:
+        raise UserError("label", label, f"{type(model).__name__} was trained without labels", "leave label out")
+    if label >= data.n_classes:
+        problem = f"the {data.n_classes} labels are 0 to {data.n_classes - 1}"
+        raise UserError("label", label, problem, f"label={data.n_classes - 1}")
+    size = min(SEARCHED, len(data.split("test")))
+    labels = data.split("test").read(list(range(size)), None)["label"]
+    having = (labels == label).nonzero().flatten().tolist()
+    if not having:
+        raise UserError("label", label, f"none of {size} test images has it", f"label={int(labels[0])}")
+    return having
 
 
 def pictures(
@@ -47,52 +85,39 @@ def pictures(
     seed: int,
     first: int,
     n: int,
-    label: int | None,
+    items: list[int] | None,
 ) -> Tensor:
-    """Pictures first .. first + n - 1 of a request, (n, C, H, W) uint8."""
-    rngs = ImageRngs(seed, first, n)
+    """Pictures first .. first + n - 1 of a request, (n, C, H, W) uint8; the same whatever n."""
     if verb == "reconstruct":
-        x = data.test_batch(first // 2, (n + 1) // 2)["image"].to(model.device)
-        return to_uint8(torch.stack([x, model.decode(model.encode(x))], dim=1).flatten(0, 1)[:n])
-    cond = conditions(model, data, first, n, label)
+        skipped = first % 2
+        x = data.test_batch(first // 2, (skipped + n + 1) // 2)["image"].to(model.device)
+        return to_uint8(torch.stack([x, model.decode(model.encode(x), **options)], dim=1).flatten(0, 1)[skipped:][:n])
     if verb == "interpolate":
-        return to_uint8(_between(model, cond, seed, first, n))
-    return to_uint8(sample(model, cond, rngs, options))
+        return to_uint8(_between(model, data, options, seed, first, n, items))
+    return to_uint8(sample(model, conditions(model, data, first, n, items), ImageRngs(seed, first, n), options))
 
 
-def _between(model: Latent, cond: Cond, seed: int, first: int, n: int) -> Tensor:
-    """Rows of INTERPOLATED pictures on the great circle between two latents; the condition is that of the row's first."""
-    rows = [k // INTERPOLATED for k in range(first, first + n)]
-    part = torch.tensor([k % INTERPOLATED / (INTERPOLATED - 1) for k in range(first, first + n)])
-    base, count = rows[0], rows[-1] - rows[0] + 2
+def _between(
+    model: Latent, data: DataModule, options: dict[str, Any], seed: int, first: int, n: int, items: list[int] | None
+) -> Tensor:
+    """Row r goes on the great circle from the latent of sample r to that of sample r + 1, all told of image r."""
+    numbers = torch.arange(first, first + n)
+    rows = numbers // INTERPOLATED
+    base, count = int(rows[0]), int(rows[-1] - rows[0]) + 2
+    cond = conditions(model, data, base, count, items)
     ends = model.draw(ImageRngs(seed, base, count), cond)
-    place = torch.tensor(rows, device=ends.device) - base
-    a, b = ends[place], ends[place + 1]
-    part = part.to(ends).view(-1, *[1] * (ends.ndim - 1))
+    place = (rows - base).to(ends.device)
+    part = (numbers % INTERPOLATED / (INTERPOLATED - 1)).to(ends).view(-1, *[1] * (ends.ndim - 1))
     angle = part * torch.pi / 2  # independent normal latents are nearly orthogonal
-    z = torch.cos(angle) * a + torch.sin(angle) * b
-    starts = torch.tensor([max(r * INTERPOLATED - first, 0) for r in rows])
-    return model.render(z, {name: value[starts.to(value.device)] for name, value in cond.items()}, ImageRngs(seed, first, n))
+    z = torch.cos(angle) * ends[place] + torch.sin(angle) * ends[place + 1]
+    return model.render(z, {k: v[place] for k, v in cond.items()}, ImageRngs(seed, first, n), **options)
 
 
-def conditions(model: Generator, data: DataModule, first: int, n: int, label: int | None) -> Cond:
-    """Image k takes the condition of test image k, or of the k-th test image with this label.
-
-    Raises:
-        UserError: the model takes no label, or no test image has it.
-    """
-    if label is None:
+def conditions(model: Generator, data: DataModule, first: int, n: int, items: list[int] | None) -> Cond:
+    """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again."""
+    if items is None:
         return model.condition(data.test_batch(first, n), model.cases[0])
-    if "label" not in model.needs:
-        raise UserError("label", label, f"{type(model).__name__} was trained without labels", "leave label out")
-    size = min(SEARCHED, len(data.split("test")))
-    labels = data.split("test").read(list(range(size)), None)["label"]
-    having = (labels == label).nonzero().flatten().tolist()
-    if not having:
-        seen = labels.unique()
-        problem = f"labels are {int(seen.min())} to {int(seen.max())}"
-        raise UserError("label", label, problem, f"label={int(seen.min())}")
-    chosen = [having[k % len(having)] for k in range(first, first + n)]
+    chosen = [items[k % len(items)] for k in range(first, first + n)]
     return model.condition(data.split("test").read(chosen, None), model.cases[0])
 
 
@@ -100,7 +125,7 @@ class Folder:
     """`000000.png ...`, `grid.png` of the first 64, and `request.yaml`.
 
     Args:
-        path: made if need be.
+        path: made if need be; the pictures of an earlier request there are replaced.
         request: what was asked for.
 
     Raises:
@@ -110,8 +135,10 @@ class Folder:
     def __init__(self, path: str | Path, request: dict[str, Any]) -> None:
         self.path, self.request, self.n = Path(path), request, 0
         self.first: list[Tensor] = []
+        self.before = _length(self.path / REQUEST)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / REQUEST).touch()
         except OSError as error:
             raise UserError("out", path, f"it cannot be written ({error.strerror})", "out=A_FOLDER_OF_YOURS") from error
 
@@ -120,14 +147,23 @@ class Folder:
         for image in images:
             save_png(image, self.path / f"{self.n:06d}.png")
             self.n += 1
-        if self.n <= 64 or not self.first:
+        if sum(map(len, self.first)) < SHOWN:
             self.first.append(images.cpu())
         told("images", self.n, total)
 
     def finish(self) -> None:
-        save_png(grid(torch.cat(self.first)[:64]), self.path / "grid.png")
-        write_text(self.path / "request.yaml", "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
+        for k in range(self.n, self.before):  # of an earlier, longer request
+            (self.path / f"{k:06d}.png").unlink(missing_ok=True)
+        columns = INTERPOLATED if self.request["do"] in ("interpolate", "reconstruct") else None
+        save_png(grid(torch.cat(self.first)[:SHOWN], columns), self.path / "grid.png")
+        write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
         print(f"{self.n} images and grid.png in {self.path}", flush=True)
+
+
+def _length(path: Path) -> int:
+    """How many pictures an earlier request.yaml asked for; 0 where there is none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((int(line[3:]) for line in lines if line.startswith("n: ")), 0)
 
 
 def told(what: str, done: int, n: int) -> None:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from atelier.errors import UserError, report
+from atelier.runs import one_process, shorter, summary
+
 failed: list[str] = []  # lines of the jobs of this process's sweep that did not finish
 
 
 class Summary(Callback):
-    """Hydra calls it when all jobs of a sweep have ended, whichever launcher ran them."""
+    """Hydra calls it before the first job of a sweep and when all have ended, whichever launcher runs them."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse what no job can do; Hydra would turn an exception here into a warning."""
+        try:
+            one_process(config, config.hydra)
+        except UserError as error:
+            report(error)
+            sys.exit(2)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
+        folder = shorter(Path(config.hydra.sweep.dir))
         jobs = [told(job) for job in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
         if not jobs:
             return
         columns = ["job", "overrides", *dict.fromkeys(name for job in jobs for name in job["metrics"]), "error"]
+        common = set.intersection(*(set(job["overrides"]) for job in jobs))
+        for job in jobs:
+            job["overrides"] = " ".join(word for word in job["overrides"] if word not in common)
         lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         for job in jobs:
             cells = {"job": job["job"], "overrides": job["overrides"], "error": job["error"]}
@@ -33,13 +47,12 @@ class Summary(Callback):
 
 def told(folder: Path) -> dict[str, Any]:
     """What a job's folder says of it."""
-    summary = folder / "summary.json"
     error = folder / "error.txt"
     overrides = folder / "overrides.txt"
-    values = json.loads(summary.read_text())["metrics"] if summary.exists() else {}
+    values = summary(folder)["metrics"]
     return {
         "job": folder.name,
-        "overrides": overrides.read_text().strip() if overrides.exists() else "",
+        "overrides": overrides.read_text().splitlines() if overrides.exists() else [],
         "metrics": {name: value for name, value in values.items() if not name.startswith("real/")},
         "error": error.read_text().strip() if error.exists() else ("" if values else "did not finish"),
     }

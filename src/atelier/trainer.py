@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from atelier.callbacks.checkpoint import SafeIO
+from atelier.callbacks.safe_io import SafeIO
 from atelier.errors import UserError
 from atelier.models.base import Generator
 from atelier.ranges import PositiveInt
@@ -53,7 +53,7 @@ def make_trainer(
         devices=devices,
         num_nodes=num_nodes,
         strategy=DDPStrategy(**model.strategy) if devices * num_nodes > 1 else "auto",
-        precision=_precision(precision, on_gpu),
+        precision=resolved(precision, on_gpu),
         callbacks=callbacks,
         logger=loggers or False,
         plugins=[SafeIO(), *slurm],
@@ -70,7 +70,8 @@ def make_trainer(
     )
 
 
-def _precision(asked: Precision, on_gpu: bool) -> str:
+def resolved(asked: Precision, on_gpu: bool) -> str:
+    """What `auto` is on this machine."""
     if asked != "auto":
         return asked
     if on_gpu:
@@ -87,7 +88,7 @@ def autocast(model: Generator, precision: Precision) -> torch.autocast:
     """The precision of a run outside of Lightning; to be entered for each use."""
     kind = model.device.type
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
-    return torch.autocast(kind, dtype=half, enabled=_precision(precision, kind == "cuda") != "32-true")
+    return torch.autocast(kind, dtype=half, enabled=resolved(precision, kind == "cuda") != "32-true")
 
 
 def quiet() -> None:

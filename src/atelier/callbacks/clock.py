@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from atelier.batch import Batch
+from atelier.errors import UserError
 from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.rng import hashed
 
@@ -78,8 +79,9 @@ class Clock(Callback):
             trainer.should_stop = True
         broken = self._not_finite(model, batch_idx)
         if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
-            self.reason = f"{broken or 'a loss'} is not finite at {self.images_seen} images"
-            raise FloatingPointError(self.reason)
+            step = self.images_seen // trainer.datamodule.batch_size
+            problem = f"{broken or 'a loss'} is not finite in step {step}; the last good checkpoint stays"
+            raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
         late = self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
         if trainer.strategy.reduce_boolean_decision(late, all=False):
             self.reason = f"budget.minutes={self.minutes:g} is over"
@@ -98,7 +100,7 @@ class Clock(Callback):
         """End the process as its signal asks: 143 after SIGTERM, 130 after Ctrl-C, 0 on the ranks that follow."""
         code = 128 + (self.signal or signal.SIGTERM)
         if trainer.is_global_zero:
-            print(f"stopped by a signal at {self.images_seen} images, saved; the same command goes on", flush=True)
+            print(f"stopped by a signal at {self.images_seen} images, saved", flush=True)
         sys.exit(code if trainer.is_global_zero else 0)
 
     def due(self, every: int, batch_size: int) -> bool:

@@ -7,6 +7,7 @@ resume and run here, tests/test_resume.py fails without that.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from importlib.metadata import version
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier.callbacks.checkpoint import Checkpoints, write_text
+from atelier.callbacks.checkpoint import Checkpoints
 from atelier.callbacks.clock import Clock, Interrupted
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.judging import Judging
 from atelier.callbacks.progress import Progress
+from atelier.callbacks.store import write_text
 from atelier.callbacks.table import Table
 from atelier.ranges import Name, PositiveInt
 
@@ -102,7 +104,7 @@ class Evaluation(Callback):
         seconds = time.monotonic() - self.clock.started
         images = self.clock.images_seen - self.clock.resumed_at
         told = {
-            "metrics": self.values,
+            "metrics": numbers(self.values),
             "protocol": self.protocol,
             "images_seen": self.clock.images_seen,
             "images_per_second": round(images / max(seconds, 1e-9), 1),
@@ -111,6 +113,11 @@ class Evaluation(Callback):
             "versions": {name: version(name) for name in VERSIONS} | {"device": _device()},
         }
         write_text(self.folder / "summary.json", json.dumps(told, indent=1))
+
+
+def numbers(values: dict[str, float]) -> dict[str, float | None]:
+    """As JSON has them: nan, which it lacks, becomes null."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _device() -> str:

@@ -148,7 +148,7 @@ class Judging:
         told = {"n_samples": self.n_samples, "seed": self.seed, "split": "test", "data": data.fingerprint("test")}
         if self.suite.active:
             told |= {"n_real": min(self.n_real, len(data.split("test")))} | self.suite.protocol()
-        given = {name: str(value) for name, value in options.items()}
+        given = {name: value if isinstance(value, float) else str(value) for name, value in options.items()}
         if "sampler" in options:
             given["nfe"] = options["sampler"].nfe
         return told | model.protocol() | given
@@ -162,7 +162,7 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
         short = isinstance(error, MemoryError) or "out of memory" in str(error)
         if not short or len(rngs) == 1:
             raise
-    half = len(rngs) // 2
+    half, rngs = len(rngs) // 2, rngs.again()
     parts = (slice(0, half), slice(half, None))
     return torch.cat([sample(model, {k: v[p] for k, v in cond.items()}, rngs[p], options) for p in parts])
 

@@ -1,6 +1,7 @@
 """One line that lives: images seen, of how many, how fast, how long yet; and a plain line now and then in a file.
 
-Replaces lightning's bar, which counts epochs that this project does not have (it shows `Epoch 0/-2`).
+Replaces lightning's bar, which counts epochs that this project does not have (it shows `Epoch 0/-2`);
+tests/callbacks/test_progress.py fails with it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import time
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
 from rich.text import Text
 
 from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
 
+ROOM = 64  # columns that the words beside the bar take
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal
 
 
@@ -28,7 +31,7 @@ class Progress(Callback):
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal
         self.bar: Bar | None = None
-        self._spoke = 0.0
+        self._spoke = self._trained = self._since = 0.0
         self._speaks = rank_zero_only.rank == 0
 
     def say(self, line: str) -> None:
@@ -36,9 +39,11 @@ class Progress(Callback):
             self.console.print(line, markup=False)
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
-        self._first, self._at, self._spoke = self.clock.images_seen, time.monotonic(), time.monotonic()
+        self._first, self._spoke = self.clock.images_seen, time.monotonic()
+        self._trained, self._since = 0.0, time.monotonic()
         if self._speaks and self.live:
-            columns = (TextColumn("{task.description}"), BarColumn(), _Words())
+            width = min(40, max(4, self.console.width - ROOM))
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=width), _Words())
             self.bar = Bar(*columns, console=self.console, refresh_per_second=4)
             self.training = self.bar.add_task("training", total=self.clock.images, words="")
             self.evaluating = self.bar.add_task("", total=1, visible=False, words="")
@@ -58,20 +63,28 @@ class Progress(Callback):
 
     def _words(self) -> str:
         seen, total = self.clock.images_seen, self.clock.images
-        speed = (seen - self._first) / max(time.monotonic() - self._at, 1e-9)
+        speed = (seen - self._first) / max(self._trained + time.monotonic() - self._since, 1e-9)
         left = duration((total - seen) / max(speed, 1e-9))
         return f"{seen:,} of {total:,} images  {speed:,.0f}/s  {left} left"
+
+    def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self._trained += time.monotonic() - self._since  # the speed is that of training
+
+    def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
+        self._since = time.monotonic()
 
     def step(self, what: str, done: int, n: int) -> None:
         """Part of an evaluation is done."""
         if self.bar is not None:
-            self.bar.update(self.evaluating, description=what, completed=done, total=n, visible=True, words=f"{done:,} of {n:,}")
+            told = {"description": what, "words": f"{done:,} of {n:,}", "visible": True}
+            self.bar.update(self.evaluating, completed=done, total=n, **told)
 
     def evaluated(self, values: dict[str, float]) -> None:
         if self.bar is not None:
             self.bar.update(self.evaluating, visible=False)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("real/"))
-        self.say(f"at {self.clock.images_seen:,} images: {shown}")
+        if self.clock.images_seen < self.clock.images:  # the last ones are shown in a table
+            known = {name: v for name, v in values.items() if not name.startswith("real/") and v == v}
+            self.say(f"at {self.clock.images_seen:,} images: {'  '.join(f'{k} {v:.4g}' for k, v in known.items())}")
 
     def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:
         self._close()

@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from atelier.batch import Batch
-from atelier.callbacks.checkpoint import write_text
 from atelier.callbacks.clock import Clock
+from atelier.callbacks.store import warn, write_text
 from atelier.ranges import Name, PositiveInt
 
 Row = dict[str, float]
@@ -35,6 +35,7 @@ class Table(Callback):
         self.every_images, self.path, self.clock = every_images, Path(path), clock
         self.rows: list[Row] = []
         self._mark = (0, 0.0)  # images_seen and time of the last row: the throughput between rows
+        self._behind = False  # whether rows are missing on a disk that was full
 
     def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
         """Rows written after the checkpoint that the run goes on from would come twice: they go."""
@@ -74,11 +75,13 @@ class Table(Callback):
         self.rows.append(row)
         if not trainer.is_global_zero:
             return
-        if new_columns:
-            self._rewrite()
-        else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns()).writerow(row)
+        try:
+            self._rewrite() if new_columns or self._behind else self._append(row)
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                warn(f"no row written to {self.path} ({error.strerror}); it follows with a later one")
+            self._behind = True
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.log(row, step=self.clock.images_seen)
@@ -97,6 +100,10 @@ class Table(Callback):
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(column for row in self.rows for column in row))
 
+    def _append(self, row: Row) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns()).writerow(row)
+
     def _rewrite(self) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns())
@@ -106,15 +113,15 @@ class Table(Callback):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.csv without its empty cells; [] where there is none. A half-written last row is left out."""
+    """Rows of a metrics.csv without its empty cells, [] where there is none; a half-written last row is left out."""
     if not path.exists():
         return []
     rows = []
-    with path.open(newline="") as file:
-        for raw in csv.DictReader(file):
-            try:
-                row = {k: float(v) for k, v in raw.items() if v not in ("", None)}
-                rows.append(row | {"images_seen": int(row["images_seen"])})
-            except (ValueError, TypeError, KeyError):
-                continue
+    whole = path.read_bytes().decode(errors="replace").rpartition("\n")[0]  # a row cut short may still look like one
+    for raw in csv.DictReader(io.StringIO(whole)):
+        try:
+            row = {k: float(v) for k, v in raw.items() if v not in ("", None)}
+            rows.append(row | {"images_seen": int(row["images_seen"])})
+        except (ValueError, TypeError, KeyError):
+            continue
     return rows

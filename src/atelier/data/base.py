@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from atelier.rng import generator
 Split = Literal["train", "test"]
 Condition = Literal["label", "attributes"]
 NOT_PIXELS = set(
-    "batch_size seed limit num_workers flip conditions budget root download memory_mb cache max_pixels on_bad_image".split()
+    "batch_size seed limit num_workers flip conditions budget label_factors root download memory_mb cache max_pixels on_bad_image".split()
 )
 
 
@@ -144,6 +144,7 @@ class DataModule(LightningDataModule, ABC):
         n_classes: labels are 0 .. n_classes - 1; 0 where there are none.
         n_attributes: width of `attributes`; 0 where there are none.
         conditions: what a conditional model is told of each image.
+        label_factors: where a label numbers combinations, how many there are of each part; [] where it does not.
         budget: images that a small net wants to be shown; the default of `budget.images`.
     """
 
@@ -158,6 +159,7 @@ class DataModule(LightningDataModule, ABC):
     n_attributes: NonNegInt
     conditions: list[Condition]
     budget: PositiveInt = 48_000
+    label_factors: list[PositiveInt] = field(default_factory=list)
 
     provides: ClassVar[frozenset[str]] = frozenset()
     judged: ClassVar[bool] = False  # whether the analytic judge knows this world

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -18,6 +19,8 @@ class Condition(nn.Module):
         dim: size D of the vector.
         conditions: what is told; none: every image gets the vector for "not told".
         n_classes: number of labels.
+        label_factors: where a label numbers the combinations of several things, how many there are of each, the last
+            counting fastest; each thing gets a table of its own, which is learned many times sooner. []: one table.
         n_attributes: number A of attributes.
 
     Raises:
@@ -30,6 +33,7 @@ class Condition(nn.Module):
         dim: PositiveInt,
         conditions: list[Literal["label", "attributes"]],
         n_classes: NonNegInt,
+        label_factors: list[PositiveInt],
         n_attributes: NonNegInt,
     ) -> None:
         super().__init__()
@@ -37,7 +41,12 @@ class Condition(nn.Module):
             if name in conditions and n == 0:
                 raise UserError("data.conditions", conditions, f"this set has no {name}", "data.conditions=[]")
         self.conditions = tuple(conditions)
-        self.label = nn.Embedding(n_classes, dim) if "label" in conditions else None
+        self.factors = tuple(label_factors or [n_classes])
+        if math.prod(self.factors) != n_classes:
+            problem = f"their product is not the {n_classes} classes"
+            raise UserError("data.label_factors", label_factors, problem, "data.label_factors=[]")
+        tables = [nn.Embedding(n, dim) for n in self.factors] if "label" in conditions else []
+        self.label = nn.ModuleList(tables)
         self.attributes = nn.Parameter(torch.randn(n_attributes, dim)) if "attributes" in conditions else None
         self.nothing = nn.Parameter(torch.zeros(dim))
 
@@ -46,9 +55,10 @@ class Condition(nn.Module):
 
         Rows where `drop` (n,) is true get the one for "not told" (Ho & Salimans 2022, algorithm 1).
         """
-        parts = []
-        if self.label is not None:
-            parts.append(self.label(cond["label"]))                        # (n, D)
+        parts, rest = [], cond.get("label")
+        for table in reversed(self.label):
+            parts.append(table(rest % table.num_embeddings))               # (n, D)
+            rest = rest // table.num_embeddings                            # (n,)
         if self.attributes is not None:
             parts.append(cond["attributes"] @ self.attributes)             # (n, D)
         if not parts:

@@ -41,13 +41,18 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, 3x3 twice around the added embedding, plus the input (Ho et al. 2020, DDPM, appendix B)."""
+    """Norm, SiLU, 3x3 twice around the embedding, plus the input.
 
-    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float) -> None:
+    The embedding is added before the second norm (Ho et al. 2020, DDPM, appendix B), or, with `scale_shift`, scales and
+    shifts behind it, where the norm cannot take it away (Nichol & Dhariwal 2021, Improved DDPM, section 3).
+    """
+
+    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float, scale_shift: bool) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
         self.norm1 = norm(n_in)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
-        self.embedding = nn.Linear(dim, n_out)
+        self.embedding = nn.Linear(dim, 2 * n_out if scale_shift else n_out)
         self.norm2 = norm(n_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(n_out, n_out, 3, padding=1))
@@ -56,8 +61,13 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` (B, D) comes activated."""
         h = self.conv1(F.silu(self.norm1(x)))                              # (B, C, H, W)
-        h = h + self.embedding(embedding)[:, :, None, None]                # (B, C, H, W)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))                # (B, C, H, W)
+        told = self.embedding(embedding)[:, :, None, None]                 # (B, C or 2 C, 1, 1)
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)                            # (B, C, 1, 1) each
+            h = self.norm2(h) * (1 + scale) + shift                        # (B, C, H, W)
+        else:
+            h = self.norm2(h + told)                                       # (B, C, H, W)
+        h = self.conv2(self.dropout(F.silu(h)))                            # (B, C, H, W)
         return self.skip(x) + h
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from atelier.errors import UserError
 from atelier.nets.layers import Down, ResBlock, SelfAttention, TimeEmbedding, Up, norm, zeroed
-from atelier.ranges import Levels, PositiveInt, Probability
+from atelier.ranges import Levels, PositiveInt, Probability, Width
 
 
 class UNet(nn.Module):
@@ -23,6 +23,7 @@ class UNet(nn.Module):
         attention: map sizes at which each block is followed by attention; the middle always has it.
         heads: of the attention.
         dropout: inside the residual blocks.
+        scale_shift: how the embedding enters them, see `ResBlock`.
         patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps,
             so that an image costs the same at every size.
         cond_dim: size of the condition's embedding, added to the time's; None: unconditional.
@@ -37,12 +38,13 @@ class UNet(nn.Module):
         *,
         image_size: PositiveInt,
         image_channels: PositiveInt,
-        width: PositiveInt,
+        width: Width,
         multipliers: Levels,
         blocks: PositiveInt,
         attention: list[PositiveInt],
         heads: PositiveInt = 1,
         dropout: Probability = 0.0,
+        scale_shift: bool = False,
         patch: PositiveInt | None = 1,
         cond_dim: PositiveInt | None = None,
         out_channels: PositiveInt | None = None,
@@ -52,6 +54,7 @@ class UNet(nn.Module):
         sizes = _map_sizes(image_size, patch, len(multipliers))
         _check_attention(attention, sizes)
         widths = [width * m for m in multipliers]
+        _check_heads(heads, [n for n, size in zip(widths, sizes, strict=True) if size in attention] + widths[-1:])
         dim = 4 * width
         self.patch = patch
         self.shape = (image_channels, image_size, image_size)
@@ -60,7 +63,7 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
 
         def block(n_in: int, level: int) -> Block:
-            return Block(n_in, widths[level], dim, dropout, heads if sizes[level] in attention else 0)
+            return Block(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in attention else 0)
 
         deepest = len(widths) - 1
         n, skips = width, [width]
@@ -72,7 +75,7 @@ class UNet(nn.Module):
             if level < deepest:
                 self.down.append(Down(n))
                 skips.append(n)
-        self.middle = nn.ModuleList([Block(n, n, dim, dropout, heads), Block(n, n, dim, dropout, 0)])
+        self.middle = nn.ModuleList([Block(n, n, dim, dropout, scale_shift, k) for k in (heads, 0)])
         self.up = nn.ModuleList()
         for level in range(deepest, -1, -1):
             for _ in range(blocks + 1):
@@ -104,9 +107,9 @@ class UNet(nn.Module):
 class Block(nn.Module):
     """A residual block, with attention behind it where `heads` > 0."""
 
-    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float, heads: int) -> None:
+    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float, scale_shift: bool, heads: int) -> None:
         super().__init__()
-        self.residual = ResBlock(n_in, n_out, dim, dropout)
+        self.residual = ResBlock(n_in, n_out, dim, dropout, scale_shift)
         self.attention = SelfAttention(n_out, heads) if heads else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -127,3 +130,10 @@ def _check_attention(attention: list[int], sizes: list[int]) -> None:
     if missed:
         problem = f"no map has size {missed[0]}; the levels have {sizes}"
         raise UserError("model.net.attention", attention, problem, f"model.net.attention=[{sizes[-1]}]")
+
+
+def _check_heads(heads: int, widths: list[int]) -> None:
+    uneven = [width for width in widths if width % heads]
+    if uneven:
+        problem = f"attention over {uneven[0]} channels needs a divisor of that"
+        raise UserError("model.net.heads", heads, problem, "model.net.heads=1")

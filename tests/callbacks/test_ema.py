@@ -1,0 +1,216 @@
+"""The average's recurrence, when it is taken, and that the raw weights come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+
+import train
+from atelier.callbacks.ema import EMA, average_of, swap
+from atelier.callbacks.evaluation import Evaluation
+from atelier.callbacks.grids import Grids
+from atelier.callbacks.judging import Judging
+from atelier.callbacks.store import load, newest
+from tests import stock
+from tests.compose import composed
+from tests.conftest import overrides
+
+
+class Model(nn.Module):
+    averaged = ("net",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        self.frozen = nn.Linear(2, 2)
+
+
+def made(half_lives: list[int], ramp: float) -> tuple[EMA, Model, SimpleNamespace]:
+    clock, model = SimpleNamespace(images_seen=0), Model()
+    ema = EMA(half_lives, ramp, clock)
+    ema.setup(None, model, "fit")
+    return ema, model, clock
+
+
+def set_to(model: Model, value: float) -> None:
+    with torch.no_grad():
+        for p in model.net.parameters():
+            p.fill_(value)
+
+
+def weight(ema: EMA, half_life: int) -> float:
+    (value,) = {float(x) for p in ema.nets[str(half_life)]["net"].parameters() for x in p.flatten()}
+    return value
+
+
+def test_half_lives_are_in_images() -> None:
+    """From 0 with the weights at 1: 1 - 0.5 ** (images / half-life), in however many updates."""
+    ema, model, clock = made([100, 400], ramp=1.0)
+    clock.images_seen = 10_000
+    set_to(model, 0.0)
+    ema.updated_at = -(10**9)  # everything before is forgotten
+    ema.update(model)
+    set_to(model, 1.0)
+    for step in (10, 30, 60):  # 100 images
+        clock.images_seen += step
+        ema.update(model)
+    assert weight(ema, 100) == pytest.approx(0.5, abs=1e-6)
+    assert weight(ema, 400) == pytest.approx(1 - 0.5**0.25, abs=1e-6)
+
+
+def test_recurrence_with_a_ramp() -> None:
+    """average += (1 - 0.5 ** (step / length)) (weights - average), length = min(half-life, ramp * images seen)."""
+    ema, model, clock = made([1000], ramp=0.1)
+    set_to(model, 0.0)
+    ema.nets["1000"]["net"].load_state_dict(model.net.state_dict())
+    expected = 0.0
+    for k in range(1, 40):
+        clock.images_seen = 500 * k
+        set_to(model, float(k))
+        ema.update(model)
+        length = min(1000.0, 0.1 * 500 * k)
+        expected += (1 - 2.0 ** (-500 / length)) * (k - expected)
+        assert weight(ema, 1000) == pytest.approx(expected, rel=1e-5), k
+
+
+def test_buffers_are_copied() -> None:
+    ema, model, clock = made([1000], ramp=1.0)
+    model.net(torch.randn(8, 2))
+    clock.images_seen = 8
+    ema.update(model)
+    for average, raw in zip(ema.nets["1000"]["net"].buffers(), model.net.buffers(), strict=True):
+        assert torch.equal(average, raw) and average is not raw
+    assert ema.nets["1000"]["net"][1].num_batches_tracked.dtype == torch.int64
+
+
+def test_only_the_named_nets_are_averaged() -> None:
+    ema, model, _ = made([1000], ramp=1.0)
+    assert set(ema.nets["1000"]) == {"net"}
+    assert not any(p.requires_grad for p in ema.nets["1000"]["net"].parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_gan_is_averaged_after_generator_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """n_critic = 2, 8 images a batch: an update every 16 images, over 16 images."""
+    updates: list[tuple[int, int]] = []
+    update = EMA.update
+
+    def noted(self: EMA, model: Any) -> None:
+        updates.append((self.clock.images_seen, self.clock.images_seen - self.updated_at))
+        update(self, model)
+
+    monkeypatch.setattr(EMA, "update", noted)
+    train.train(composed(*overrides("gan"), "model.n_critic=2", "budget.images=48", run_dir=tmp_path))
+    assert updates == [(16, 16), (32, 16), (48, 16)]
+    state = load(newest(tmp_path / "checkpoints"))["callbacks"]["EMA"]
+    assert set(state["nets"]) == {"16", "64"} and state["updated_at"] == 48
+    assert set(state["nets"]["16"]) == {"generator", "generator_embedder"}
+
+
+def test_lightnings_average_misses_every_update_of_a_gan(tmp_path: Path) -> None:
+    """Two optimizers move global_step by 2, and it looks at odd steps: why EMA is there."""
+    average = EMAWeightAveraging(decay=0.5, update_every_n_steps=2)
+    updates: list[int] = []
+    taken = average.should_update
+    average.should_update = lambda *args, **kwargs: updates.append(bool(taken(*args, **kwargs))) or updates[-1]
+    stock.fit(tmp_path, 8, average)
+    assert updates and not any(updates)
+
+
+def test_swap_is_its_own_inverse_and_keeps_the_tensors() -> None:
+    model = Model()
+    nets = average_of(model)
+    set_to(model, 3.0)
+    held = model.net[0].weight
+    with torch.no_grad():
+        for p in nets["net"].parameters():
+            p.fill_(5.0)
+    swap(model, nets)
+    assert model.net[0].weight is held and held[0, 0] == 5.0 and nets["net"][0].weight[0, 0] == 3.0
+    swap(model, nets)
+    assert held[0, 0] == 3.0 and nets["net"][0].weight[0, 0] == 5.0
+
+
+def test_raw_weights_come_back_after_an_error() -> None:
+    ema, model, _ = made([1000], ramp=1.0)
+    set_to(model, 7.0)
+    with pytest.raises(RuntimeError), ema.averaged(model):
+        assert model.net[0].weight[0, 0] != 7.0
+        raise RuntimeError("sampling failed")
+    assert model.net[0].weight[0, 0] == 7.0
+
+
+def test_without_half_lives_the_raw_weights_are_used() -> None:
+    ema, model, _ = made([], ramp=1.0)
+    set_to(model, 7.0)
+    with ema.averaged(model):
+        assert model.net[0].weight[0, 0] == 7.0
+
+
+@pytest.mark.parametrize("part", ["grids", "evaluation"])
+def test_an_error_in_sampling_leaves_a_run_with_its_raw_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def noted(self: Any, trainer: Any, model: Any, *rest: Any) -> None:
+        seen["model"] = model
+        seen["before"] = [p.detach().clone() for p in model.parameters()]
+        original(self, trainer, model, *rest)
+
+    owner, hook = (Grids, "draw") if part == "grids" else (Evaluation, "on_validation_epoch_end")
+    original = getattr(owner, hook)
+    monkeypatch.setattr(owner, hook, noted)
+
+    def failing(*_: Any) -> None:
+        seen["inside"] = [p.detach().clone() for p in seen["model"].parameters()]
+        raise RuntimeError("sampling failed")
+
+    if part == "evaluation":
+        monkeypatch.setattr(Judging, "__call__", failing)
+    else:
+        monkeypatch.setattr("atelier.callbacks.grids.sample", failing)
+    with pytest.raises(RuntimeError, match="sampling failed"):
+        train.train(composed(*overrides("vae"), "callbacks.grids.every_images=32", run_dir=tmp_path))
+    after = list(seen["model"].parameters())
+    assert all(torch.equal(a, b) for a, b in zip(seen["before"], after, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(seen["before"], seen["inside"], strict=True))
+
+
+def test_a_compiled_net_sees_the_swap() -> None:
+    ema, model, clock = made([1000], ramp=1.0)
+    model.net = nn.Linear(2, 2)
+    model.net.compile(backend="eager")
+    ema.setup(None, model, "fit")  # copies a compiled net
+    x = torch.randn(3, 2)
+    set_to(model, 1.0)
+    with torch.no_grad():
+        raw = model.net(x)
+        with ema.averaged(model):
+            averaged = model.net(x)
+            expected = nn.functional.linear(x, model.net.weight, model.net.bias)
+        assert torch.allclose(averaged, expected) and not torch.allclose(averaged, raw)
+        assert torch.allclose(model.net(x), raw)
+        set_to(model, 2.0)
+        clock.images_seen = 8
+        ema.update(model)
+        assert torch.allclose(model.net(x), 2 * raw)
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    ema, model, clock = made([16, 64], ramp=1.0)
+    clock.images_seen = 24
+    set_to(model, 2.0)
+    ema.update(model)
+    again, _, _ = made([16, 64], ramp=1.0)
+    again.load_state_dict(ema.state_dict())
+    assert again.updated_at == 24
+    for half_life in ("16", "64"):
+        old, new = (e.nets[half_life]["net"].state_dict() for e in (ema, again))
+        assert all(torch.equal(old[name], new[name]) for name in old)

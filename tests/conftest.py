@@ -1,0 +1,55 @@
+"""What several test files stand on: one finished tiny run of each family."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.compose import composed
+from tests.tiny import TINY
+
+torch.set_num_threads(1)
+
+
+def overrides(family: str, first: Path | str = "FIRST") -> list[str]:
+    """The tiny run of a family; `first` is the folder of the run that the ldm stands on."""
+    return [word.replace("FIRST", str(first)) for word in TINY[family]]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> run folder; the vae marks its best by recon/psnr. Copy before you change one."""
+    import train
+
+    root = tmp_path_factory.mktemp("finished")
+    for family in ("vae", "ddpm", "gan", "ldm"):
+        words = [*overrides(family, root / "vae"), "callbacks.grids.every_images=32"]
+        words += ["checkpoint.best=recon/psnr"] if family == "vae" else []
+        train.train(composed(*words, run_dir=root / family))
+    return {family: root / family for family in TINY}
+
+
+SECRETS = {name: f"canary-7f3a9c51-{name}".ljust(40, "0") for name in ("WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD")}
+
+
+def faults(what: str, folder: Path, *before: str) -> dict[str, Any]:
+    """What tests/faults.py saw, with secrets in its environment; `before` is a command that it runs under."""
+    command = [*before, sys.executable, "-m", "tests.faults", what, str(folder)]
+    root = Path(__file__).parents[1]
+    environment = os.environ | SECRETS | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def provoked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Kills at every moment of a save, runs killed between saving and rotating, locks, secrets."""
+    return faults("writing,stock,going_on,locks,secret", tmp_path_factory.mktemp("faults"))

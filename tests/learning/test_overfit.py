@@ -1,0 +1,81 @@
+"""Each family learns 8 images by heart: one that cannot has a bug.
+
+Distances are root mean square errors of [-1, 1] pixels; to the nearest of the 8 where nothing says which is meant.
+A grey picture is 0.5 away or more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import train
+from atelier import runs
+from atelier.metrics.image import psnr
+from atelier.metrics.pictures import to_uint8
+from atelier.rng import ImageRngs
+from tests.compose import composed
+
+COMMON = [
+    "data=shapes", "data.limit=8", "data.batch_size=32", "eval.n_samples=8", "eval.n_real=8", "eval.batch_size=8",
+    "metrics=none", "trainer=cpu", "trainer.precision=32-true", "checkpoint.every_images=1000000",
+    "callbacks.grids.every_images=1000000", "callbacks.grids.n=8", "callbacks.ema.half_lives=[1000]",
+]  # fmt: skip
+
+
+def learned(folder: Path, *words: str) -> runs.Loaded:
+    train.train(composed(*COMMON, *words, run_dir=folder))
+    return runs.load(folder, ema=True)
+
+
+def images(loaded: runs.Loaded) -> tuple[Tensor, dict[str, Tensor]]:
+    batch = loaded.data.split("train").read(list(range(8)), None)
+    return batch["image"], loaded.model.condition(batch, "")
+
+
+def distances(loaded: runs.Loaded) -> tuple[Tensor, Tensor]:
+    """Of 8 samples, each under the condition of an image: to that image, and to the nearest."""
+    real, cond = images(loaded)
+    with torch.inference_mode():
+        found = loaded.model.sample(cond, ImageRngs(1, 0, 8))
+    apart = torch.cdist(found.flatten(1), real.flatten(1)) / real[0].numel() ** 0.5
+    return apart.diagonal(), apart.amin(1)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> runs.Loaded:
+    words = ["model=vae", "model.net.width=16", "budget.images=16000", "model.beta=0.1"]
+    return learned(tmp_path_factory.mktemp("vae"), *words, "model.optimizer.warmup_images=500")
+
+
+@pytest.mark.slow
+def test_vae_gives_its_images_back(vae: runs.Loaded) -> None:
+    real, _ = images(vae)
+    with torch.inference_mode():
+        back = vae.model.decode(vae.model.encode(real))
+    assert psnr(to_uint8(back), to_uint8(real)).min() > 25
+
+
+@pytest.mark.slow
+def test_ddpm_draws_the_image_that_is_asked_for(tmp_path: Path) -> None:
+    words = ["model=flow", "model.net.width=16", "budget.images=24000", "model.optimizer.warmup_images=500"]
+    asked, _ = distances(learned(tmp_path, *words, "model.guidance=1.0", "model.optimizer.lr=2e-3"))
+    assert asked.median() < 0.2
+
+
+@pytest.mark.slow
+def test_gan_draws_the_image_that_is_asked_for(tmp_path: Path) -> None:
+    words = ["model=gan", "model.generator.width=16", "model.discriminator.width=16", "budget.images=24000"]
+    asked, _ = distances(learned(tmp_path, *words))
+    assert asked.median() < 0.3
+
+
+@pytest.mark.slow
+def test_ldm_draws_the_image_that_is_asked_for(tmp_path: Path, vae: runs.Loaded) -> None:
+    words = ["model=ldm", f"model.first_stage.run={vae.folder}", "model.net.width=32", "budget.images=32000"]
+    words += ["model.optimizer.warmup_images=500", "model.guidance=1.0", "model.optimizer.lr=2e-3"]
+    asked, _ = distances(learned(tmp_path, *words))
+    assert asked.median() < 0.25

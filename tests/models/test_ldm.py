@@ -1,0 +1,184 @@
+"""The codec's scale and range, and that the first stage stays out of everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from atelier import runs
+from atelier.callbacks.ema import average_of
+from atelier.callbacks.store import load, newest
+from atelier.errors import UserError
+from atelier.nets.codec import LatentCodec
+from atelier.nets.frozen import Frozen
+from atelier.rng import ImageRngs
+from tests.compose import composed
+from tests.conftest import overrides
+
+LEVEL = 1 / 127.5
+
+
+class Affine(nn.Module):
+    """Encodes x to N(3 x + 5, exp(2)), decodes exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(3.0))
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = self.weight * x + 5
+        return mean, torch.full_like(mean, 2.0)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return (z - 5) / self.weight
+
+
+def codec(scale: float | None = 0.25, shift: float = 2.0, mode: str = "mode") -> LatentCodec:
+    return LatentCodec(Frozen(Affine()), scale, shift, mode)
+
+
+def test_scale_and_shift_by_hand_and_back() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    z = codec().encode(x)
+    torch.testing.assert_close(z, (3 * x + 5 - 2) * 0.25)
+    torch.testing.assert_close(codec().decode(z), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["mode", "sample"])
+def test_a_measured_scale_gives_unit_deviation(mode: str) -> None:
+    torch.manual_seed(0)
+    made, x = codec(None, 0.0, mode), torch.randn(400, 3, 4, 4) * 0.7
+    made.measure(x, lambda value: value)
+    assert made.encode(x).std().item() == pytest.approx(1.0, abs=0.02)
+    power = (3 * 0.7) ** 2 + (torch.e**2 if mode == "sample" else 0)
+    assert made.scale.item() == pytest.approx(power**-0.5, rel=0.02)
+
+
+def test_a_scale_is_measured_once_and_never_where_it_is_given() -> None:
+    given, measured = codec(0.25), codec(None)
+    measured.measure(torch.randn(10, 3, 4, 4), lambda value: value)
+    before = measured.scale.clone()
+    again = codec(None)
+    again.load_state_dict(measured.state_dict())
+    for made in (given, measured, again):
+        made.measure(100 * torch.randn(10, 3, 4, 4), lambda value: value)
+    assert given.scale == 0.25 and torch.equal(measured.scale, before) and torch.equal(again.scale, before)
+
+
+def test_ranks_measure_together() -> None:
+    """Two halves of a batch, averaged, give the scale of the whole."""
+    x = torch.randn(10, 3, 4, 4)
+    whole, half = codec(None), codec(None)
+    whole.measure(x, lambda value: value)
+    others = iter([(3 * x[5:] + 5).mean(), (3 * x[5:] + 5).square().mean()])
+    half.measure(x[:5], lambda value: (value + next(others)) / 2)
+    torch.testing.assert_close(half.scale, whole.scale)
+
+
+def test_sample_mode_draws() -> None:
+    x = torch.zeros(1000, 1, 2, 2)
+    z = codec(1.0, 5.0, "sample").encode(x)
+    assert z.std().item() == pytest.approx(torch.e, rel=0.05)
+
+
+def test_the_codec_works_in_float32_under_bf16() -> None:
+    class Net(nn.Conv2d):
+        def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.append(self(x).dtype)
+            return self(x), self(x)
+
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            seen.append(self(z).dtype)
+            return self(z)
+
+    seen: list[torch.dtype] = []
+    net, x = Net(1, 1, 1), torch.randn(1, 1, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = LatentCodec(Frozen(net), None, 0.0, "sample")
+        assert net(x).dtype == torch.bfloat16  # autocast is on
+        made.measure(x, lambda value: value)
+        assert made.encode(x).dtype == made.decode(x.bfloat16()).dtype == torch.float32
+    assert set(seen) == {torch.float32} and len(seen) == 3
+
+
+@pytest.fixture
+def loaded(finished: dict[str, Path]) -> runs.Loaded:
+    return runs.load(finished["ldm"], ema=True)
+
+
+def test_the_first_stage_stays_out(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
+    model = loaded.model
+    frozen = model.codec.autoencoder.net
+    theirs = {id(p) for p in frozen.parameters()}
+    assert len(theirs) > 10 and not theirs & {id(p) for p in model.parameters()}
+    assert not [name for name in model.state_dict() if "autoencoder" in name]
+    assert frozen not in list(model.modules())
+    assert not theirs & {id(p) for group in model.configure_optimizers().param_groups for p in group["params"]}
+    assert set(average_of(model)) == {"net", "embedder"}
+    checkpoint = load(newest(finished["ldm"] / "checkpoints"))
+    assert set(next(iter(checkpoint["callbacks"]["EMA"]["nets"].values()))) == {"net", "embedder"}
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: runs.Loaded) -> None:
+    frozen = loaded.model.codec.autoencoder.net
+    loaded.model.train()
+    assert not frozen.training
+    loaded.model.to(torch.float64)
+    assert {p.dtype for p in frozen.parameters()} == {torch.float64}
+
+
+def test_training_leaves_the_first_stage_as_it_was(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
+    first = runs.load(finished["vae"], ema=True).model.net.state_dict()
+    linked = loaded.model.codec.autoencoder.net.state_dict()
+    assert all(torch.equal(first[name], linked[name]) for name in first)
+    loaded.model.train().training_step(loaded.data.test_batch(0, 2)).backward()
+    assert any(p.grad is not None and p.grad.any() for p in loaded.model.net.parameters())
+    assert all(p.grad is None for p in loaded.model.codec.autoencoder.net.parameters())
+
+
+def test_its_scale_is_in_the_checkpoint(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
+    state = load(newest(finished["ldm"] / "checkpoints"))["state_dict"]
+    assert state["codec.scale"] > 0 and torch.equal(loaded.model.codec.scale, state["codec.scale"])
+
+
+def sampled(
+    loaded: runs.Loaded, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
+) -> torch.Tensor:
+    cond = loaded.model.condition(loaded.data.test_batch(first, n), "") if cond is None else cond
+    with torch.inference_mode():
+        return loaded.model.sample(cond, ImageRngs(0, first, n), **options)
+
+
+def test_image_k_is_that_of_any_batch(loaded: runs.Loaded) -> None:
+    together = sampled(loaded)
+    assert (together[5] - sampled(loaded, n=1, first=5)[0]).abs().max() <= LEVEL
+    assert (together[5] - together[4]).abs().max() > LEVEL
+
+
+def test_ema_off_conditions_and_guidance_change_samples(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
+    raw = runs.load(finished["ldm"], ema=False)
+    assert not torch.equal(sampled(loaded), sampled(raw))
+    with torch.no_grad():
+        for p in [*loaded.model.net.parameters(), *loaded.model.embedder.parameters()]:
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) * 0.2)
+    cond = loaded.model.condition(loaded.data.test_batch(0, 8), "")
+    shuffled = {name: value.roll(1, 0) for name, value in cond.items()}
+    assert (sampled(loaded, cond=cond) - sampled(loaded, cond=shuffled)).abs().max() > LEVEL
+    assert (sampled(loaded, guidance=1.0) - sampled(loaded, guidance=3.0)).abs().max() > LEVEL
+    assert torch.equal(sampled(loaded, guidance=2.0), sampled(loaded))
+
+
+def test_a_net_of_another_size_is_refused(finished: dict[str, Path]) -> None:
+    cfg = composed(*overrides("ldm", finished["vae"]), "model.net.image_size=8")
+    cfg.model.first_stage = runs.plain(runs.OmegaConf.load(finished["ldm"] / "config.yaml")).get("model")["first_stage"]
+    with pytest.raises(Exception) as error:
+        runs.build_model(cfg, finished["ldm"])
+    from atelier.errors import user_error
+
+    known = user_error(error.value)
+    assert isinstance(known, UserError) and "error: model.net.image_size=8: the latents are (2, 4, 4)" in known.line()
+    assert known.line().endswith("Fix: model.net.image_size=4")

@@ -1,0 +1,103 @@
+"""The ELBO by hand, and the latent verbs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from atelier import runs
+from atelier.losses.kl import kl_to_standard_normal
+from atelier.models.vae import VAE
+from atelier.rng import ImageRngs
+
+
+class Fixed(nn.Module):
+    """The posterior N(x / 2, 4), the likelihood's mean 3 z; latents as large as images."""
+
+    latent_shape = (1, 2, 2)
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x / 2, torch.full_like(x, math.log(4.0))
+
+    forward = encode
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return 3 * z
+
+
+def made(sigma: float = 0.5, beta: float = 1.0) -> VAE:
+    return VAE(Fixed(), sigma, beta, torch.optim.SGD, None)
+
+
+X = torch.tensor([[[[0.5, -1.0], [0.25, 1.0]]], [[[0.0, 0.0], [-0.5, 0.75]]]])
+
+
+def test_elbo_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With z = mean + 2 eps, eps = 0.1 everywhere, from torch's own Normal and KL."""
+    monkeypatch.setattr(torch, "randn_like", lambda x: torch.full_like(x, 0.1))
+    model = made(sigma=0.5, beta=0.25)
+    loss = model.training_step({"image": X})
+    posterior = torch.distributions.Normal(X / 2, 2.0)
+    z = X / 2 + 0.2
+    nll = -torch.distributions.Normal(3 * z, 0.5).log_prob(X).flatten(1).sum(1).mean()
+    kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).flatten(1).sum(1).mean()
+    torch.testing.assert_close(model.reported["nll"], nll)
+    torch.testing.assert_close(model.reported["kl"], kl)
+    torch.testing.assert_close(loss, (nll + 0.25 * kl) / 4)
+
+
+def test_kl_is_zero_at_the_prior_and_positive_elsewhere() -> None:
+    assert kl_to_standard_normal(torch.zeros(2, 3), torch.zeros(2, 3)).tolist() == [0, 0]
+    assert kl_to_standard_normal(torch.ones(1, 3), torch.zeros(1, 3)).item() == pytest.approx(1.5)
+    random = kl_to_standard_normal(torch.randn(1000, 4), 3 * torch.randn(1000, 4))
+    assert random.min() > 0
+
+
+def test_elbo_bounds_the_likelihood() -> None:
+    """E_q[log p(x|z)] - KL <= log p(x) = log N(x; 0, 9 + sigma^2), which this decoder has in closed form."""
+    model, draws = made(), 4000
+    x = X[:1].expand(draws, -1, -1, -1)
+    torch.manual_seed(0)
+    model.training_step({"image": x})
+    elbo = -(model.reported["nll"] + model.reported["kl"])
+    evidence = torch.distributions.Normal(0.0, math.sqrt(9 + 0.25)).log_prob(X[0]).sum()
+    assert elbo < evidence
+    exact = torch.distributions.Normal(3 * X[:1] / 9.25, math.sqrt(0.25 / 9.25))  # where the bound is tight
+    z = exact.sample((draws,)).flatten(0, 1)
+    prior = torch.distributions.Normal(0.0, 1.0)
+    tight = -model.nll(x, 3 * z).mean() - torch.distributions.kl_divergence(exact, prior).sum()
+    assert tight.item() == pytest.approx(evidence.item(), abs=0.1)
+
+
+def test_encode_is_the_mode_or_a_draw_of_the_posterior() -> None:
+    model = made()
+    assert torch.equal(model.encode(X), X / 2)
+    draws = torch.stack([model.encode(X, ImageRngs(seed, 0, 2)) for seed in range(400)])
+    torch.testing.assert_close(draws.mean(0), X / 2, atol=0.4, rtol=0)
+    assert draws.std().item() == pytest.approx(2.0, abs=0.2)
+    alone = model.encode(X[1:], ImageRngs(7, 1, 1))
+    assert torch.equal(model.encode(X, ImageRngs(7, 0, 2))[1:], alone)
+
+
+def test_decoded_images_lie_in_their_range_and_sample_is_render_of_draw() -> None:
+    model = made()
+    assert model.decode(torch.full((1, 1, 2, 2), 5.0)).max() == 1
+    z = model.draw(ImageRngs(0, 0, 3), {})
+    assert z.shape == (3, 1, 2, 2)
+    assert torch.equal(model.sample({}, ImageRngs(0, 0, 3)), model.render(z, {}, ImageRngs(0, 0, 3)))
+
+
+def test_losses_are_float32_under_bf16(finished: dict[str, Path]) -> None:
+    loaded = runs.load(finished["vae"], ema=False)
+    model, seen = loaded.model, []
+    model.net.decoder.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.training_step(loaded.data.test_batch(0, 2))
+        mean, logvar = model.net.encode(torch.zeros(1, 3, 8, 8))
+        assert kl_to_standard_normal(mean, logvar).dtype == torch.float32
+    assert seen == [torch.bfloat16]  # autocast was on
+    assert {loss.dtype, mean.dtype, logvar.dtype, *(v.dtype for v in model.reported.values())} == {torch.float32}

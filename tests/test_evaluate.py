@@ -1,0 +1,103 @@
+"""evaluate.py: one line of JSON, the figures of training, and the protocol that they hold under."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evaluate as entry
+import train
+from atelier.errors import UserError
+from tests.compose import composed
+from tests.conftest import overrides
+
+AS_TRAINING = ["eval.n_samples=8", "eval.n_real=8", "eval.batch_size=4"]
+
+
+def told(run: Path, capsys: pytest.CaptureFixture, *words: str) -> dict[str, Any]:
+    """What a command prints, which is one line, and keeps."""
+    capsys.readouterr()
+    entry.evaluate(composed(f"run={run}", *words, config="evaluate"))
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert (run / "evaluations.jsonl").read_text().splitlines()[-1] == printed.strip()
+    return json.loads(printed, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A tiny ddpm run whose samples a classifier of the set judges, in bf16, and the words that ask for the same."""
+    root = tmp_path_factory.mktemp("measured")
+    words = ["metrics=classifier", f"metrics.cache={root}/cache"]
+    train.train(composed(*overrides("ddpm"), *words, "trainer.precision=auto", run_dir=root / "run"))
+    return root / "run", words
+
+
+@pytest.mark.parametrize("family", ["ddpm", "gan", "vae", "ldm"])
+def test_gives_the_figures_of_training(finished: dict[str, Path], capsys: pytest.CaptureFixture, family: str) -> None:
+    run = finished[family]
+    found = told(run, capsys, "metrics=none", *AS_TRAINING)
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(summary["metrics"]) >= 4
+    assert found["metrics"] == summary["metrics"]
+    assert found["protocol"] == summary["protocol"]
+    assert found["protocol"]["ema"] == [16] and found["protocol"]["precision"] == "32-true"
+    assert found["images_seen"] == summary["images_seen"] == 96
+    low, high = found["intervals"]["judge/valid"]
+    assert low <= found["metrics"]["judge/valid"] <= high
+    assert high == pytest.approx(0.324, abs=1e-3)  # 0 of 8
+
+
+def test_each_line_is_kept(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+    run = finished["gan"]
+    for n in (4, 6):
+        told(run, capsys, "metrics=none", f"eval.n_samples={n}")
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["protocol"]["n_samples"] for line in lines[-2:]] == [4, 6]
+
+
+def test_distances_are_those_of_training_too(measured: tuple[Path, list[str]], capsys: pytest.CaptureFixture) -> None:
+    """In the precision that `auto` was resolved to."""
+    run, words = measured
+    found = told(run, capsys, *words, *AS_TRAINING)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["metrics"]["fd_classifier"] > 0
+    assert found["metrics"] == summary["metrics"]
+    assert found["protocol"] == summary["protocol"]
+
+
+def test_the_protocol_says_what_was_asked(measured: tuple[Path, list[str]], capsys: pytest.CaptureFixture) -> None:
+    run, same = measured
+    words = ["sampler=ddim", "sampler.steps=3", "guidance=1", "ema=false", "seed=7", "precision=bf16-mixed"]
+    protocol = told(run, capsys, *same, "eval.n_samples=4", *words)["protocol"]
+    asked = {"nfe": 3, "guidance": 1.0, "ema": [], "seed": 7, "precision": "bf16-mixed", "n_samples": 4, "n_real": 16}
+    assert {name: protocol[name] for name in asked} == asked
+    assert protocol["sampler"].startswith("DDIM(steps=3")
+
+
+def test_averaged_weights_and_the_seed_change_the_figures(
+    measured: tuple[Path, list[str]], capsys: pytest.CaptureFixture
+) -> None:
+    run, same = measured
+    base, raw, other = (
+        told(run, capsys, *same, *AS_TRAINING, *words)["metrics"]["fd_classifier"]
+        for words in ([], ["ema=false"], ["seed=1"])
+    )
+    assert base != raw and base != other
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "line"),
+    [
+        ("vae", ["guidance=3"], "error: guidance=3: VAE takes no guidance here. Fix: leave guidance out"),
+        ("gan", ["sampler=ddim"], "error: sampler=ddim: GAN takes no sampler here. Fix: leave sampler out"),
+        ("gan", ["metrics=mobilenet"], "error: metrics.weights=None: mobilenet needs its weight file."),
+    ],
+)
+def test_refuses_in_one_line(finished: dict[str, Path], family: str, words: list[str], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        entry.evaluate(composed(f"run={finished[family]}", *words, config="evaluate"))
+    assert error.value.line().startswith(line)

@@ -1,0 +1,330 @@
+"""Run folders: locked, described, found again, gone on with, and what they stand on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+import train
+from atelier import runs
+from atelier.callbacks.store import load, newest
+from atelier.errors import UserError
+from tests.callbacks.test_checkpoint import TMPFS
+from tests.compose import composed
+from tests.conftest import SECRETS, overrides
+
+
+def line_of(*words: str, run_dir: Path | str) -> str:
+    with pytest.raises(UserError) as error:
+        train.train(composed(*words, run_dir=run_dir))
+    return error.value.line()
+
+
+@pytest.fixture
+def copied(tmp_path: Path, finished: dict[str, Path]) -> Path:
+    """The finished vae, to go on with."""
+    shutil.copytree(finished["vae"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+VAE = [*overrides("vae"), "callbacks.grids.every_images=32", "checkpoint.best=recon/psnr"]
+
+
+# ---- the lock
+
+
+def test_a_second_run_in_a_folder_is_told_whose_it_is(provoked: dict) -> None:
+    locks = provoked["locks"]
+    owner = f"pid {locks['pid']} on {os.uname().nodename}"
+    assert f"in use by {owner}. Fix: run_dir=ANOTHER_FOLDER, or wait" in locks["second"]
+
+
+def test_a_lock_ends_with_its_run_and_leaves_nothing(provoked: dict) -> None:
+    locks = provoked["locks"]
+    assert locks["after"] == "held" and locks["empty"]
+
+
+def test_the_lock_of_a_killed_run_is_no_obstacle(provoked: dict) -> None:
+    """Also with loader processes that outlive it for a moment."""
+    locks = provoked["locks"]
+    assert locks["killed"] == -9 and locks["left"] and locks["stale"] == "held"
+
+
+def test_a_lock_file_that_its_holder_has_just_removed_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    lockf = fcntl.lockf
+
+    def late(file: Any, how: int) -> None:
+        lockf(file, how)
+        (tmp_path / "lock").unlink()
+        (tmp_path / "lock").touch()
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with pytest.raises(UserError, match="in use by another process"), runs.locked(tmp_path):
+        pass
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/run"])
+def test_a_file_where_the_folder_should_be_is_refused_at_once(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    started = time.monotonic()
+    line = line_of(*overrides("vae"), run_dir=tmp_path / "file" / inside)
+    assert line.startswith("error: run_dir=") and "the folder cannot be written (" in line
+    assert time.monotonic() - started < 3
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_read_only_disk_is_refused_at_once(tmp_path: Path) -> None:
+    """Root writes where mode bits forbid, so the disk itself is read-only."""
+    mount = [*TMPFS[:4], TMPFS[4].replace("size=8m", "ro"), str(tmp_path)]
+    refused = subprocess.run([*mount, "true"], capture_output=True, text=True)
+    if refused.returncode:
+        pytest.skip(f"no tmpfs here: {refused.stderr.strip()}")
+    program = (
+        "from pathlib import Path; import sys, time; from atelier import preflight\n"
+        "started = time.monotonic()\n"
+        "try: preflight.writable(Path(sys.argv[1]) / 'run')\n"
+        "except preflight.UserError as error: print(time.monotonic() - started < 3, error.line())"
+    )
+    done = subprocess.run([*mount, sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.startswith("True error: run_dir="), done.stderr
+    assert "the folder cannot be written (Read-only file system)" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["a=b", "100%", "with  spaces", "\U0001f3a8 gemälde", "a,b", "[x]", "{n}"])
+def test_folders_with_odd_names_work(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    words = [*overrides("gan"), "budget.images=8"]
+    train.train(composed(*words, run_dir=folder))
+    train.train(composed(*words, "budget.images=16", run_dir=folder))
+    loaded = runs.load(runs.find(str(folder)), ema=True)
+    assert loaded.images_seen == 16 and loaded.cfg.run_dir == str(folder)
+
+
+def test_a_folder_that_may_not_hold_a_run_yet(copied: Path) -> None:
+    line = line_of(*VAE, "resume=never", run_dir=copied)
+    assert "error: resume=never: " in line and "holds a run. Fix: run_dir=ANOTHER_FOLDER" in line
+
+
+def test_found_by_path_or_as_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run with a checkpoint under outputs/"):
+        runs.find("last")
+    for i, name in enumerate(("older", "newer", "empty", "newer/frozen/first_stage")):
+        folder = tmp_path / "outputs" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        os.utime(folder / "config.yaml", (i, i))
+        if name != "empty":
+            (folder / "checkpoints" / "images_000000000008.ckpt").touch()
+    assert runs.find("last") == Path("outputs/newer")
+    assert runs.find(str(finished["vae"])) == finished["vae"]
+    with pytest.raises(UserError, match="error: run=nowhere: no run folder"):
+        runs.find("nowhere")
+
+
+# ---- going on
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("model.net.width=8", "model.net.width"),
+        ("model.optimizer.lr=1", "model.optimizer.lr"),
+        ("data.batch_size=16", "data.batch_size"),
+        ("data.n_train_scenes=30", "data.n_train_scenes"),
+        ("data.flip=true", "data.flip"),
+        ("callbacks.ema.ramp=0.5", "callbacks.ema.ramp"),
+        ("seed=1", "seed"),
+    ],
+)
+def test_what_makes_another_run_is_refused_by_its_key(copied: Path, word: str, key: str) -> None:
+    before = newest(copied / "checkpoints").read_bytes()
+    line = line_of(*VAE, word, run_dir=copied)
+    assert line.lower().startswith(f"error: {word}: ")
+    assert "was started with " in line and f"Fix: {key}=" in line
+    assert newest(copied / "checkpoints").read_bytes() == before
+
+
+def test_another_family_is_refused(copied: Path) -> None:
+    assert line_of(*overrides("gan"), run_dir=copied).startswith("error: model=gan: ")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["budget.images=112", "budget.minutes=5", "data.num_workers=2", "logger=tensorboard", "eval.n_samples=4",
+     "eval.every_images=64", "checkpoint.every_images=8", "checkpoint.best=null", "trainer=auto", "data.budget=7"],
+)  # fmt: skip
+def test_what_does_not_is_free(copied: Path, word: str) -> None:
+    cfg = composed(*VAE, word, run_dir=copied)
+    assert runs.settle(cfg, copied) is cfg
+
+
+def test_a_folder_that_was_moved_goes_on(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied.parent)
+    cfg = composed(*VAE, run_dir="run")
+    assert runs.settle(cfg, Path("run")).callbacks.table.path == "run/metrics.csv"
+
+
+def test_a_finished_run_says_so_and_how_to_extend_it(copied: Path, capsys: pytest.CaptureFixture) -> None:
+    before = newest(copied / "checkpoints").read_bytes()
+    train.train(composed(*VAE, run_dir=copied))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"this run was finished; budget.images=192 run_dir={copied} extends it" in said
+    assert newest(copied / "checkpoints").read_bytes() == before
+    train.train(composed(*VAE, "budget.images=112", run_dir=copied))
+    assert load(newest(copied / "checkpoints"))["callbacks"]["Clock"]["images_seen"] == 112
+    assert OmegaConf.load(copied / "config.yaml").budget.images == 96  # written once
+
+
+def test_config_is_plain_and_resolved(finished: dict[str, Path]) -> None:
+    text = (finished["ddpm"] / "config.yaml").read_text()
+    assert "${" not in text and "!!" not in text
+    stored = OmegaConf.load(finished["ddpm"] / "config.yaml")
+    assert stored.callbacks.clock.images == 96 and stored.model.net.image_size == 8 and "hydra" not in stored
+
+
+# ---- what a run stands on
+
+
+def test_the_first_stage_is_linked_and_named_by_its_hash(finished: dict[str, Path]) -> None:
+    own, linked = finished["vae"] / "weights.safetensors", finished["ldm"] / "frozen/first_stage/weights.safetensors"
+    assert own.stat().st_ino == linked.stat().st_ino
+    first = OmegaConf.load(finished["ldm"] / "config.yaml").model.first_stage
+    assert first.run == str(finished["vae"]) and len(first.sha256) == 64
+
+
+@pytest.mark.parametrize("damage", ["replaced", "missing"])
+def test_a_replaced_first_stage_is_refused_by_its_hash(tmp_path: Path, finished: dict[str, Path], damage: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished["ldm"], folder)
+    path = folder / "frozen/first_stage/weights.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    if damage == "replaced":
+        name = next(iter(weights))
+        save_file(weights | {name: weights[name] + 1e-6}, path)
+    words = [*overrides("ldm", finished["vae"]), "callbacks.grids.every_images=32"]
+    assert "these are not the weights that this run stands on" in line_of(*words, run_dir=folder)
+    with pytest.raises(UserError, match="these are not the weights"):
+        runs.load(folder, ema=True)
+
+
+def test_a_run_outlives_the_one_it_stands_on(tmp_path: Path, finished: dict[str, Path]) -> None:
+    first, folder = tmp_path / "first", tmp_path / "run"
+    shutil.copytree(finished["vae"], first)
+    words = [*overrides("ldm", first), "budget.images=8"]
+    train.train(composed(*words, run_dir=folder))
+    shutil.rmtree(first)
+    train.train(composed(*words, "budget.images=16", run_dir=folder))
+    assert runs.load(folder, ema=True).images_seen == 16
+
+
+def test_an_unfinished_first_stage_is_refused(tmp_path: Path, finished: dict[str, Path]) -> None:
+    (tmp_path / "first").mkdir()
+    shutil.copy(finished["vae"] / "config.yaml", tmp_path / "first")
+    line = line_of(*overrides("ldm", tmp_path / "first"), run_dir=tmp_path / "run")
+    assert "no finished run lies there. Fix: model.first_stage.run=auto" in line
+
+
+def test_auto_takes_the_newest_finished_run_on_the_same_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i, (name, size, done) in enumerate((("good", 8, True), ("size", 16, True), ("unfinished", 8, False))):
+        folder = tmp_path / "outputs" / name
+        folder.mkdir(parents=True)
+        cfg = OmegaConf.load(finished["vae"] / "config.yaml")
+        cfg.choices.experiment, cfg.data.image_size = "shapes_vae", size
+        OmegaConf.save(cfg, folder / "config.yaml")
+        os.utime(folder / "config.yaml", (i, i))
+        if done:
+            shutil.copy(finished["vae"] / "weights.safetensors", folder)
+    cfg = composed(*overrides("ldm", Path("auto")), run_dir=tmp_path / "run")
+    assert runs.require("shapes_vae", cfg) == Path("outputs/good")
+    assert "first stage: outputs/good" in capsys.readouterr().out
+
+
+def test_auto_trains_it_in_a_process_without_this_ones_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def run(command: list[str], env: dict[str, str]) -> SimpleNamespace:
+        seen.update(command=command, env=env)
+        return SimpleNamespace(returncode=int("fail" in os.environ))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.subprocess, "run", run)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "WANDB_RUN_ID"):
+        monkeypatch.setenv(name, "0")
+    cfg = composed(*overrides("ldm", Path("auto")), run_dir=tmp_path / "run")
+    runs.require("shapes_vae", cfg)
+    assert "experiment=shapes_vae" in seen["command"] and "data.image_size=8" in seen["command"]
+    assert not [k for k in seen["env"] if k in runs.RANKS or k.startswith("TORCHELASTIC")] and "PATH" in seen["env"]
+    assert "training experiment=shapes_vae now (" in capsys.readouterr().out
+    monkeypatch.setenv("fail", "1")
+    with pytest.raises(UserError, match="its training failed"):
+        runs.require("shapes_vae", cfg)
+    with pytest.raises(UserError, match="no such page in conf/experiment"):
+        runs.require("shapes_vea", cfg)
+
+
+# ---- ranks
+
+
+def test_torchruns_ranks_agree_on_one_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank asks at another second; the first answer is everyone's."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    stamps = []
+    for second in ("01", "02"):
+        now = SimpleNamespace(strftime=lambda _, second=second: f"2030-01-01_00-00-{second}")
+        clock = SimpleNamespace(now=lambda now=now: now)
+        monkeypatch.setattr(runs, "datetime", clock)
+        stamps.append(runs.stamp.__wrapped__())
+    assert stamps == ["2030-01-01_00-00-01"] * 2
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    assert runs.stamp.__wrapped__() == "2030-01-01_00-00-02"
+
+
+def test_another_rank_takes_no_lock_and_waits_for_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, Path]
+) -> None:
+    cfg = composed(*VAE, run_dir=tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(runs.time, "sleep", lambda _: shutil.copy(finished["vae"] / "config.yaml", tmp_path))
+    with runs.held(cfg) as folder:
+        assert not (folder / "lock").exists()
+        assert runs.settle(cfg, folder) is cfg
+
+
+# ---- secrets
+
+def test_a_secret_in_the_environment_is_in_no_file(provoked: dict) -> None:
+    """Also with W&B's offline files, which hold a good deal of the process."""
+    told = provoked["secret"]
+    assert told["code"] == 0 and told["in"] == []
+    assert told["files"] > 8 and told["wandb"] == 1
+    assert told["environment"] == len(SECRETS)

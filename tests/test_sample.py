@@ -1,0 +1,222 @@
+"""sample.py: what is written, what each option changes, what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+import sample as entry
+from atelier import runs
+from atelier.callbacks.judging import sample
+from atelier.errors import UserError
+from atelier.models.base import Cond
+from atelier.rng import ImageRngs
+from tests.compose import composed
+
+FAMILIES = ["ddpm", "gan", "vae", "ldm"]
+HAD = 25  # the label of the tiny test split's first image
+
+
+def drawn(run: Path, out: Path, *words: str) -> Tensor:
+    """The pictures of a request, (n, C, H, W) int16."""
+    entry.sample(composed(f"run={run}", f"out={out}", *words, config="sample"))
+    return read(out)
+
+
+def read(out: Path) -> Tensor:
+    paths = sorted(out.glob("[0-9]*.png"))
+    assert [path.name for path in paths] == [f"{k:06d}.png" for k in range(len(paths))]
+    return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths]).short()
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UserError) as error:
+        entry.sample(composed(*words, config="sample"))
+    return error.value.line()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_writes_pictures_a_grid_and_the_request(finished: dict[str, Path], tmp_path: Path, family: str) -> None:
+    pictures = drawn(finished[family], tmp_path, "n=10", "batch_size=4", "seed=3")
+    assert pictures.shape == (10, 3, 8, 8)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {*(f"{k:06d}.png" for k in range(10)), "grid.png", "request.yaml"}
+    request = OmegaConf.load(tmp_path / "request.yaml")
+    assert (request.n, request.seed, request.images_seen, request.run) == (10, 3, 96, str(finished[family]))
+    assert request.do == ("reconstruct" if family == "vae" else "sample")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_picture_k_is_the_same_in_any_batch(finished: dict[str, Path], tmp_path: Path, family: str) -> None:
+    one = drawn(finished[family], tmp_path / "a", "n=7", "batch_size=7", "do=sample")
+    other = drawn(finished[family], tmp_path / "b", "n=11", "batch_size=3", "do=sample")
+    assert (one - other[:7]).abs().max() <= 1
+    assert not torch.equal(one[0], one[1])
+    assert (drawn(finished[family], tmp_path / "c", "n=7", "seed=1", "do=sample") - one).abs().max() > 1
+
+
+@pytest.mark.parametrize(("family", "do"), [("vae", "interpolate"), ("gan", "interpolate"), ("vae", "reconstruct")])
+def test_other_verbs_are_the_same_in_any_batch_too(
+    finished: dict[str, Path], tmp_path: Path, family: str, do: str
+) -> None:
+    one = drawn(finished[family], tmp_path / "a", "n=19", "batch_size=19", f"do={do}")
+    other = drawn(finished[family], tmp_path / "b", "n=19", "batch_size=5", f"do={do}")
+    assert (one - other).abs().max() <= 1
+
+
+@pytest.fixture
+def lively(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs come back with weights that listen to their conditions; 96 images of training leave them near zero."""
+    original = runs.load
+
+    def load(folder: Path, ema: bool) -> runs.Loaded:
+        loaded, random = original(folder, ema), torch.Generator().manual_seed(0)
+        for parameter in loaded.model.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=random)
+        return loaded
+
+    monkeypatch.setattr(runs, "load", load)
+
+
+@pytest.mark.parametrize("family", ["ddpm", "ldm"])
+def test_guidance_and_sampler_pass_through(
+    finished: dict[str, Path], tmp_path: Path, lively: None, family: str
+) -> None:
+    def differs(*words: str) -> bool:
+        return bool((drawn(finished[family], tmp_path / "b", "n=4", *words) - own).abs().max() > 1)
+
+    own = drawn(finished[family], tmp_path / "a", "n=4")
+    same = ["sampler=euler", "sampler.steps=2", "guidance=2"]
+    assert not differs(*same)
+    assert differs(*same, "guidance=1")
+    assert differs(*same, "sampler.steps=4")
+    assert differs("sampler=ddim", "sampler.steps=2", "sampler.eta=1.0")
+
+
+def test_averaged_weights_are_the_default(finished: dict[str, Path], tmp_path: Path) -> None:
+    for family in FAMILIES:
+        averaged = drawn(finished[family], tmp_path / family, "n=4")
+        raw = drawn(finished[family], tmp_path / family, "n=4", "ema=false")
+        assert not torch.equal(averaged, raw), family
+
+
+def test_a_label_takes_the_test_images_that_have_it(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = type(runs.load(finished["ddpm"], True).model).sample
+    monkeypatch.setattr("atelier.models.ddpm.DDPM.sample", lambda *a, **k: asked.append(a[1]) or original(*a, **k))
+    drawn(finished["ddpm"], tmp_path, "n=5", "batch_size=2", f"label={HAD}")
+    assert torch.cat([cond["label"] for cond in asked]).tolist() == [HAD] * 5
+    attributes = torch.cat([cond["attributes"] for cond in asked])
+    colour = attributes[:, :6].argmax(1)
+    assert colour.tolist() == [HAD % 6] * 5  # of the same scenes
+
+
+@pytest.mark.parametrize("family", ["ddpm", "gan", "ldm"])
+def test_a_label_changes_the_pictures(finished: dict[str, Path], tmp_path: Path, lively: None, family: str) -> None:
+    labels = runs.load(finished[family], True).data.test_batch(0, 16)["label"].tolist()
+    assert labels[0] == HAD
+    other = next(label for label in labels if label != HAD)
+    one, two = (drawn(finished[family], tmp_path / str(k), "n=4", f"label={k}") for k in (HAD, other))
+    assert not torch.equal(one, two)
+
+
+def test_reconstructions_stand_beside_the_test_images(finished: dict[str, Path], tmp_path: Path) -> None:
+    run = runs.load(finished["vae"], True)
+    pictures = drawn(finished["vae"], tmp_path, "n=8")
+    x = run.data.test_batch(0, 4)["image"]
+    torch.testing.assert_close(pictures[0::2].float() / 127.5 - 1, x, atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        back = run.model.decode(run.model.encode(x))
+    assert (pictures[1::2].float() / 127.5 - 1 - back).abs().max() <= 1.01 / 127.5
+
+
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_interpolations_begin_and_end_at_samples(finished: dict[str, Path], tmp_path: Path, family: str) -> None:
+    between = drawn(finished[family], tmp_path / "a", "n=24", "do=interpolate")
+    samples = drawn(finished[family], tmp_path / "b", "n=4", "do=sample")
+    assert (between[0::8] - samples[:3]).abs().max() <= 1
+    assert not torch.equal(between[0], between[4])
+    if family == "vae":  # which is told nothing, so that a row ends where the next begins
+        assert (between[7::8] - samples[1:]).abs().max() <= 1
+
+
+def test_what_a_model_lacks_is_refused_in_one_line(finished: dict[str, Path]) -> None:
+    vae, gan = f"run={finished['vae']}", f"run={finished['gan']}"
+    line = "error: guidance=3: VAE takes no guidance here. Fix: leave guidance out"
+    assert refused(vae, "guidance=3", "do=sample") == line
+    assert refused(gan, "sampler=ddim").startswith("error: sampler=ddim: GAN takes no sampler here")
+    assert "VAE was trained without labels" in refused(vae, "label=3", "do=sample")
+    assert "Fix: do=sample" in refused(vae, "label=3")
+    assert "the 36 labels are 0 to 35" in refused(gan, "label=36")
+    assert "none of 16 test images has it" in refused(gan, "label=3")
+    assert refused(vae, "do=interpolat") == (
+        "error: do=interpolat: VAE can sample, interpolate, reconstruct. Fix: do=interpolate"
+    )
+    assert "GAN can sample, interpolate" in refused(gan, "do=reconstruct")
+    assert "error: n=0:" in refused(vae, "n=0")
+
+
+def test_an_unconditional_model_takes_no_guidance(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = runs.load(finished["ddpm"], True)
+    loaded.model.needs = frozenset()
+    monkeypatch.setattr(runs, "load", lambda *_: loaded)
+    assert "the model was trained without conditions" in refused(f"run={finished['ddpm']}", "guidance=3")
+
+
+def test_last_is_the_newest_run(finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, family in enumerate(("gan", "ddpm", "vae")):
+        folder = Path(shutil.copytree(finished[family], f"outputs/{family}/run"))
+        os.utime(folder / "config.yaml", (0, 1_000_000 - age))
+    (tmp_path / "outputs/young").mkdir()
+    (tmp_path / "outputs/young/config.yaml").touch()  # no checkpoint yet
+    drawn(Path("last"), tmp_path / "out", "n=1")
+    assert OmegaConf.load("out/request.yaml").run == "outputs/gan/run"
+    assert "Fix: run=outputs/gan/run" in refused("run=outputs/gan/rum")
+    shutil.rmtree("outputs")
+    assert "no run with a checkpoint under outputs/. Fix: python train.py" in refused("run=last")
+
+
+def test_a_folder_that_cannot_be_written(finished: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere"):
+        assert refused(f"run={finished['gan']}", f"out={out}").startswith(f"error: out={str(out)[:10]}")
+
+
+def test_a_shorter_request_replaces_a_longer_one(finished: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "000099.png").write_text("mine")
+    drawn_before = entry.sample(composed(f"run={finished['gan']}", f"out={tmp_path}", "n=6", config="sample"))
+    assert drawn_before is None and (tmp_path / "000005.png").exists()
+    entry.sample(composed(f"run={finished['gan']}", f"out={tmp_path}", "n=2", config="sample"))
+    left = sorted(path.name for path in tmp_path.glob("0*.png"))
+    assert left == ["000000.png", "000001.png", "000099.png"]
+
+
+def test_the_grid_shows_the_first_64(finished: dict[str, Path], tmp_path: Path) -> None:
+    drawn(finished["gan"], tmp_path, "n=70", "batch_size=48")
+    width, height = Image.open(tmp_path / "grid.png").size
+    assert width == height == 8 * 66 + 2
+    assert Image.open(tmp_path / "grid.png").convert("RGB").crop((464, 464, 528, 528)).getextrema() != ((0, 0),) * 3
+
+
+def test_where_memory_runs_out_the_pictures_stay_the_same() -> None:
+    class Hungry:
+        def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+            noise = rngs.randn(3, 2, 2)
+            if len(noise) > 2:
+                raise MemoryError
+            return noise + cond["shift"].view(-1, 1, 1, 1)
+
+    shift = torch.arange(7.0)
+    pictures = sample(Hungry(), {"shift": shift}, ImageRngs(0, 5, 7), {})
+    torch.testing.assert_close(pictures, ImageRngs(0, 5, 7).randn(3, 2, 2) + shift.view(-1, 1, 1, 1))
