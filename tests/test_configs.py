@@ -229,7 +229,8 @@ importlib.import_module ctypes.CDLL tempfile.mktemp pathlib.Path torch.load torc
 torch.hub.download_url_to_file torch.utils.cpp_extension.load_inline torch.nn.Linear numpy.load pandas.read_pickle
 hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.load yaml.unsafe_load lightning.pytorch.Trainer
 lightning.fabric.utilities.cloud_io._load wandb.init atelier.runs.subprocess.run atelier.runs.os
-atelier.runs.instantiate atelier.runs.require atelier.errors.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
+atelier.runs.instantiate atelier.runs.require
+atelier.errors.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
 atelier.data.cifar10.pickle.load atelier.data.base.DataLoader atelier.callbacks.store.write_text
 atelier.callbacks.store.os.remove atelier.metrics.features.torch.load atelier.models.base.LightningModule
 atelier.optim.torch.load atelier..os.system builtins atelier

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from atelier import runs
 from atelier.callbacks.table import read_rows
+from tests.compose import composed
 from tests.tiny import COMMON, TINY
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +136,22 @@ RANKS = [*TINY["ddpm"], "trainer=ddp", "trainer.accelerator=cpu", "trainer.preci
 
 def test_two_ranks_by_lightnings_launcher(tmp_path: Path) -> None:
     two_ranks_are_one_run(tmp_path, cli(tmp_path, "train.py", *RANKS, "trainer.devices=2"))
+
+
+def test_a_stopped_run_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(cfg: DictConfig) -> None:
+        sys.exit(143)
+
+    cfg = composed("model=gan", "model.generator_optimizer.betas=[0.5,0.9]", run_dir=tmp_path / "outputs" / "run")
+    with pytest.raises(SystemExit) as leaving:
+        runs.job(stopped, cfg)
+    assert leaving.value.code == 143
+    words = "model=gan 'model.generator_optimizer.betas=[0.5,0.9]' run_dir=outputs/run"
+    assert capsys.readouterr().out == f"go on with: python train.py {words}\n"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ failed: list[str] = []  # lines of the jobs of this process's sweep that did not
 class Summary(Callback):
     """Hydra calls it before the first job of a sweep and when all have ended, whichever launcher runs them."""
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, config_name: str) -> None:
         """Refuse what no job can do; Hydra would turn an exception here into a warning."""
         try:
             one_process(config, config.hydra)
@@ -26,7 +26,7 @@ class Summary(Callback):
             report(error)
             sys.exit(2)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, config_name: str) -> None:
         folder = shorter(Path(config.hydra.sweep.dir))
         jobs = [told(job) for job in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
         if not jobs:
