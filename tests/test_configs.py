@@ -66,7 +66,6 @@ PAGES = [
 ]  # fmt: skip
 RIGHT = {  # (key, value): values that look wrong and are not
     ("model.codec.shift", "-1"): "a shift has either sign",
-    ("logger.described", "{a: 1}"): "what a logger is told is free",
 }
 
 
@@ -97,17 +96,18 @@ def leaves(node: dict[str, Any]) -> Iterator[str]:
 def wrongs(value: Any) -> Iterator[Any]:
     """Of another type, negative, empty."""
     yield ""
-    yield "{a: 1}"
-    if isinstance(value, list):
-        yield from ("abc", [-1], [{}], [""])
+    if isinstance(value, dict):
+        yield "abc"
+    elif isinstance(value, list):
+        yield from ("abc", [-1], [""])
     elif isinstance(value, str):
-        yield from (3.5, ["abc"])
+        yield 3.5
     elif value is None:
         yield from (-1, True)
     elif isinstance(value, bool):
-        yield from ("abc", -1, 3.5)
+        yield from ("abc", -1)
     else:
-        yield from ("abc", -1, True, float("nan"), float("inf"), 1.5 if isinstance(value, int) else [1.5])
+        yield from ("abc", -1, True if isinstance(value, int) else float("nan"))
 
 
 @pytest.mark.parametrize(("config", "group", "page"), PAGES, ids=lambda part: part or "-")
@@ -118,8 +118,8 @@ def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(config: str, group: str, p
     for key in keys:
         parent, name = parent_of(cfg, key)
         old = OmegaConf.to_container(parent)[name]
-        for wrong in wrongs(parent[name] if not OmegaConf.is_dict(parent[name]) else ""):
-            parent[name] = OmegaConf.create(wrong) if wrong == "{a: 1}" else wrong
+        for wrong in wrongs(OmegaConf.to_container(OmegaConf.create([parent[name]]))[0]):
+            parent[name] = wrong
             if (key, str(wrong)) in RIGHT:
                 preflight.check(cfg)
             else:
@@ -129,7 +129,7 @@ def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(config: str, group: str, p
     preflight.check(cfg)
 
 
-@pytest.mark.parametrize(("config", "group", "page"), PAGES, ids=lambda part: part or "-")
+@pytest.mark.parametrize(("config", "group", "page"), [page for page in PAGES if page[1] not in WHOLE])
 def test_a_misspelt_key_is_named(config: str, group: str, page: str) -> None:
     """On the command line, where Hydra complains, and in a page, where nothing but preflight does."""
     cfg, keys = scope(config, group, page)
@@ -146,6 +146,17 @@ def test_a_misspelt_key_is_named(config: str, group: str, page: str) -> None:
         assert line.startswith(f"error: {key}x="), line
         del parent[f"{name}x"]
         OmegaConf.set_struct(cfg, True)
+
+
+@pytest.mark.parametrize(
+    "key", ["evall.n_samples", "eval.n_sample", "model.optimizer.lrr", "callbacks.emma.ramp", "metrics.netx"]
+)
+def test_a_misspelt_key_in_an_experiment_is_named(key: str) -> None:
+    """Such a page may add keys, and Hydra lets it."""
+    cfg = composed()
+    OmegaConf.set_struct(cfg, False)
+    OmegaConf.update(cfg, key, 3)
+    assert line_of(lambda: preflight.check(cfg)).startswith(f"error: {key.partition('.')[0]}")
 
 
 def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
@@ -186,6 +197,9 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "model.optimizer.betas=[0.9,1]": "item 1: it must be less than 1",
     "model.optimizer.lr=1e-3x": "it must be a number",
     "data.image_size=63.5": "it must be an integer",
+    "data.batch_size={a: 1}": "it must be an integer",
+    "data.channels=true": "it must be one of [3]",
+    "budget.minutes=inf": "it must be a finite number",
     "data.batch_size=0": "it must be greater than 0",
     "data.n_classes=10": "error: data.n_classes=10: it must be 36. Fix: data.n_classes=36",
     "data.conditions=[labl]": "it must be 'label' or 'attributes'",

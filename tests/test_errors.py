@@ -37,6 +37,10 @@ def test_a_long_line_is_cut_and_keeps_key_and_fix(value: int, problem: int, fix:
     assert "..." not in line.partition("Fix: ")[2] or fix == 900
 
 
+def test_even_a_long_key_is_one_line() -> None:
+    assert len(UserError("k" * 300, 1, "no", "seed=2").line()) == 200
+
+
 def test_an_error_crosses_processes() -> None:
     error = UserError("seed", 1, "no", "seed=2")
     assert pickle.loads(pickle.dumps(error)).line() == error.line()
@@ -171,4 +175,5 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert finished == ["2"]
     table = (sweep / "table.md").read_text()
     assert table in done.stdout and table.count("\n") == 6 and table.count("error: ") == 3
-    assert {path.name for path in (sweep / "0").iterdir()} == {"error.txt", "overrides.txt"}
+    for job in ("0", "3"):
+        assert {path.name for path in (sweep / job).iterdir()} == {"error.txt", "overrides.txt"}

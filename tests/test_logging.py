@@ -63,9 +63,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setenv("OPENAI_API_KEY", CANARY)
         (root / "repository").mkdir()
         patch.chdir(root / "repository")
-        (root / "repository" / ".env").write_text(f"KEY={CANARY}\n")
-        for words in ("init", f"remote add origin https://me:{CANARY}@example.org/x.git", "add .env"):
+        notes = root / "repository" / "notes.txt"
+        notes.write_text("nothing yet\n")
+        as_me = "-c user.name=me -c user.email=me@example.org"
+        remote = f"remote add origin https://me:{CANARY}@example.org/x.git"
+        for words in ("init", remote, "add notes.txt", f"{as_me} commit -m first"):
             subprocess.run(["git", *words.split()], check=True, capture_output=True)
+        notes.write_text(f"{CANARY}\n")  # a change for diff.patch
         told = {"root": root / "repository"}
         for job, family in enumerate(("ddpm", "gan", "failing", "vae")):
             words = [*overrides("vae" if family == "failing" else family), "callbacks.grids.every_images=48"]

@@ -60,10 +60,12 @@ def _short(text: str, n: int) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known key closest in spelling, its last part counted as much as the whole; None where nothing is close."""
+    whole, tail = (difflib.SequenceMatcher(None, "", part) for part in (word, word.split(".")[-1]))
 
     def likeness(key: str) -> float:
-        pairs = (word, key), (word.split(".")[-1], key.split(".")[-1])
-        return sum(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+        whole.set_seq1(key)
+        tail.set_seq1(key.split(".")[-1])
+        return whole.ratio() + tail.ratio()
 
     best = max(known, key=likeness, default=None)
     return best if best is not None and likeness(best) >= ALMOST else None

@@ -143,10 +143,14 @@ def test_a_damaged_newest_is_made_again(
     last.write_bytes(last.read_bytes()[:-10])
     stray = folder / "checkpoints/images_000000000080.ckpt.tmp"
     stray.write_bytes(b"half")
-    train.train(composed(*overrides("gan"), "callbacks.grids.every_images=32", run_dir=folder))
+    words = [*overrides("gan"), "callbacks.grids.every_images=32"]
+    train.train(composed(*words, "budget.minutes=1e-9", run_dir=folder))
     assert damaged_lines(capsys) == 1
-    assert not stray.exists()
-    assert [f["images_seen"] for f in Manifest(folder / "checkpoints").read()["files"]] == [72, 96]
+    assert not stray.exists() and not last.exists()
+    assert [f["images_seen"] for f in Manifest(folder / "checkpoints").read()["files"]] == [72, 80]
+    train.train(composed(*words, run_dir=folder))
+    assert damaged_lines(capsys) == 0
+    assert [f["images_seen"] for f in Manifest(folder / "checkpoints").read()["files"]] == [80, 96]
     again, before = (load(newest(f / "checkpoints"))["state_dict"] for f in (folder, finished["gan"]))
     assert all(torch.equal(again[name], before[name]) for name in before)
 

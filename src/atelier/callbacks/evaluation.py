@@ -87,13 +87,14 @@ class Evaluation(Callback):
             self.checkpoints.save(trainer, model)
             self.clock.leave(trainer)
         self.protocol |= {"ema": self.ema.half_lives[:1], "precision": trainer.precision}
-        self.table.add(trainer, {f"val/{name}": value for name, value in self.values.items()})
         self.progress.evaluated(self.values)
-        if trainer.is_global_zero:
-            self._write_summary()
 
     def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
+        """The row comes last: an evaluation that has none is done again after a kill."""
+        if trainer.is_global_zero:
+            self._write_summary()
         self.checkpoints.keep_best(trainer, model, self.values)
+        self.table.add(trainer, {f"val/{name}": value for name, value in self.values.items()})
 
     def _watch(self, trainer: Trainer, what: str, done: int, n: int) -> None:
         self.progress.step(what, done, n)
