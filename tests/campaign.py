@@ -26,12 +26,12 @@ torch.set_num_threads(1)
 import train as entry
 from atelier import runs
 from atelier.callbacks import store as checkpoint_module
-from atelier.callbacks.safe_io import SafeIO
-from atelier.callbacks.store import load, newest
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.judging import Judging
+from atelier.callbacks.safe_io import SafeIO
+from atelier.callbacks.store import load, newest
 from tests.compose import composed
 from tests.tiny import TINY
 

@@ -28,7 +28,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         processes = [start(folder, rank, ranks, port) for rank in range(ranks)]
         errors = [process.communicate(timeout=240)[1] for process in processes]
         assert not any(process.returncode for process in processes), "".join(e[-3000:] for e in errors)
-    return {f"{r} of {n}": json.loads((folder / f"told_{r}_of_{n}.json").read_text()) for r, n in ((0, 2), (1, 2), (0, 1))}
+    return {
+        f"{r} of {n}": json.loads((folder / f"told_{r}_of_{n}.json").read_text()) for r, n in ((0, 2), (1, 2), (0, 1))
+    }
 
 
 def start(folder: Path, rank: int, ranks: int, port: int) -> subprocess.Popen:

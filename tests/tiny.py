@@ -21,7 +21,13 @@ COMMON = [
     "trainer=cpu",
     "trainer.precision=32-true",
 ]
-UNET = ["model.net.width=4", "model.net.multipliers=[1,2]", "model.net.attention=[]", "model.net.cond_dim=8", "model.embedder.dim=8"]
+UNET = [
+    "model.net.width=4",
+    "model.net.multipliers=[1,2]",
+    "model.net.attention=[]",
+    "model.net.cond_dim=8",
+    "model.embedder.dim=8",
+]
 TINY: dict[str, list[str]] = {
     "ddpm": ["model=flow", *COMMON, *UNET, "model.net.dropout=0.2", "model.net.patch=2", "model.sampler.steps=2"],
     "vae": ["model=vae", *COMMON, "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2"],

@@ -17,8 +17,8 @@ torch.set_num_threads(1)
 
 import train as entry
 from atelier import runs
-from atelier.callbacks.store import load, newest
 from atelier.callbacks.clock import Clock
+from atelier.callbacks.store import load, newest
 from tests.campaign import differences, flat
 from tests.compose import composed
 from tests.tiny import TINY

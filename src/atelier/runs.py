@@ -42,7 +42,7 @@ OUTPUTS = Path("outputs")
 STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["model", "data", "budget", "eval", "checkpoint", "trainer", "callbacks", "metrics"]
-FREE = ("budget", "eval", "checkpoint", "metrics", "logger", "trainer", "run_dir", "resume", "check", "objective", "compile")
+FREE = "budget eval checkpoint metrics logger trainer run_dir resume check objective compile".split()
 FREE_DATA = ("budget", "num_workers", "root", "download", "memory_mb", "on_bad_image", "cache")
 RANKS = (
     "LOCAL_RANK RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE"
@@ -56,7 +56,7 @@ def rank() -> int:
 
 @functools.cache
 def stamp() -> str:
-    """The time of this process's command as a folder name; one for all ranks under torchrun, whose ranks each compose their own config."""
+    """The time of this command as a folder name; one for all ranks of torchrun, which each compose a config."""
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return now
@@ -328,7 +328,8 @@ def frozen_net(folder: Path, expected: str) -> nn.Module:
     path = folder / "weights.safetensors"
     if not path.exists() or sha256(path) != expected:
         problem = "these are not the weights that this run stands on"
-        raise UserError("model.first_stage", path, problem, f"put back the file with sha256 {expected[:12]}..., or retrain")
+        fix = f"put back the file with sha256 {expected[:12]}..., or retrain"
+        raise UserError("model.first_stage", path, problem, fix)
     model = build_model(OmegaConf.load(folder / "config.yaml"), folder)
     model.load_state_dict(load_file(path))
     return model.net
@@ -420,9 +421,9 @@ class Loaded:
 
 def load(folder: Path, ema: bool) -> Loaded:
     """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones."""
+    from atelier.callbacks.ema import copy_average
     from atelier.callbacks.store import load as load_checkpoint
     from atelier.callbacks.store import newest
-    from atelier.callbacks.ema import copy_average
 
     cfg = OmegaConf.load(folder / "config.yaml")
     path = newest(folder / "checkpoints")

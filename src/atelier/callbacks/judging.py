@@ -100,7 +100,8 @@ class Judging:
 
     def _facts(self, images: Tensor, numbers: range, cond: Cond, data: DataModule) -> dict[str, Tensor]:
         """What is kept of a batch of samples: its numbers, conditions, features, verdicts."""
-        facts = {"number": torch.arange(numbers.start, numbers.stop), **{f"asked/{k}": v.cpu() for k, v in cond.items()}}
+        facts = {"number": torch.arange(numbers.start, numbers.stop)}
+        facts |= {f"asked/{name}": value.cpu() for name, value in cond.items()}
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
         if data.judged:

@@ -22,7 +22,8 @@ from atelier.rng import generator
 Split = Literal["train", "test"]
 Condition = Literal["label", "attributes"]
 NOT_PIXELS = set(
-    "batch_size seed limit num_workers flip conditions budget label_factors root download memory_mb cache max_pixels on_bad_image".split()
+    "batch_size seed limit num_workers flip conditions budget label_factors root download memory_mb cache max_pixels"
+    " on_bad_image".split()
 )
 
 
@@ -82,9 +83,7 @@ class Stream(Sampler):
     loop goes on where images_seen says.
     """
 
-    def __init__(
-        self, n: int, batch_size: int, seed: int, rank: int, ranks: int, position: Callable[[], int]
-    ) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int, ranks: int, position: Callable[[], int]) -> None:
         self.n, self.batch_size, self.seed, self.position = n, batch_size, seed, position
         self.local = range(rank * (batch_size // ranks), (rank + 1) * (batch_size // ranks))
 

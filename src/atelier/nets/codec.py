@@ -48,7 +48,7 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def measure(self, x: Tensor, reduce_mean: Callable[[Tensor], Tensor]) -> None:
-        """Set scale to 1 / std of the latents of these images, where it is not given; `reduce_mean` averages over ranks."""
+        """Where scale is not given, set it to 1 / std of these images' latents; `reduce_mean` averages over ranks."""
         if self._known or self.scale > 0:
             self._known = True  # no look at the device in every step
             return

@@ -21,7 +21,8 @@ def n_halvings(image_size: int) -> int:
     halvings = math.log2(image_size / 4)
     if halvings < 1 or halvings != int(halvings):
         power = max(8, 2 ** round(math.log2(max(1, image_size))))
-        raise UserError("data.image_size", image_size, "this net needs a power of two from 8 up", f"data.image_size={power}")
+        fix = f"data.image_size={power}"
+        raise UserError("data.image_size", image_size, "this net needs a power of two from 8 up", fix)
     return int(halvings)
 
 
@@ -63,7 +64,7 @@ class GeneratorNet(nn.Module):
 class DiscriminatorNet(nn.Module):
     """Image and condition to a logit: features' own score plus their product with the condition
 
-    (Miyato & Koyama 2018, cGANs with Projection Discriminator, eq. 4). No normalisation, so that R1 sees each image alone.
+    (Miyato & Koyama 2018, cGANs with Projection Discriminator, eq. 4). No norm, so that R1 sees each image alone.
     """
 
     def __init__(
