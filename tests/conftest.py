@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.compose import composed
 from tests.tiny import TINY
 
 torch.set_num_threads(1)
+os.environ.setdefault("ATELIER_CACHE", tempfile.mkdtemp(prefix="atelier-cache-"))  # before the workers start
 
 
 def overrides(family: str, first: Path | str = "FIRST") -> list[str]:

@@ -45,8 +45,9 @@ def noise_of_batches(seen: list[float]) -> None:
 
 
 def walk(root: Path) -> dict[str, Any]:
-    told: dict[str, Any] = {"noise": []}
-    noise_of_batches(told["noise"])
+    told: dict[str, Any] = {}
+    noise: list[float] = []
+    noise_of_batches(noise)
     TINY["ldm"] = [t.replace("FIRST", str(root / "vae")) for t in TINY["ldm"]]
     for family in ("vae", "ddpm", "gan", "ldm"):
         players = ("generator_optimizer", "discriminator_optimizer") if family == "gan" else ("optimizer",)
@@ -56,6 +57,7 @@ def walk(root: Path) -> dict[str, Any]:
         run(root / f"{family}_parts", family, *fixed, "metrics=none")
         told[f"{family} resumed"] = differences(*(states(root / name) for name in (family, f"{family}_parts")))
         told[family] = json.loads((root / family / "summary.json").read_text())["metrics"]
+    told["noise"] = list(noise)
     return told
 
 
