@@ -23,6 +23,7 @@ def train(cfg: DictConfig) -> float | None:
     if cfg.check:
         return print("ok: every key, type and range fits", flush=True)
     with runs.held(cfg) as folder:
+        runs.check_metrics(cfg)
         cfg = runs.settle(cfg, folder)
         seed_everything(cfg.seed, verbose=False)
         data = runs.build_data(cfg)

@@ -25,9 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if (
-    TYPE_CHECKING
-):  # torch is imported late: a child's peak memory is never below what its parent had when it forked
+if TYPE_CHECKING:  # torch is imported late: a child's peak memory is never below what its parent had when it forked
     from torch import nn
     from torch.optim import Optimizer
 
@@ -171,9 +169,7 @@ def peaks(rows: tuple[Row, ...], batch: int, device: str) -> dict[str, float]:
     for row in rows:
         for net in NETS:
             options = ["--device", device, "--batch", str(batch), "--peak", net, row.name]
-            done = subprocess.run(
-                [sys.executable, __file__, *options], check=True, capture_output=True, text=True
-            )
+            done = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
             result[f"{net} {row.name}"] = json.loads(done.stdout.splitlines()[-1])
     return result
 

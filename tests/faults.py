@@ -160,6 +160,7 @@ def full_disk(root: Path) -> dict[str, Any]:
 
 def locks(root: Path) -> dict[str, Any]:
     """Who gets a run folder while another has it, after that one was killed, and with loader processes left over."""
+
     def tried(folder: Path) -> str:
         reader, writer = os.pipe()
 

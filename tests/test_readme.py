@@ -72,6 +72,9 @@ def test_the_fashion_command_trains(tmp_path: Path) -> None:
 
 
 def test_pages_named_in_the_tables_exist() -> None:
-    for group, pages in {"model": ["flow", "ddpm", "vae", "gan", "ldm"], "data": ["shapes", "celeba", "images"]}.items():
+    for group, pages in {
+        "model": ["flow", "ddpm", "vae", "gan", "ldm"],
+        "data": ["shapes", "celeba", "images"],
+    }.items():
         for page in pages:
             assert f"`{page}`" in README and (ROOT / "conf" / group / f"{page}.yaml").exists()

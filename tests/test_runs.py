@@ -322,6 +322,7 @@ def test_another_rank_takes_no_lock_and_waits_for_the_config(
 
 # ---- secrets
 
+
 def test_a_secret_in_the_environment_is_in_no_file(provoked: dict) -> None:
     """Also with W&B's offline files, which hold a good deal of the process."""
     told = provoked["secret"]

@@ -10,7 +10,18 @@ import textwrap
 from pathlib import Path
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = ("model", "data", "experiment", "schedule", "sampler", "trainer", "logger", "metrics", "debug", "hparams_search")
+GROUPS = (
+    "model",
+    "data",
+    "experiment",
+    "schedule",
+    "sampler",
+    "trainer",
+    "logger",
+    "metrics",
+    "debug",
+    "hparams_search",
+)
 NAME = 16  # columns for the name of a page
 WORDS = """\
 seed=0                        of everything random

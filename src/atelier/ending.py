@@ -69,8 +69,8 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
             interval = "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}"
             table.add_row(name, _number(value) or "no valid sample", interval, _number(real))
     progress.console.print(table)
-    for part in _protocol_lines(told["protocol"]):
-        progress.say(part)
+    for line in [*_reason_lines(told.get("reasons", [])), *_protocol_lines(told["protocol"])]:
+        progress.say(line)
     if clock.reason:
         progress.say(f"stopped early: {clock.reason}; the same command with run_dir={folder} goes on")
     elif clock.resumed_at >= clock.images:
@@ -86,6 +86,15 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def _reason_lines(reasons: list[tuple[str, int, int]]) -> list[str]:
+    """Why samples were refused, and which shapes, sizes and fills are valid how often."""
+    lines = []
+    for head in ("refused", "valid"):
+        parts = [f"{what.split(': ')[1]} {k}/{n}" for what, k, n in reasons if what.startswith(head)]
+        lines += [f"{head}: {', '.join(parts)}"] if parts else []
+    return lines
 
 
 def _protocol_lines(protocol: dict) -> list[str]:

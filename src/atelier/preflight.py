@@ -64,6 +64,16 @@ def check(cfg: DictConfig) -> None:
         _check_call(node, key, raw)
 
 
+def targets(cfg: DictConfig) -> None:
+    """Check what a config read from disk would call.
+
+    Raises:
+        UserError: a `_target_` that no page may name.
+    """
+    for key, node in _objects(OmegaConf.to_container(cfg, resolve=False), ""):
+        _target(node["_target_"], key)
+
+
 def _check_keys(values: dict[str, Any]) -> None:
     """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
     known = known_keys()

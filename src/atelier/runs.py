@@ -26,6 +26,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier import preflight
+from atelier.command_line import headline
 from atelier.errors import UserError, check_words, nearest, report, user_error
 
 if TYPE_CHECKING:
@@ -139,7 +140,10 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         check_words(list(hydra.overrides.task))
         if many:
             one_process(cfg, hydra)
-        return work(cfg)
+        value = work(cfg)
+        if many:
+            _note(folder, "done", "")
+        return value
     except SystemExit as leaving:
         if leaving.code in STOPPED:
             words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
@@ -169,8 +173,8 @@ def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
     Raises:
         UserError: they were asked for.
     """
-    if cfg.trainer.devices > 1 and hydra.launcher._target_.endswith("BasicLauncher"):
-        problem = "a sweep in one process cannot start ranks"
+    if cfg.trainer.devices > 1 and "submitit" not in hydra.launcher._target_:
+        problem = "a sweep whose jobs share a command line cannot start ranks"
         fix = "trainer.devices=1 or hydra/launcher=submitit_slurm"
         raise UserError("trainer.devices", cfg.trainer.devices, problem, fix)
 
@@ -250,6 +254,11 @@ def _differences(old: Any, new: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
     return {} if old == new else {prefix: (old, new)}
 
 
+def check_metrics(cfg: DictConfig) -> None:
+    """Refuse metrics whose weights are missing, before anything is trained."""
+    instantiate(cfg.metrics, _convert_="all").check()
+
+
 def build_callbacks(cfg: DictConfig) -> Callbacks:
     from atelier.callbacks.order import Callbacks
 
@@ -315,6 +324,17 @@ def build_model(cfg: DictConfig, folder: Path) -> Generator:
     return instantiate(node, _convert_="all", _partial_=True)(first_stage=net)
 
 
+def stored_config(folder: Path) -> DictConfig:
+    """The config of a run folder, which may call only what a page may.
+
+    Raises:
+        UserError: it calls something else.
+    """
+    cfg = OmegaConf.load(folder / "config.yaml")
+    preflight.targets(cfg)
+    return cfg
+
+
 def frozen_net(folder: Path, expected: str) -> nn.Module:
     """The `net` of a finished run, with its final weights.
 
@@ -330,7 +350,7 @@ def frozen_net(folder: Path, expected: str) -> nn.Module:
         problem = "these are not the weights that this run stands on"
         fix = f"put back the file with sha256 {expected[:12]}..., or retrain"
         raise UserError("model.first_stage", path, problem, fix)
-    model = build_model(OmegaConf.load(folder / "config.yaml"), folder)
+    model = build_model(stored_config(folder), folder)
     model.load_state_dict(load_file(path))
     return model.net
 
@@ -344,6 +364,11 @@ def adopt(cfg: DictConfig, folder: Path) -> None:
     weights = source / "weights.safetensors"
     if not weights.exists():
         raise UserError("model.first_stage.run", source, "no finished run lies there", "model.first_stage.run=auto")
+    stored = OmegaConf.load(source / "config.yaml")
+    for key in ("image_size", "channels"):
+        if stored.data[key] != cfg.data[key]:
+            problem = f"it was trained on data.{key}={stored.data[key]}, this is data.{key}={cfg.data[key]}"
+            raise UserError("model.first_stage.run", source, problem, "model.first_stage.run=auto")
     target = folder / "frozen" / "first_stage"
     target.mkdir(parents=True, exist_ok=True)
     for name in ("config.yaml", "weights.safetensors"):
@@ -365,11 +390,12 @@ def require(experiment: str, cfg: DictConfig) -> Path:
     page = ROOT / "conf" / "experiment" / f"{experiment}.yaml"
     if not page.exists():
         raise UserError("model.first_stage.experiment", experiment, "no such page in conf/experiment", "see conf/")
-    takes = page.read_text().splitlines()[0].lstrip("# ")
+    takes = headline(page)
     print(f"first stage: training experiment={experiment} now ({takes})", flush=True)
     run_dir = OUTPUTS / experiment / stamp()
     command = [sys.executable, str(ROOT / "train.py"), f"experiment={experiment}", f"run_dir={run_dir}"]
-    command += [f"data.{k}={cfg.data[k]}" for k in ("image_size", "root") if k in cfg.data] + [f"seed={cfg.seed}"]
+    command += [f"data={cfg.choices.data}", f"seed={cfg.seed}"]
+    command += [f"data.{key}={cfg.data[key]}" for key in ("image_size", "channels", "root") if key in cfg.data]
     environment = {k: v for k, v in os.environ.items() if k not in RANKS and not k.startswith("TORCHELASTIC_")}
     if subprocess.run(command, env=environment).returncode:
         raise UserError("model.first_stage.experiment", experiment, "its training failed", " ".join(command[1:]))
@@ -384,7 +410,7 @@ def _is(folder: Path, experiment: str, cfg: DictConfig) -> bool:
 
 def all_runs() -> list[Path]:
     """Run folders under outputs/, oldest first."""
-    found = [path.parent for path in OUTPUTS.rglob("config.yaml") if path.parent.parent.name != "frozen"]
+    found = [path.parent for path in OUTPUTS.rglob("config.yaml") if (path.parent / "checkpoints").is_dir()]
     return sorted(found, key=lambda f: (f / "config.yaml").stat().st_mtime)
 
 
@@ -425,7 +451,7 @@ def load(folder: Path, ema: bool) -> Loaded:
     from atelier.callbacks.store import load as load_checkpoint
     from atelier.callbacks.store import newest
 
-    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg = stored_config(folder)
     path = newest(folder / "checkpoints")
     if path is None:
         raise UserError("run", folder, "it has no checkpoint yet", "run=last")

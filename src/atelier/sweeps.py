@@ -54,5 +54,7 @@ def told(folder: Path) -> dict[str, Any]:
         "job": folder.name,
         "overrides": overrides.read_text().splitlines() if overrides.exists() else [],
         "metrics": {name: value for name, value in values.items() if not name.startswith("real/")},
-        "error": error.read_text().strip() if error.exists() else ("" if values else "did not finish"),
+        "error": error.read_text().strip()
+        if error.exists()
+        else ("" if (folder / "done").exists() else "did not finish"),
     }

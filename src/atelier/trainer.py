@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from typing import Literal
 
@@ -22,7 +23,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 def make_trainer(
     *,
-    accelerator: Literal["auto", "cpu", "gpu", "mps"],
+    accelerator: Literal["auto", "cpu", "gpu"],
     devices: PositiveInt,
     num_nodes: PositiveInt,
     precision: Precision,
@@ -45,6 +46,10 @@ def make_trainer(
     if on_gpu and devices > torch.cuda.device_count():
         n = torch.cuda.device_count()
         raise UserError("trainer.devices", devices, f"there are {n} GPUs", f"trainer.devices={n}")
+    ranks = int(os.environ.get("WORLD_SIZE", devices * num_nodes))
+    if ranks != devices * num_nodes:
+        problem = f"the launcher started {ranks} processes"
+        raise UserError("trainer.devices", devices, problem, f"trainer=ddp trainer.devices={ranks // num_nodes}")
     if precision == "16-mixed" and not on_gpu:
         raise UserError("trainer.precision", precision, "a CPU has no float16 training", "trainer.precision=bf16-mixed")
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
@@ -75,8 +80,14 @@ def resolved(asked: Precision, on_gpu: bool) -> str:
     if asked != "auto":
         return asked
     if on_gpu:
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if _cpu_has_bf16() else "32-true"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 numbers itself; torch offers no public way to ask."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
 def device() -> torch.device:

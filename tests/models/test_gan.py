@@ -146,8 +146,6 @@ def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: py
     assert set(losses) == {torch.float32} and {v.dtype for v in model.reported.values()} == {torch.float32}
 
 
-
-
 def test_a_discriminator_normalises_nothing(model: GAN) -> None:
     """R1 is a sum over images only if none sees another."""
     x, cond = torch.randn(4, 3, 8, 8), torch.randn(4, 4)

@@ -53,10 +53,10 @@ class Checkpoints(Callback):
             self.clock.leave(trainer)
 
     def save(self, trainer: Trainer, model: LightningModule) -> None:
+        self.ema.broadcast_buffers(model)
         if not all(bool(torch.isfinite(t).all()) for t in model.state_dict().values()):
             problem = f"weights are not finite at {self.clock.images_seen} images; the last good checkpoint stays"
             raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
-        self.ema.broadcast_buffers(model)
         trainer.save_checkpoint(self._path(), weights_only=False)
 
     def _path(self) -> Path:

@@ -107,6 +107,7 @@ class Evaluation(Callback):
         told = {
             "metrics": numbers(self.values),
             "protocol": self.protocol,
+            "reasons": self.judging.reasons,
             "images_seen": self.clock.images_seen,
             "images_per_second": round(images / max(seconds, 1e-9), 1),
             "seconds": round(seconds, 1),
@@ -117,8 +118,8 @@ class Evaluation(Callback):
 
 
 def numbers(values: dict[str, float]) -> dict[str, float | None]:
-    """As JSON has them: nan, which it lacks, becomes null."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    """As JSON has them: nan and inf, which it lacks, become null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _device() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from atelier.batch import Batch
 from atelier.data.base import DataModule, to_float
+from atelier.errors import UserError
 from atelier.metrics.image import psnr, ssim
 from atelier.metrics.pictures import to_uint8
-from atelier.metrics.shapes import wilson
+from atelier.metrics.shapes import judge_values, reasons, wilson
 from atelier.metrics.suite import Suite
 from atelier.models.base import Autoencoder, Cond, Generator
 from atelier.ranges import NonNegInt, PositiveInt
@@ -46,6 +48,7 @@ class Judging:
     batch_size: PositiveInt
     seed: NonNegInt
     suite: Suite
+    reasons: list[tuple[str, int, int]] = field(default_factory=list, init=False)  # of the judge, for the last samples
 
     def prepare(self, data: DataModule, device: torch.device) -> str | None:
         """Get the feature net ready; gives one line to tell the user, or None."""
@@ -95,7 +98,8 @@ class Judging:
         if self.suite.active:
             values |= self._distances(model, data, case, facts, progress)
         if data.judged:
-            values |= judged(facts)
+            found, self.reasons = judged(facts)
+            values |= found
         return values
 
     def _facts(self, images: Tensor, numbers: range, cond: Cond, data: DataModule) -> dict[str, Tensor]:
@@ -168,14 +172,14 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
     return torch.cat([sample(model, {k: v[p] for k, v in cond.items()}, rngs[p], options) for p in parts])
 
 
-def judged(facts: dict[str, Tensor]) -> dict[str, float]:
-    """The judge's figures of gathered facts."""
+def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:
+    """The judge's figures of gathered facts, and why samples were refused."""
     from atelier.judge import Verdict
-    from atelier.metrics.shapes import judge_values
 
     verdict = Verdict(**{name.split("/")[1]: v for name, v in facts.items() if name.startswith("verdict/")})
     asked = {name.split("/")[1]: v for name, v in facts.items() if name.startswith("asked/")}
-    return judge_values(verdict, asked, to_float(facts["images"]))
+    images = to_float(facts["images"])
+    return judge_values(verdict, asked, images), reasons(verdict, images.shape[-1])
 
 
 def reconstruction(model: Autoencoder, data: DataModule, context: Context) -> dict[str, float]:
@@ -216,11 +220,18 @@ def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
 
 
 def shares(n: int, batch_size: int) -> Iterator[range]:
-    """This rank's part of each batch of 0 .. n - 1, in as many parts on every rank."""
+    """This rank's part of each batch of 0 .. n - 1: batches of even size, none of them empty on any rank.
+
+    Raises:
+        UserError: fewer images than ranks.
+    """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if _many() else (0, 1)
-    for start in range(0, n, batch_size):
-        size = min(batch_size, n - start)
-        yield range(start + size * rank // ranks, start + size * (rank + 1) // ranks)
+    if n < ranks:
+        raise UserError("eval.n_samples", n, f"there are {ranks} ranks", f"eval.n_samples={ranks}")
+    batches = max(1, min(-(-n // batch_size), n // ranks))
+    cuts = [n * i // batches for i in range(batches + 1)]
+    for first, end in pairwise(cuts):
+        yield range(first + (end - first) * rank // ranks, first + (end - first) * (rank + 1) // ranks)
 
 
 def gathered(facts: dict[str, Tensor]) -> dict[str, Tensor]:

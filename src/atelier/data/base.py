@@ -214,7 +214,7 @@ class DataModule(LightningDataModule, ABC):
             collate_fn=_as_is,
             num_workers=self.num_workers,
             generator=torch.Generator(),
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
         )
 

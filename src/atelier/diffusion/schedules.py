@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from atelier.errors import UserError
 from atelier.ranges import PositiveFloat, PositiveInt, Probability
 
 Spacing = Literal["trailing", "leading", "linspace"]
@@ -126,6 +127,8 @@ class Discrete(Schedule):
         from the first, as in DDIM; starts below t = 1. linspace: last to first entry, then t = 0.
         """
         n = self.n_steps
+        if steps > n:
+            raise UserError("sampler.steps", steps, f"the schedule has {n} levels", f"sampler.steps={n}")
         match spacing:
             case "trailing":
                 entries = (n - torch.arange(steps, dtype=torch.float64) * (n / steps)).round()

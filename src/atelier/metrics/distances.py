@@ -143,7 +143,7 @@ def _quiet() -> Iterator[None]:
 def _seeded(metric: Metric) -> float:
     """The first of (mean, deviation) with subsets drawn from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+        torch.default_generator.manual_seed(_SEED)
         return metric.compute()[0].item()
 
 

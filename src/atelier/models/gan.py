@@ -90,8 +90,11 @@ class GAN(Latent):
     def _step(self, optimizer: Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        self.clip_gradients(optimizer, self.grad_clip, "norm")
         optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clipping by hand, where gradients are no longer scaled."""
+        self.clip_gradients(optimizer, self.grad_clip, "norm")
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = torch.randn(n, self.generator.noise_dim, device=self.device)

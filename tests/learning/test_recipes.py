@@ -1,0 +1,31 @@
+"""The shipped recipes reach what the README says of them, with margin for the seed. Minutes each, so marked slow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.compose import composed
+
+
+def reached(folder: Path, *words: str) -> dict[str, float]:
+    train.train(composed(*words, run_dir=folder))
+    return json.loads((folder / "summary.json").read_text())["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_default_run_makes_scenes(tmp_path: Path) -> None:
+    values = reached(tmp_path / "run", "seed=5", "metrics=none")
+    assert values["judge/valid"] >= 0.70
+    assert min(values[f"judge/{name}"] for name in ("shape", "colour", "size", "fill", "ground")) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_shapes_ddpm_covers_every_label(tmp_path: Path) -> None:
+    values = reached(tmp_path / "run", "experiment=shapes_ddpm", "seed=5", "metrics=none")
+    assert values["judge/valid"] >= 0.85 and values["judge/coverage"] == 1.0 and values["judge/label"] >= 0.98
