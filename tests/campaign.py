@@ -25,7 +25,6 @@ torch.set_num_threads(1)
 
 import train as entry
 from atelier import runs
-from atelier.callbacks import store as checkpoint_module
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.evaluation import Evaluation
@@ -129,10 +128,13 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [name for name in sorted(set(a) | set(b)) if name not in a or name not in b or not same(a[name], b[name])]
 
 
-DROPS: dict[str, Callable[[], None]] = {
-    "position and clock": lambda: setattr(Clock, "load_state_dict", lambda self, state: None),
-    "averages": lambda: setattr(EMA, "load_state_dict", lambda self, state: None),
-    "reseeding": lambda: setattr(checkpoint_module.torch, "manual_seed", lambda seed: None),
+AT_THE_START = (Clock, "on_train_batch_start", 8)
+IN_THE_LAST_JUDGING = (Judging, "_facts", 5)  # the same batch saved a checkpoint
+DROPS: dict[str, tuple[tuple[type, str, int], Callable[[], None]]] = {
+    "position and clock": (AT_THE_START, lambda: setattr(Clock, "load_state_dict", lambda self, state: None)),
+    "averages": (AT_THE_START, lambda: setattr(EMA, "load_state_dict", lambda self, state: None)),
+    "reseeding": (AT_THE_START, lambda: setattr(torch, "manual_seed", lambda seed: None)),
+    "evaluation due": (IN_THE_LAST_JUDGING, lambda: setattr(Evaluation, "on_train_start", lambda *_: None)),
 }
 
 
@@ -161,9 +163,9 @@ def dropped(root: Path, family: str) -> dict[str, int]:
     prepare(root, family)
     child(lambda: run(root / family, family))
     straight, told = final(root / family), {}
-    for name, drop in DROPS.items():
+    for name, (where, drop) in DROPS.items():
         folder = root / f"dropped_{name.split()[0]}"
-        child(lambda folder=folder: (killed_at(Clock, "on_train_batch_start", 8)(), run(folder, family)))
+        child(lambda folder=folder, where=where: (killed_at(*where)(), run(folder, family)))
         child(lambda folder=folder, drop=drop: (drop(), run(folder, family)))
         told[name] = len(differences(straight, final(folder)))
     return told
@@ -198,7 +200,7 @@ def main() -> None:
     root, chains, per_chain = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     runs.register()
     told: dict[str, Any] = {}
-    for family in ("vae", "ddpm", "gan", "ldm"):
+    for family in TINY:
         told[family] = campaign(root, family, chains, per_chain)
     told["dropped"] = dropped(root / "drops", "ddpm")
     told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.tiny import TINY
+
 ROOT = Path(__file__).parents[1]
 CHAINS, KILLS = 4, 5  # 20 kills a family
-DROPPED = ("position and clock", "averages", "reseeding")
+DROPPED = ("position and clock", "averages", "reseeding", "evaluation due")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "told.json").read_text())
 
 
-@pytest.mark.parametrize("family", ["vae", "ddpm", "gan", "ldm"])
+@pytest.mark.parametrize("family", TINY)
 def test_twenty_kills_change_no_bit(told: dict[str, Any], family: str) -> None:
     assert told[family]["kills"] == CHAINS * KILLS
     assert told[family]["entries"] > 100
@@ -48,3 +50,8 @@ def test_sigterm_saves_within_five_seconds_and_exits_143(told: dict[str, Any], w
 def test_ctrl_c_saves_and_exits_130(told: dict[str, Any]) -> None:
     assert told["sigint"]["code"] == 130
     assert told["sigint"]["differ"] == []
+
+
+def test_every_family_is_in_the_campaigns() -> None:
+    families = {path.stem for path in (ROOT / "src" / "atelier" / "models").glob("[!_]*.py")} - {"base"}
+    assert families == set(TINY)

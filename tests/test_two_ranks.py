@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tiny import TINY
+
 ROOT = Path(__file__).parents[1]
-FAMILIES = ["vae", "ddpm", "gan", "ldm"]
+FAMILIES = list(TINY)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def walk(root: Path) -> dict[str, Any]:
     noise: list[float] = []
     noise_of_batches(noise)
     TINY["ldm"] = [t.replace("FIRST", str(root / "vae")) for t in TINY["ldm"]]
-    for family in ("vae", "ddpm", "gan", "ldm"):
+    for family in TINY:
         players = ("generator_optimizer", "discriminator_optimizer") if family == "gan" else ("optimizer",)
         fixed = [f"model.{player}.decay=constant" for player in players]  # the rate does not follow the budget
         run(root / family, family, *fixed)
@@ -83,7 +83,7 @@ def first_gradients(root: Path) -> dict[str, list[float]]:
     torch.rand = constant(0.5)
     torch.nn.BatchNorm2d = lambda _: torch.nn.Identity()
     told = {}
-    for family in ("vae", "ddpm", "gan", "ldm"):
+    for family in TINY:
         folder = root / f"gradients_{family}_{RANKS}"
         run(folder, family, "budget.images=8", "metrics=none", *GRADIENTS.get(family, []))
         moments = {k: v for k, v in states(folder).items() if k.endswith("exp_avg")}
@@ -99,7 +99,7 @@ def judged_again(root: Path) -> dict[str, dict[str, float]]:
     from contextlib import nullcontext
 
     told = {}
-    for family in ("vae", "ddpm", "gan", "ldm"):
+    for family in TINY:
         loaded = runs.load(root / family, ema=True)
         judging = runs.instantiate(loaded.cfg.callbacks.evaluation.judging, _convert_="all")
         judging.prepare(loaded.data, torch.device("cpu"))

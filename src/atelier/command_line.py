@@ -75,13 +75,21 @@ def pages(group: str) -> list[str]:
     return [line for page in sorted((CONF / group).glob("*.yaml")) for line in listed(page)]
 
 
+def header(page: Path) -> list[str]:
+    """The comment lines at the top of a page."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), page.read_text().splitlines())
+    return [line.lstrip("# ") for line in lines]
+
+
+def headline(page: Path) -> str:
+    """The first sentence of a page's header."""
+    text = " ".join(line for line in header(page) if not line.startswith(("@package", "Needs: ")))
+    return re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
+
+
 def listed(page: Path) -> list[str]:
     """A page's name, the first sentence of its header, and what it says after `Needs:`; as wide as the terminal."""
-    lines = page.read_text().splitlines()
-    header = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
-    needs = [line for line in header if line.startswith("Needs: ")]
-    text = " ".join(line for line in header if line not in needs and not line.startswith("@package"))
-    first = re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
+    first, needs = headline(page), [line for line in header(page) if line.startswith("Needs: ")]
     width = max(60, min(120, shutil.get_terminal_size().columns))
     return textwrap.wrap(
         " ".join([first, *(f"[n{need[1:].rstrip('.')}]" for need in needs)]),

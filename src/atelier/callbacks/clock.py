@@ -1,7 +1,7 @@
 """images_seen: the only clock. It places the stream, sets learning rates, seeds each batch and stops the run.
 
 Replaces global_step, LR schedulers and Lightning's signal handling, which lose the data order, the random state and
-the exit code of a stopped run; tests/test_resume.py fails with the stock parts.
+the exit code of a stopped run; tests/test_resume.py fails where the clock's state or seeding is left out.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from atelier.callbacks.table import Table
 
 
 class Callbacks(list[Callback]):
-    """What saves comes after what is saved, what judges comes last; tests/test_resume.py fails in another order.
+    """What saves comes after what is saved, what judges comes last; an average
+    that moved after the save would be one update behind in the checkpoint.
 
     Args:
         pages: the clock, and for each other one a callable that waits for the callbacks before it.
