@@ -27,6 +27,7 @@ def train(cfg: DictConfig) -> float | None:
         cfg = runs.settle(cfg, folder)
         seed_everything(cfg.seed, verbose=False)
         data = runs.build_data(cfg)
+        runs.same_ground(cfg, folder, data)
         model = runs.build_model(cfg, folder)
         preflight.match(model, data)
         callbacks = runs.build_callbacks(cfg)

@@ -329,3 +329,26 @@ def test_a_secret_in_the_environment_is_in_no_file(provoked: dict) -> None:
     assert told["code"] == 0 and told["in"] == []
     assert told["files"] > 8 and told["wandb"] == 1
     assert told["environment"] == len(SECRETS)
+
+
+def test_other_images_are_refused_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = composed(*overrides("vae"), run_dir=tmp_path)
+    data = runs.build_data(cfg)
+    runs.same_ground(cfg, tmp_path, data)
+    runs.same_ground(cfg, tmp_path, data)
+    cfg.trainer.devices = 2
+    runs.same_ground(cfg, tmp_path, data)
+    assert "other noise" in capsys.readouterr().out
+    data.fingerprint = lambda split: "another"
+    with pytest.raises(UserError, match="other images"):
+        runs.same_ground(cfg, tmp_path, data)
+
+
+def test_a_slurm_step_has_one_rank_and_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    told = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert runs.rank() == 3
+    assert runs.stamp.__wrapped__() == "job_17_0"

@@ -117,9 +117,15 @@ def user_error(error: BaseException) -> UserError | None:
     return _composition_error(list(causes(error))) or _memory(list(causes(error)))
 
 
+def rank() -> int:
+    """Which of all processes of a run this is, as torchrun, SLURM or Lightning's launcher tell it; 0 says things."""
+    told = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+    return int(told or os.environ.get("LOCAL_RANK") or 0) + (0 if told else int(os.environ.get("NODE_RANK") or 0))
+
+
 def report(error: UserError) -> None:
     """Print the line, once for all ranks."""
-    if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
+    if rank() == 0:
         print(error.line(), file=sys.stderr, flush=True)
 
 

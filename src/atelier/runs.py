@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier import preflight
 from atelier.command_line import headline
-from atelier.errors import UserError, check_words, nearest, report, user_error
+from atelier.errors import UserError, check_words, nearest, rank, report, user_error
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -51,13 +51,14 @@ RANKS = (
 ).split()
 
 
-def rank() -> int:
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
-
-
 @functools.cache
 def stamp() -> str:
-    """The time of this command as a folder name; one for all ranks of torchrun, which each compose a config."""
+    """The time of this command as a folder name; one for all ranks of torchrun, which each compose a config.
+
+    Several tasks of a SLURM step are named by job and step, which a requeued job keeps.
+    """
+    if int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" in os.environ:
+        return f"job_{os.environ['SLURM_JOB_ID']}_{os.environ['SLURM_STEP_ID']}"
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return now
@@ -307,6 +308,26 @@ def build_trainer(cfg: DictConfig, model: Generator, callbacks: Callbacks, logge
         raise UserError("eval.every_images", cfg.eval.every_images, problem, f"eval.every_images={cfg.data.batch_size}")
     given = {"model": model, "callbacks": list(callbacks), "loggers": loggers, "evaluate_every": every}
     return instantiate(cfg.trainer, _convert_="all")(**given)
+
+
+def same_ground(cfg: DictConfig, folder: Path, data: DataModule) -> None:
+    """A run goes on with the images it was started on; with another number of ranks it says what that changes.
+
+    Raises:
+        UserError: the images are others.
+    """
+    path = folder / "ground.json"
+    now = {"data": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
+    if rank() != 0:
+        return
+    if not path.exists():
+        path.write_text(json.dumps(now))
+    before = json.loads(path.read_text())
+    if before["data"] != now["data"]:
+        problem = f"the run in {shorter(folder)} was started on other images"
+        raise UserError("data", cfg.choices.data, problem, "run_dir=ANOTHER_FOLDER")
+    if before["ranks"] != now["ranks"]:
+        print(f"started on {before['ranks']} ranks, now {now['ranks']}: same images, other noise", flush=True)
 
 
 def build_data(cfg: DictConfig) -> DataModule:

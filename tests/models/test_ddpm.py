@@ -125,3 +125,10 @@ def test_losses_and_samples_are_float32_under_bf16(loaded: runs.Loaded) -> None:
         images = sampled(loaded, n=2)
     assert set(seen) == {torch.bfloat16}  # autocast was on
     assert {per_image.dtype, loss.dtype, images.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize(("recipe", "millions"), [("cifar10_ddpm", 35.746), ("celeba_ddpm", 78.7)])
+def test_the_papers_nets_have_the_papers_size(recipe: str, millions: float) -> None:
+    """Ho et al. 2020, section 4: 35.7 M; Song et al. 2021 (DDIM) use about 79 M at 64 px."""
+    model = runs.build_model(composed(f"experiment={recipe}"), Path("unused"))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
