@@ -43,7 +43,11 @@ def adamw(
         warmup_images: images over which the rate rises linearly.
         decay: of the rate between `decay_from` and `decay_to` images.
     """
-    optimizer = torch.optim.AdamW(params, lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+    params = list(params)
+    fused = all(
+        p.device.type == "cpu" for p in params
+    )  # one pass over memory; a GPU's fused step cannot be clipped in fp16
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=fused)
     factor: Callable[[int], float] = lambda n: lr_factor(n, warmup_images, decay, decay_from, decay_to)  # noqa: E731
     optimizer.lr_factor = factor
     return optimizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -59,7 +60,13 @@ class Generator(LightningModule, ABC):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        self.clip_gradients(optimizer, self.grad_clip, "norm")
+        self.clip(optimizer)
+
+    def clip(self, optimizer: Optimizer) -> None:
+        """Bring the global norm of this optimizer's gradients, which are not scaled here, down to `grad_clip`."""
+        if self.grad_clip is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
 
     def validation_step(self, batch: Batch) -> None:
         """Opens Lightning's validation loop; the evaluation callback does the work."""

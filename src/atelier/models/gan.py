@@ -94,7 +94,7 @@ class GAN(Latent):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clipping by hand, where gradients are no longer scaled."""
-        self.clip_gradients(optimizer, self.grad_clip, "norm")
+        self.clip(optimizer)
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = torch.randn(n, self.generator.noise_dim, device=self.device)
