@@ -32,7 +32,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "sweeps": {"errors", "runs"},
     "preflight": {"data.base", "models.base"},
     "trainer": {"callbacks", "models.base"},
-    "runs": {"preflight", "trainer", "studio", "models.base", "callbacks", "data", "metrics"},
+    "runs": {"preflight", "command_line", "trainer", "studio", "models.base", "callbacks", "data", "metrics"},
     "batch": set(),
     "errors": {"preflight", "sweeps"},
     "ranges": set(),

@@ -56,7 +56,7 @@ def walk(root: Path) -> dict[str, Any]:
         run(root / f"{family}_parts", family, *fixed, "budget.images=64", "metrics=none")
         run(root / f"{family}_parts", family, *fixed, "metrics=none")
         told[f"{family} resumed"] = differences(*(states(root / name) for name in (family, f"{family}_parts")))
-        told[family] = json.loads((root / family / "summary.json").read_text())["metrics"]
+        told[family] = runs.summary(root / family)["metrics"]
     told["noise"] = list(noise)
     return told
 

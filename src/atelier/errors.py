@@ -39,7 +39,7 @@ class UserError(Exception):
 
     def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
         self.key, self.value, self.problem, self.fix = key, value, problem, fix
-        super().__init__(self.line())
+        super().__init__(" ".join(f"error: {key}={value}: {problem}. Fix: {fix}".split()))
 
     def line(self) -> str:
         """One line of at most 200 characters; what is too long loses its middle, the value first, the fix last."""

@@ -91,7 +91,8 @@ def held(cfg: DictConfig) -> Iterator[Path]:
             yield folder
         except Exception:
             if not begun and rank() == 0 and not list(folder.glob("checkpoints/*.ckpt")):
-                (folder / "config.yaml").unlink(missing_ok=True)  # nothing to go on from: the next try starts anew
+                for name in ("config.yaml", "ground.json"):  # nothing to go on from: the next try starts anew
+                    (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / "frozen", ignore_errors=True)
             raise
 
@@ -431,7 +432,7 @@ def _is(folder: Path, experiment: str, cfg: DictConfig) -> bool:
 
 def all_runs() -> list[Path]:
     """Run folders under outputs/, oldest first."""
-    found = [path.parent for path in OUTPUTS.rglob("config.yaml") if (path.parent / "checkpoints").is_dir()]
+    found = [path.parent for path in OUTPUTS.rglob("config.yaml") if not {"frozen", "wandb"} & set(path.parts)]
     return sorted(found, key=lambda f: (f / "config.yaml").stat().st_mtime)
 
 

@@ -130,7 +130,7 @@ def test_the_picture_at_the_end_is_what_the_saved_average_draws(finished: dict[s
 def test_summary_says_what_the_figures_hold_under(finished: dict[str, Path]) -> None:
     told = json.loads((finished["ddpm"] / "summary.json").read_text())
     assert set(told) == {
-        "metrics", "protocol", "images_seen", "images_per_second", "seconds", "command", "versions"
+        "metrics", "protocol", "reasons", "images_seen", "images_per_second", "seconds", "command", "versions"
     }  # fmt: skip
     assert told["images_seen"] == 96
     protocol = {"n_samples": 8, "seed": 0, "split": "test", "ema": [16], "precision": "32-true", "nfe": 2}

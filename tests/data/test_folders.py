@@ -153,7 +153,7 @@ def test_train_alone_is_held_out_from(tmp_path):
 
 def test_a_test_folder_without_train_is_refused(tmp_path):
     image_file(tmp_path / "test" / "1.png")
-    assert "no train/" in refusal(ImageFolder, tmp_path).line()
+    assert "no train/" in str(refusal(ImageFolder, tmp_path))
 
 
 def test_holding_out_depends_on_each_path_alone():
@@ -181,7 +181,7 @@ def test_no_holdout_tests_on_the_training_images(tmp_path):
     image_file(tmp_path / "1.png")
     module = data(ImageFolder, tmp_path, holdout=0.0)
     assert len(module.split("train")) == len(module.split("test")) == 1
-    assert "left to" in refusal(ImageFolder, tmp_path, holdout=0.5).line()
+    assert "left to" in str(refusal(ImageFolder, tmp_path, holdout=0.5))
 
 
 @pytest.mark.parametrize("kind", [ImageFolder, ClassFolders])
@@ -233,7 +233,7 @@ def test_class_folders_in_split_folders(tmp_path):
     assert module.split("train").fields["label"].tolist() == [0, 0, 1, 1, 1]
     assert module.split("test").fields["label"].tolist() == [1, 1, 1, 1]
     classes(tmp_path / "validation", c=1)
-    assert "validation/ has the class c" in refusal(ClassFolders, tmp_path, n_classes=2).line()
+    assert "validation/ has the class c" in str(refusal(ClassFolders, tmp_path, n_classes=2))
 
 
 @pytest.mark.parametrize("asked", [0, 2, 12])
@@ -247,15 +247,14 @@ def test_a_class_folder_without_images_is_refused(tmp_path):
     classes(tmp_path, a=1)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "readme.txt").write_text("nothing")
-    assert (
-        f"0 images (.png .jpg .jpeg .webp .bmp) under {tmp_path}/b"
-        in refusal(ClassFolders, tmp_path, n_classes=2).line()
+    assert f"0 images (.png .jpg .jpeg .webp .bmp) under {tmp_path}/b" in str(
+        refusal(ClassFolders, tmp_path, n_classes=2)
     )
 
 
 def test_a_root_without_class_folders_is_refused(tmp_path):
     image_file(tmp_path / "flat" / "1.png")
-    assert "no class folders" in refusal(ClassFolders, tmp_path / "flat", n_classes=1).line()
+    assert "no class folders" in str(refusal(ClassFolders, tmp_path / "flat", n_classes=1))
 
 
 def with_bad_files(root: Path) -> Path:

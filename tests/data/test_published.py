@@ -96,7 +96,7 @@ def test_mnist_of_other_sizes_and_in_colour(tmp_path):
 def test_an_absent_set_is_one_line(tmp_path, kind):
     with pytest.raises(UserError) as error:
         data(kind, tmp_path / "nowhere").split("train")
-    line = error.value.line()
+    line = str(error.value)
     assert line.startswith(f"error: data.root={str(tmp_path / 'nowhere')[:57]}")
     assert str(tmp_path / "nowhere") in error.value.problem and ", source " in error.value.problem
     assert "data.download=true" in error.value.fix and "data=shapes" in error.value.fix

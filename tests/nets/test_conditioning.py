@@ -11,7 +11,7 @@ BOTH = ["label", "attributes"]
 
 
 def condition(conditions):
-    return Condition(dim=5, conditions=conditions, n_classes=4, n_attributes=3)
+    return Condition(dim=5, conditions=conditions, n_classes=4, label_factors=[], n_attributes=3)
 
 
 @pytest.mark.parametrize("conditions", [["label"], ["attributes"], BOTH])
@@ -20,7 +20,7 @@ def test_sum_of_the_embeddings(conditions):
     expected = torch.zeros(3, 5)
     for i in range(3):
         if "label" in conditions:
-            expected[i] += embedder.label.weight[COND["label"][i]]
+            expected[i] += embedder.label[0].weight[COND["label"][i]]
         if "attributes" in conditions:
             expected[i] += sum(COND["attributes"][i, k] * embedder.attributes[k] for k in range(3))
     torch.testing.assert_close(embedder(COND, 3), expected)
@@ -46,8 +46,8 @@ def test_null_vector_is_learned_from_dropped_rows_only():
     embedder = condition(["label"])
     embedder(COND, 3, torch.tensor([False, True, False])).sum().backward()
     assert embedder.nothing.grad.tolist() == [1] * 5
-    assert embedder.label.weight.grad[0].tolist() == [0] * 5
-    assert embedder.label.weight.grad[2].tolist() == [2] * 5
+    assert embedder.label[0].weight.grad[0].tolist() == [0] * 5
+    assert embedder.label[0].weight.grad[2].tolist() == [2] * 5
 
 
 def test_works_under_autocast():
@@ -57,4 +57,17 @@ def test_works_under_autocast():
 
 def test_a_condition_that_the_set_lacks_is_refused():
     with pytest.raises(UserError, match="no label"):
-        Condition(dim=5, conditions=["label"], n_classes=0, n_attributes=3)
+        Condition(dim=5, conditions=["label"], n_classes=0, label_factors=[], n_attributes=3)
+
+
+def test_a_label_of_two_parts_is_the_sum_of_their_embeddings():
+    embedder = Condition(dim=5, conditions=["label"], n_classes=6, label_factors=[2, 3], n_attributes=0)
+    first, second = embedder.label
+    label = torch.arange(6)
+    expected = first.weight[label // 3] + second.weight[label % 3]
+    torch.testing.assert_close(embedder({"label": label}, 6), expected)
+
+
+def test_parts_that_do_not_make_the_classes_are_refused():
+    with pytest.raises(UserError, match="data.label_factors"):
+        Condition(dim=5, conditions=["label"], n_classes=6, label_factors=[2, 2], n_attributes=0)
