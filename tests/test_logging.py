@@ -158,6 +158,8 @@ def test_says_that_it_is_offline_and_how_to_upload(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a run that is gone on with is the same W&B run, its steps following."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     words = [*overrides("gan"), "logger=wandb"]
     train.train(composed(*words, "budget.images=48", run_dir=tmp_path))

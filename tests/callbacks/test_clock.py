@@ -144,9 +144,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
         assert all(torch.isfinite(t).all() for t in net["net"].values())
 
 
-def test_signals_are_given_back_after_a_run(finished: dict[str, Path]) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_signals_are_given_back_after_a_run(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train.train(composed(*overrides("vae"), "budget.images=8", run_dir=tmp_path))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
