@@ -17,7 +17,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from atelier.batch import Batch
 from atelier.data.base import DataModule, to_float
 from atelier.errors import UserError
-from atelier.metrics.image import psnr, ssim
+from atelier.judge import Verdict, judge
+from atelier.metrics.image import pair_values
 from atelier.metrics.pictures import to_uint8
 from atelier.metrics.shapes import judge_values, reasons, wilson
 from atelier.metrics.suite import Suite
@@ -109,8 +110,6 @@ class Judging:
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
         if data.judged:
-            from atelier.judge import judge
-
             verdict = judge(to_float(images.cpu()))
             facts |= {f"verdict/{f.name}": getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
             facts["images"] = images.cpu()
@@ -174,8 +173,6 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
 
 def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:
     """The judge's figures of gathered facts, and why samples were refused."""
-    from atelier.judge import Verdict
-
     verdict = Verdict(**{name.split("/")[1]: v for name, v in facts.items() if name.startswith("verdict/")})
     asked = {name.split("/")[1]: v for name, v in facts.items() if name.startswith("asked/")}
     images = to_float(facts["images"])
@@ -189,10 +186,8 @@ def reconstruction(model: Autoencoder, data: DataModule, context: Context) -> di
     with context():
         back = torch.cat([model.decode(model.encode(part)) for part in x.split(64)])
     given, taken = to_uint8(back).cpu(), to_uint8(x).cpu()
-    values = {"recon/psnr": psnr(given, taken).mean().item(), "recon/ssim": ssim(given, taken).mean().item()}
+    values = pair_values("recon", given, taken)
     if data.judged:
-        from atelier.judge import judge
-
         values["recon/valid"] = judge(to_float(given)).valid.double().mean().item()
     return values
 
