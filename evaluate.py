@@ -7,7 +7,7 @@ command_line.answer_help()
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import errors, runs  # noqa: E402
+from atelier import build, errors, jobs, preflight, runs  # noqa: E402
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -15,7 +15,7 @@ def evaluate(cfg: DictConfig) -> None:
     import json
     import sys
 
-    from atelier import preflight, studio
+    from atelier import studio
     from atelier.callbacks.evaluation import numbers
     from atelier.callbacks.judging import intervals
     from atelier.trainer import autocast, device, resolved
@@ -23,8 +23,8 @@ def evaluate(cfg: DictConfig) -> None:
     preflight.check(cfg)
     run = runs.load(runs.find(cfg.run), cfg.ema)
     model = run.model.to(device())
-    options = runs.options(cfg, model, model.sample)
-    judging = runs.build_judging(cfg)
+    options = build.options(cfg, model, model.sample)
+    judging = build.judging(cfg)
     notice = judging.prepare(run.data, model.device)
     if notice:
         print(notice, file=sys.stderr, flush=True)
@@ -40,7 +40,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    runs.command(evaluate, cfg)
+    jobs.command(evaluate, cfg)
 
 
 if __name__ == "__main__":

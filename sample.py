@@ -7,23 +7,23 @@ command_line.answer_help()
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import errors, runs  # noqa: E402
+from atelier import build, errors, jobs, preflight, runs  # noqa: E402
 
 
 def sample(cfg: DictConfig) -> None:
     """Load a run, make what was asked for, write it with the request beside it."""
     import torch
 
-    from atelier import preflight, studio
+    from atelier import studio
     from atelier.trainer import autocast, device
 
     preflight.check(cfg)
     run = runs.load(runs.find(cfg.run), cfg.ema)
     model = run.model.to(device())
     verb = studio.verb(cfg.do, model)
-    options = runs.options(cfg, model, studio.maker(verb, model))
+    options = build.options(cfg, model, studio.maker(verb, model))
     items = studio.items(verb, model, run.data, cfg.label)
-    request = runs.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
+    request = build.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
     out = studio.Folder(cfg.out or run.folder / "pictures" / runs.stamp(), request)
     with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
         for first in range(0, cfg.n, cfg.batch_size):
@@ -34,7 +34,7 @@ def sample(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> None:
-    runs.command(sample, cfg)
+    jobs.command(sample, cfg)
 
 
 if __name__ == "__main__":

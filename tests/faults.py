@@ -5,6 +5,7 @@ Called by the tests as `python -m tests.faults WHAT FOLDER`, prints one JSON lin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from atelier import preflight, runs
+from atelier import ending, preflight, runs
 from atelier.callbacks import safe_io, store
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.safe_io import SafeIO
@@ -158,6 +159,24 @@ def full_disk(root: Path) -> dict[str, Any]:
     return {"warned": warned, "left": left, "sizes": sizes, "newest": newest(root / "run/checkpoints").name}
 
 
+def full_at_the_end(root: Path) -> dict[str, Any]:
+    """A run that finds no room on its disk for what comes after the last checkpoint."""
+    export, warned = ending._export, []
+
+    def filled(*args: Any) -> None:
+        with contextlib.suppress(OSError), (root / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"0" * 4096)
+        export(*args)
+
+    ending._export, ending.warn = filled, warned.append
+    preflight.fits_on_disk = lambda *_: None
+    run(root / "run", "vae", "budget.images=16", "eval.every_images=16")
+    seen = load(newest(root / "run/checkpoints"))["callbacks"]["Clock"]["images_seen"]
+    left = [path.name for path in (root / "run").glob("weights*")]
+    return {"warned": warned, "images_seen": seen, "left": left}
+
+
 def locks(root: Path) -> dict[str, Any]:
     """Who gets a run folder while another has it, after that one was killed, and with loader processes left over."""
 
@@ -199,7 +218,7 @@ def secret(root: Path) -> dict[str, Any]:
 def main() -> None:
     runs.register()
     what, root = sys.argv[1], Path(sys.argv[2])
-    parts = {part.__name__: part for part in (writing, stock, going_on, locks, full_disk, secret)}
+    parts = {part.__name__: part for part in (writing, stock, going_on, locks, full_disk, full_at_the_end, secret)}
     out = os.dup(1)
     os.dup2(2, 1)
     found = {}

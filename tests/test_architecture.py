@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = {"batch", "errors", "ranges", "rng"}
+LEAVES = {"batch", "errors", "pixels", "ranges", "rng"}
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -26,15 +26,21 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "models": {"nets", "diffusion", "losses", "metrics"},
     "callbacks": {"models.base", "data.base", "metrics", "judge"},
     "studio": {"models.base", "data.base", "callbacks", "metrics"},
-    "ending": {"models.base", "data.base", "callbacks", "runs"},
+    "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
     "loggers": set(),
     "command_line": set(),
-    "sweeps": {"errors", "runs"},
+    "sweeps": {"jobs", "runs"},
+    "jobs": {"runs"},
+    "resume": {"first_stages", "runs", "build", "data.base", "callbacks.store"},
+    "first_stages": {"runs", "command_line", "callbacks.store"},
+    "runs": {"build", "preflight", "models.base", "data.base", "callbacks"},
+    "build": {"preflight", "diffusers_folder", "models.base", "data.base", "callbacks", "metrics"},
+    "diffusers_folder": {"nets"},
     "preflight": {"data.base", "models.base"},
     "trainer": {"callbacks", "models.base"},
-    "runs": {"preflight", "command_line", "trainer", "studio", "models.base", "callbacks", "data", "metrics"},
     "batch": set(),
-    "errors": {"preflight", "sweeps"},
+    "errors": set(),
+    "pixels": set(),
     "ranges": set(),
     "rng": set(),
 }
@@ -44,11 +50,13 @@ TORCH_ONLY = {  # a room -> what it may use beside torch and the standard librar
     "diffusion": set(),
     "losses": set(),
     "optim": set(),
+    "pixels": set(),
     "rng": set(),
     "nets": {"einops"},
 }
 WITHOUT_LIGHTNING = {*TORCH_ONLY, "metrics"}
-HYDRA = {*ENTRY_POINTS, "atelier.runs", "atelier.preflight", "atelier.errors", "atelier.sweeps", "atelier.ending"}
+DOORS = "build ending errors first_stages jobs preflight resume runs sweeps".split()
+HYDRA = {*ENTRY_POINTS, *(f"atelier.{name}" for name in DOORS)}
 SAVES_UNSAFE = {("atelier.callbacks.checkpoint", "save_checkpoint")}  # an argument about writing, not reading
 LONGEST_FUNCTION = 60
 LONGEST_ENTRY_POINT = 80

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from atelier import errors, sweeps
 from atelier.errors import UserError
@@ -145,9 +146,24 @@ def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         errors.run(broken)
 
 
-def test_a_failed_job_of_a_sweep_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "failed", ["job 1 (seed=1): error"])
-    assert left(lambda: None, monkeypatch) == 1
+@pytest.mark.parametrize("second", ["done", "error.txt", "overrides.txt"])
+def test_a_failed_or_lost_job_of_a_sweep_exits_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], second: str
+) -> None:
+    """Its line came when it failed: here it stands in the table alone."""
+    for job, left_behind in (("0", "done"), ("1", second)):
+        (tmp_path / job).mkdir()
+        (tmp_path / job / left_behind).write_text("error: seed=1: no. Fix: seed=2\n")
+    cfg = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+
+    def main() -> None:
+        sweeps.Summary().on_multirun_end(cfg, "train")
+
+    if second == "done":
+        return main()
+    assert left(main, monkeypatch) == 1
+    told = capsys.readouterr()
+    assert told.err == "" and told.out.count("seed=1: no" if second == "error.txt" else "did not finish") == 1
 
 
 @pytest.mark.parametrize(
@@ -169,7 +185,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.count("error: model.net.width=-4: it must be") >= 2
-    assert "error: data.image_size=10: 2 halvings need a multiple of 4" in done.stderr
+    assert "error: data.image_size=10: " in done.stderr and "2 halvings need a multiple of 4" in done.stderr
     sweep = next((tmp_path / "outputs" / "sweeps").iterdir())
     finished = [folder.parent.name for folder in sweep.glob("*/weights.safetensors")]
     assert finished == ["2"]

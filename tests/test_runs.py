@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import train
-from atelier import runs
+from atelier import build, errors, first_stages, resume, runs
 from atelier.callbacks.store import load, newest
 from atelier.errors import UserError
 from tests.callbacks.test_checkpoint import TMPFS
@@ -176,13 +176,13 @@ def test_another_family_is_refused(copied: Path) -> None:
 )  # fmt: skip
 def test_what_does_not_is_free(copied: Path, word: str) -> None:
     cfg = composed(*VAE, word, run_dir=copied)
-    assert runs.settle(cfg, copied) is cfg
+    assert resume.settle(cfg, copied) is cfg
 
 
 def test_a_folder_that_was_moved_goes_on(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied.parent)
     cfg = composed(*VAE, run_dir="run")
-    assert runs.settle(cfg, Path("run")).callbacks.table.path == "run/metrics.csv"
+    assert resume.settle(cfg, Path("run")).callbacks.table.path == "run/metrics.csv"
 
 
 def test_a_finished_run_says_so_and_how_to_extend_it(copied: Path, capsys: pytest.CaptureFixture) -> None:
@@ -239,6 +239,18 @@ def test_a_run_outlives_the_one_it_stands_on(tmp_path: Path, finished: dict[str,
     assert runs.load(folder, ema=True).images_seen == 16
 
 
+def test_a_folder_of_diffusers_is_a_first_stage_too(tmp_path: Path, finished: dict[str, Path]) -> None:
+    """A finished first stage leaves one beside its weights; a run that stands on it has a copy."""
+    given = shutil.copytree(finished["first_stage"] / "diffusers", tmp_path / "given")
+    train.train(composed(*overrides("ldm", given), "budget.images=16", run_dir=tmp_path / "run"))
+    shutil.rmtree(given)
+    ours = runs.load(finished["first_stage"], ema=True).model.net
+    theirs = runs.load(tmp_path / "run", ema=True).model.codec.autoencoder.net
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+    torch.testing.assert_close(theirs.encode(x), ours.encode(x))
+    torch.testing.assert_close(theirs.decode(ours.encode(x)[0]), ours.decode(ours.encode(x)[0]))
+
+
 def test_an_unfinished_first_stage_is_refused(tmp_path: Path, finished: dict[str, Path]) -> None:
     (tmp_path / "first").mkdir()
     shutil.copy(finished["vae"] / "config.yaml", tmp_path / "first")
@@ -260,7 +272,7 @@ def test_auto_takes_the_newest_finished_run_on_the_same_data(
         if done:
             shutil.copy(finished["vae"] / "weights.safetensors", folder)
     cfg = composed(*overrides("ldm", Path("auto")), run_dir=tmp_path / "run")
-    assert runs.require("shapes_vae", cfg) == Path("outputs/good")
+    assert first_stages.require("shapes_vae", cfg, tmp_path / "lock") == Path("outputs/good")
     assert "first stage: outputs/good" in capsys.readouterr().out
 
 
@@ -269,24 +281,30 @@ def test_auto_trains_it_in_a_process_without_this_ones_ranks(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def run(command: list[str], env: dict[str, str]) -> SimpleNamespace:
+    def started(command: list[str], env: dict[str, str]) -> subprocess.Popen:
         seen.update(command=command, env=env)
-        return SimpleNamespace(returncode=int("fail" in os.environ))
+        return popen(["sh", "-c", "sleep 0.3; exit ${fail-0}"])
 
+    popen, lock = subprocess.Popen, tmp_path / "lock"
+    lock.touch()
+    os.utime(lock, (0, 0))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(first_stages, "SIGN_EVERY", 0.1)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "WANDB_RUN_ID"):
         monkeypatch.setenv(name, "0")
     cfg = composed(*overrides("ldm", Path("auto")), run_dir=tmp_path / "run")
-    runs.require("shapes_vae", cfg)
+    first_stages.require("shapes_vae", cfg, lock)
+    assert time.time() - lock.stat().st_mtime < 60  # the ranks that wait see that it goes on
     assert "experiment=shapes_vae" in seen["command"] and "data.image_size=8" in seen["command"]
-    assert not [k for k in seen["env"] if k in runs.RANKS or k.startswith("TORCHELASTIC")] and "PATH" in seen["env"]
+    assert "PATH" in seen["env"]
+    assert not [k for k in seen["env"] if k in first_stages.RANKS or k.startswith("TORCHELASTIC")]
     assert "training experiment=shapes_vae now (" in capsys.readouterr().out
     monkeypatch.setenv("fail", "1")
     with pytest.raises(UserError, match="its training failed"):
-        runs.require("shapes_vae", cfg)
+        first_stages.require("shapes_vae", cfg, lock)
     with pytest.raises(UserError, match="no such page in conf/experiment"):
-        runs.require("shapes_vea", cfg)
+        first_stages.require("shapes_vea", cfg, lock)
 
 
 # ---- ranks
@@ -314,10 +332,42 @@ def test_another_rank_takes_no_lock_and_waits_for_the_config(
 ) -> None:
     cfg = composed(*VAE, run_dir=tmp_path)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(runs.time, "sleep", lambda _: shutil.copy(finished["vae"] / "config.yaml", tmp_path))
+    monkeypatch.setattr(resume.time, "sleep", lambda _: shutil.copy(finished["vae"] / "config.yaml", tmp_path))
     with runs.held(cfg) as folder:
         assert not (folder / "lock").exists()
-        assert runs.settle(cfg, folder) is cfg
+        assert resume.settle(cfg, folder) is cfg
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_another_rank_waits_as_long_as_the_first_shows_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, alive: bool
+) -> None:
+    """Rank 0 takes five times as long as the patience with it, training what the run stands on."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(resume, "PATIENCE", 60.0)
+    now = iter(range(0, 3000, 20))
+    config, lock = tmp_path / "config.yaml", tmp_path / "lock"
+    lock.touch()
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if alive:
+            os.utime(lock, (len(naps), len(naps)))
+        if len(naps) == 15:
+            config.write_text("model: {}")
+
+    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: next(now), sleep=sleep))
+    if alive:
+        resume._wait(config, lock, resume.PATIENCE)
+        assert len(naps) == 15
+        return
+    cfg = composed(*VAE, run_dir=tmp_path)
+    with pytest.raises(UserError, match="rank 1 saw no sign of rank 0 there for 1 minutes"):
+        resume.settle(cfg, tmp_path)
+    assert len(naps) == 3
+    told = capsys.readouterr().err
+    assert told.startswith("error: run_dir=") and told.count("\n") == 1 and ". Fix: see its output; " in told
 
 
 # ---- secrets
@@ -333,15 +383,15 @@ def test_a_secret_in_the_environment_is_in_no_file(provoked: dict) -> None:
 
 def test_other_images_are_refused_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = composed(*overrides("vae"), run_dir=tmp_path)
-    data = runs.build_data(cfg)
-    runs.same_ground(cfg, tmp_path, data)
-    runs.same_ground(cfg, tmp_path, data)
+    data = build.data(cfg)
+    resume.same_ground(cfg, tmp_path, data)
+    resume.same_ground(cfg, tmp_path, data)
     cfg.trainer.devices = 2
-    runs.same_ground(cfg, tmp_path, data)
+    resume.same_ground(cfg, tmp_path, data)
     assert "other noise" in capsys.readouterr().out
     data.fingerprint = lambda split: "another"
     with pytest.raises(UserError, match="other images"):
-        runs.same_ground(cfg, tmp_path, data)
+        resume.same_ground(cfg, tmp_path, data)
 
 
 def test_a_slurm_step_has_one_rank_and_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,5 +400,5 @@ def test_a_slurm_step_has_one_rank_and_one_folder(monkeypatch: pytest.MonkeyPatc
     told = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert runs.rank() == 3
+    assert errors.rank() == 3
     assert runs.stamp.__wrapped__() == "job_17_0"

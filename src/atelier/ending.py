@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from rich.table import Table as Shown
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from atelier import diffusers_folder
 from atelier.callbacks.judging import intervals
 from atelier.callbacks.order import Callbacks
 from atelier.callbacks.progress import Progress, duration
+from atelier.callbacks.store import warn
 from atelier.data.base import DataModule
 from atelier.errors import UserError
 from atelier.models.base import Generator
@@ -47,19 +51,32 @@ def end(callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, 
 
 
 def _export(callbacks: Callbacks, model: Generator, folder: Path) -> None:
-    """weights.safetensors: the averaged weights, for runs that stand on this one and for sharing."""
+    """weights.safetensors: the averaged weights, for runs that stand on this one and for sharing.
+
+    Of a net that diffusers has as well, its folder diffusers/ too. A full disk costs them and not the run, whose
+    checkpoint holds them too.
+    """
     if callbacks.clock.images_seen < callbacks.clock.images:
         return
-    with callbacks.ema.averaged(model):
-        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     temporary = folder / "weights.safetensors.tmp"
-    save_file(state, temporary)
-    temporary.replace(folder / "weights.safetensors")
+    try:
+        with callbacks.ema.averaged(model):
+            state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+            if diffusers_folder.fits(net := getattr(model, "net", None)):
+                diffusers_folder.write(net, folder / "diffusers")
+        save_file(state, temporary)
+        temporary.replace(folder / "weights.safetensors")
+    except (OSError, SafetensorError) as error:  # its writer tells the disk's failures in its own words
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        warn(f"no weights.safetensors written ({error}); free space, the same command with run_dir={folder} writes it")
 
 
 def _show(callbacks: Callbacks, folder: Path) -> None:
     clock, progress = callbacks.clock, callbacks.progress
     told = summary(folder)
+    if callbacks.evaluation.values:  # also where the disk had no room for them
+        told |= {"metrics": callbacks.evaluation.values, "protocol": callbacks.evaluation.protocol}
     table = Shown("metric", "value", "95 % interval", "real images", title=f"after {clock.images_seen:,} images")
     ranges = intervals(told["metrics"], told["protocol"].get("n_samples", 1))
     for name, value in told["metrics"].items():

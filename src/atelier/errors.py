@@ -143,11 +143,6 @@ def run(main: Callable[[], None]) -> None:
             raise
         report(known)
         sys.exit(2)
-    from atelier import sweeps
-
-    if sweeps.failed:
-        print("\n".join(sweeps.failed), file=sys.stderr, flush=True)
-        sys.exit(1)
 
 
 def check_words(words: list[str]) -> None:

@@ -10,9 +10,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from atelier.errors import UserError, report
-from atelier.runs import one_process, shorter, summary
-
-failed: list[str] = []  # lines of the jobs of this process's sweep that did not finish
+from atelier.jobs import one_process
+from atelier.runs import shorter, summary
 
 
 class Summary(Callback):
@@ -27,6 +26,7 @@ class Summary(Callback):
             sys.exit(2)
 
     def on_multirun_end(self, config: DictConfig, config_name: str) -> None:
+        """Write and print the table; a job that failed, which said so itself, makes the exit code 1."""
         folder = shorter(Path(config.hydra.sweep.dir))
         jobs = [told(job) for job in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
         if not jobs:
@@ -42,7 +42,8 @@ class Summary(Callback):
             lines.append("| " + " | ".join(str(cells.get(column, "")) for column in columns) + " |")
         (folder / "table.md").write_text("\n".join(lines) + "\n")
         print("\n".join(lines) + f"\n{folder / 'table.md'}", flush=True)
-        failed.extend(f"job {job['job']} ({job['overrides']}): {job['error']}" for job in jobs if job["error"])
+        if any(job["error"] for job in jobs):
+            sys.exit(1)
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -50,11 +51,10 @@ def told(folder: Path) -> dict[str, Any]:
     error = folder / "error.txt"
     overrides = folder / "overrides.txt"
     values = summary(folder)["metrics"]
+    unfinished = "" if (folder / "done").exists() else "did not finish"
     return {
         "job": folder.name,
         "overrides": overrides.read_text().splitlines() if overrides.exists() else [],
         "metrics": {name: value for name, value in values.items() if not name.startswith("real/")},
-        "error": error.read_text().strip()
-        if error.exists()
-        else ("" if (folder / "done").exists() else "did not finish"),
+        "error": " ".join(error.read_text().split()) if error.exists() else unfinished,
     }

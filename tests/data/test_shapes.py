@@ -11,7 +11,6 @@ from torch import Tensor
 
 from atelier import world
 from atelier.data import shapes
-from atelier.data.base import to_float
 from atelier.data.shapes import EXTRA, Shapes
 from atelier.judge import judge
 
@@ -71,12 +70,6 @@ def test_image_is_the_scene_within_half_a_grey_level() -> None:
     assert torch.equal(batch["label"], world.label(scenes))
     assert torch.equal(batch["attributes"], world.attributes(scenes))
     assert batch["text"] == world.captions(scenes)
-
-
-def test_grey_levels_round_and_come_back() -> None:
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(shapes._uint8(to_float(levels)), levels)
-    assert shapes._uint8(torch.tensor([-1.2, -1.0, 0.0, 1.0, 1.2])).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_domains_are_solid_and_striped() -> None:

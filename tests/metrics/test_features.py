@@ -12,7 +12,7 @@ from atelier import world
 from atelier.errors import UserError
 from atelier.metrics import features
 from atelier.metrics.features import Classifier, FeatureNet, MobileNet, classifier_of, train_classifier
-from atelier.metrics.pictures import to_uint8
+from atelier.pixels import to_uint8
 
 SHARED = Path(__file__).parents[3] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v1_0.75_224.pt"
@@ -59,7 +59,7 @@ def test_classifier_features(classifier: Classifier) -> None:
 
 def test_classifier_knows_the_set(classifier: Classifier) -> None:
     images, labels = set_of(500, "test")
-    assert (classifier.classify(images).argmax(1) == labels).float().mean() > 0.9
+    assert (classifier.logits(classifier(images)).argmax(1) == labels).float().mean() > 0.9
     assert classifier.task == "labels"
     assert classifier.sorts
 
@@ -82,11 +82,11 @@ def test_classifier_of_attributes_or_of_rotations() -> None:
     images = to_uint8(world.render(scenes, 16))
     attributes = world.attributes(scenes)
     net = Classifier(**train_classifier(images, attributes, steps=STEPS))
-    grounds = net.classify(images)[:, -4:].argmax(1)
+    grounds = net.logits(net(images))[:, -4:].argmax(1)
     assert (grounds == scenes.ground).float().mean() > 0.9
     upright = images[(scenes.shape == 2) & (scenes.ground == 0)]  # triangles have an up
     turned = Classifier(**train_classifier(upright, None, steps=2 * STEPS))
-    assert (turned.classify(upright.rot90(1, (2, 3))).argmax(1) == 1).float().mean() > 0.6
+    assert (turned.logits(turned(upright.rot90(1, (2, 3)))).argmax(1) == 1).float().mean() > 0.6
     assert (turned.n_logits, turned.sorts, net.n_logits, net.sorts) == (4, False, 14, False)
 
 

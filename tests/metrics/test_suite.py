@@ -11,8 +11,8 @@ from atelier import world
 from atelier.errors import UserError
 from atelier.metrics import features, suite
 from atelier.metrics.features import INCEPTION_FILE, Classifier, Inception, train_classifier
-from atelier.metrics.pictures import to_uint8
 from atelier.metrics.suite import Suite
+from atelier.pixels import to_uint8
 
 SCENES = world.scenes(0, range(300), "train")
 IMAGES = to_uint8(world.render(SCENES, 16))
@@ -162,7 +162,7 @@ def test_the_asked_class_is_recognised_by_a_classifier_of_labels(tmp_path: Path)
     judges = made(tmp_path, net="classifier")
     judges.prepare("a", training_set)
     found = judges.features(IMAGES)
-    seen = judges.net.classify(IMAGES).argmax(1)
+    seen = judges.net.logits(judges.net(IMAGES)).argmax(1)
     assert judges.knows_labels
     assert judges.recognised(found, seen) == 1.0
     assert judges.recognised(found, torch.where(torch.arange(300) < 75, seen, (seen + 1) % 36)) == 0.25

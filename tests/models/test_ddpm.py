@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from atelier import runs
+from atelier import build, runs
 from atelier.diffusion.samplers import Euler
 from atelier.models.ddpm import DDPM
 from atelier.rng import ImageRngs
@@ -43,7 +43,7 @@ def test_guidance_1_calls_the_net_with_its_condition_alone(loaded: runs.Loaded) 
     rngs, sizes = ImageRngs(0, 0, 8), []
     with torch.inference_mode():
         noise, told = rngs.randn(3, 8, 8), model.embedder(cond, 8)
-        expected = model.sampler(
+        expected = model.drawing.sampler(
             lambda x_t, t: model.objective.denoise(model.net, x_t, t, told).clamp(-1, 1),
             noise, model.objective.schedule, rngs,
         )  # fmt: skip
@@ -88,11 +88,11 @@ def test_another_sampler_is_taken_for_this_request(loaded: runs.Loaded) -> None:
     own, other = sampled(loaded), sampled(loaded, sampler=Euler(steps=5, grid="karras"))
     assert (own - other).abs().max() > LEVEL
     assert torch.equal(own, sampled(loaded))
-    assert loaded.model.protocol() == {"sampler": str(loaded.model.sampler), "nfe": 2, "guidance": 2.0}
+    assert loaded.model.protocol() == {"sampler": str(loaded.model.drawing.sampler), "nfe": 2, "guidance": 2.0}
 
 
 def test_the_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: DDPM = runs.build_model(composed(*overrides("ddpm"), "model.drop=0.3"), Path("unused"))
+    model: DDPM = build.model(composed(*overrides("ddpm"), "model.drop=0.3"), Path("unused"))
     dropped: list[torch.Tensor] = []
     embed = model.embedder.forward
     monkeypatch.setattr(model.embedder, "forward", lambda c, n, drop: dropped.append(drop) or embed(c, n, drop))
@@ -130,5 +130,5 @@ def test_losses_and_samples_are_float32_under_bf16(loaded: runs.Loaded) -> None:
 @pytest.mark.parametrize(("recipe", "millions"), [("cifar10_ddpm", 35.746), ("celeba_ddpm", 78.7)])
 def test_the_papers_nets_have_the_papers_size(recipe: str, millions: float) -> None:
     """Ho et al. 2020, section 4: 35.7 M; Song et al. 2021 (DDIM) use about 79 M at 64 px."""
-    model = runs.build_model(composed(f"experiment={recipe}"), Path("unused"))
+    model = build.model(composed(f"experiment={recipe}"), Path("unused"))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)

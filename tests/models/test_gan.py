@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atelier import runs
+from atelier import build, runs
 from atelier.losses.adversarial import non_saturating_discriminator, non_saturating_generator
 from atelier.losses.regularizers import r1
 from atelier.models.gan import GAN
@@ -55,7 +55,7 @@ class Optimizer:
 @pytest.fixture
 def model() -> GAN:
     torch.manual_seed(0)
-    return runs.build_model(composed(*overrides("gan")), Path("unused"))
+    return build.model(composed(*overrides("gan")), Path("unused"))
 
 
 def batch(n: int = 6) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atelier import runs
+from atelier import build, runs
 from atelier.callbacks.ema import average_of
 from atelier.callbacks.store import load, newest
 from atelier.errors import UserError
@@ -174,9 +174,9 @@ def test_ema_off_conditions_and_guidance_change_samples(loaded: runs.Loaded, fin
 
 def test_a_net_of_another_size_is_refused(finished: dict[str, Path]) -> None:
     cfg = composed(*overrides("ldm", finished["vae"]), "model.net.image_size=8")
-    cfg.model.first_stage = runs.plain(runs.OmegaConf.load(finished["ldm"] / "config.yaml")).get("model")["first_stage"]
+    cfg.model.first_stage = build.stored_config(finished["ldm"]).model.first_stage
     with pytest.raises(Exception) as error:
-        runs.build_model(cfg, finished["ldm"])
+        build.model(cfg, finished["ldm"])
     from atelier.errors import user_error
 
     known = user_error(error.value)

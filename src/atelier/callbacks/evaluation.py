@@ -22,7 +22,7 @@ from atelier.callbacks.clock import Clock, Interrupted
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.judging import Judging
 from atelier.callbacks.progress import Progress
-from atelier.callbacks.store import write_text
+from atelier.callbacks.store import warn, write_text
 from atelier.callbacks.table import Table
 from atelier.ranges import Name, PositiveInt
 
@@ -114,7 +114,10 @@ class Evaluation(Callback):
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": {name: version(name) for name in VERSIONS} | {"device": _device()},
         }
-        write_text(self.folder / "summary.json", json.dumps(told, indent=1))
+        try:
+            write_text(self.folder / "summary.json", json.dumps(told, indent=1))
+        except OSError as error:
+            warn(f"no {self.folder / 'summary.json'} written ({error.strerror}); the next evaluation tries again")
 
 
 def numbers(values: dict[str, float]) -> dict[str, float | None]:

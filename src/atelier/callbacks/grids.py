@@ -13,8 +13,9 @@ from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.judging import sample
 from atelier.callbacks.table import Table
-from atelier.metrics.pictures import grid, save_gif, save_png, to_uint8
+from atelier.metrics.pictures import grid, save_gif, save_png
 from atelier.models.base import Autoencoder
+from atelier.pixels import to_uint8
 from atelier.ranges import Name, NonNegInt, PositiveInt
 from atelier.rng import ImageRngs
 

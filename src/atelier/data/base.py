@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from atelier.batch import Batch
 from atelier.errors import UserError
+from atelier.pixels import to_float
 from atelier.ranges import NonNegInt, PositiveInt
 from atelier.rng import generator
 
@@ -25,11 +26,6 @@ NOT_PIXELS = set(
     "batch_size seed limit num_workers flip conditions budget label_factors root download memory_mb cache max_pixels"
     " on_bad_image".split()
 )
-
-
-def to_float(uint8: Tensor) -> Tensor:
-    """Grey levels 0..255 to [-1, 1]: 0 is -1, 255 is 1."""
-    return uint8.float() / 127.5 - 1
 
 
 class Images(Protocol):
@@ -66,13 +62,17 @@ class MemoryImages:
         for name, values in self.fields.items():
             batch[name] = values[where] if isinstance(values, Tensor) else [values[i] for i in indices]
         if self.flip and rngs is not None:
-            batch["image"] = mirrored(batch["image"], rngs)
+            batch["image"] = mirrored(batch["image"], tossed(rngs))
         return batch
 
 
-def mirrored(images: Tensor, rngs: list[torch.Generator]) -> Tensor:
-    """Each image (B, C, H, W) mirrored left to right with probability 1/2."""
-    chosen = torch.tensor([bool(torch.rand((), generator=rng) < 0.5) for rng in rngs])
+def tossed(rngs: list[torch.Generator]) -> Tensor:
+    """A fair coin for each image, (B,) bool."""
+    return torch.tensor([bool(torch.rand((), generator=rng) < 0.5) for rng in rngs])
+
+
+def mirrored(images: Tensor, chosen: Tensor) -> Tensor:
+    """Those of the images (B, C, H, W) that are `chosen` (B,) turned left to right."""
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 

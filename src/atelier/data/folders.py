@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from atelier.batch import Batch
-from atelier.data.base import DataModule, Images, Split, mirrored, to_float
+from atelier.data.base import DataModule, Images, Split, mirrored, tossed
 from atelier.data.reading import SUFFIXES, Background, BadImage, check, read
 from atelier.errors import UserError, nearest
+from atelier.pixels import to_float
 from atelier.ranges import Name, PositiveInt, Probability
 
 TEST_FOLDERS = ("test", "val", "validation")
@@ -81,7 +82,7 @@ class FileImages:
         batch: Batch = {"image": to_float(self._pixels(indices)), "index": where}
         batch.update({name: values[where] for name, values in self.fields.items()})
         if self.flip and rngs is not None:
-            batch["image"] = mirrored(batch["image"], rngs)
+            batch["image"] = mirrored(batch["image"], tossed(rngs))
         return batch
 
     def _pixels(self, indices: list[int]) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from atelier import world
 from atelier.batch import Batch
-from atelier.data.base import DataModule, Split, to_float
+from atelier.data.base import DataModule, Split, mirrored, tossed
+from atelier.pixels import to_float, to_uint8
 from atelier.ranges import PositiveInt
 
 Task = Literal["image", "label_map", "fill", "inpaint", "low_resolution", "edit"]
@@ -89,8 +90,8 @@ class SceneImages:
         batch = self._told(where)
         pixels = self._pixels(where)
         if self.flip and rngs is not None:
-            mirror = torch.stack([torch.rand((), generator=rng) < 0.5 for rng in rngs])[:, None, None, None]
-            pixels = {name: torch.where(mirror, p.flip(-1), p) for name, p in pixels.items()}
+            chosen = tossed(rngs)
+            pixels = {name: mirrored(p, chosen) for name, p in pixels.items()}
         for name, p in pixels.items():
             batch[name] = p.float() / 255 if name == "mask" else to_float(p)
         return batch
@@ -108,7 +109,7 @@ class SceneImages:
         """Name to (B, C, H, W) uint8; drawn where they have not been."""
         new = where[~self.drawn[where]].unique()
         if len(new):
-            drawn = {name: _uint8(picture) for name, picture in self._draw(new).items()}
+            drawn = {name: to_uint8(picture) for name, picture in self._draw(new).items()}
             if self.n * sum(p[0].numel() for p in drawn.values()) > KEPT_BYTES:
                 again = torch.searchsorted(new, where)
                 return {name: p[again] for name, p in drawn.items()}
@@ -134,8 +135,3 @@ class SceneImages:
             case "edit":
                 return {"image": image, "source": world.render(self.before[where], size)}
         return {"image": image}
-
-
-def _uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to the nearest grey level 0 .. 255, so that `to_float` gives it back within half a level."""
-    return (images * 127.5 + 128).clamp_(0, 255).to(torch.uint8)

@@ -58,10 +58,6 @@ class FeatureNet(nn.Module, ABC):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), exact:
             return self.embed(rgb)
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Class logits (B, classes) float32 of (B, 1 or 3, H, W) uint8."""
-        return self.logits(self(images))
-
     def train(self, mode: bool = True) -> FeatureNet:
         return super().train(False)
 

@@ -1,23 +1,13 @@
-"""Pictures as files: the one place where images become 8-bit grey levels."""
+"""Pictures as files: PNGs, grids, animations."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Grey levels of images in [-1, 1], any shape: floor(clamp(127.5 x + 128, 0, 255)).
-
-    The inverse of u / 127.5 - 1 for each of the 256 levels u, in float32. Beyond [-1, 1] it saturates;
-    NaN becomes 0.
-    """
-    return torch.nan_to_num(x.float() * 127.5 + 128, nan=0.0).clamp(0, 255).to(torch.uint8)  # which floors
 
 
 def save_png(image: Tensor, path: str | Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atelier.batch import Batch
-from atelier.diffusion.guidance import clipped, guided
+from atelier.diffusion.drawing import Drawing
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
@@ -49,8 +49,8 @@ class DDPM(Generator):
         super().__init__()
         self.objective, self.net, self.embedder, self.drop = objective, net, embedder, drop
         self.needs = frozenset(embedder.conditions)
-        self.sampler, self.guidance = sampler, guidance
         self.optimizer, self.grad_clip = optimizer, grad_clip
+        self.drawing = Drawing(objective, net, embedder, sampler, guidance, clip=True)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
@@ -73,13 +73,7 @@ class DDPM(Generator):
             guidance: D_u + guidance (D_c - D_u); 1 = off, 0 = without condition.
         """
         noise = rngs.randn(*self.net.shape, device=self.device)
-        known, null = self.embedder(cond, len(rngs)), self.embedder.null(len(rngs))
-        strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0
-        denoise = clipped(guided(self._denoise, known, null, strength))
-        return (sampler or self.sampler)(denoise, noise, self.objective.schedule, rngs)
-
-    def _denoise(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return self.objective.denoise(self.net, x_t, t, cond)
+        return self.drawing(cond, noise, rngs, sampler, guidance)
 
     def protocol(self) -> dict[str, Any]:
-        return {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self.guidance if self.needs else 1.0}
+        return self.drawing.protocol()

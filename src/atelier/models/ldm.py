@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.batch import Batch
-from atelier.diffusion.guidance import guided
+from atelier.diffusion.drawing import Drawing
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.errors import UserError
@@ -53,8 +53,8 @@ class LDM(Generator):
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.net, self.embedder, self.drop = objective, net, embedder, drop
         self.needs = frozenset(embedder.conditions)
-        self.sampler, self.guidance = sampler, guidance
         self.optimizer, self.grad_clip = optimizer, grad_clip
+        self.drawing = Drawing(objective, net, embedder, sampler, guidance, clip=False)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
@@ -73,14 +73,7 @@ class LDM(Generator):
     ) -> Tensor:
         """Images (n, C, H, W); options as in DDPM."""
         noise = rngs.randn(*self.net.shape, device=self.device)
-        known, null = self.embedder(cond, len(rngs)), self.embedder.null(len(rngs))
-        strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0
-
-        def denoise(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-            return self.objective.denoise(self.net, x_t, t, cond)
-
-        sampler = sampler or self.sampler
-        return self.codec.decode(sampler(guided(denoise, known, null, strength), noise, self.objective.schedule, rngs))
+        return self.codec.decode(self.drawing(cond, noise, rngs, sampler, guidance))
 
     def protocol(self) -> dict[str, Any]:
-        return {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self.guidance if self.needs else 1.0}
+        return self.drawing.protocol()

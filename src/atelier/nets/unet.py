@@ -27,7 +27,6 @@ class UNet(nn.Module):
         patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps,
             so that an image costs the same at every size.
         cond_dim: size of the condition's embedding, added to the time's; None: unconditional.
-        out_channels: None: as many as x.
 
     Raises:
         UserError: an attention size that no level has, or an image size that does not halve evenly.
@@ -47,7 +46,6 @@ class UNet(nn.Module):
         scale_shift: bool = False,
         patch: PositiveInt | None = 1,
         cond_dim: PositiveInt | None = None,
-        out_channels: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         patch = patch or max(1, image_size // 16)
@@ -83,11 +81,10 @@ class UNet(nn.Module):
                 n = widths[level]
             if level > 0:
                 self.up.append(Up(n))
-        n_out = (out_channels or image_channels) * patch**2
-        self.head = nn.Sequential(norm(n), nn.SiLU(), zeroed(nn.Conv2d(n, n_out, 3, padding=1)))
+        self.head = nn.Sequential(norm(n), nn.SiLU(), zeroed(nn.Conv2d(n, image_channels * patch**2, 3, padding=1)))
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x (B, image_channels, H, W), time (B,), cond (B, cond_dim) or None -> (B, out_channels, H, W)."""
+        """x (B, image_channels, H, W), time (B,), cond (B, cond_dim) or None -> the shape of x."""
         embedding = self.time(time)                                        # (B, D)
         if self.cond is not None:
             embedding = embedding + self.cond(cond)                        # (B, D)

@@ -1,0 +1,72 @@
+"""How a trained net is asked for images: its objective, conditions, guidance and a sampler put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from atelier.diffusion.guidance import clipped, guided
+from atelier.diffusion.objective import Net, Objective
+from atelier.diffusion.samplers import Sampler
+from atelier.rng import ImageRngs
+
+
+class Embedder(Protocol):
+    """Conditions to vectors (n, D)."""
+
+    conditions: tuple[str, ...]
+
+    def __call__(self, cond: dict[str, Tensor], n: int) -> Tensor: ...
+
+    def null(self, n: int) -> Tensor:
+        """Those for "not told"."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """From noise to images, or to latents.
+
+    Args:
+        objective: that the net was trained by.
+        net: (x_t, time, vectors) -> target.
+        embedder: of its conditions.
+        sampler: used unless another is asked for.
+        guidance: used unless another is asked for: D_u + guidance (D_c - D_u), 1 = off, 0 = without condition.
+        clip: cut what is denoised to [-1, 1], where pixels lie; never for latents.
+    """
+
+    objective: Objective
+    net: Net
+    embedder: Embedder
+    sampler: Sampler
+    guidance: float
+    clip: bool
+
+    def __call__(
+        self,
+        cond: dict[str, Tensor],
+        noise: Tensor,
+        rngs: ImageRngs,
+        sampler: Sampler | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Images (n, C, H, W) from standard normal noise (n, C, H, W); `rngs` gives the noise on the way."""
+        known, null = self.embedder(cond, len(noise)), self.embedder.null(len(noise))
+        denoise = guided(partial(self.objective.denoise, self.net), known, null, self._strength(guidance))
+        if self.clip:
+            denoise = clipped(denoise)
+        return (sampler or self.sampler)(denoise, noise, self.objective.schedule, rngs)
+
+    def _strength(self, asked: float | None) -> float:
+        """Without conditions there is nothing to be guided by."""
+        if not self.embedder.conditions:
+            return 1.0
+        return self.guidance if asked is None else asked
+
+    def protocol(self) -> dict[str, Any]:
+        """What a printed number depends on."""
+        return {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self._strength(None)}

@@ -1,0 +1,104 @@
+"""What a command does around its work: mistakes as one line, jobs of a sweep side by side, notes for its table."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from atelier.errors import UserError, check_words, report, user_error
+from atelier.runs import OUTPUTS, shorter
+
+STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
+
+
+def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
+    """Do one job of a command: a user's mistake is one line; in a multirun the other jobs go on.
+
+    The folder is the one that Hydra chose, which the ranks that Lightning starts are told too.
+    """
+    hydra = HydraConfig.get()
+    many = hydra.mode == RunMode.MULTIRUN
+    folder = shorter(Path(hydra.runtime.output_dir))
+    OmegaConf.set_readonly(cfg, False)
+    cfg.run_dir = str(folder)
+    if many:
+        own = [word for word in hydra.overrides.task if word not in sys.argv]
+        print(f"\njob {hydra.job.num}: {' '.join(own)}", flush=True)
+    try:
+        check_words(list(hydra.overrides.task))
+        if many:
+            one_process(cfg, hydra)
+        value = work(cfg)
+        if many:
+            _note(folder, "done", "")
+        return value
+    except SystemExit as leaving:
+        if leaving.code in STOPPED:
+            words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
+            print(f"go on with: python train.py {shlex.join([*words, f'run_dir={folder}'])}", flush=True)
+        raise
+    except Exception as error:
+        known = user_error(error)
+        if known is None and not many:
+            raise
+        if known is None:
+            traceback.print_exc()
+        else:
+            report(known)
+        if many:
+            _note(folder, "error.txt", known.line() if known else f"{type(error).__name__}: {error}")
+            return math.nan
+        sys.exit(2)
+    finally:
+        if many:
+            _note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
+        _remove_empty(folder)
+
+
+def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    """Do what sample.py and evaluate.py do; a user's mistake is one line."""
+    try:
+        check_words(list(HydraConfig.get().overrides.task))
+        work(cfg)
+    except Exception as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        report(known)
+        sys.exit(2)
+
+
+def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
+    """Several ranks are no business of a sweep whose jobs share a process.
+
+    Raises:
+        UserError: they were asked for.
+    """
+    if cfg.trainer.devices > 1 and "submitit" not in hydra.launcher._target_:
+        problem = "a sweep whose jobs share a command line cannot start ranks"
+        fix = "trainer.devices=1 or hydra/launcher=submitit_slurm"
+        raise UserError("trainer.devices", cfg.trainer.devices, problem, fix)
+
+
+def _remove_empty(folder: Path) -> None:
+    """A folder in which nothing was written, and those above it as far as outputs/."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        for above in folder.parents:
+            if OUTPUTS.resolve() in (above.resolve(), *above.resolve().parents):
+                above.rmdir()
+
+
+def _note(folder: Path, name: str, text: str) -> None:
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")

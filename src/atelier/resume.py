@@ -1,0 +1,117 @@
+"""A run goes on as it was begun: what config and which images its folder was started on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from atelier.build import plain
+from atelier.errors import UserError, rank
+from atelier.first_stages import adopt
+from atelier.runs import shorter
+
+if TYPE_CHECKING:
+    from atelier.data.base import DataModule
+
+FREE = "budget eval checkpoint metrics logger trainer run_dir resume check objective compile".split()
+FREE_DATA = ("budget", "num_workers", "root", "download", "memory_mb", "on_bad_image", "cache")
+PATIENCE = 1800.0  # seconds without a sign of life of rank 0
+
+
+def settle(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The config that this folder runs: the stored one decides what a resumed run may not change.
+
+    Rank 0 trains or finds the runs it stands on, and writes config.yaml; the other ranks wait for it.
+    """
+    path = folder / "config.yaml"
+    if rank() != 0:
+        _wait(path, folder / "lock", PATIENCE)
+    if path.exists():
+        stored = OmegaConf.load(path)
+        if "first_stage" in cfg.model and cfg.model.first_stage.run in ("auto", stored.model.first_stage.run):
+            cfg.model.first_stage = stored.model.first_stage
+        _same(cfg, stored, folder)
+        return cfg
+    if "first_stage" in cfg.model:
+        adopt(cfg, folder)
+    from atelier.callbacks.store import write_text
+
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+    return cfg
+
+
+def _wait(path: Path, lock: Path, patience: float) -> None:
+    """Until rank 0 has written `path`; where that takes long it touches its `lock` on the way.
+
+    Raises:
+        UserError: no sign of it for `patience` seconds. Each rank that waited prints the line, for want of rank 0.
+    """
+    heard, last = time.monotonic(), _touched(lock)
+    while not path.exists():
+        if _touched(lock) != last:
+            heard, last = time.monotonic(), _touched(lock)
+        if time.monotonic() - heard > patience:
+            problem = f"rank {rank()} saw no sign of rank 0 there for {patience / 60:g} minutes"
+            error = UserError("run_dir", path.parent, problem, "see its output; run_dir=FOLDER_THAT_ALL_RANKS_SEE")
+            print(error.line(), file=sys.stderr, flush=True)
+            raise error
+        time.sleep(0.05)
+
+
+def _touched(lock: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return lock.stat().st_mtime_ns
+    return None
+
+
+def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
+    """A resumed run keeps its model, its data and its callbacks.
+
+    Raises:
+        UserError: the first key that differs.
+    """
+    new = cfg.copy()
+    OmegaConf.set_struct(new, False)
+    for key in FREE:
+        new[key] = stored.get(key)  # what refers to it is free too: schedules follow the budget, which may grow
+    for key, (old, now) in _differences(plain(stored), plain(new), "").items():
+        top, _, rest = key.partition(".")
+        if not (top == "data" and rest in FREE_DATA):
+            key = key.removeprefix("choices.")
+            raise UserError(key, now, f"the run in {folder} was started with {old}", f"{key}={old} or run_dir=NEW")
+
+
+def _differences(old: Any, new: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = {}
+        for key in [*old, *(k for k in new if k not in old)]:
+            name = f"{prefix}.{key}" if prefix else str(key)
+            found |= _differences(old.get(key), new.get(key), name)
+        return found
+    return {} if old == new else {prefix: (old, new)}
+
+
+def same_ground(cfg: DictConfig, folder: Path, data: DataModule) -> None:
+    """A run goes on with the images it was started on; with another number of ranks it says what that changes.
+
+    Raises:
+        UserError: the images are others.
+    """
+    path = folder / "ground.json"
+    now = {"data": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
+    if rank() != 0:
+        return
+    if not path.exists():
+        path.write_text(json.dumps(now))
+    before = json.loads(path.read_text())
+    if before["data"] != now["data"]:
+        problem = f"the run in {shorter(folder)} was started on other images"
+        raise UserError("data", cfg.choices.data, problem, "run_dir=ANOTHER_FOLDER")
+    if before["ranks"] != now["ranks"]:
+        print(f"started on {before['ranks']} ranks, now {now['ranks']}: same images, other noise", flush=True)
