@@ -18,10 +18,13 @@ from atelier import runs
 from atelier.callbacks.judging import sample
 from atelier.errors import UserError
 from atelier.models.base import Cond
+from atelier.models.vae import VAE
 from atelier.rng import ImageRngs
 from tests.compose import composed
+from tests.tiny import TINY
 
-FAMILIES = ["ddpm", "gan", "vae", "ldm"]
+FAMILIES = list(TINY)
+AUTOENCODERS = ("ae", "vae", "vqvae", "first_stage")
 HAD = 25  # the label of the tiny test split's first image
 
 
@@ -51,7 +54,7 @@ def test_writes_pictures_a_grid_and_the_request(finished: dict[str, Path], tmp_p
     assert written == {*(f"{k:06d}.png" for k in range(10)), "grid.png", "request.yaml"}
     request = OmegaConf.load(tmp_path / "request.yaml")
     assert (request.n, request.seed, request.images_seen, request.run) == (10, 3, 96, str(finished[family]))
-    assert request.do == ("reconstruct" if family == "vae" else "sample")
+    assert request.do == ("reconstruct" if family in AUTOENCODERS else "sample")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,7 +66,10 @@ def test_picture_k_is_the_same_in_any_batch(finished: dict[str, Path], tmp_path:
     assert (drawn(finished[family], tmp_path / "c", "n=7", "seed=1", "do=sample") - one).abs().max() > 1
 
 
-@pytest.mark.parametrize(("family", "do"), [("vae", "interpolate"), ("gan", "interpolate"), ("vae", "reconstruct")])
+VERBS = [("vae", do) for do in ("interpolate", "reconstruct", "resample", "traverse")]
+
+
+@pytest.mark.parametrize(("family", "do"), [*VERBS, ("gan", "interpolate"), ("gan", "traverse")])
 def test_other_verbs_are_the_same_in_any_batch_too(
     finished: dict[str, Path], tmp_path: Path, family: str, do: str
 ) -> None:
@@ -140,14 +146,45 @@ def test_reconstructions_stand_beside_the_test_images(finished: dict[str, Path],
     assert (pictures[1::2].float() / 127.5 - 1 - back).abs().max() <= 1.01 / 127.5
 
 
-@pytest.mark.parametrize("family", ["vae", "gan"])
-def test_interpolations_begin_and_end_at_samples(finished: dict[str, Path], tmp_path: Path, family: str) -> None:
-    between = drawn(finished[family], tmp_path / "a", "n=24", "do=interpolate")
-    samples = drawn(finished[family], tmp_path / "b", "n=4", "do=sample")
+def test_a_draw_of_the_posterior_differs_each_time(finished: dict[str, Path], tmp_path: Path, lively: None) -> None:
+    mode, one, two = (
+        drawn(finished["vae"], tmp_path / f"{do}{seed}", "n=8", f"do={do}", f"seed={seed}")
+        for do, seed in (("reconstruct", 0), ("resample", 0), ("resample", 1))
+    )
+    assert torch.equal(mode[0::2], one[0::2]) and torch.equal(mode[0::2], two[0::2])  # the test images
+    assert not torch.equal(mode[1::2], one[1::2]) and not torch.equal(one[1::2], two[1::2])
+
+
+def test_interpolations_begin_and_end_at_samples(finished: dict[str, Path], tmp_path: Path) -> None:
+    between = drawn(finished["gan"], tmp_path / "a", "n=24", "do=interpolate")
+    samples = drawn(finished["gan"], tmp_path / "b", "n=4", "do=sample")
     assert (between[0::8] - samples[:3]).abs().max() <= 1
     assert not torch.equal(between[0], between[4])
-    if family == "vae":  # which is told nothing, so that a row ends where the next begins
-        assert (between[7::8] - samples[1:]).abs().max() <= 1
+
+
+def test_an_autoencoder_interpolates_between_test_images(finished: dict[str, Path], tmp_path: Path) -> None:
+    between = drawn(finished["vae"], tmp_path / "a", "n=24", "do=interpolate")
+    back = drawn(finished["vae"], tmp_path / "b", "n=8", "do=reconstruct")[1::2]
+    assert (between[0::8] - back[:3]).abs().max() <= 1
+    assert (between[7::8] - back[1:]).abs().max() <= 1
+
+
+def test_a_traversal_changes_one_coordinate_a_row(
+    finished: dict[str, Path], tmp_path: Path, lively: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    original = VAE.render
+    monkeypatch.setattr(VAE, "render", lambda *a, **k: seen.append(a[1]) or original(*a, **k))
+    drawn(finished["vae"], tmp_path, "n=24", "batch_size=24", "do=traverse")
+    z = seen[0].flatten(1)
+    run = runs.load(finished["vae"], True)
+    with torch.inference_mode():
+        start = run.model.encode(run.data.test_batch(0, 1)["image"]).flatten()
+    for row in range(3):
+        rows = z[8 * row : 8 * row + 8]
+        torch.testing.assert_close(rows[:, row], torch.linspace(-3, 3, 8))
+        others = [k for k in range(z.shape[1]) if k != row]
+        torch.testing.assert_close(rows[:, others], start[others].expand(8, -1), atol=1e-5, rtol=1e-5)
 
 
 def test_what_a_model_lacks_is_refused_in_one_line(finished: dict[str, Path]) -> None:
@@ -160,9 +197,9 @@ def test_what_a_model_lacks_is_refused_in_one_line(finished: dict[str, Path]) ->
     assert "the 36 labels are 0 to 35" in refused(gan, "label=36")
     assert "none of 16 test images has it" in refused(gan, "label=3")
     assert refused(vae, "do=interpolat") == (
-        "error: do=interpolat: VAE can sample, interpolate, reconstruct. Fix: do=interpolate"
+        "error: do=interpolat: VAE can sample, interpolate, traverse, reconstruct, resample. Fix: do=interpolate"
     )
-    assert "GAN can sample, interpolate" in refused(gan, "do=reconstruct")
+    assert "GAN can sample, interpolate, traverse" in refused(gan, "do=reconstruct")
     assert "error: n=0:" in refused(vae, "n=0")
 
 

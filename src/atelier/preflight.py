@@ -38,6 +38,7 @@ ROOT: dict[str, Any] = {
     "batch_size": PositiveInt,
     "do": Name | None,
     "guidance": NonNegFloat | None,
+    "temperature": NonNegFloat | None,
     "label": NonNegInt | None,
     "ema": bool,
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
@@ -123,7 +124,7 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
 
 
 def _check_first_stage(given: Any, prefix: str) -> None:
-    """What runs.adopt turns into a net: which run, or which experiment to train."""
+    """What first_stages.adopt turns into a net: which run, or which experiment to train."""
     if not isinstance(given, dict) or not {"run", "experiment"} <= given.keys():
         raise UserError(prefix, given, "it needs a run and an experiment", f"{prefix}.run=auto")
     for key, value in given.items():

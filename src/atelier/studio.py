@@ -15,11 +15,13 @@ from atelier.callbacks.judging import sample
 from atelier.callbacks.store import write_text
 from atelier.data.base import DataModule
 from atelier.errors import UserError, nearest
-from atelier.metrics.pictures import grid, save_png, to_uint8
+from atelier.metrics.pictures import grid, save_png
 from atelier.models.base import Autoencoder, Cond, Generator, Latent
+from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 
-INTERPOLATED = 8  # pictures from one latent to the next
+INTERPOLATED = 8  # pictures from one latent to the next, and along one coordinate
+REACH = 3.0  # of a coordinate, in deviations of the prior
 REQUEST = "request.yaml"
 SHOWN = 64  # pictures in grid.png
 SEARCHED = 4096  # test images looked through for a label
@@ -48,9 +50,9 @@ def maker(verb: str, model: Generator) -> Callable:
 def _makers(model: Generator) -> dict[str, Callable]:
     makers: dict[str, Callable] = {"sample": model.sample}
     if isinstance(model, Latent):
-        makers["interpolate"] = model.render
+        makers |= {"interpolate": model.render, "traverse": model.render}
     if isinstance(model, Autoencoder):
-        makers["reconstruct"] = model.decode
+        makers |= {"reconstruct": model.decode, "resample": model.decode}
     return makers
 
 
@@ -62,7 +64,7 @@ def items(verb: str, model: Generator, data: DataModule, label: int | None) -> l
     """
     if label is None:
         return None
-    if verb == "reconstruct":
+    if verb in ("reconstruct", "resample"):
         raise UserError("label", label, "reconstructions are of the test images in order", "do=sample")
     if "label" not in model.needs:
         raise UserError("label", label, f"{type(model).__name__} was trained without labels", "leave label out")
@@ -88,29 +90,68 @@ def pictures(
     items: list[int] | None,
 ) -> Tensor:
     """Pictures first .. first + n - 1 of a request, (n, C, H, W) uint8; the same whatever n."""
-    if verb == "reconstruct":
-        skipped = first % 2
-        x = data.test_batch(first // 2, (skipped + n + 1) // 2)["image"].to(model.device)
-        return to_uint8(torch.stack([x, model.decode(model.encode(x), **options)], dim=1).flatten(0, 1)[skipped:][:n])
+    if verb in ("reconstruct", "resample"):
+        return to_uint8(_beside(model, data, options, seed if verb == "resample" else None, first, n))
     if verb == "interpolate":
         return to_uint8(_between(model, data, options, seed, first, n, items))
+    if verb == "traverse":
+        return to_uint8(_along(model, data, options, seed, first, n, items))
     return to_uint8(sample(model, conditions(model, data, first, n, items), ImageRngs(seed, first, n), options))
+
+
+def _beside(
+    model: Autoencoder, data: DataModule, options: dict[str, Any], seed: int | None, first: int, n: int
+) -> Tensor:
+    """Test images, each followed by what the model makes of it: of the mode, or with a seed of a posterior draw."""
+    base, skipped = divmod(first, 2)
+    count = (skipped + n + 1) // 2
+    x = data.test_batch(base, count)["image"].to(model.device)
+    z = model.encode(x, None if seed is None else ImageRngs(seed, base, count))
+    return torch.stack([x, model.decode(z, **options)], dim=1).flatten(0, 1)[skipped:][:n]
 
 
 def _between(
     model: Latent, data: DataModule, options: dict[str, Any], seed: int, first: int, n: int, items: list[int] | None
 ) -> Tensor:
-    """Row r goes on the great circle from the latent of sample r to that of sample r + 1, all told of image r."""
+    """Row r goes from latent r to latent r + 1, all told of image r.
+
+    An autoencoder's latents are those of the test images, and the way is straight; else they are draws of the prior,
+    and the way is the great circle, since independent normal latents are nearly orthogonal.
+    """
     numbers = torch.arange(first, first + n)
     rows = numbers // INTERPOLATED
     base, count = int(rows[0]), int(rows[-1] - rows[0]) + 2
     cond = conditions(model, data, base, count, items)
-    ends = model.draw(ImageRngs(seed, base, count), cond)
+    ends = _latents(model, data, seed, base, count, cond)
     place = (rows - base).to(ends.device)
     part = (numbers % INTERPOLATED / (INTERPOLATED - 1)).to(ends).view(-1, *[1] * (ends.ndim - 1))
-    angle = part * torch.pi / 2  # independent normal latents are nearly orthogonal
-    z = torch.cos(angle) * ends[place] + torch.sin(angle) * ends[place + 1]
+    if isinstance(model, Autoencoder):
+        z = (1 - part) * ends[place] + part * ends[place + 1]
+    else:
+        z = torch.cos(part * torch.pi / 2) * ends[place] + torch.sin(part * torch.pi / 2) * ends[place + 1]
     return model.render(z, {k: v[place] for k, v in cond.items()}, ImageRngs(seed, first, n), **options)
+
+
+def _along(
+    model: Latent, data: DataModule, options: dict[str, Any], seed: int, first: int, n: int, items: list[int] | None
+) -> Tensor:
+    """Row r is latent 0 with its coordinate r set to -REACH .. REACH, all other coordinates as they are."""
+    numbers = torch.arange(first, first + n)
+    cond = conditions(model, data, 0, 1, items)
+    start = _latents(model, data, seed, 0, 1, cond)
+    z = start.flatten(1).repeat(n, 1)
+    steps = torch.linspace(-REACH, REACH, INTERPOLATED)[numbers % INTERPOLATED].to(z)
+    coordinates = (numbers // INTERPOLATED % z.shape[1]).to(z.device)
+    z = z.scatter(1, coordinates[:, None], steps[:, None]).unflatten(1, start.shape[1:])
+    cond = {name: value.expand(n, *value.shape[1:]) for name, value in cond.items()}
+    return model.render(z, cond, ImageRngs(seed, first, n), **options)
+
+
+def _latents(model: Latent, data: DataModule, seed: int, first: int, n: int, cond: Cond) -> Tensor:
+    """Latents of test images where the model encodes, else draws of its prior."""
+    if isinstance(model, Autoencoder):
+        return model.encode(data.test_batch(first, n)["image"].to(model.device))
+    return model.draw(ImageRngs(seed, first, n), cond)
 
 
 def conditions(model: Generator, data: DataModule, first: int, n: int, items: list[int] | None) -> Cond:
@@ -154,7 +195,7 @@ class Folder:
     def finish(self) -> None:
         for k in range(self.n, self.before):  # of an earlier, longer request
             (self.path / f"{k:06d}.png").unlink(missing_ok=True)
-        columns = INTERPOLATED if self.request["do"] in ("interpolate", "reconstruct") else None
+        columns = None if self.request["do"] == "sample" else INTERPOLATED
         save_png(grid(torch.cat(self.first)[:SHOWN], columns), self.path / "grid.png")
         write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
         print(f"{self.n} images and grid.png in {self.path}", flush=True)

@@ -189,15 +189,28 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_disk_of_8_mb(tmp_path: Path) -> None:
-    refused = subprocess.run([*TMPFS, str(tmp_path), "true"], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("disk")
+    refused = subprocess.run([*TMPFS, str(folder), "true"], capture_output=True, text=True)
     if refused.returncode:
         pytest.skip(f"no tmpfs here: {refused.stderr.strip()}")
-    told = faults("full_disk", tmp_path, *TMPFS, str(tmp_path))["full_disk"]
+    return faults("full_disk,full_at_the_end", folder, *TMPFS, str(folder))
+
+
+def test_a_disk_of_8_mb(small_disk: dict[str, Any]) -> None:
+    told = small_disk["full_disk"]
     assert len(told["warned"]) == 2
     assert all("No space left on device; 3 MB needed, " in line for line in told["warned"])
     assert told["left"] == ["images_000000000024.ckpt", "images_000000000096.ckpt", "manifest.json"]
     assert told["newest"] == "images_000000000096.ckpt"
+
+
+def test_a_disk_that_is_full_when_the_weights_are_exported(small_disk: dict[str, Any]) -> None:
+    """Their writer tells it in words of its own."""
+    told = small_disk["full_at_the_end"]
+    assert len(told["warned"]) == 1 and "No space left on device" in told["warned"][0]
+    assert told["images_seen"] == 16 and told["left"] == []
 
 
 def test_a_file_that_reads_back_differently_never_replaces_a_good_one(
@@ -259,7 +272,8 @@ def test_a_run_marks_its_best(tmp_path: Path) -> None:
     ("metric", "lower"),
     [("fid", 1), ("a2b/fid", 1), ("fd_classifier", 1), ("kid", 1), ("bpd", 1), ("nll", 1), ("recon/lpips", 1),
      ("recon/fid", 1), ("judge/duplicates", 1), ("is", 0), ("precision", 0), ("recon/psnr", 0), ("pair/psnr_y", 0),
-     ("pair/ssim", 0), ("judge/valid", 0), ("judge/label", 0), ("judge/coverage", 0), ("clip_score", 0)],
+     ("pair/ssim", 0), ("judge/valid", 0), ("judge/label", 0), ("judge/coverage", 0), ("clip_score", 0),
+     ("codes/used", 0), ("codes/perplexity", 0)],
 )  # fmt: skip
 def test_direction_of_metrics(metric: str, lower: int) -> None:
     assert lower_is_better(metric) == bool(lower)

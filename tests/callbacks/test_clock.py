@@ -119,14 +119,14 @@ def test_nan_is_one_line_and_exit_2(
     from hydra.types import RunMode
     from omegaconf import read_write
 
-    from atelier import runs
+    from atelier import jobs
 
     monkeypatch.setattr(VAE, "training_step", poisoned(VAE, 2))
     cfg = composed(*overrides("vae"), run_dir=tmp_path)
     with read_write(HydraConfig.instance().cfg.hydra):
         HydraConfig.instance().cfg.hydra.mode = RunMode.RUN
     with pytest.raises(SystemExit) as ended:
-        runs.job(train.train, cfg)
+        jobs.job(train.train, cfg)
     assert ended.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "is not finite in step 2" in lines[0] and len(lines[0]) <= 200

@@ -18,7 +18,7 @@ from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
 from atelier.callbacks.judging import sample
 from atelier.callbacks.store import load, newest
-from atelier.metrics.pictures import to_uint8
+from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.conftest import overrides

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atelier.metrics.image import pair_values, psnr, ssim
+from atelier.metrics.image import code_values, psnr, ssim
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -25,8 +25,16 @@ def test_ssim_of_flat_images_is_its_luminance_term() -> None:
 def test_pairs_are_judged_one_by_one_outside_autocast() -> None:
     rng = torch.Generator().manual_seed(0)
     images, targets = (torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=rng) for _ in range(2))
-    alone = [pair_values("pair", images[k : k + 1], targets[k : k + 1]) for k in range(4)]
-    with torch.autocast("cpu", torch.bfloat16):
-        together = pair_values("pair", images, targets)
-    for name in ("pair/psnr", "pair/ssim"):
-        assert together[name] == pytest.approx(sum(value[name] for value in alone) / 4, rel=1e-12)
+    for measure in (psnr, ssim):
+        alone = [measure(images[k : k + 1], targets[k : k + 1]).item() for k in range(4)]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert measure(images, targets).tolist() == pytest.approx(alone, rel=1e-12)
+
+
+def test_use_of_a_codebook() -> None:
+    """Two codes of four, one three times as frequent: exp(H) = 4 / 3^(3/4)."""
+    assert code_values(torch.tensor([[0, 2], [0, 0]]), 4) == {
+        "codes/used": 0.5,
+        "codes/perplexity": pytest.approx(4 / 3**0.75),
+    }
+    assert code_values(torch.arange(8), 8) == {"codes/used": 1.0, "codes/perplexity": pytest.approx(8.0)}

@@ -66,6 +66,7 @@ class Clock(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Batch, batch_idx: int) -> None:
         model.reported.clear()
+        model.images_seen = self.images_seen
         torch.manual_seed(hashed(self.seed, trainer.global_rank, self.images_seen))
         for optimizer, rates in zip(trainer.optimizers, self.base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -75,7 +75,8 @@ class EMA(Callback):
             gain = 1 - 0.5 ** ((now - self.updated_at) / length)
             for name, net in nets.items():
                 raw = getattr(model, name)
-                torch._foreach_lerp_(list(net.parameters()), list(raw.parameters()), gain)
+                if averages := list(net.parameters()):  # a net may have none to average
+                    torch._foreach_lerp_(averages, list(raw.parameters()), gain)
                 for average, buffer in zip(net.buffers(), raw.buffers(), strict=True):
                     average.copy_(buffer)
         self.updated_at = now

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from atelier.batch import Batch
-from atelier.data.base import DataModule, to_float
-from atelier.errors import UserError
+from atelier.callbacks.by_test_image import Context, Progress, likelihood, reconstructed
+from atelier.callbacks.gathering import Parts, all_ranks, shares
+from atelier.data.base import DataModule
 from atelier.judge import Verdict, judge
-from atelier.metrics.image import pair_values
-from atelier.metrics.pictures import to_uint8
 from atelier.metrics.shapes import judge_values, reasons, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Generator
+from atelier.models.base import Autoencoder, Cond, Generator, Likelihood
+from atelier.pixels import to_float, to_uint8
 from atelier.ranges import NonNegInt, PositiveInt
 from atelier.rng import ImageRngs
 
 N_TRAINING = 10_000  # images that a classifier of the set is trained on
-RECONSTRUCTED = 256  # test images that an autoencoder is asked to give back
-Context = Callable[[], AbstractContextManager]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -73,7 +66,10 @@ class Judging:
                 found = self._judge_case(model, data, case, options, context, progress)
                 values |= {prefix + name: value for name, value in found.items()}
             if isinstance(model, Autoencoder):
-                values |= reconstruction(model, data, context)
+                values |= reconstructed(model, data, self.suite, self.n_samples, self.batch_size, context, progress)
+            if isinstance(model, Likelihood):
+                rngs = partial(ImageRngs, self.seed)
+                values |= likelihood(model, data, rngs, self.n_samples, self.batch_size, context, progress)
         return values, self.protocol(model, data, options)
 
     def _judge_case(
@@ -85,16 +81,15 @@ class Judging:
         context: Context,
         progress: Progress,
     ) -> dict[str, float]:
-        parts: dict[str, list[Tensor]] = {}
+        parts = Parts()
         for numbers in shares(self.n_samples, self.batch_size):
             progress("samples", numbers.stop, self.n_samples)
             batch = data.test_batch(numbers.start, len(numbers))
             cond = model.condition(batch, case)
             with context():
                 images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
-            for name, tensor in self._facts(to_uint8(images), numbers, cond, data).items():
-                parts.setdefault(name, []).append(tensor)
-        facts = gathered({name: torch.cat(tensors) for name, tensors in parts.items()})
+            parts.add(numbers, self._facts(to_uint8(images), cond, data))
+        facts = parts.gathered()
         values: dict[str, float] = {}
         if self.suite.active:
             values |= self._distances(model, data, case, facts, progress)
@@ -103,10 +98,9 @@ class Judging:
             values |= found
         return values
 
-    def _facts(self, images: Tensor, numbers: range, cond: Cond, data: DataModule) -> dict[str, Tensor]:
-        """What is kept of a batch of samples: its numbers, conditions, features, verdicts."""
-        facts = {"number": torch.arange(numbers.start, numbers.stop)}
-        facts |= {f"asked/{name}": value.cpu() for name, value in cond.items()}
+    def _facts(self, images: Tensor, cond: Cond, data: DataModule) -> dict[str, Tensor]:
+        """What is kept of a batch of samples: its conditions, features, verdicts."""
+        facts = {f"asked/{name}": value.cpu() for name, value in cond.items()}
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
         if data.judged:
@@ -134,17 +128,13 @@ class Judging:
         """Features (and labels) of the first n images of a split, in order."""
 
         def compute() -> dict[str, Tensor]:
-            parts: dict[str, list[Tensor]] = {}
+            parts = Parts()
             for numbers in shares(n, 4 * self.batch_size):
                 progress(f"{split} images", numbers.stop, n)
                 batch: Batch = data.split(split).read(list(numbers), None)
-                part = {"number": torch.arange(numbers.start, numbers.stop)}
-                part["features"] = self.suite.features(to_uint8(model.real(batch, case))).cpu()
-                if "label" in batch:
-                    part["label"] = batch["label"]
-                for name, tensor in part.items():
-                    parts.setdefault(name, []).append(tensor)
-            return gathered({name: torch.cat(tensors) for name, tensors in parts.items()})
+                part = {"features": self.suite.features(to_uint8(model.real(batch, case))).cpu()}
+                parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
+            return parts.gathered()
 
         return self.suite.real(f"{data.fingerprint(split)}{case}{n}", compute, all_ranks)
 
@@ -179,19 +169,6 @@ def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, 
     return judge_values(verdict, asked, images), reasons(verdict, images.shape[-1])
 
 
-def reconstruction(model: Autoencoder, data: DataModule, context: Context) -> dict[str, float]:
-    """How near an autoencoder's images come to the test images that it encodes to the mode and decodes."""
-    n = min(RECONSTRUCTED, len(data.split("test")))
-    x = data.test_batch(0, n)["image"].to(model.device)
-    with context():
-        back = torch.cat([model.decode(model.encode(part)) for part in x.split(64)])
-    given, taken = to_uint8(back).cpu(), to_uint8(x).cpu()
-    values = pair_values("recon", given, taken)
-    if data.judged:
-        values["recon/valid"] = judge(to_float(given)).valid.double().mean().item()
-    return values
-
-
 def intervals(values: dict[str, float], n: int) -> dict[str, tuple[float, float]]:
     """95 % intervals of the shares among n samples; those of attributes are among the valid samples alone."""
     found = {}
@@ -212,44 +189,3 @@ def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
     batch = data.split("train").read(list(range(min(N_TRAINING, len(data.split("train"))))), None)
     targets = batch.get("label", batch.get("attributes"))
     return to_uint8(batch["image"]), targets
-
-
-def shares(n: int, batch_size: int) -> Iterator[range]:
-    """This rank's part of each batch of 0 .. n - 1: batches of even size, none of them empty on any rank.
-
-    Raises:
-        UserError: fewer images than ranks.
-    """
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if _many() else (0, 1)
-    if n < ranks:
-        raise UserError("eval.n_samples", n, f"there are {ranks} ranks", f"eval.n_samples={ranks}")
-    batches = max(1, min(-(-n // batch_size), n // ranks))
-    cuts = [n * i // batches for i in range(batches + 1)]
-    for first, end in pairwise(cuts):
-        yield range(first + (end - first) * rank // ranks, first + (end - first) * (rank + 1) // ranks)
-
-
-def gathered(facts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The facts of all ranks, in the order of their numbers."""
-    if _many():
-        facts = {name: torch.cat(gather_all_tensors(t.to(_meeting()).contiguous())).cpu() for name, t in facts.items()}
-    order = facts.pop("number").argsort()
-    return {name: tensor[order] for name, tensor in facts.items()}
-
-
-def all_ranks(mine: bool) -> bool:
-    """Whether every rank says True."""
-    if not _many():
-        return mine
-    said = torch.tensor([int(mine)], device=_meeting())
-    dist.all_reduce(said, dist.ReduceOp.MIN)
-    return bool(said)
-
-
-def _many() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _meeting() -> torch.device:
-    """Where the ranks exchange tensors."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -36,9 +36,14 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([part.reshape(-1) for part in values])
 
 
-def pair_values(prefix: str, images: Tensor, targets: Tensor) -> dict[str, float]:
-    """Means over pairs of (N, C, H, W) uint8 images: `<prefix>/psnr` and `<prefix>/ssim`."""
-    return {
-        f"{prefix}/psnr": psnr(images, targets).mean().item(),
-        f"{prefix}/ssim": ssim(images, targets).mean().item(),
-    }
+def code_values(codes: Tensor, n_codes: int) -> dict[str, float]:
+    """Use of a codebook of n_codes entries by codes (N, ...) int64 of many images.
+
+    Returns:
+        `codes/used`: share of the entries that occur; `codes/perplexity`: exp of the entropy of their frequencies,
+        n_codes where all are as frequent.
+    """
+    counts = torch.bincount(codes.flatten(), minlength=n_codes).double()
+    shares = counts / counts.sum()
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    return {"codes/used": (counts > 0).double().mean().item(), "codes/perplexity": entropy.exp().item()}

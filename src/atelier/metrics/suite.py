@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atelier.errors import UserError
 from atelier.metrics import cache, distances
@@ -42,6 +42,7 @@ class Suite:
         antialias: of Inception's resize to 299 px; False for comparison with published figures.
         fetch: may download Inception's weights (91 MB).
         cache: folder of classifiers and of features of real images.
+        lpips: learned distance of pairs of images (B, C, H, W) in [-1, 1], to (B,); None = not measured.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class Suite:
         antialias: bool,
         fetch: bool,
         cache: Name,
+        lpips: nn.Module | None = None,
     ) -> None:
         self.kind, self.weights, self.names = net, weights, names if net != "none" else []
         self.antialias, self.fetch, self.cache = antialias, fetch, Path(cache).expanduser()
         self.net: FeatureNet | None = None
+        self.lpips = lpips
 
     @property
     def active(self) -> bool:
@@ -92,6 +95,8 @@ class Suite:
         Raises:
             UserError: weights are missing or broken, or a distance does not suit the net.
         """
+        if self.lpips is not None:
+            self.lpips.to(device)
         if not self.active:
             return None
         self.check()

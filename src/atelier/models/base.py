@@ -29,6 +29,7 @@ class Generator(LightningModule, ABC):
     averaged: ClassVar[tuple[str, ...]]
     strategy: ClassVar[dict[str, bool]] = {}
     grad_clip: float | None = None
+    images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,3 +98,26 @@ class Autoencoder(ABC):
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of latents."""
+
+
+class Discrete(Autoencoder):
+    """An autoencoder whose latents are entries of a codebook."""
+
+    n_codes: int
+
+    @abstractmethod
+    def codes(self, x: Tensor) -> Tensor:
+        """Codes (B, h, w) int64 in [0, n_codes) of images (B, C, H, W)."""
+
+
+class Likelihood(ABC):
+    """Says how probable images are."""
+
+    @abstractmethod
+    def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+        """-log p(x) of 8-bit images in nats, or an upper bound of it, (B,) float32; dequantised by `rngs`.
+
+        Args:
+            x: (B, C, H, W) in [-1, 1], on the 256 levels of `pixels.to_float`.
+            cond: what `sample` would be told of each.
+        """

@@ -1,0 +1,83 @@
+"""What a model makes of the test images themselves: how well it gives them back, how probable it finds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from atelier.callbacks.gathering import Parts, shares
+from atelier.data.base import DataModule
+from atelier.judge import judge
+from atelier.metrics.image import code_values, psnr, ssim
+from atelier.metrics.suite import Suite
+from atelier.models.base import Autoencoder, Discrete, Likelihood
+from atelier.pixels import to_float, to_uint8
+from atelier.rng import ImageRngs
+
+Context = Callable[[], AbstractContextManager]
+Progress = Callable[[str, int, int], None]
+
+
+def reconstructed(
+    model: Autoencoder,
+    data: DataModule,
+    suite: Suite,
+    n: int,
+    batch_size: int,
+    context: Context,
+    progress: Progress,
+) -> dict[str, float]:
+    """How near the first n test images come back that the model encodes to the mode and decodes."""
+    n, parts = min(n, len(data.split("test"))), Parts()
+    for numbers in shares(n, batch_size):
+        progress("reconstructions", numbers.stop, n)
+        x = data.split("test").read(list(numbers), None)["image"].to(model.device)
+        with context():
+            back = model.decode(model.encode(x))
+            codes = {"codes": model.codes(x).flatten(1)} if isinstance(model, Discrete) else {}
+        parts.add(numbers, _compared(to_uint8(back), to_uint8(x), data.judged, suite) | codes)
+    facts = parts.gathered()
+    values = {
+        f"recon/{name}": facts[name].mean().item() for name in ("psnr", "ssim", "lpips", "valid") if name in facts
+    }
+    if suite.active:
+        values |= {f"recon/{name}": v for name, v in suite.compare(facts["real"], facts["features"]).items()}
+    if isinstance(model, Discrete):
+        values |= code_values(facts["codes"], model.n_codes)
+    return values
+
+
+def _compared(given: Tensor, real: Tensor, judged: bool, suite: Suite) -> dict[str, Tensor]:
+    facts = {"psnr": psnr(given, real), "ssim": ssim(given, real)}
+    if judged:
+        facts["valid"] = judge(to_float(given.cpu())).valid.double()
+    if suite.lpips is not None:
+        facts["lpips"] = suite.lpips(to_float(given), to_float(real))
+    if suite.active:
+        facts |= {"features": suite.features(given), "real": suite.features(real)}
+    return facts
+
+
+def likelihood(
+    model: Likelihood,
+    data: DataModule,
+    rngs: Callable[[int, int], ImageRngs],
+    n: int,
+    batch_size: int,
+    context: Context,
+    progress: Progress,
+) -> dict[str, float]:
+    """Mean -log p of the first n test images: `nll` in nats an image, `bpd` in bits a dimension."""
+    n, parts = min(n, len(data.split("test"))), Parts()
+    for numbers in shares(n, batch_size):
+        progress("likelihood", numbers.stop, n)
+        batch = data.split("test").read(list(numbers), None)
+        x = batch["image"].to(model.device)
+        with context():
+            nats = model.nll(x, model.condition(batch, ""), rngs(numbers.start, len(numbers)))
+        parts.add(numbers, {"nll": nats.double()})
+    nll = parts.gathered()["nll"].mean().item()
+    return {"nll": nll, "bpd": nll / (x[0].numel() * math.log(2))}
