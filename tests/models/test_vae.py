@@ -10,15 +10,18 @@ import torch
 from torch import nn
 
 from atelier import runs
-from atelier.losses.kl import kl_to_standard_normal
+from atelier.losses.kl import kl_to_standard_normal, with_free_bits
+from atelier.losses.likelihood import Gaussian
+from atelier.models.ae import AE
 from atelier.models.vae import VAE
+from atelier.nets.vae import VAENet
 from atelier.rng import ImageRngs
 
 
 class Fixed(nn.Module):
     """The posterior N(x / 2, 4), the likelihood's mean 3 z; latents as large as images."""
 
-    latent_shape = (1, 2, 2)
+    latent_shape = image_shape = (1, 2, 2)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x / 2, torch.full_like(x, math.log(4.0))
@@ -29,8 +32,8 @@ class Fixed(nn.Module):
         return 3 * z
 
 
-def made(sigma: float = 0.5, beta: float = 1.0) -> VAE:
-    return VAE(Fixed(), sigma, beta, torch.optim.SGD, None)
+def made(sigma: float = 0.5, beta: float = 1.0, beta_images: int = 0, free_bits: float = 0.0, draws: int = 1) -> VAE:
+    return VAE(Fixed(), Gaussian(sigma, learned=False), beta, beta_images, free_bits, draws, torch.optim.SGD, None)
 
 
 X = torch.tensor([[[[0.5, -1.0], [0.25, 1.0]]], [[[0.0, 0.0], [-0.5, 0.75]]]])
@@ -51,10 +54,56 @@ def test_elbo_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kl_is_zero_at_the_prior_and_positive_elsewhere() -> None:
-    assert kl_to_standard_normal(torch.zeros(2, 3), torch.zeros(2, 3)).tolist() == [0, 0]
-    assert kl_to_standard_normal(torch.ones(1, 3), torch.zeros(1, 3)).item() == pytest.approx(1.5)
+    assert kl_to_standard_normal(torch.zeros(2, 3), torch.zeros(2, 3)).tolist() == [[0] * 3] * 2
+    assert kl_to_standard_normal(torch.ones(1, 3), torch.zeros(1, 3)).sum().item() == pytest.approx(1.5)
     random = kl_to_standard_normal(torch.randn(1000, 4), 3 * torch.randn(1000, 4))
     assert random.min() > 0
+
+
+def test_free_bits_are_counted_by_channel() -> None:
+    """Channel means over the batch of summed KL: 1 and 6; below 2 nats nothing is gained by less."""
+    kl = torch.tensor([[[[0.5, 0.5]], [[1.0, 3.0]]], [[[0.5, 0.5]], [[4.0, 4.0]]]], requires_grad=True)  # (2, 2, 1, 2)
+    assert with_free_bits(kl, 0.0).item() == 7
+    floored = with_free_bits(kl, 2.0)
+    assert floored.item() == 8
+    floored.backward()
+    assert kl.grad.flatten(2).sum((0, 2)).tolist() == [0, 2]
+
+
+def test_beta_rises_with_images_seen() -> None:
+    model = made(beta=0.5, beta_images=1000)
+    losses = []
+    for seen in (0, 500, 1000, 5000):
+        torch.manual_seed(0)
+        model.images_seen = seen
+        losses.append(model.training_step({"image": X}).item())
+    kl = 0.5 * model.reported["kl"].item() / 4
+    assert [loss - losses[0] for loss in losses] == pytest.approx([0, kl / 2, kl, kl], rel=1e-4)
+
+
+def test_without_noise_and_kl_the_loss_is_the_autoencoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    torch.manual_seed(0)
+    net = VAENet(image_size=8, image_channels=1, width=4, downs=1, latent_channels=2, patch=None)
+    batch, fixed = {"image": torch.rand(3, 1, 8, 8) * 2 - 1}, Gaussian(0.1, learned=False)
+    vae = VAE(net, fixed, 0.0, 0, 0.0, 1, torch.optim.SGD, None).training_step(batch)
+    assert torch.equal(vae, AE(net, fixed, torch.optim.SGD, None).training_step(batch))
+
+
+def test_importance_sampling_reaches_the_evidence() -> None:
+    """One grey level of [-1, 1] is 1 / 127.5 wide; this decoder's evidence is N(x; 0, 9 + sigma^2)."""
+    x = X[:1].mul(127.5).round().div(127.5)
+    evidence = -torch.distributions.Normal(0.0, math.sqrt(9 + 0.25)).log_prob(x).sum() + 4 * math.log(127.5)
+    many = x.expand(64, -1, -1, -1)
+    bounds = [made(draws=draws).nll(many, {}, ImageRngs(0, 0, 64)).mean().item() for draws in (1, 8, 256)]
+    assert bounds[0] > bounds[1] > bounds[2] > evidence.item() - 0.3
+    assert bounds[2] == pytest.approx(evidence.item(), abs=0.5)
+
+
+def test_the_likelihood_of_an_image_does_not_depend_on_the_batch() -> None:
+    model = made(draws=3)
+    together = model.nll(X, {}, ImageRngs(5, 0, 2))
+    torch.testing.assert_close(together[1:], model.nll(X[1:], {}, ImageRngs(5, 1, 1)))
 
 
 def test_elbo_bounds_the_likelihood() -> None:
@@ -69,7 +118,7 @@ def test_elbo_bounds_the_likelihood() -> None:
     exact = torch.distributions.Normal(3 * X[:1] / 9.25, math.sqrt(0.25 / 9.25))  # where the bound is tight
     z = exact.sample((draws,)).flatten(0, 1)
     prior = torch.distributions.Normal(0.0, 1.0)
-    tight = -model.nll(x, 3 * z).mean() - torch.distributions.kl_divergence(exact, prior).sum()
+    tight = -model.likelihood.nll(x, 3 * z).mean() - torch.distributions.kl_divergence(exact, prior).sum()
     assert tight.item() == pytest.approx(evidence.item(), abs=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Variational autoencoder (Kingma & Welling 2014)."""
+"""Variational autoencoder (Kingma & Welling 2014; Rezende et al. 2014)."""
 
 from __future__ import annotations
 
@@ -9,56 +9,76 @@ import torch
 from torch import Tensor
 
 from atelier.batch import Batch
-from atelier.losses.kl import kl_to_standard_normal
-from atelier.models.base import Autoencoder, Cond, Latent
+from atelier.losses.kl import kl_to_standard_normal, with_free_bits
+from atelier.losses.likelihood import Bernoulli, Gaussian
+from atelier.models.base import Autoencoder, Cond, Latent, Likelihood
 from atelier.nets.vae import VAENet
-from atelier.ranges import NonNegFloat, PositiveFloat
+from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
 
-class VAE(Latent, Autoencoder):
-    """Gaussian likelihood of fixed width, standard normal prior.
+class VAE(Latent, Autoencoder, Likelihood):
+    """Standard normal prior, diagonal Gaussian posterior.
 
     Args:
         net: images to posterior, latents to images.
-        sigma: standard deviation of p(x | z), in units of x.
-        beta: weight of the KL term; 1 is the ELBO.
+        likelihood: p(x | z).
+        beta: weight of the KL term; 1 is the ELBO (Higgins et al. 2017).
+        beta_images: images over which beta rises linearly from 0.
+        free_bits: nats that each latent channel may hold at no cost (Kingma et al. 2016); 0 = off.
+        nll_draws: posterior draws per image of the importance-sampled likelihood; more are tighter.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm.
     """
 
-    averaged = ("net",)
+    averaged = ("net", "likelihood")
 
     def __init__(
         self,
         net: VAENet,
-        sigma: PositiveFloat,
+        likelihood: Gaussian | Bernoulli,
         beta: NonNegFloat,
+        beta_images: NonNegInt,
+        free_bits: NonNegFloat,
+        nll_draws: PositiveInt,
         optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
         super().__init__()
-        self.net, self.sigma, self.beta, self.optimizer, self.grad_clip = net, sigma, beta, optimizer, grad_clip
+        self.net, self.likelihood, self.nll_draws = net, likelihood, nll_draws
+        self.beta, self.beta_images, self.free_bits = beta, beta_images, free_bits
+        self.optimizer, self.grad_clip = optimizer, grad_clip
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         mean, logvar = self.net(x)
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-        nll = self.nll(x, self.net.decode(z)).mean()
-        kl = kl_to_standard_normal(mean, logvar).mean()
+        nll = self.likelihood.nll(x, self.net.decode(z)).mean()
+        kl = kl_to_standard_normal(mean, logvar)
+        beta = self.beta * min(1.0, self.images_seen / max(1, self.beta_images)) if self.beta_images else self.beta
+        loss = (nll + beta * with_free_bits(kl, self.free_bits)) / x[0].numel()
         self.report("nll", nll)
-        self.report("kl", kl)
-        loss = (nll + self.beta * kl) / x[0].numel()
+        self.report("kl", kl.flatten(1).sum(1).mean())
         self.report("loss", loss)
         return loss
 
-    def nll(self, x: Tensor, mean: Tensor) -> Tensor:
-        """-log N(x; mean, sigma^2) of each image in nats, summed over pixels, (B,)."""
-        constant = math.log(self.sigma * math.sqrt(2 * math.pi))
-        return (((x - mean) / self.sigma) ** 2 / 2 + constant).flatten(1).sum(1)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.net.parameters())
+        return self.optimizer([p for p in self.parameters() if p.requires_grad])
+
+    def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+        """The importance-sampled bound -log 1/K sum_k p(x, z_k) / q(z_k | x), K = nll_draws, (B,) nats
+
+        (Burda et al. 2016, eq. 8); with K = 1 it is the negative ELBO.
+        """
+        mean, logvar = self.net.encode(x)
+        uniform = rngs.rand(*x.shape[1:], device=x.device)
+        terms = []
+        for _ in range(self.nll_draws):
+            eps = rngs.randn(*mean.shape[1:], device=x.device)
+            z = mean + (0.5 * logvar).exp() * eps
+            ratio = ((z**2 - eps**2 - logvar) / 2).flatten(1).sum(1)  # log q(z | x) - log p(z)
+            terms.append(-ratio - self.likelihood.of_levels(x, self.net.decode(z), uniform))
+        return math.log(self.nll_draws) - torch.stack(terms).logsumexp(0)
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(*self.net.latent_shape, device=self.device)
@@ -73,4 +93,4 @@ class VAE(Latent, Autoencoder):
         return mean + (0.5 * logvar).exp() * rngs.randn(*mean.shape[1:], device=mean.device)
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.net.decode(z).clamp(-1, 1)
+        return self.likelihood.image(self.net.decode(z))

@@ -1,0 +1,83 @@
+"""Autoencoder: a latent smaller than the image, and back (Hinton & Salakhutdinov 2006)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from atelier.batch import Batch
+from atelier.errors import UserError
+from atelier.losses.likelihood import Bernoulli, Gaussian
+from atelier.models.base import Autoencoder, Cond, Latent
+from atelier.nets.vae import VAENet
+from atelier.ranges import PositiveFloat
+from atelier.rng import ImageRngs
+
+MOMENTUM = 0.02  # of the latents' moments, per batch
+
+
+class AE(Latent, Autoencoder):
+    """Deterministic: the mean of the encoder, no noise, no prior.
+
+    It has nothing to draw latents from; `draw` takes a Gaussian with the mean and deviation that each latent had in
+    training, so that one sees what decoding such noise gives.
+
+    Args:
+        net: images to latents (its variances are not used) and back.
+        likelihood: of the image given the decoder's output; a Gaussian of fixed sigma is the squared error.
+        optimizer: parameters -> optimizer.
+        grad_clip: global gradient norm.
+
+    Raises:
+        UserError: the latent is as large as the image.
+    """
+
+    averaged = ("net",)
+    mean: Tensor
+    second: Tensor
+
+    def __init__(
+        self, net: VAENet, likelihood: Gaussian | Bernoulli, optimizer: Callable, grad_clip: PositiveFloat | None
+    ) -> None:
+        super().__init__()
+        if math.prod(net.latent_shape) >= math.prod(net.image_shape):
+            problem = f"latents {net.latent_shape} are no smaller than images {net.image_shape}"
+            raise UserError("model.net.latent_channels", net.latent_shape[0], problem, "model.net.latent_channels=4")
+        self.net, self.likelihood, self.optimizer, self.grad_clip = net, likelihood, optimizer, grad_clip
+        self.register_buffer("mean", torch.zeros(net.latent_shape))
+        self.register_buffer("second", torch.ones(net.latent_shape))
+
+    def training_step(self, batch: Batch) -> Tensor:
+        x = batch["image"]
+        z, _ = self.net(x)
+        nll = self.likelihood.nll(x, self.net.decode(z)).mean()
+        self._watch(z.detach())
+        self.report("nll", nll)
+        loss = nll / x[0].numel()
+        self.report("loss", loss)
+        return loss
+
+    def _watch(self, z: Tensor) -> None:
+        """First and second moment of each latent; the first batch is taken whole."""
+        momentum = MOMENTUM if self.images_seen else 1.0
+        self.mean.lerp_(z.mean(0), momentum)
+        self.second.lerp_(z.square().mean(0), momentum)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer([p for p in self.parameters() if p.requires_grad])
+
+    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+        deviation = (self.second - self.mean**2).clamp(min=0).sqrt()
+        return self.mean + deviation * rngs.randn(*self.net.latent_shape, device=self.device)
+
+    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+        return self.decode(z)
+
+    def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
+        return self.net.encode(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.likelihood.image(self.net.decode(z))
