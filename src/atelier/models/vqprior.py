@@ -1,0 +1,127 @@
+"""Autoregressive prior over the codes of a frozen autoencoder (van den Oord et al. 2017, 3.3; Esser et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.batch import Batch
+from atelier.errors import UserError
+from atelier.models.base import Cond, Generator
+from atelier.nets.conditioning import Condition
+from atelier.nets.frozen import Frozen
+from atelier.nets.transformer import CausalTransformer
+from atelier.ranges import NonNegFloat, PositiveFloat, Probability
+from atelier.rng import ImageRngs
+
+
+class VQPrior(Generator):
+    """One code after another, row by row: log p(codes) = sum over k of log p(code k | codes before, condition).
+
+    Args:
+        net: number of codes, number of places -> transformer.
+        embedder: conditions to one vector.
+        drop: share of training images whose condition is left out, for guidance.
+        guidance: used unless another is asked for; 1 = off.
+        temperature: that logits are divided by, unless another is asked for.
+        optimizer: parameters -> optimizer.
+        grad_clip: global gradient norm; None = off.
+        first_stage: net with codes(x), decode_codes(codes), n_codes and latent_shape (D, h, w).
+
+    Raises:
+        UserError: the first stage has no codes.
+    """
+
+    averaged = ("net", "embedder")
+
+    def __init__(
+        self,
+        net: Callable,
+        embedder: Condition,
+        drop: Probability,
+        guidance: NonNegFloat,
+        temperature: PositiveFloat,
+        optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+        first_stage: nn.Module,
+    ) -> None:
+        super().__init__()
+        if not hasattr(first_stage, "decode_codes"):
+            fix = "model.first_stage.experiment=shapes_vqvae"
+            raise UserError("model.first_stage", type(first_stage).__name__, "its latents are no codes", fix)
+        self.first = Frozen(first_stage)
+        self.net: CausalTransformer = net(n_codes=first_stage.n_codes, n_places=math.prod(first_stage.latent_shape[1:]))
+        self.embedder, self.drop = embedder, drop
+        self.needs = frozenset(embedder.conditions)
+        self.guidance, self.temperature = guidance, temperature
+        self.optimizer, self.grad_clip = optimizer, grad_clip
+
+    def training_step(self, batch: Batch) -> Tensor:
+        codes = self.codes(batch["image"])
+        drop = torch.rand(len(codes), device=codes.device) < self.drop
+        cond = self.embedder(self.condition(batch, ""), len(codes), drop)
+        loss = F.cross_entropy(self.net(codes, cond).flatten(0, 1), codes.flatten())
+        self.report("nats_per_code", loss)
+        self.report("loss", loss)
+        return loss
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Codes (B, N) of images, row by row."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.first.net.codes(x).flatten(1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer([*self.net.parameters(), *self.embedder.parameters()])
+
+    def sample(
+        self, cond: Cond, rngs: ImageRngs, *, temperature: float | None = None, guidance: float | None = None
+    ) -> Tensor:
+        """Images (n, C, H, W).
+
+        Args:
+            temperature: instead of the model's own.
+            guidance: logits_u + guidance (logits_c - logits_u); 1 = off, 0 = without condition.
+        """
+        strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0
+        warmth = self.temperature if temperature is None else temperature
+        u = rngs.rand(self.net.n_places, device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            codes = self._drawn(self._told(cond, len(rngs), strength), strength, warmth, u)
+            return self.first.net.decode_codes(codes.unflatten(1, self.first.net.latent_shape[1:])).clamp(-1, 1)
+
+    def _told(self, cond: Cond, n: int, strength: float) -> Tensor:
+        """Condition vectors: of what was asked, of nothing, or where both are needed of both, (n or 2 n, E)."""
+        if strength == 0:
+            return self.embedder.null(n)
+        known = self.embedder(cond, n)
+        return known if strength == 1 else torch.cat([known, self.embedder.null(n)])
+
+    def _drawn(self, told: Tensor, strength: float, temperature: float, u: Tensor) -> Tensor:
+        """Codes (n, N) by inverting the distribution function of each place at `u` (n, N)."""
+        codes: list[Tensor] = []
+        code, seen = None, None
+        for k in range(self.net.n_places):
+            logits, seen = self.net.step(code, told, seen)
+            if len(logits) > len(u):
+                known, null = logits.chunk(2)
+                logits = null + strength * (known - null)
+            codes.append(inverted(logits / temperature, u[:, k]))
+            code = codes[-1].repeat(len(told) // len(u))
+        return torch.stack(codes, dim=1)
+
+    def protocol(self) -> dict[str, Any]:
+        guidance = self.guidance if self.needs else 1.0
+        return {"guidance": guidance, "temperature": self.temperature, "nfe": self.net.n_places}
+
+
+def inverted(logits: Tensor, u: Tensor) -> Tensor:
+    """The codes (B,) at which the distribution function of softmax(logits) (B, V) passes u (B,) in [0, 1)."""
+    borders = logits.double().softmax(1).cumsum(1)  # (B, V)
+    codes = torch.searchsorted(borders, u.double()[:, None] * borders[:, -1:], right=True)
+    return codes[:, 0].clamp(max=logits.shape[1] - 1)
