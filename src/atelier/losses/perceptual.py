@@ -1,0 +1,108 @@
+"""Differences between images that count structure, not pixels one by one, in float32."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.errors import UserError
+from atelier.nets.frozen import Frozen
+from atelier.nets.lpips import LPIPSNet
+from atelier.ranges import Name, PositiveInt
+
+
+class LPIPS(nn.Module):
+    """The learned distance of Zhang et al. 2018 on VGG16 (`nets.lpips`), its weights frozen and saved nowhere.
+
+    Args:
+        vgg: file of torchvision's vgg16 state dict.
+        heads: file of the LPIPS v0.1 heads for VGG.
+
+    Raises:
+        UserError: a file is absent, cut, or holds other layers.
+    """
+
+    def __init__(self, *, vgg: Name, heads: Name) -> None:
+        super().__init__()
+        states = [_state_dict(key, path) for key, path in (("vgg", vgg), ("heads", heads))]
+        try:
+            self.net = Frozen(LPIPSNet(*states))
+        except RuntimeError as error:
+            key, path = ("heads", heads) if "ModuleList" in str(error) else ("vgg", vgg)
+            raise _unreadable(key, path, "it holds other layers") from error
+        self._checked = False
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances (B,) of real images x and y, (B, 1 or 3, H, W) in [-1, 1], 16 px a side or more.
+
+        Raises:
+            ValueError: x of the first call exceeds [-1, 1]; where it is nowhere negative, a warning says so.
+        """
+        if not self._checked:  # one look at the device, not one in every step
+            self._checked = True
+            _check_range(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.net.net(x.float(), y.float())
+
+
+class Pyramid(nn.Module):
+    """sum_j mean |L_j(x) - L_j(y)|, L_j the levels of the Laplacian pyramid (Burt & Adelson 1983): needs no weights.
+
+    The Lap_1 distance of Bojanowski et al. 2018, Optimizing the Latent Space of Generative Networks: its weights 4^j
+    make each level count as the mean over its own pixels. Each level is blurred by (1, 3, 3, 1) / 8 and halved, what
+    linear interpolation back does not give is the band; the last term is what is left of the image.
+
+    Args:
+        levels: halvings; as many as keep 2 px a side.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, *, levels: PositiveInt) -> None:
+        super().__init__()
+        self.levels = levels
+        line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", (line[:, None] * line)[None, None], persistent=False)  # (1, 1, 4, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances (B,) of images (B, C, H, W) in [-1, 1]."""
+        with torch.autocast(x.device.type, enabled=False):
+            rest = x.float() - y.float()  # the pyramid is linear
+            total = rest.new_zeros(len(rest))
+            for _ in range(self.levels):
+                if min(rest.shape[2:]) < 4:
+                    break
+                low = self._halved(rest)
+                band = rest - F.interpolate(low, size=rest.shape[2:], mode="bilinear")
+                total, rest = total + band.abs().mean(dim=(1, 2, 3)), low
+            return total + rest.abs().mean(dim=(1, 2, 3))
+
+    def _halved(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(padded, self.kernel.expand(x.shape[1], -1, -1, -1), stride=2, groups=x.shape[1])
+
+
+def _check_range(x: Tensor) -> None:
+    low, high = x.min().item(), x.max().item()
+    if max(-low, high) > 1.01:
+        raise ValueError(f"LPIPS wants images in [-1, 1], got [{low:.2f}, {high:.2f}]")
+    if low >= 0:
+        warnings.warn("LPIPS wants images in [-1, 1]; these are nowhere negative, as in [0, 1]", stacklevel=3)
+
+
+def _state_dict(key: str, path: str) -> dict[str, Tensor]:
+    try:
+        return torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise _unreadable(key, path, f"there is no such file to read ({error.strerror})") from error
+    except Exception as error:  # torch has a different one for each way in which a file is broken
+        raise _unreadable(key, path, "it is cut or no state dict") from error
+
+
+def _unreadable(key: str, path: str, problem: str) -> UserError:
+    fix = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid"
+    return UserError(f"model.perceptual.{key}", path, problem, fix)

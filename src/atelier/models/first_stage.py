@@ -1,0 +1,215 @@
+"""First stages of latent diffusion: autoencoders that learn from pixels, from features and from a discriminator.
+
+Esser et al. 2021, Taming Transformers for High-Resolution Image Synthesis; Rombach et al. 2022, High-Resolution Image
+Synthesis with Latent Diffusion Models, section 3.1 and appendix G.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from atelier.batch import Batch
+from atelier.errors import UserError
+from atelier.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
+from atelier.losses.kl import kl_to_standard_normal
+from atelier.losses.perceptual import LPIPS, Pyramid
+from atelier.models.base import Autoencoder, Cond, Discrete, Latent
+from atelier.nets.autoencoder import KLNet, VQGANNet
+from atelier.nets.patch import PatchDiscriminator
+from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat
+from atelier.rng import ImageRngs
+
+MOMENTUM = 0.02  # of the latents' moments, per batch
+
+
+class _FirstStage(Latent, Autoencoder):
+    """What the two members share: all but the bottleneck.
+
+    Losses are means over the C H W values of an image: |x - x'| + perceptual + penalty + adversarial. Those of Esser et
+    al. are so; those of Rombach et al. are sums, here divided by C H W, and so is the KL, summed over latents, which
+    keeps its weight of 1e-6.
+
+    A first stage has no prior: `draw` gives noise with the mean and deviation that each latent channel had in training,
+    so that `sample` shows what decoding such noise looks like; latents for images come from a model on top.
+
+    Args:
+        net: images to latents and back.
+        discriminator: images to a map of logits.
+        perceptual: distance of images beside the pixels'; None: there is none.
+        perceptual_weight: of it, beside the mean |x - x'|.
+        penalty_weight: of the bottleneck's own loss.
+        discriminator_weight: of the adversarial term, whose gradient at the last layer is first made as long as that of
+            the reconstruction.
+        discriminator_from: images shown when the discriminator begins to learn.
+        listen_from: images shown when the autoencoder begins to hear it.
+        generator_optimizer: of the net, parameters -> optimizer.
+        discriminator_optimizer: parameters -> optimizer.
+        grad_clip: global gradient norm of either player.
+
+    Raises:
+        UserError: the net has the other bottleneck, or the discriminator would be heard before it has learned.
+    """
+
+    averaged = ("net",)
+    strategy = {"find_unused_parameters": True}
+    takes: ClassVar[type]
+    mean: Tensor
+    second: Tensor
+
+    def __init__(
+        self,
+        net: KLNet | VQGANNet,
+        discriminator: PatchDiscriminator,
+        perceptual: LPIPS | Pyramid | None,
+        perceptual_weight: NonNegFloat,
+        penalty_weight: NonNegFloat,
+        discriminator_weight: NonNegFloat,
+        discriminator_from: NonNegInt,
+        listen_from: NonNegInt,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, self.takes):
+            problem = f"{type(self).__name__} has another bottleneck"
+            fix = f"model.net._target_=atelier.nets.autoencoder.{self.takes.__name__}"
+            raise UserError("model.net._target_", type(net).__name__, problem, fix)
+        if listen_from < discriminator_from:
+            problem = f"the discriminator learns from {discriminator_from} images on"
+            raise UserError("model.listen_from", listen_from, problem, f"model.discriminator_from={listen_from}")
+        self.automatic_optimization = False
+        self.net, self.discriminator, self.perceptual = net, discriminator, perceptual
+        self.perceptual_weight, self.penalty_weight = perceptual_weight, penalty_weight
+        self.discriminator_weight = discriminator_weight
+        self.discriminator_from, self.listen_from = discriminator_from, listen_from
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.grad_clip = grad_clip
+        self.register_buffer("mean", torch.zeros(net.latent_shape[0], 1, 1))
+        self.register_buffer("second", torch.ones(net.latent_shape[0], 1, 1))
+
+    def training_step(self, batch: Batch) -> None:
+        x = batch["image"]
+        ours, theirs = self.optimizers()
+        z, penalty = self.bottleneck(x)
+        back = self.net.image(z)
+        reconstruction = self._reconstruction(x, back)
+        loss = reconstruction + self.penalty_weight * penalty
+        if self.images_seen >= self.listen_from:
+            loss = loss + self._adversarial(reconstruction, back)
+        self.report("loss", loss)
+        self._step(ours, loss)
+        if self.images_seen >= self.discriminator_from:
+            self._step(theirs, self._judged(x, back.detach()))
+        self._watch(z.detach())
+
+    @abstractmethod
+    def bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, Z, h, w) as the decoder gets them in training, and what they cost, a scalar."""
+
+    def _reconstruction(self, x: Tensor, back: Tensor) -> Tensor:
+        """mean |x - x'| + weight * perceptual distance: scalar."""
+        loss = (x - back).abs().mean()
+        self.report("rec", loss)
+        if self.perceptual is None:
+            return loss
+        distance = self.perceptual(x, back).mean()
+        self.report("perceptual", distance)
+        return loss + self.perceptual_weight * distance
+
+    def _adversarial(self, reconstruction: Tensor, back: Tensor) -> Tensor:
+        """The generator's hinge loss, its gradient as long as the reconstruction's times `discriminator_weight`."""
+        heard = hinge_generator(self.discriminator(back))
+        weight = adaptive_weight(reconstruction, heard, self.net.decoder.last_weight)
+        self.report("generator", heard)
+        self.report("adaptive_weight", weight)
+        return self.discriminator_weight * weight * heard
+
+    def _judged(self, x: Tensor, back: Tensor) -> Tensor:
+        """The discriminator's hinge loss."""
+        real, fake = self.discriminator(x), self.discriminator(back)
+        loss = hinge_discriminator(real, fake)
+        self.report("discriminator", loss)
+        self.report("real_logit", real.mean())
+        self.report("fake_logit", fake.mean())
+        return loss
+
+    def _step(self, optimizer: Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clipping by hand, where gradients are no longer scaled."""
+        self.clip(optimizer)
+
+    def _watch(self, z: Tensor) -> None:
+        """First and second moment of each latent channel; the first batch is taken whole."""
+        momentum = MOMENTUM if self.images_seen else 1.0
+        self.mean.lerp_(z.mean(dim=(0, 2, 3))[:, None, None], momentum)
+        self.second.lerp_(z.square().mean(dim=(0, 2, 3))[:, None, None], momentum)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        theirs = self.discriminator_optimizer(self.discriminator.parameters())
+        return [self.generator_optimizer(self.net.parameters()), theirs]
+
+    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+        deviation = (self.second - self.mean**2).clamp(min=0).sqrt()
+        return self.mean + deviation * rngs.randn(*self.net.latent_shape, device=self.device)
+
+    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+        return self.decode(z)
+
+    def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
+        with self.float32():
+            mean, logvar = self.net.encode(x)
+        if rngs is None:
+            return mean
+        return mean + (0.5 * logvar).exp() * rngs.randn(*mean.shape[1:], device=mean.device)
+
+    def decode(self, z: Tensor) -> Tensor:
+        with self.float32():
+            return self.net.decode(z).clamp(-1, 1)
+
+    def float32(self) -> torch.autocast:
+        """What others stand on is the same under every precision: latents fall to the same code, images to the same."""
+        return torch.autocast(self.device.type, enabled=False)
+
+
+class AutoencoderKL(_FirstStage):
+    """The latent is a Gaussian, held a little towards the standard normal (Rombach et al. 2022, KL-reg)."""
+
+    takes = KLNet
+
+    def bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw of the posterior, and its KL: summed over latents, mean over the batch, per pixel value of x."""
+        mean, logvar = self.net.encode(x)
+        kl = kl_to_standard_normal(mean, logvar).flatten(1).sum(1).mean()
+        self.report("kl", kl)
+        return mean + (0.5 * logvar).exp() * torch.randn_like(mean), kl / x[0].numel()
+
+
+class VQGAN(_FirstStage, Discrete):
+    """The latent is a map of codebook entries (Esser et al. 2021, VQGAN; Rombach et al. 2022, VQ-reg)."""
+
+    takes = VQGANNet
+
+    def bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries, with the gradient of what they replace, and the quantiser's loss."""
+        found = self.net.quantizer(self.net.encode(x)[0])
+        self.report("commitment", found.loss)
+        return found.z, found.loss
+
+    @property
+    def n_codes(self) -> int:
+        return self.net.n_codes
+
+    def codes(self, x: Tensor) -> Tensor:
+        with self.float32():
+            return self.net.codes(x)

@@ -1,0 +1,308 @@
+"""Encoder and decoder of latent diffusion's first stages, with a Gaussian or a quantised latent.
+
+Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, appendix G;
+Esser et al. 2021, Taming Transformers for High-Resolution Image Synthesis, appendix A.
+B batch, C channels, H, W image size, f downsampling, Z latent channels, h, w = H / f, W / f.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.errors import UserError
+from atelier.nets.layers import SelfAttention, Up
+from atelier.nets.quantizers import FSQ, VectorQuantizer
+from atelier.ranges import Levels, PositiveInt, Probability, Width
+
+QUANTISED = -20.0  # log-variance of a latent that is no draw: a deviation of 5e-5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an encoder and its decoder share.
+
+    Args:
+        image_size: height and width of the images, a multiple of f = 2 ** (levels - 1).
+        image_channels: of the images.
+        width: channels that `multipliers` are multiples of.
+        multipliers: one level per entry, width * entry channels each, half the size of the one before.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: map sizes at which each block is followed by attention.
+        middle_attention: between the two blocks of the smallest map.
+        norm_groups: of every norm; None: up to 32, of 4 or more channels each (32 where all widths divide by 128).
+        dropout: inside the residual blocks.
+
+    Raises:
+        UserError: the image does not halve evenly, no map has an attention size, or the groups do not divide a width.
+    """
+
+    image_size: int
+    image_channels: int
+    width: int
+    multipliers: list[int]
+    blocks: int
+    attention: list[int]
+    middle_attention: bool
+    norm_groups: int | None
+    dropout: float
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.factor:
+            nearest = max(1, round(self.image_size / self.factor)) * self.factor
+            problem = f"{len(self.multipliers)} levels need a multiple of {self.factor}"
+            raise UserError("data.image_size", self.image_size, problem, f"data.image_size={nearest}")
+        missed = [size for size in self.attention if size not in self.sizes]
+        if missed:
+            problem = f"no map has size {missed[0]}; the levels have {self.sizes}"
+            raise UserError("model.net.attention", self.attention, problem, f"model.net.attention=[{self.sizes[-1]}]")
+        if any(width % self.groups for width in self.widths):
+            problem = f"it does not divide the widths {self.widths}"
+            raise UserError("model.net.norm_groups", self.norm_groups, problem, "model.net.norm_groups=null")
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def widths(self) -> list[int]:
+        return [self.width * m for m in self.multipliers]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.image_size // 2**i for i in range(len(self.multipliers))]
+
+    @property
+    def groups(self) -> int:
+        return self.norm_groups or math.gcd(32, max(1, min(self.widths) // 4), *self.widths)
+
+    def latent_shape(self, channels: int) -> tuple[int, int, int]:
+        return channels, self.sizes[-1], self.sizes[-1]
+
+    def block(self, n_in: int, level: int) -> Block:
+        return Block(n_in, self.widths[level], self.groups, self.dropout, self.sizes[level] in self.attention)
+
+    def middle(self) -> nn.Sequential:
+        n = self.widths[-1]
+        return nn.Sequential(*(Block(n, n, self.groups, self.dropout, a) for a in (self.middle_attention, False)))
+
+    def head(self, n_in: int, n_out: int) -> nn.Sequential:
+        convolution = nn.Conv2d(n_in, n_out, 3, padding=1)
+        return nn.Sequential(nn.GroupNorm(self.groups, n_in, eps=1e-6), nn.SiLU(), convolution)
+
+
+class KLNet(nn.Module):
+    """Images to a diagonal Gaussian over latents, latents to images (Rombach et al. 2022, KL-reg).
+
+    Args:
+        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: see
+            `Layout`.
+        latent_channels: Z.
+        quant_conv: a 1x1 convolution on either side of the latent, as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: PositiveInt,
+        image_channels: PositiveInt,
+        width: Width,
+        multipliers: Levels,
+        blocks: PositiveInt,
+        attention: list[PositiveInt],
+        middle_attention: bool,
+        norm_groups: PositiveInt | None,
+        dropout: Probability,
+        latent_channels: PositiveInt,
+        quant_conv: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = image_size, image_channels, width, multipliers, blocks
+        self.layout = Layout(*sizes, attention, middle_attention, norm_groups, dropout)
+        self.latent_shape = self.layout.latent_shape(latent_channels)
+        self.latent_channels = n = latent_channels
+        self.encoder, self.decoder = Encoder(self.layout, 2 * n), Decoder(self.layout, n)
+        self.quant = nn.Conv2d(2 * n, 2 * n, 1) if quant_conv else nn.Identity()
+        self.post_quant = nn.Conv2d(n, n, 1) if quant_conv else nn.Identity()
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), (B, Z, h, w) float32 each, log-variance within [-30, 20]."""
+        mean, logvar = self.quant(self.encoder(x)).float().chunk(2, dim=1)     # (B, Z, h, w) each
+        return mean, logvar.clamp(-30, 20)
+
+    def image(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) float32 of latents."""
+        return self.decoder(self.post_quant(z)).float()
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.image(z)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode(x)
+
+
+class VQGANNet(nn.Module):
+    """Images to latents that are quantised before they are decoded (Esser et al. 2021; Rombach et al. 2022, VQ-reg).
+
+    Args:
+        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: see
+            `Layout`.
+        latent_channels: of encoder and decoder; a 1x1 convolution leads to the quantiser's own number Z, one back.
+        quantizer: latents to codes.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: PositiveInt,
+        image_channels: PositiveInt,
+        width: Width,
+        multipliers: Levels,
+        blocks: PositiveInt,
+        attention: list[PositiveInt],
+        middle_attention: bool,
+        norm_groups: PositiveInt | None,
+        dropout: Probability,
+        latent_channels: PositiveInt,
+        quantizer: VectorQuantizer | FSQ,
+    ) -> None:
+        super().__init__()
+        sizes = image_size, image_channels, width, multipliers, blocks
+        self.layout = Layout(*sizes, attention, middle_attention, norm_groups, dropout)
+        self.latent_shape = self.layout.latent_shape(quantizer.dim)
+        self.code_shape = self.latent_shape[1:]
+        self.quantizer, self.n_codes = quantizer, quantizer.n_codes
+        self.latent_channels = latent_channels
+        self.encoder, self.decoder = Encoder(self.layout, latent_channels), Decoder(self.layout, latent_channels)
+        self.quant = nn.Conv2d(latent_channels, quantizer.dim, 1)
+        self.post_quant = nn.Conv2d(quantizer.dim, latent_channels, 1)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents before they are quantised, (B, Z, h, w) float32, and -20 as their log-variance."""
+        z = self.quant(self.encoder(x)).float()                                # (B, Z, h, w)
+        return z, z.new_full(z.shape, QUANTISED)
+
+    def image(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) float32 of quantised latents."""
+        return self.decoder(self.post_quant(z)).float()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) float32 of latents, which are quantised first."""
+        return self.image(self.quantizer(z).z)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Codes (B, h, w) int64 in [0, n_codes) of images."""
+        return self.quantizer(self.encode(x)[0]).codes
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Images (B, C, H, W) float32 of codes (B, h, w)."""
+        return self.image(self.quantizer.embed(codes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode(x)
+
+
+class Encoder(nn.Module):
+    """Images (B, C, H, W) to a map (B, n_out, h, w)."""
+
+    def __init__(self, layout: Layout, n_out: int) -> None:
+        super().__init__()
+        n, last = layout.widths[0], len(layout.widths) - 1
+        self.stem = nn.Conv2d(layout.image_channels, n, 3, padding=1)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(layout.widths):
+            blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.blocks)]
+            self.levels.append(Level(blocks, Halve(width) if i < last else None))
+            n = width
+        self.middle = layout.middle()
+        self.head = layout.head(n, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)                                                       # (B, width, H, W)
+        for level in self.levels:
+            h = level(h)
+        return self.head(self.middle(h))                                       # (B, n_out, h, w)
+
+
+class Decoder(nn.Module):
+    """Maps (B, n_in, h, w) to images (B, C, H, W)."""
+
+    def __init__(self, layout: Layout, n_in: int) -> None:
+        super().__init__()
+        n, last = layout.widths[-1], len(layout.widths) - 1
+        self.stem = nn.Conv2d(n_in, n, 3, padding=1)
+        self.middle = layout.middle()
+        self.levels = nn.ModuleList()
+        for i in range(last, -1, -1):
+            width = layout.widths[i]
+            blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.blocks + 1)]
+            self.levels.append(Level(blocks, Up(width) if i > 0 else None))
+            n = width
+        self.head = layout.head(n, layout.image_channels)
+
+    @property
+    def last_weight(self) -> Tensor:
+        """Of the convolution that makes the pixels."""
+        return self.head[-1].weight
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.middle(self.stem(z))                                          # (B, C, h, w)
+        for level in self.levels:
+            h = level(h)
+        return self.head(h)                                                    # (B, C, H, W)
+
+
+class Level(nn.Module):
+    """Blocks of one map size, and the step to the next."""
+
+    def __init__(self, blocks: list[Block], resample: Halve | Up | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.resample = resample or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resample(self.blocks(x))                                   # (B, C', 2 or 1/2 H, 2 or 1/2 W)
+
+
+class Block(nn.Module):
+    """A residual block, with attention behind it where asked for."""
+
+    def __init__(self, n_in: int, n_out: int, groups: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.residual = Residual(n_in, n_out, groups, dropout)
+        self.attention = SelfAttention(n_out, heads=1) if attention else nn.Identity()
+        if attention:
+            self.attention.norm = nn.GroupNorm(groups, n_out, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self.residual(x))                                # (B, C', H, W)
+
+
+class Residual(nn.Module):
+    """Norm, SiLU, 3x3 twice, plus the input."""
+
+    def __init__(self, n_in: int, n_out: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(groups, n_in, eps=1e-6), nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, n_out, eps=1e-6), nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))                                  # (B, C', H, W)
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))                    # (B, C', H, W)
+        return self.skip(x) + h
+
+
+class Halve(nn.Module):
+    """Half the size by a strided convolution, padded below and right alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))                               # (B, C, H / 2, W / 2)
