@@ -1,6 +1,6 @@
 """The whole training loop of train.py, with logging and EMA, beside a bare loop on the same net.
 
-    python benchmarks/loop.py                     # the paper's CIFAR-10 net, batch 8, 3 rounds of 8 steps each
+    python benchmarks/loop.py                     # the paper's CIFAR-10 net, batch 32, 3 rounds of 4 steps each
 
 Rounds alternate; a loop's figure is the median step of all its rounds, the first two steps of each left out. A
 checkpoint comes once in 80,000 steps of this recipe: its seconds are told beside it.
@@ -70,8 +70,8 @@ def whole_steps(steps: int, batch: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -32,7 +32,7 @@ from atelier.callbacks.judging import Judging
 from atelier.callbacks.safe_io import SafeIO
 from atelier.callbacks.store import load, newest
 from tests.compose import composed
-from tests.tiny import TINY
+from tests.tiny import FOUR, STANDS_ON, TINY, tiny
 
 KILL_POINTS = (
     (Clock, "on_train_batch_start"),
@@ -65,7 +65,7 @@ def child(work: Callable[[], Any]) -> tuple[int, float]:
 
 
 def run(folder: Path, family: str, *more: str) -> None:
-    entry.train(composed(*TINY[family], *more, run_dir=folder))
+    entry.train(composed(*tiny(family, folder.parent / "first"), *more, run_dir=folder))
 
 
 def killed_at(owner: type, name: str, count: int) -> Callable[[], None]:
@@ -139,11 +139,11 @@ DROPS: dict[str, tuple[tuple[type, str, int], Callable[[], None]]] = {
 
 
 def prepare(root: Path, family: str) -> None:
-    """The ldm stands on a finished vae."""
-    if family == "ldm" and not (root / "first" / "weights.safetensors").exists():
-        code, _ = child(lambda: run(root / "first", "vae"))
+    """What a family stands on is trained first."""
+    first = STANDS_ON.get(family)
+    if first and not (root / "first" / first / "weights.safetensors").exists():
+        code, _ = child(lambda: run(root / "first" / first, first))
         assert code == 0
-    TINY["ldm"] = [t.replace("FIRST", str(root / "first")) for t in TINY["ldm"]]
 
 
 def campaign(root: Path, family: str, chains: int, per_chain: int) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def main() -> None:
     runs.register()
     told: dict[str, Any] = {}
     for family in TINY:
-        told[family] = campaign(root, family, chains, per_chain)
+        told[family] = campaign(root, family, chains if family in FOUR else 1, per_chain)
     told["dropped"] = dropped(root / "drops", "ddpm")
     told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)
     told["sigterm while judging"] = stopped(root / "judging", "gan", (Judging, "_facts"), signal.SIGTERM)

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from tests.compose import composed
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
 
 torch.set_num_threads(1)
 os.environ.setdefault("ATELIER_CACHE", tempfile.mkdtemp(prefix="atelier-cache-"))  # before the workers start
 
 
 def overrides(family: str, first: Path | str = "FIRST") -> list[str]:
-    """The tiny run of a family; `first` is the folder of the run that the ldm stands on."""
+    """The tiny run of a family; `first` is the folder of the run that it stands on."""
     return [word.replace("FIRST", str(first)) for word in TINY[family]]
 
 
@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("finished")
     for family in TINY:
-        words = [*overrides(family, root / "vae"), "callbacks.grids.every_images=32"]
+        words = [*tiny(family, root), "callbacks.grids.every_images=32"]
         words += ["checkpoint.best=recon/psnr"] if family == "vae" else []
         train.train(composed(*words, run_dir=root / family))
     return {family: root / family for family in TINY}

@@ -242,8 +242,8 @@ urllib.request.urlopen urllib.request.urlretrieve http.server.test webbrowser.op
 importlib.import_module ctypes.CDLL tempfile.mktemp pathlib.Path torch.load torch.save torch.hub.load torch.jit.load
 torch.hub.download_url_to_file torch.utils.cpp_extension.load_inline torch.nn.Linear numpy.load pandas.read_pickle
 hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.load yaml.unsafe_load lightning.pytorch.Trainer
-lightning.fabric.utilities.cloud_io._load wandb.init atelier.runs.subprocess.run atelier.runs.os
-atelier.runs.instantiate atelier.runs.require
+lightning.fabric.utilities.cloud_io._load wandb.init atelier.first_stages.subprocess.run atelier.runs.os
+atelier.build.instantiate atelier.first_stages.require
 atelier.errors.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
 atelier.data.cifar10.pickle.load atelier.data.base.DataLoader atelier.callbacks.store.write_text
 atelier.callbacks.store.os.remove atelier.metrics.features.torch.load atelier.models.base.LightningModule
@@ -340,17 +340,29 @@ def trained(folder: Path, *overrides: str, changes: dict[str, Any] | None = None
 
 
 @pytest.fixture(scope="session")
-def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("first_stage")
-    trained(folder, "experiment=shapes_vae", *BRIEF, *FEW)
-    return folder
+def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Names the run that a model of these words stands on, which is trained at the first need of it."""
+    made: dict[tuple, Path] = {}
+
+    def name(*words: str) -> list[str]:
+        cfg = composed(*words)
+        if "first_stage" not in cfg.model:
+            return []
+        experiment, data = cfg.model.first_stage.experiment, cfg.choices.data
+        key = (experiment, data, cfg.data.image_size)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("first_stage")
+            same = [word for word in words if word.startswith("data.")]
+            words = (f"experiment={experiment}", f"data={data}", *BRIEF, *same, f"data.image_size={key[2]}")
+            trained(made[key], *words)
+        return [f"model.first_stage.run={made[key]}"]
+
+    return name
 
 
 @pytest.mark.parametrize("page", pages("model"))
-def test_a_model_trains(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    more = []
-    if "first_stage" in OmegaConf.load(CONF / "model" / f"{page}.yaml"):
-        more = [f"model.first_stage.run={request.getfixturevalue('first_stage')}"]
+def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
+    more = stands_on(f"model={page}", *FEW)
     told = trained(tmp_path, f"model={page}", *BRIEF, *FEW, *more)
     assert told["images_seen"] == 8 and "judge/valid" in told["metrics"]
 
@@ -390,6 +402,17 @@ def test_the_choices_of_diffusion_train(
     ["model=vae", "model.beta=0", "logger=tensorboard", "callbacks.ema.half_lives=[]"],
     ["model=vae", "data.test_split=unseen", "data.task=inpaint", "data.flip=true", "checkpoint.best=recon/psnr"],
     ["model=vae", "data.limit=3", "data.num_workers=1", "objective=recon/psnr", "trainer.profiler=simple"],
+    ["model=vae", "model.beta_images=8", "likelihood@model.likelihood=bernoulli", "model.free_bits=0.5"],
+    ["model=ae", "likelihood@model.likelihood=learned", "model.net.patch=2"],
+    ["model=vqvae", "quantizer@model.net.quantizer=fsq", "model.net.downs=0"],
+    ["model=vqvae", "model.net.quantizer.update=gradient", "model.net.quantizer.kmeans=false"],
+    ["model=vqvae", "model.net.quantizer.revive_below=0", "model.net.quantizer.n_codes=4"],
+    ["model=autoencoder_kl", "model.discriminator.norm=instance", "model.discriminator_from=0", "model.listen_from=4"],
+    ["model=autoencoder_kl", "model.perceptual=null", "model.net.attention=[8]", "model.net.middle_attention=false"],
+    ["model=vqgan", "quantizer@model.net.quantizer=fsq", "model.discriminator_from=0", "model.listen_from=0"],
+    ["model=vqgan", "model.net.quantizer.update=gradient", "model.net.norm_groups=1", "model.net.dropout=0.1"],
+    ["model=glow", "data.conditions=[]", "model.temperature=0"],
+    ["model=realnvp", "data.conditions=[label]", "model.net.levels=1"],
     ["model=vae", "trainer=auto", "trainer.precision=bf16-mixed", "resume=never", "callbacks.ema.ramp=0"],
 ], ids=lambda given: given[1])  # fmt: skip
 def test_the_choices_of_pages_train(overrides: list[str], tmp_path: Path) -> None:
@@ -398,9 +421,9 @@ def test_the_choices_of_pages_train(overrides: list[str], tmp_path: Path) -> Non
         assert list(tmp_path.glob("tensorboard/events*"))
 
 
-def test_the_other_mode_of_the_codec_trains(tmp_path: Path, first_stage: Path) -> None:
+def test_the_other_mode_of_the_codec_trains(tmp_path: Path, stands_on: Callable) -> None:
     mode = ["model.codec.mode=mode", "model.codec.scale=2.0", "model.codec.shift=-0.5"]
-    trained(tmp_path, "model=ldm", *BRIEF, *FEW, *mode, f"model.first_stage.run={first_stage}")
+    trained(tmp_path, "model=ldm", *BRIEF, *FEW, *mode, *stands_on("model=ldm", *FEW))
 
 
 @pytest.mark.parametrize(("page", "n"), {"fast": 4, "overfit": 8, "profiler": 8}.items())
@@ -448,12 +471,13 @@ def test_a_set_trains(page: str, tmp_path: Path, data_of: Callable[[str], list[s
 
 @pytest.mark.parametrize("page", pages("experiment"))
 def test_an_experiment_trains(
-    page: str, tmp_path: Path, data_of: Callable[[str], list[str]], request: pytest.FixtureRequest
+    page: str, tmp_path: Path, data_of: Callable[[str], list[str]], stands_on: Callable
 ) -> None:
-    cfg = composed(f"experiment={page}")
-    more = [f"model.first_stage.run={request.getfixturevalue('first_stage')}"] if "first_stage" in cfg.model else []
-    found = data_of(cfg.choices.data)
-    trained(tmp_path / "run", f"experiment={page}", *BRIEF, "data.num_workers=0", *found, *more)
+    data = composed(f"experiment={page}").choices.data
+    found = [*data_of(data), "data.num_workers=0"]
+    if data == "classes":
+        found += ["data.n_classes=2", f"data.root={tmp_path / 'set' / 'train'}"]
+    trained(tmp_path / "run", f"experiment={page}", *BRIEF, *found, *stands_on(f"experiment={page}", *found))
 
 
 # What only a built object knows
@@ -461,13 +485,17 @@ def test_an_experiment_trains(
 
 @pytest.mark.parametrize(("overrides", "line"), [
     (["model=gan", "data.image_size=24"], "error: data.image_size=24: this net needs a power of two from 8 up. Fix: "),
-    (["model=vae", "data.image_size=18"], "error: data.image_size=18: 2 halvings need a multiple of 4. Fix: "),
+    (["model=vae", "data.image_size=18"], "18: patches of 1 and 2 halvings need a multiple of 4. Fix: data.image_size"),
+    (["model=ae", "model.net.latent_channels=48"], "are no smaller than images (3, 16, 16). Fix: model.net.latent_ch"),
+    (["model=glow", "data.image_size=20"], "error: data.image_size=20: 3 halvings need a multiple of 8. Fix: data.im"),
+    (["model=vqprior", "model.net.heads=3", "FIRST"], "error: model.net.heads=3: it does not divide the width 4. Fix:"),
+    (["model=autoencoder_kl", "model.listen_from=1"], "error: model.listen_from=1: the discriminator learns from 3"),
     (["model=flow", "data.image_size=17", "model.net.patch=1"], "Fix: data.image_size=18"),
     (["model=flow", "model.net.heads=3"], "error: model.net.heads=3: attention over 8 channels"),
     (["model=flow", "model.net.attention=[5]"], "error: model.net.attention=[5]: no map has size 5"),
     (["model=flow", "model.objective.target=eps"], "Fix: model.objective.target=flow"),
     (["model=vae", "eval.every_images=3"], "less than one batch of 4. Fix: eval.every_images=4"),
-    (["model=ldm", "model.net.image_size=8", "model.first_stage.run=FIRST"], "Fix: model.net.image_size=4"),
+    (["model=ldm", "model.net.image_size=8", "FIRST"], "Fix: model.net.image_size=4"),
     (["model=ldm", "model.first_stage.run=nowhere"], "error: model.first_stage.run=nowhere: "),
     (["model=ldm", "model.first_stage.experiment=nothing"], "error: model.first_stage.experiment=nothing: "),
     (["model=vae", "objective=fidd"], "error: objective=fidd: the run has no such metric"),
@@ -476,10 +504,11 @@ def test_an_experiment_trains(
     (["model=vae", "trainer=cpu", "trainer.precision=16-mixed"], "Fix: trainer.precision=bf16-mixed"),
 ], ids=lambda part: "" if isinstance(part, str) else part[-1])  # fmt: skip
 def test_what_a_constructor_refuses_is_one_line(
-    overrides: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_stage: Path
+    overrides: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_on: Callable
 ) -> None:
     monkeypatch.setattr("atelier.runs.OUTPUTS", tmp_path / "outputs")  # no run is found there
-    given = [word.replace("FIRST", str(first_stage)) for word in overrides]
+    given = [word for word in overrides if word != "FIRST"]
+    given += stands_on(*given, *FEW) if "FIRST" in overrides else []
     found = line_of(lambda: trained(tmp_path / "run", *BRIEF, *FEW, *given))
     assert line in found, found
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import TINY
+from tests.tiny import FOUR, TINY
 
 ROOT = Path(__file__).parents[1]
-CHAINS, KILLS = 4, 5  # 20 kills a family
+CHAINS, KILLS = 4, 5  # 20 kills for each of the four shapes of module, 5 for every other family
 DROPPED = ("position and clock", "averages", "reseeding", "evaluation due")
 
 
@@ -29,8 +29,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_twenty_kills_change_no_bit(told: dict[str, Any], family: str) -> None:
-    assert told[family]["kills"] == CHAINS * KILLS
+def test_kills_change_no_bit(told: dict[str, Any], family: str) -> None:
+    assert told[family]["kills"] == (CHAINS if family in FOUR else 1) * KILLS
     assert told[family]["entries"] > 100
     assert told[family]["differ"] == []
 

@@ -1,4 +1,6 @@
-"""The four shapes of module, as small as they go: 8 px, nets of a few hundred weights, seconds a run."""
+"""Each family as small as it goes: 8 px, nets of a few hundred weights, seconds a run."""
+
+from pathlib import Path
 
 COMMON = [
     "data=shapes",
@@ -28,8 +30,11 @@ UNET = [
     "model.net.cond_dim=8",
     "model.embedder.dim=8",
 ]
+STANDS_ON = {"ldm": "vae", "vqprior": "vqvae"}  # a family -> the one whose run it needs, which comes before it
+FOUR = ("ddpm", "gan", "vae", "ldm")  # the shapes of module: one optimizer, two, an autoencoder, one on another run
 TINY: dict[str, list[str]] = {
     "ddpm": ["model=flow", *COMMON, *UNET, "model.net.dropout=0.2", "model.net.patch=2", "model.sampler.steps=2"],
+    "ae": ["model=ae", *COMMON, "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2"],
     "vae": ["model=vae", *COMMON, "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2"],
     "gan": [
         "model=gan",
@@ -52,4 +57,47 @@ TINY: dict[str, list[str]] = {
         "model.net.image_channels=2",
         "model.sampler.steps=2",
     ],
+    "vqvae": [
+        "model=vqvae",
+        *COMMON,
+        "model.net.width=4",
+        "model.net.blocks=1",
+        "model.net.quantizer.n_codes=8",
+        "model.net.quantizer.dim=2",
+    ],
+    "vqprior": [
+        "model=vqprior",
+        *COMMON,
+        "model.first_stage.run=FIRST",
+        "model.net.width=8",
+        "model.net.depth=1",
+        "model.net.heads=2",
+        "model.net.dropout=0.1",
+        "model.embedder.dim=4",
+    ],
+    "first_stage": [
+        "model=autoencoder_kl",
+        *COMMON,
+        "model.net.width=4",
+        "model.net.multipliers=[1,2]",
+        "model.net.latent_channels=2",
+        "model.perceptual.levels=1",
+        "model.discriminator.width=4",
+        "model.discriminator.n_layers=1",
+        "model.discriminator_from=16",
+        "model.listen_from=40",
+    ],
+    "normalizing_flow": [
+        "model=glow",
+        *COMMON,
+        "model.net.width=4",
+        "model.net.levels=2",
+        "model.net.steps=1",
+        "model.embedder.dim=4",
+    ],
 }
+
+
+def tiny(family: str, root: Path | str) -> list[str]:
+    """The words of a family's run, which stands on a run in `root`."""
+    return [word.replace("FIRST", f"{root}/{STANDS_ON.get(family)}") for word in TINY[family]]

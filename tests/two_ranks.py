@@ -1,4 +1,4 @@
-"""One rank of two: walks over the four families and tells what it saw. Started twice by test_two_ranks.py.
+"""One rank of two: walks over the families and tells what it saw. Started twice by test_two_ranks.py.
 
 The same program on one rank gives what the two are compared with.
 """
@@ -15,20 +15,22 @@ import torch
 
 torch.set_num_threads(1)
 
+from hydra.utils import instantiate
+
 import train as entry
 from atelier import runs
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.store import load, newest
 from tests.campaign import differences, flat
 from tests.compose import composed
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
 
 MEASURED = ["metrics=classifier", f"metrics.cache={sys.argv[1]}/cache", "eval.n_samples=10", "eval.n_real=13"]
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def run(folder: Path, family: str, *more: str) -> None:
-    entry.train(composed(*TINY[family], f"trainer.devices={RANKS}", *MEASURED, *more, run_dir=folder))
+    entry.train(composed(*tiny(family, folder.parent), f"trainer.devices={RANKS}", *MEASURED, *more, run_dir=folder))
 
 
 def noise_of_batches(seen: list[float]) -> None:
@@ -48,9 +50,9 @@ def walk(root: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     noise: list[float] = []
     noise_of_batches(noise)
-    TINY["ldm"] = [t.replace("FIRST", str(root / "vae")) for t in TINY["ldm"]]
     for family in TINY:
-        players = ("generator_optimizer", "discriminator_optimizer") if family == "gan" else ("optimizer",)
+        two = family in ("gan", "first_stage")
+        players = ("generator_optimizer", "discriminator_optimizer") if two else ("optimizer",)
         fixed = [f"model.{player}.decay=constant" for player in players]  # the rate does not follow the budget
         run(root / family, family, *fixed)
         run(root / f"{family}_parts", family, *fixed, "budget.images=64", "metrics=none")
@@ -101,7 +103,7 @@ def judged_again(root: Path) -> dict[str, dict[str, float]]:
     told = {}
     for family in TINY:
         loaded = runs.load(root / family, ema=True)
-        judging = runs.instantiate(loaded.cfg.callbacks.evaluation.judging, _convert_="all")
+        judging = instantiate(loaded.cfg.callbacks.evaluation.judging, _convert_="all")
         judging.prepare(loaded.data, torch.device("cpu"))
         told[family], _ = judging(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)
     return told
@@ -111,7 +113,6 @@ def main() -> None:
     runs.register()
     root = Path(sys.argv[1])
     told = walk(root) if RANKS > 1 else {"judged": judged_again(root)}
-    TINY["ldm"] = [t.replace("FIRST", str(root / "vae")) for t in TINY["ldm"]]
     told["gradients"] = first_gradients(root)
     (root / f"told_{RANK}_of_{RANKS}.json").write_text(json.dumps(told))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import train
 from atelier import runs
 from atelier.metrics.image import psnr
-from atelier.metrics.pictures import to_uint8
+from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 from tests.compose import composed
 

@@ -1,4 +1,4 @@
-"""The shipped recipes reach what the README says of them, with margin for the seed. Minutes each, so marked slow."""
+"""The shipped recipes reach what the README promises. Minutes each, so marked slow."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def reached(folder: Path, *words: str) -> dict[str, float]:
 @pytest.mark.timeout(1200)
 def test_the_default_run_makes_scenes(tmp_path: Path) -> None:
     values = reached(tmp_path / "run", "seed=5", "metrics=none")
-    assert values["judge/valid"] >= 0.70
-    assert min(values[f"judge/{name}"] for name in ("shape", "colour", "size", "fill", "ground")) >= 0.95
+    assert values["judge/valid"] >= 0.80
+    assert min(values[f"judge/{name}"] for name in ("shape", "colour", "size", "fill", "ground")) >= 0.97
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_shapes_ddpm_covers_every_label(tmp_path: Path) -> None:
     values = reached(tmp_path / "run", "experiment=shapes_ddpm", "seed=5", "metrics=none")
-    assert values["judge/valid"] >= 0.85 and values["judge/coverage"] == 1.0 and values["judge/label"] >= 0.98
+    assert values["judge/valid"] >= 0.95 and values["judge/coverage"] == 1.0 and values["judge/label"] >= 0.99
