@@ -76,7 +76,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             cfg = composed(*words, "logger=wandb", "logger.group=together", run_dir=f"sweep/{job}")
             if family == "failing":
                 with patch.context() as broken, pytest.raises(RuntimeError, match="in the middle"):
-                    broken.setattr("atelier.models.vae.VAE.nll", fail_at(3))
+                    broken.setattr("atelier.models.vae.VAE.training_step", fail_at(3))
                     train.train(cfg)
             else:
                 train.train(cfg)
@@ -88,15 +88,15 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def fail_at(count: int) -> Any:
     from atelier.models.vae import VAE
 
-    original, left = VAE.nll, [count]
+    original, left = VAE.training_step, [count]
 
-    def nll(*args: Any) -> Any:
+    def training_step(self: VAE, batch: Any) -> Any:
         left[0] -= 1
         if not left[0]:
             raise RuntimeError("in the middle")
-        return original(*args)
+        return original(self, batch)
 
-    return nll
+    return training_step
 
 
 @pytest.mark.parametrize("family", ["ddpm", "gan", "vae"])

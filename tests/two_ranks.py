@@ -79,11 +79,21 @@ def constant(value: float) -> Any:
     return full
 
 
+class Same(torch.nn.Module):
+    """In place of a norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 def first_gradients(root: Path) -> dict[str, list[float]]:
     """The first batch's gradients (as Adam's first moments) where nothing is drawn and no batch is normed."""
     torch.randn_like, torch.randn = torch.zeros_like, constant(0.0)
     torch.rand = constant(0.5)
-    torch.nn.BatchNorm2d = lambda _: torch.nn.Identity()
+    torch.nn.BatchNorm2d = Same
     told = {}
     for family in TINY:
         folder = root / f"gradients_{family}_{RANKS}"
@@ -93,7 +103,13 @@ def first_gradients(root: Path) -> dict[str, list[float]]:
     return told
 
 
-GRADIENTS = {"ddpm": ["model.net.dropout=0"], "gan": ["model.n_critic=1"]}
+GRADIENTS = {
+    "ddpm": ["model.net.dropout=0"],
+    "gan": ["model.n_critic=1"],
+    "vqvae": ["model.net.quantizer.kmeans=false", "model.net.quantizer.revive_below=0"],
+    "vqprior": ["model.net.dropout=0"],
+    "first_stage": ["model.discriminator.norm=instance"],
+}
 
 
 def judged_again(root: Path) -> dict[str, dict[str, float]]:

@@ -106,6 +106,19 @@ def test_a_block_is_torchs_where_no_condition_speaks() -> None:
     torch.testing.assert_close(block(x, torch.randn(3, 5), None)[0], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_condition_scales_and_shifts_both_norms() -> None:
+    """One place, which attends to itself alone: x + out(v), then the perceptron, by hand."""
+    torch.manual_seed(0)
+    block, x, told = Block(8, 2, 0.0, 5), torch.randn(3, 1, 8), torch.randn(3, 5)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    scale1, shift1, scale2, shift2 = block.told(told)[:, None].split(8, dim=2)
+    v = block.qkv(nn.functional.layer_norm(x, (8,)) * (1 + scale1) + shift1)[:, :, 16:]
+    h = x + block.out(v)
+    expected = h + block.mlp(nn.functional.layer_norm(h, (8,)) * (1 + scale2) + shift2)
+    torch.testing.assert_close(block(x, told, None)[0], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_it_starts_by_saying_that_all_codes_are_as_likely() -> None:
     net = CausalTransformer(n_codes=V, n_places=N, width=8, depth=1, heads=1, dropout=0.0, cond_dim=5)
     assert net(codes(), COND).abs().max() == 0
@@ -118,6 +131,8 @@ def test_dropout_acts_in_training_alone() -> None:
     assert torch.equal(net(codes(), COND), net(codes(), COND))
     net.train()
     assert not torch.equal(net(codes(), COND), net(codes(), COND))
+    block, x = made(dropout=1.0).train().blocks[0], torch.randn(4, N, 16)
+    assert torch.equal(block(x, COND, None)[0], x)  # both branches end in it
 
 
 def test_logits_are_float32_under_bf16() -> None:

@@ -34,6 +34,7 @@ class NormalizingFlow(Latent, Likelihood):
     """
 
     averaged = ("net", "embedder")
+    strategy = {"find_unused_parameters": True}  # the vector for "not told"
 
     def __init__(
         self,

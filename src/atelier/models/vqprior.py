@@ -123,5 +123,4 @@ class VQPrior(Generator):
 def inverted(logits: Tensor, u: Tensor) -> Tensor:
     """The codes (B,) at which the distribution function of softmax(logits) (B, V) passes u (B,) in [0, 1)."""
     borders = logits.double().softmax(1).cumsum(1)  # (B, V)
-    codes = torch.searchsorted(borders, u.double()[:, None] * borders[:, -1:], right=True)
-    return codes[:, 0].clamp(max=logits.shape[1] - 1)
+    return torch.searchsorted(borders, u.double()[:, None] * borders[:, -1:], right=True)[:, 0]

@@ -52,7 +52,7 @@ class VQVAE(Latent, Discrete):
         borders = self.net.quantizer.usage().double().cumsum(0)
         u = rngs.rand(*self.net.code_shape, device=self.device)
         codes = torch.searchsorted(borders, u.double() * borders[-1], right=True)
-        return self.net.quantizer.latents(codes.clamp(max=self.n_codes - 1))
+        return self.net.quantizer.latents(codes)
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.decode(z)
