@@ -112,10 +112,18 @@ def test_guidance_one_is_off() -> None:
     assert torch.equal(drawn(model, 40, guidance=1.0), plain)
 
 
+def test_temperature_zero_takes_the_likeliest_codes() -> None:
+    model = made()
+    assert torch.equal(drawn(model, 40, temperature=0.0), drawn(model, 40, temperature=1e-3))
+
+
 def test_guidance_zero_is_without_condition() -> None:
     model = made()
     assert torch.equal(drawn(model, 40, 0, guidance=0.0), drawn(model, 40, 1, guidance=0.0))
     assert not torch.equal(drawn(model, 40, 0), drawn(model, 40, 1))
+    plain = drawn(model, 40, guidance=0.0)
+    nn.init.constant_(model.embedder.label[0].weight, torch.nan)  # what was asked is not looked at
+    assert torch.equal(drawn(model, 40, guidance=0.0), plain)
 
 
 def test_guidance_stretches_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,10 +164,12 @@ def test_image_k_is_that_of_any_batch() -> None:
 
 
 def test_samples_are_drawn_in_float32_under_bf16() -> None:
-    model = made(guidance=2.0)
+    model, seen = made(guidance=2.0), []
     plain = drawn(model, 60)
+    model.net.head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(drawn(model, 60), plain)
+    assert seen == 4 * [torch.float32]
 
 
 def test_the_loss_is_float32_and_the_codes_are_read_outside_autocast() -> None:
@@ -182,11 +192,11 @@ def test_dropped_conditions_are_not_heard() -> None:
 
 
 def test_without_conditions_nothing_is_guided() -> None:
-    model = made(conditions=(), guidance=5.0)
+    model, rows = made(conditions=(), guidance=5.0), []
     assert model.needs == frozenset() and model.protocol()["guidance"] == 1.0
-    images = model.sample({}, ImageRngs(0, 0, 4))
-    model.guidance = 1.0
-    assert torch.equal(model.sample({}, ImageRngs(0, 0, 4)), images)
+    model.net.head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    model.sample({}, ImageRngs(0, 0, 4))
+    assert rows == [4] * 4  # each place once
 
 
 def test_the_first_stage_stays_as_it_is() -> None:
@@ -206,4 +216,4 @@ def test_a_code_is_where_the_distribution_function_passes() -> None:
     logits = torch.tensor([0.5, 0.25, 0.0, 0.25]).log().expand(6, 4)
     u = torch.tensor([0.0, 0.499, 0.501, 0.749, 0.751, 1 - 2**-24])
     assert inverted(logits, u).tolist() == [0, 0, 1, 1, 3, 3]
-    assert inverted(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([1 - 2**-24])).tolist() == [1]
+    assert inverted(torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 2), u[[0, -1]]).tolist() == [1, 2]

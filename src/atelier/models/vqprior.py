@@ -19,6 +19,8 @@ from atelier.nets.transformer import CausalTransformer
 from atelier.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.rng import ImageRngs
 
+COLD = 1e-4  # a temperature at which the likeliest code is all but certain
+
 
 class VQPrior(Generator):
     """One code after another, row by row: log p(codes) = sum over k of log p(code k | codes before, condition).
@@ -85,11 +87,11 @@ class VQPrior(Generator):
         """Images (n, C, H, W).
 
         Args:
-            temperature: instead of the model's own.
+            temperature: instead of the model's own; 0 = the likeliest code at each place.
             guidance: logits_u + guidance (logits_c - logits_u); 1 = off, 0 = without condition.
         """
         strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0
-        warmth = self.temperature if temperature is None else temperature
+        warmth = max(self.temperature if temperature is None else temperature, COLD)
         u = rngs.rand(self.net.n_places, device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             codes = self._drawn(self._told(cond, len(rngs), strength), strength, warmth, u)
@@ -123,4 +125,4 @@ class VQPrior(Generator):
 def inverted(logits: Tensor, u: Tensor) -> Tensor:
     """The codes (B,) at which the distribution function of softmax(logits) (B, V) passes u (B,) in [0, 1)."""
     borders = logits.double().softmax(1).cumsum(1)  # (B, V)
-    return torch.searchsorted(borders, u.double()[:, None] * borders[:, -1:], right=True)[:, 0]
+    return torch.searchsorted(borders, u[:, None] * borders[:, -1:], right=True)[:, 0]

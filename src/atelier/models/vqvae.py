@@ -51,7 +51,7 @@ class VQVAE(Latent, Discrete):
         """Latents of codes that know nothing of each other, each as frequent as lately in training."""
         borders = self.net.quantizer.usage().double().cumsum(0)
         u = rngs.rand(*self.net.code_shape, device=self.device)
-        codes = torch.searchsorted(borders, u.double() * borders[-1], right=True)
+        codes = torch.searchsorted(borders, u * borders[-1], right=True)
         return self.net.quantizer.latents(codes)
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
