@@ -17,6 +17,7 @@ from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = list(TINY)
+pytestmark = pytest.mark.timeout(900)  # of the walk, two minutes on 2 cores
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         processes = [start(folder, rank, ranks, port) for rank in range(ranks)]
-        errors = [process.communicate(timeout=240)[1] for process in processes]
+        errors = [process.communicate(timeout=600)[1] for process in processes]
         assert not any(process.returncode for process in processes), "".join(e[-3000:] for e in errors)
     return {
         f"{r} of {n}": json.loads((folder / f"told_{r}_of_{n}.json").read_text()) for r, n in ((0, 2), (1, 2), (0, 1))
