@@ -39,7 +39,7 @@ def test_it_draws_latents_with_the_moments_of_training() -> None:
     model = made()
     model.training_step({"image": X})
     z = model.net.encode(X)[0]
-    torch.testing.assert_close(model.mean, z.mean(0))
+    torch.testing.assert_close(model.moments.mean, z.mean(0))
     drawn = model.draw(ImageRngs(0, 0, 4000), {})
     torch.testing.assert_close(drawn.mean(0), z.mean(0), atol=0.05, rtol=0.05)
     torch.testing.assert_close(drawn.std(0), z.std(0, correction=0), atol=0.02, rtol=0.1)

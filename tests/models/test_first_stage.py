@@ -230,7 +230,7 @@ def test_a_perceptual_net_is_neither_trained_nor_saved(tmp_path: Path, monkeypat
     )  # fmt: skip
     assert isinstance(model.perceptual, LPIPS)
     told = {name.split(".")[0] for name in model.state_dict()}
-    assert told == {"net", "discriminator", "mean", "second"}
+    assert told == {"net", "discriminator", "moments"}
     assert sum(p.numel() for p in model.parameters()) < 20_000
     monkeypatch.setitem(globals(), "batch", lambda: {"image": 2 * torch.rand(2, 3, 16, 16) - 1})
     step(model, 0, monkeypatch)
@@ -282,21 +282,19 @@ def test_noise_has_the_moments_of_the_latents(model: AutoencoderKL | VQGAN) -> N
     """Channel by channel; the first batch counts whole, later ones move them slowly."""
     n = model.net.latent_shape[0]
     centre, width = torch.linspace(-3, 3, n)[:, None, None], torch.linspace(0.5, 2, n)[:, None, None]
-    model.images_seen = 0
-    model._watch(centre + width * torch.randn(500, *model.net.latent_shape))
+    model.moments.add(centre + width * torch.randn(500, *model.net.latent_shape), first=True)
     noise = model.draw(ImageRngs(0, 0, 500), {})
     torch.testing.assert_close(noise.mean((0, 2, 3)), centre.flatten(), atol=0.15, rtol=0)
     torch.testing.assert_close(noise.std((0, 2, 3)), width.flatten(), atol=0.1, rtol=0)
-    model.images_seen = 8
-    before = model.mean.clone()
-    model._watch(centre + 1 + 0 * noise)
-    assert ((model.mean - before) > 0).all() and ((model.mean - before) < 0.1).all()
+    before = model.moments.mean.clone()
+    model.moments.add(centre + 1 + 0 * noise, first=False)
+    assert ((model.moments.mean - before) > 0).all() and ((model.moments.mean - before) < 0.1).all()
 
 
 def test_the_moments_are_kept(model: AutoencoderKL | VQGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     step(model, 0, monkeypatch)
-    assert {"mean", "second"} < set(model.state_dict())
-    assert model.mean.abs().sum() > 0 and (model.second >= model.mean**2).all()
+    assert {"moments.mean", "moments.second"} < set(model.state_dict())
+    assert model.moments.mean.abs().sum() > 0 and (model.moments.second >= model.moments.mean**2).all()
 
 
 @pytest.mark.parametrize(("page", "overrides", "line"), [

@@ -90,7 +90,7 @@ def test_r1_is_lazy(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lazy_r1_is_weighted_up(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
     """loss = adversarial + gamma / 2 * every * R1."""
     losses = []
-    monkeypatch.setattr(model, "_step", lambda optimizer, loss: losses.append(loss.item()))
+    monkeypatch.setattr(model, "step", lambda optimizer, loss: losses.append(loss.item()))
     model.r1_gamma, model.r1_every = 0.5, 6
     model._discriminator_step(batch(), None, penalise=True)
     told = model.reported
@@ -135,7 +135,7 @@ def test_image_k_is_that_of_any_batch(finished: dict[str, Path]) -> None:
 def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, losses = [], []
     model.discriminator.score.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
-    monkeypatch.setattr(model, "_step", lambda optimizer, loss: losses.append(loss.dtype))
+    monkeypatch.setattr(model, "step", lambda optimizer, loss: losses.append(loss.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model._discriminator_step(batch(), None, penalise=True)
         model._generator_step(batch(), None)

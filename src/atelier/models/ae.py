@@ -11,15 +11,14 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.likelihood import Bernoulli, Gaussian
-from atelier.models.base import Autoencoder, Cond, Latent
+from atelier.models.base import Autoencoder, Cond
+from atelier.nets.codec import Moments
 from atelier.nets.vae import VAENet
 from atelier.ranges import PositiveFloat
 from atelier.rng import ImageRngs
 
-MOMENTUM = 0.02  # of the latents' moments, per batch
 
-
-class AE(Latent, Autoencoder):
+class AE(Autoencoder):
     """Deterministic: the mean of the encoder, no noise, no prior.
 
     It has nothing to draw latents from; `draw` takes a Gaussian with the mean and deviation that each latent had in
@@ -36,8 +35,6 @@ class AE(Latent, Autoencoder):
     """
 
     averaged = ("net",)
-    mean: Tensor
-    second: Tensor
 
     def __init__(
         self, net: VAENet, likelihood: Gaussian | Bernoulli, optimizer: Callable, grad_clip: PositiveFloat | None
@@ -47,34 +44,23 @@ class AE(Latent, Autoencoder):
             problem = f"latents {net.latent_shape} are no smaller than images {net.image_shape}"
             raise UserError("model.net.latent_channels", net.latent_shape[0], problem, "model.net.latent_channels=4")
         self.net, self.likelihood, self.optimizer, self.grad_clip = net, likelihood, optimizer, grad_clip
-        self.register_buffer("mean", torch.zeros(net.latent_shape))
-        self.register_buffer("second", torch.ones(net.latent_shape))
+        self.moments = Moments(net.latent_shape)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         z, _ = self.net(x)
         nll = self.likelihood.nll(x, self.net.decode(z)).mean()
-        self._watch(z.detach())
+        self.moments.add(z.detach(), first=self.images_seen == 0)
         self.report("nll", nll)
         loss = nll / x[0].numel()
         self.report("loss", loss)
         return loss
 
-    def _watch(self, z: Tensor) -> None:
-        """First and second moment of each latent; the first batch is taken whole."""
-        momentum = MOMENTUM if self.images_seen else 1.0
-        self.mean.lerp_(z.mean(0), momentum)
-        self.second.lerp_(z.square().mean(0), momentum)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer([p for p in self.parameters() if p.requires_grad])
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
-        deviation = (self.second - self.mean**2).clamp(min=0).sqrt()
-        return self.mean + deviation * rngs.randn(*self.net.latent_shape, device=self.device)
-
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        return self.decode(z)
+        return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
         return self.net.encode(x)[0]

@@ -69,6 +69,17 @@ class Generator(LightningModule, ABC):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
 
+    def step(self, optimizer: Optimizer, loss: Tensor) -> None:
+        """One step of this optimizer down this loss, by hand: for families with more than one player."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clipping for those who step by hand, where gradients are no longer scaled."""
+        if not self.automatic_optimization:
+            self.clip(optimizer)
+
     def validation_step(self, batch: Batch) -> None:
         """Opens Lightning's validation loop; the evaluation callback does the work."""
 
@@ -88,8 +99,8 @@ class Latent(Generator, ABC):
         return self.render(self.draw(rngs, cond), cond, rngs)
 
 
-class Autoencoder(ABC):
-    """Maps images to latents and back."""
+class Autoencoder(Latent):
+    """Maps images to latents and back; to render a latent is to decode it."""
 
     @abstractmethod
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
@@ -98,6 +109,9 @@ class Autoencoder(ABC):
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of latents."""
+
+    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+        return self.decode(z)
 
 
 class Discrete(Autoencoder):

@@ -19,16 +19,15 @@ from atelier.errors import UserError
 from atelier.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
 from atelier.losses.kl import kl_to_standard_normal
 from atelier.losses.perceptual import LPIPS, Pyramid
-from atelier.models.base import Autoencoder, Cond, Discrete, Latent
+from atelier.models.base import Autoencoder, Cond, Discrete
 from atelier.nets.autoencoder import KLNet, VQGANNet
+from atelier.nets.codec import Moments
 from atelier.nets.patch import PatchDiscriminator
 from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat
 from atelier.rng import ImageRngs
 
-MOMENTUM = 0.02  # of the latents' moments, per batch
 
-
-class _FirstStage(Latent, Autoencoder):
+class _FirstStage(Autoencoder):
     """What the two members share: all but the bottleneck.
 
     Losses are means over the C H W values of an image: |x - x'| + perceptual + penalty + adversarial. Those of Esser et
@@ -59,8 +58,6 @@ class _FirstStage(Latent, Autoencoder):
     averaged = ("net",)
     strategy = {"find_unused_parameters": True}
     takes: ClassVar[type]
-    mean: Tensor
-    second: Tensor
 
     def __init__(
         self,
@@ -91,8 +88,7 @@ class _FirstStage(Latent, Autoencoder):
         self.discriminator_from, self.listen_from = discriminator_from, listen_from
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
-        self.register_buffer("mean", torch.zeros(net.latent_shape[0], 1, 1))
-        self.register_buffer("second", torch.ones(net.latent_shape[0], 1, 1))
+        self.moments = Moments((net.latent_shape[0], 1, 1))
 
     def training_step(self, batch: Batch) -> None:
         x = batch["image"]
@@ -104,10 +100,10 @@ class _FirstStage(Latent, Autoencoder):
         if self.images_seen >= self.listen_from:
             loss = loss + self._adversarial(reconstruction, back)
         self.report("loss", loss)
-        self._step(ours, loss)
+        self.step(ours, loss)
         if self.images_seen >= self.discriminator_from:
-            self._step(theirs, self._judged(x, back.detach()))
-        self._watch(z.detach())
+            self.step(theirs, self._judged(x, back.detach()))
+        self.moments.add(z.detach(), first=self.images_seen == 0)
 
     @abstractmethod
     def bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,31 +136,12 @@ class _FirstStage(Latent, Autoencoder):
         self.report("fake_logit", fake.mean())
         return loss
 
-    def _step(self, optimizer: Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clipping by hand, where gradients are no longer scaled."""
-        self.clip(optimizer)
-
-    def _watch(self, z: Tensor) -> None:
-        """First and second moment of each latent channel; the first batch is taken whole."""
-        momentum = MOMENTUM if self.images_seen else 1.0
-        self.mean.lerp_(z.mean(dim=(0, 2, 3))[:, None, None], momentum)
-        self.second.lerp_(z.square().mean(dim=(0, 2, 3))[:, None, None], momentum)
-
     def configure_optimizers(self) -> list[Optimizer]:
         theirs = self.discriminator_optimizer(self.discriminator.parameters())
         return [self.generator_optimizer(self.net.parameters()), theirs]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
-        deviation = (self.second - self.mean**2).clamp(min=0).sqrt()
-        return self.mean + deviation * rngs.randn(*self.net.latent_shape, device=self.device)
-
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        return self.decode(z)
+        return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
         with self.float32():

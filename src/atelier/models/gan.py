@@ -77,7 +77,7 @@ class GAN(Latent):
             penalty = r1(real_logits, real)
             self.report("r1", penalty)
             loss = loss + self.r1_gamma / 2 * self.r1_every * penalty
-        self._step(optimizer, loss)
+        self.step(optimizer, loss)
 
     def _generator_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond = self.condition(batch, "")
@@ -85,16 +85,7 @@ class GAN(Latent):
         logits = self.discriminator(self._fake(cond, n), self.discriminator_embedder(cond, n))
         loss = non_saturating_generator(logits)
         self.report("generator", loss)
-        self._step(optimizer, loss)
-
-    def _step(self, optimizer: Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clipping by hand, where gradients are no longer scaled."""
-        self.clip(optimizer)
+        self.step(optimizer, loss)
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = torch.randn(n, self.generator.noise_dim, device=self.device)

@@ -11,13 +11,13 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.losses.kl import kl_to_standard_normal, with_free_bits
 from atelier.losses.likelihood import Bernoulli, Gaussian
-from atelier.models.base import Autoencoder, Cond, Latent, Likelihood
+from atelier.models.base import Autoencoder, Cond, Likelihood
 from atelier.nets.vae import VAENet
 from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
 
-class VAE(Latent, Autoencoder, Likelihood):
+class VAE(Autoencoder, Likelihood):
     """Standard normal prior, diagonal Gaussian posterior.
 
     Args:
@@ -55,8 +55,8 @@ class VAE(Latent, Autoencoder, Likelihood):
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         nll = self.likelihood.nll(x, self.net.decode(z)).mean()
         kl = kl_to_standard_normal(mean, logvar)
-        beta = self.beta * min(1.0, self.images_seen / max(1, self.beta_images)) if self.beta_images else self.beta
-        loss = (nll + beta * with_free_bits(kl, self.free_bits)) / x[0].numel()
+        risen = min(1.0, self.images_seen / self.beta_images) if self.beta_images else 1.0
+        loss = (nll + self.beta * risen * with_free_bits(kl, self.free_bits)) / x[0].numel()
         self.report("nll", nll)
         self.report("kl", kl.flatten(1).sum(1).mean())
         self.report("loss", loss)
@@ -82,9 +82,6 @@ class VAE(Latent, Autoencoder, Likelihood):
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(*self.net.latent_shape, device=self.device)
-
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        return self.decode(z)
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
         mean, logvar = self.net.encode(x)

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.batch import Batch
-from atelier.models.base import Cond, Discrete, Latent
+from atelier.models.base import Cond, Discrete
 from atelier.nets.quantizers import perplexity
 from atelier.nets.vqvae import VQNet
 from atelier.ranges import PositiveFloat
 from atelier.rng import ImageRngs
 
 
-class VQVAE(Latent, Discrete):
+class VQVAE(Discrete):
     """Squared error plus what the quantiser asks for, both as means over elements; `sample` shows it without a prior.
 
     Args:
@@ -53,9 +53,6 @@ class VQVAE(Latent, Discrete):
         u = rngs.rand(*self.net.code_shape, device=self.device)
         codes = torch.searchsorted(borders, u * borders[-1], right=True)
         return self.net.quantizer.latents(codes)
-
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        return self.decode(z)
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
         """Latents before quantisation; there is nothing to draw."""

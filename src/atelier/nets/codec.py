@@ -1,4 +1,4 @@
-"""Images to latents of about unit size and back: the one owner of a first stage's range and scale."""
+"""Latents of about unit size, made of images and back, and what latents were like in training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from atelier.nets.frozen import Frozen
 from atelier.ranges import PositiveFloat
+
+MOMENTUM = 0.02  # of latents' moments, per batch
 
 
 class LatentCodec(nn.Module):
@@ -57,3 +59,30 @@ class LatentCodec(nn.Module):
         second = mean**2 + (logvar.exp() if self.mode == "sample" else 0)
         centre, power = reduce_mean(mean.mean()), reduce_mean(second.mean())
         self.scale.copy_((power - centre**2).rsqrt())
+
+
+class Moments(nn.Module):
+    """First and second moment of latents over about the last 1 / MOMENTUM batches.
+
+    Args:
+        shape: of what has moments of its own: (Z, h, w) for each number of a latent, (Z, 1, 1) for its channels.
+    """
+
+    mean: Tensor
+    second: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("second", torch.ones(shape))
+
+    def add(self, z: Tensor, first: bool) -> None:
+        """A batch of latents (B, Z, h, w); the first is taken whole."""
+        momentum = 1.0 if first else MOMENTUM
+        shared = [k for k, n in enumerate(self.mean.shape, 1) if n != z.shape[k]]
+        self.mean.lerp_(z.mean([0, *shared]).view_as(self.mean), momentum)
+        self.second.lerp_(z.square().mean([0, *shared]).view_as(self.second), momentum)
+
+    def noise(self, eps: Tensor) -> Tensor:
+        """Standard normal numbers (n, Z, h, w) with these moments instead."""
+        return self.mean + (self.second - self.mean**2).clamp(min=0).sqrt() * eps
