@@ -20,7 +20,7 @@ from atelier import runs
 from atelier.judge import judge
 from atelier.metrics.pictures import grid, save_png
 from atelier.metrics.shapes import judge_values, wilson
-from atelier.pixels import to_uint8
+from atelier.pixels import to_float, to_uint8
 from atelier.rng import ImageRngs
 
 N, FITTED, COMPONENTS, COLUMNS = 1_000, 10_000, 64, 12
@@ -51,8 +51,8 @@ def decoded(loaded: runs.Loaded, z: Tensor) -> Tensor:
 
 
 def told(name: str, images: Tensor) -> None:
-    verdict = judge(images.float() / 127.5 - 1)
-    values = judge_values(verdict, {}, images.float() / 127.5 - 1)
+    verdict = judge(to_float(images))
+    values = judge_values(verdict, {}, to_float(images))
     low, high = wilson(int(verdict.valid.sum()), len(images))
     share, coverage = values["judge/valid"], values["judge/coverage"]
     print(f"| {name} | {share:.3f} ({low:.3f} .. {high:.3f}) | {values['judge/loose']:.3f} | {coverage:.2f} |")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from atelier import build
 from atelier.data.base import DataModule
+from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 
 LEVELS = 256
@@ -40,7 +41,7 @@ def histogram(data: DataModule, split: str, n: int) -> Tensor:
 def read(data: DataModule, split: str, numbers: range) -> Tensor:
     """Levels of images, (B, C H W) int64."""
     images = data.split(split).read(list(numbers), None)["image"]
-    return (127.5 * images + 127.5).round().long().flatten(1)
+    return to_uint8(images).long().flatten(1)
 
 
 class Mixture:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = {"batch", "errors", "pixels", "ranges", "rng"}
+LEAVES = {"batch", "errors", "pixels", "ranges", "ranks", "rng"}
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -42,6 +42,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "errors": set(),
     "pixels": set(),
     "ranges": set(),
+    "ranks": set(),
     "rng": set(),
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
@@ -51,6 +52,7 @@ TORCH_ONLY = {  # a room -> what it may use beside torch and the standard librar
     "losses": set(),
     "optim": set(),
     "pixels": set(),
+    "ranks": set(),
     "rng": set(),
     "nets": {"einops"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
@@ -129,20 +130,27 @@ def report(error: UserError) -> None:
         print(error.line(), file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a Hydra main: a user's mistake becomes its line and exit code 2, anything else stays a traceback."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Inside, a user's mistake becomes its line and exit code 2; anything else stays a traceback."""
     try:
-        if unsafe := os.environ.get(ENVIRONMENT):
-            raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
-        check_words(sys.argv[1:])
-        main()
+        yield
     except Exception as error:
         known = user_error(error)
         if known is None:
             raise
         report(known)
         sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a Hydra main under `one_line`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with one_line():
+        if unsafe := os.environ.get(ENVIRONMENT):
+            raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
+        check_words(sys.argv[1:])
+        main()
 
 
 def check_words(words: list[str]) -> None:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from atelier.errors import UserError, check_words, report, user_error
+from atelier.errors import UserError, check_words, one_line, report, user_error
 from atelier.runs import OUTPUTS, shorter
 
 STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
@@ -66,15 +66,9 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
 
 def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     """Do what sample.py and evaluate.py do; a user's mistake is one line."""
-    try:
+    with one_line():
         check_words(list(HydraConfig.get().overrides.task))
         work(cfg)
-    except Exception as error:
-        known = user_error(error)
-        if known is None:
-            raise
-        report(known)
-        sys.exit(2)
 
 
 def one_process(cfg: DictConfig, hydra: DictConfig) -> None:

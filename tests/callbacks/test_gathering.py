@@ -11,7 +11,7 @@ from atelier.errors import UserError
 
 def parts(monkeypatch: pytest.MonkeyPatch, n: int, batch: int, ranks: int) -> list[list[range]]:
     """What each rank gets."""
-    monkeypatch.setattr(gathering, "_many", lambda: ranks > 1)
+    monkeypatch.setattr(gathering, "many", lambda: ranks > 1)
     monkeypatch.setattr(gathering.dist, "get_world_size", lambda: ranks)
     found = []
     for rank in range(ranks):

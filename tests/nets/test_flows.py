@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier import ranks
 from atelier.errors import UserError
 from atelier.nets.flow_layers import (
     EPS,
@@ -195,27 +196,29 @@ def test_a_constant_channel_is_not_divided_by_zero() -> None:
     assert logdet.item() == pytest.approx(-8 * math.log(EPS), rel=1e-4)
 
 
-def test_ranks_agree_on_the_moments_of_the_whole_batch() -> None:
+def test_ranks_agree_on_the_moments_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads with half of a batch each, who meet wherever a statistic is averaged."""
     x, meeting, told = torch.randn(8, 3, 4, 4) * torch.arange(1, 9)[:, None, None, None], threading.Barrier(2), {}
 
+    def mean(mine: Tensor) -> Tensor:
+        told[f"sent {threading.current_thread().name}"] = mine
+        meeting.wait()
+        mean = (told["sent 0"] + told["sent 1"]) / 2
+        meeting.wait()
+        return mean
+
     def rank(k: int) -> None:
-        def mean_of(mine: Tensor) -> Tensor:
-            told[f"sent {k}"] = mine
-            meeting.wait()
-            mean = (told["sent 0"] + told["sent 1"]) / 2
-            meeting.wait()
-            return mean
+        told[k] = moments(x[4 * k : 4 * k + 4])
 
-        told[k] = moments(x[4 * k : 4 * k + 4], mean_of)
-
-    ranks = [threading.Thread(target=rank, args=(k,)) for k in range(2)]
-    [thread.start() for thread in ranks]
-    [thread.join() for thread in ranks]
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "mean", mean)
+        threads = [threading.Thread(target=rank, args=(k,), name=str(k)) for k in range(2)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
     whole = x.double().mean((0, 2, 3)), x.double().std((0, 2, 3), correction=0)
     for k in range(2):
         torch.testing.assert_close(told[k], whole)
-    assert not torch.allclose(moments(x[:4], lambda mine: mine)[1], whole[1])
+    assert not torch.allclose(moments(x[:4])[1], whole[1])
 
 
 def test_a_density_of_one_number_integrates_to_one() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from atelier import ranks
 from atelier.errors import UserError
 from atelier.nets import quantizers
 from atelier.nets.quantizers import FSQ, VectorQuantizer, kmeans, nearest, perplexity, seeds
@@ -269,7 +270,7 @@ def on_two_ranks(monkeypatch: pytest.MonkeyPatch, work: Callable[[int], None]) -
     """work(rank) in two threads whose exchanges wait for each other, as processes' would."""
     mine, barrier, slots = threading.local(), threading.Barrier(2), [Tensor(), Tensor()]
 
-    def over_ranks(x: Tensor) -> Tensor:
+    def summed(x: Tensor) -> Tensor:
         slots[mine.rank] = x
         barrier.wait(timeout=20)
         total = slots[0] + slots[1]
@@ -283,8 +284,8 @@ def on_two_ranks(monkeypatch: pytest.MonkeyPatch, work: Callable[[int], None]) -
         finally:
             barrier.abort() if barrier.n_waiting else None
 
-    monkeypatch.setattr(quantizers, "over_ranks", over_ranks)
-    monkeypatch.setattr(quantizers, "from_first_rank", lambda x: x if mine.rank == 0 else torch.zeros_like(x))
+    monkeypatch.setattr(ranks, "summed", summed)
+    monkeypatch.setattr(ranks, "from_first", lambda x: x if mine.rank == 0 else torch.zeros_like(x))
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()

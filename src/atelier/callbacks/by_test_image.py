@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from atelier.callbacks.gathering import Parts, shares
+from atelier.callbacks.gathering import Parts, Progress, read
 from atelier.data.base import DataModule
 from atelier.judge import judge
 from atelier.metrics.image import code_values, psnr, ssim
@@ -18,23 +18,26 @@ from atelier.pixels import to_float, to_uint8
 from atelier.rng import ImageRngs
 
 Context = Callable[[], AbstractContextManager]
-Progress = Callable[[str, int, int], None]
 
 
 def reconstructed(
     model: Autoencoder,
     data: DataModule,
     suite: Suite,
+    real: Tensor | None,
     n: int,
     batch_size: int,
     context: Context,
     progress: Progress,
 ) -> dict[str, float]:
-    """How near the first n test images come back that the model encodes to the mode and decodes."""
-    n, parts = min(n, len(data.split("test"))), Parts()
-    for numbers in shares(n, batch_size):
-        progress("reconstructions", numbers.stop, n)
-        x = data.split("test").read(list(numbers), None)["image"].to(model.device)
+    """How near the first n test images come back that the model encodes to the mode and decodes.
+
+    Args:
+        real: features of these images (n, D), for the distances; None: there are none.
+    """
+    parts = Parts()
+    for numbers, batch in read(data, "test", n, batch_size, "reconstructions", progress):
+        x = batch["image"].to(model.device)
         with context():
             back = model.decode(model.encode(x))
             codes = {"codes": model.codes(x).flatten(1)} if isinstance(model, Discrete) else {}
@@ -43,8 +46,8 @@ def reconstructed(
     values = {
         f"recon/{name}": facts[name].mean().item() for name in ("psnr", "ssim", "lpips", "valid") if name in facts
     }
-    if suite.active:
-        values |= {f"recon/{name}": v for name, v in suite.compare(facts["real"], facts["features"]).items()}
+    if real is not None:
+        values |= {f"recon/{name}": v for name, v in suite.compare(real, facts["features"]).items()}
     if isinstance(model, Discrete):
         values |= code_values(facts["codes"], model.n_codes)
     return values
@@ -57,7 +60,7 @@ def _compared(given: Tensor, real: Tensor, judged: bool, suite: Suite) -> dict[s
     if suite.lpips is not None:
         facts["lpips"] = suite.lpips(to_float(given), to_float(real))
     if suite.active:
-        facts |= {"features": suite.features(given), "real": suite.features(real)}
+        facts["features"] = suite.features(given)
     return facts
 
 
@@ -71,10 +74,8 @@ def likelihood(
     progress: Progress,
 ) -> dict[str, float]:
     """Mean -log p of the first n test images: `nll` in nats an image, `bpd` in bits a dimension."""
-    n, parts = min(n, len(data.split("test"))), Parts()
-    for numbers in shares(n, batch_size):
-        progress("likelihood", numbers.stop, n)
-        batch = data.split("test").read(list(numbers), None)
+    parts = Parts()
+    for numbers, batch in read(data, "test", n, batch_size, "likelihood", progress):
         x = batch["image"].to(model.device)
         with context():
             nats = model.nll(x, model.condition(batch, ""), rngs(numbers.start, len(numbers)))

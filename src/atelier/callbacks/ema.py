@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
 from atelier.ranges import PositiveInt, Probability
+from atelier.ranks import many
 
 
 class EMA(Callback):
@@ -86,7 +87,7 @@ class EMA(Callback):
 
     def broadcast_buffers(self, model: LightningModule) -> None:
         """Each rank copied its own BatchNorm statistics; rank 0's are the ones that count and are saved."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if many():
             for buffer in [*model.buffers(), *(b for n in self.nets.values() for m in n.values() for b in m.buffers())]:
                 dist.broadcast(buffer, 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -10,7 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from atelier.batch import Batch
+from atelier.data.base import DataModule
 from atelier.errors import UserError
+from atelier.ranks import many
+
+Progress = Callable[[str, int, int], None]  # told what is done, how much of it, of how much; may raise to stop
 
 
 class Parts:
@@ -28,7 +33,7 @@ class Parts:
     def gathered(self) -> dict[str, Tensor]:
         """The facts of all ranks, (N, ...) on the CPU, in the order of their numbers."""
         facts = {name: torch.cat(tensors) for name, tensors in self.parts.items()}
-        if _many():
+        if many():
             met = {name: gather_all_tensors(t.to(_meeting()).contiguous()) for name, t in facts.items()}
             facts = {name: torch.cat(tensors).cpu() for name, tensors in met.items()}
         order = facts.pop("number").argsort()
@@ -41,7 +46,7 @@ def shares(n: int, batch_size: int) -> Iterator[range]:
     Raises:
         UserError: fewer images than ranks.
     """
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if _many() else (0, 1)
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if many() else (0, 1)
     if n < ranks:
         raise UserError("eval.n_samples", n, f"there are {ranks} ranks", f"eval.n_samples={ranks}")
     batches = max(1, min(-(-n // batch_size), n // ranks))
@@ -50,17 +55,22 @@ def shares(n: int, batch_size: int) -> Iterator[range]:
         yield range(first + (end - first) * rank // ranks, first + (end - first) * (rank + 1) // ranks)
 
 
+def read(
+    data: DataModule, split: str, n: int, batch_size: int, what: str, progress: Progress
+) -> Iterator[tuple[range, Batch]]:
+    """This rank's part of the first n images of a split, batch by batch with their numbers; `progress` is told."""
+    for numbers in shares(n, batch_size):
+        progress(what, numbers.stop, n)
+        yield numbers, data.split(split).read(list(numbers), None)
+
+
 def all_ranks(mine: bool) -> bool:
     """Whether every rank says True."""
-    if not _many():
+    if not many():
         return mine
     said = torch.tensor([int(mine)], device=_meeting())
     dist.all_reduce(said, dist.ReduceOp.MIN)
     return bool(said)
-
-
-def _many() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _meeting() -> torch.device:

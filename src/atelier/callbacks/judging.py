@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atelier.batch import Batch
-from atelier.callbacks.by_test_image import Context, Progress, likelihood, reconstructed
-from atelier.callbacks.gathering import Parts, all_ranks, shares
+from atelier.callbacks.by_test_image import Context, likelihood, reconstructed
+from atelier.callbacks.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.data.base import DataModule
 from atelier.judge import Verdict, judge
 from atelier.metrics.shapes import judge_values, reasons, wilson
@@ -65,11 +64,13 @@ class Judging:
                 prefix = f"{case}/" if case else ""
                 found = self._judge_case(model, data, case, options, context, progress)
                 values |= {prefix + name: value for name, value in found.items()}
+            n = min(self.n_samples, len(data.split("test")))
             if isinstance(model, Autoencoder):
-                values |= reconstructed(model, data, self.suite, self.n_samples, self.batch_size, context, progress)
+                real = self._real(model, data, "", "test", n, progress)["features"] if self.suite.active else None
+                values |= reconstructed(model, data, self.suite, real, n, self.batch_size, context, progress)
             if isinstance(model, Likelihood):
                 rngs = partial(ImageRngs, self.seed)
-                values |= likelihood(model, data, rngs, self.n_samples, self.batch_size, context, progress)
+                values |= likelihood(model, data, rngs, n, self.batch_size, context, progress)
         return values, self.protocol(model, data, options)
 
     def _judge_case(
@@ -129,9 +130,7 @@ class Judging:
 
         def compute() -> dict[str, Tensor]:
             parts = Parts()
-            for numbers in shares(n, 4 * self.batch_size):
-                progress(f"{split} images", numbers.stop, n)
-                batch: Batch = data.split(split).read(list(numbers), None)
+            for numbers, batch in read(data, split, n, 4 * self.batch_size, f"{split} images", progress):
                 part = {"features": self.suite.features(to_uint8(model.real(batch, case))).cpu()}
                 parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
             return parts.gathered()

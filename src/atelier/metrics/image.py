@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from atelier.nets.quantizers import perplexity
+
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each pair, 10 log10(255^2 / MSE) dB.
@@ -43,7 +45,5 @@ def code_values(codes: Tensor, n_codes: int) -> dict[str, float]:
         `codes/used`: share of the entries that occur; `codes/perplexity`: exp of the entropy of their frequencies,
         n_codes where all are as frequent.
     """
-    counts = torch.bincount(codes.flatten(), minlength=n_codes).double()
-    shares = counts / counts.sum()
-    entropy = -torch.special.xlogy(shares, shares).sum()
-    return {"codes/used": (counts > 0).double().mean().item(), "codes/perplexity": entropy.exp().item()}
+    used = len(codes.unique()) / n_codes
+    return {"codes/used": used, "codes/perplexity": perplexity(codes, n_codes).item()}

@@ -13,6 +13,7 @@ from atelier.batch import Batch
 from atelier.models.base import Cond, Latent, Likelihood
 from atelier.nets.conditioning import Condition
 from atelier.nets.flows import FlowNet
+from atelier.pixels import to_uint8
 from atelier.ranges import NonNegFloat, PositiveFloat
 from atelier.rng import ImageRngs
 
@@ -63,7 +64,7 @@ class NormalizingFlow(Latent, Likelihood):
         (Theis et al. 2016, A note on the evaluation of generative models, 3.1): with v uniform within the level,
         noise = f(v) and D numbers in an image, -log N(noise; 0, 1) - log |det df/dv| + D log 256.
         """
-        v = ((127.5 * x + 127.5).round() + uniform) / LEVELS - 0.5
+        v = (to_uint8(x) + uniform) / LEVELS - 0.5
         noise, logdet = self.net(v, self.embedder(cond, len(x)))
         energy = noise.square().sum(1, dtype=torch.float64) / 2
         return energy - logdet + x[0].numel() * (math.log(2 * math.pi) / 2 + math.log(LEVELS))

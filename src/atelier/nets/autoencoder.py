@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.errors import UserError
-from atelier.nets.layers import SelfAttention, Up
-from atelier.nets.quantizers import FSQ, VectorQuantizer
+from atelier.nets.layers import Residual, SelfAttention, Up
+from atelier.nets.quantizers import CERTAIN, FSQ, VectorQuantizer
 from atelier.ranges import Levels, PositiveInt, Probability, Width
-
-QUANTISED = -20.0  # log-variance of a latent that is no draw: a deviation of 5e-5
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class VQGANNet(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents before they are quantised, (B, Z, h, w) float32, and -20 as their log-variance."""
         z = self.quant(self.encoder(x)).float()                                # (B, Z, h, w)
-        return z, z.new_full(z.shape, QUANTISED)
+        return z, z.new_full(z.shape, CERTAIN)
 
     def image(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 of quantised latents."""
@@ -272,29 +271,13 @@ class Block(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, groups: int, dropout: float, attention: bool) -> None:
         super().__init__()
-        self.residual = Residual(n_in, n_out, groups, dropout)
+        self.residual = Residual(n_in, n_out, partial(nn.GroupNorm, groups, eps=1e-6), dropout)
         self.attention = SelfAttention(n_out, heads=1) if attention else nn.Identity()
         if attention:
             self.attention.norm = nn.GroupNorm(groups, n_out, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attention(self.residual(x))                                # (B, C', H, W)
-
-
-class Residual(nn.Module):
-    """Norm, SiLU, 3x3 twice, plus the input."""
-
-    def __init__(self, n_in: int, n_out: int, groups: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, n_in, eps=1e-6), nn.Conv2d(n_in, n_out, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, n_out, eps=1e-6), nn.Conv2d(n_out, n_out, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
-        self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))                                  # (B, C', H, W)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))                    # (B, C', H, W)
-        return self.skip(x) + h
 
 
 class Halve(nn.Module):

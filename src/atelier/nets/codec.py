@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from atelier import ranks
 from atelier.nets.frozen import Frozen
 from atelier.ranges import PositiveFloat
 
@@ -49,15 +49,15 @@ class LatentCodec(nn.Module):
             return self.autoencoder.net.decode(z.float() / self.scale + self.shift)
 
     @torch.no_grad()
-    def measure(self, x: Tensor, reduce_mean: Callable[[Tensor], Tensor]) -> None:
-        """Where scale is not given, set it to 1 / std of these images' latents; `reduce_mean` averages over ranks."""
+    def measure(self, x: Tensor) -> None:
+        """Where scale is not given, set it to 1 / std of the latents of these images, all ranks'."""
         if self._known or self.scale > 0:
             self._known = True  # no look at the device in every step
             return
         with torch.autocast(x.device.type, enabled=False):
             mean, logvar = self.autoencoder.net.encode(x)
         second = mean**2 + (logvar.exp() if self.mode == "sample" else 0)
-        centre, power = reduce_mean(mean.mean()), reduce_mean(second.mean())
+        centre, power = ranks.mean(mean.mean()), ranks.mean(second.mean())
         self.scale.copy_((power - centre**2).rsqrt())
 
 

@@ -7,14 +7,13 @@ back. Its own arithmetic is float32 under any autocast; only the nets inside cou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from atelier import ranks
 from atelier.nets.layers import zeroed
 
 EPS = 1e-6  # added to a measured standard deviation
@@ -78,19 +77,11 @@ class Squeeze(nn.Module):
         return rearrange(y, "b (p q c) h w -> b c (h p) (w q)", p=2, q=2)  # (B, C / 4, 2 H, 2 W)
 
 
-def mean_of_ranks(mine: Tensor) -> Tensor:
-    """The mean of a statistic over all ranks, whose batches are of one size."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(mine)
-        mine = mine / dist.get_world_size()
-    return mine
-
-
-def moments(x: Tensor, mean_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, (C,) float64 each; `mean_of` averages over ranks."""
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over all ranks' batches, (C,) float64 each."""
     x = x.double()
-    mean = mean_of(x.mean((0, 2, 3)))                                      # (C,)
-    variance = mean_of((x - mean[:, None, None]).square().mean((0, 2, 3))) # (C,)
+    mean = ranks.mean(x.mean((0, 2, 3)))                                      # (C,)
+    variance = ranks.mean((x - mean[:, None, None]).square().mean((0, 2, 3))) # (C,)
     return mean, variance.sqrt()
 
 
@@ -129,7 +120,7 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> None:
-        mean, std = moments(x, mean_of_ranks)
+        mean, std = moments(x)
         self.mean.copy_(mean)
         self.log_std.copy_((std + EPS).log())
         self.measured.fill_(1)

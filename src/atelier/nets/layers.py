@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -68,6 +69,28 @@ class ResBlock(nn.Module):
         else:
             h = self.norm2(h + told)                                       # (B, C, H, W)
         h = self.conv2(self.dropout(F.silu(h)))                            # (B, C, H, W)
+        return self.skip(x) + h
+
+
+class Residual(nn.Module):
+    """Norm, SiLU, 3x3 twice, plus the input.
+
+    Args:
+        norm: number of channels -> layer.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, norm: Callable[[int], nn.Module] = norm, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(n_in), nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.norm2, self.conv2 = norm(n_out), nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))                              # (B, C', H, W)
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))                # (B, C', H, W)
         return self.skip(x) + h
 
 

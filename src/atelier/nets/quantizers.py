@@ -6,15 +6,16 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier import ranks
 from atelier.errors import UserError
 from atelier.ranges import NonNegFloat, PositiveInt, Probability
 
 EPS = 1e-5  # of Laplace smoothing (van den Oord et al. 2017, appendix A.1)
 LLOYD_STEPS = 10
+CERTAIN = -20.0  # log-variance of a latent that is no draw: a deviation of 5e-5
 
 
 class Quantized(NamedTuple):
@@ -129,8 +130,8 @@ class VectorQuantizer(nn.Module):
         told = [tallied(vectors, codes, self.n_codes)]                     # (K, D + 1)
         if self.revive_below > 0:
             far = (vectors - self.codebook[codes]).square().sum(1)         # (N,)
-            told.append(from_first_rank(drawn(vectors, far, self.n_codes)))    # (K, D)
-        told = over_ranks(torch.cat(told, dim=1))
+            told.append(ranks.from_first(drawn(vectors, far, self.n_codes)))    # (K, D)
+        told = ranks.summed(torch.cat(told, dim=1))
         self.counts.lerp_(told[:, self.dim], 1 - self.decay)
         if self.update == "ema":
             self.sums.lerp_(told[:, : self.dim], 1 - self.decay)
@@ -236,9 +237,9 @@ def kmeans(vectors: Tensor, n: int) -> tuple[Tensor, Tensor]:
     Lloyd's algorithm from seeds of rank 0, which are spread by k-means++ (Arthur & Vassilvitskii 2007): each next one
     is drawn with probability proportional to its squared distance from those there are.
     """
-    centres = over_ranks(from_first_rank(seeds(vectors, n)))               # (n, D)
+    centres = ranks.summed(ranks.from_first(seeds(vectors, n)))               # (n, D)
     for _ in range(LLOYD_STEPS):
-        told = over_ranks(tallied(vectors, nearest(vectors, centres), n))  # (n, D + 1)
+        told = ranks.summed(tallied(vectors, nearest(vectors, centres), n))  # (n, D + 1)
         counts = told[:, -1]                                               # (n,)
         centres = torch.where(counts[:, None] > 0, told[:, :-1] / counts.clamp(min=1)[:, None], centres)
     return centres, counts
@@ -260,16 +261,3 @@ def perplexity(codes: Tensor, n_codes: int) -> Tensor:
     counts = torch.zeros(n_codes, device=codes.device).index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
     shares = counts / len(flat)                                            # (K,)
     return torch.special.entr(shares).sum().exp()
-
-
-def over_ranks(x: Tensor) -> Tensor:
-    """The sum of all ranks' x; x itself where there is one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(x)
-    return x
-
-
-def from_first_rank(x: Tensor) -> Tensor:
-    """x on rank 0 and zeros elsewhere: summed over ranks, all hold what rank 0 chose."""
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-    return x if alone else torch.zeros_like(x)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from atelier.errors import UserError
-from atelier.nets.layers import norm
+from atelier.nets.layers import Residual, norm
 from atelier.ranges import PositiveInt
 
 
@@ -36,7 +37,7 @@ class VAENet(nn.Module):
         patch: PositiveInt | None,
     ) -> None:
         super().__init__()
-        self.patch = patch = patch or max(1, image_size // 16)
+        patch = patch or max(1, image_size // 16)
         step = patch * 2**downs
         if image_size % step:
             nearest = max(1, round(image_size / step)) * step
@@ -44,37 +45,39 @@ class VAENet(nn.Module):
             raise UserError("data.image_size", image_size, problem, f"data.image_size={nearest}")
         self.image_shape = (image_channels, image_size, image_size)
         self.latent_shape = (latent_channels, image_size // step, image_size // step)
-        widths = [width * 2**i for i in range(downs + 1)]
-        down: list[nn.Module] = [nn.Conv2d(image_channels * patch**2, width, 3, padding=1), Residual(width)]
-        for n_in, n_out in zip(widths, widths[1:], strict=False):
-            down += [nn.Conv2d(n_in, n_out, 4, stride=2, padding=1), Residual(n_out)]
-        self.encoder = nn.Sequential(*down, norm(n_out), nn.SiLU(), nn.Conv2d(n_out, 2 * latent_channels, 1))
-        up: list[nn.Module] = [nn.Conv2d(latent_channels, n_out, 3, padding=1), Residual(n_out)]
-        for n_in, n_out in zip(widths[::-1], widths[-2::-1], strict=False):
-            up += [nn.Upsample(scale_factor=2), nn.Conv2d(n_in, n_out, 3, padding=1), Residual(n_out)]
-        last = nn.Conv2d(width, image_channels * patch**2, 3, padding=1)
-        self.decoder = nn.Sequential(*up, norm(width), nn.SiLU(), last)
+        self.encoder = encoder(image_channels, width, patch, downs, 1, 2 * latent_channels)
+        self.decoder = decoder(latent_channels, width, patch, downs, 1, image_channels)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), float32, log-variance within [-20, 10]."""
-        mean, logvar = self.encoder(F.pixel_unshuffle(x, self.patch)).float().chunk(2, dim=1)   # (B, Z, h, w) each
+        mean, logvar = self.encoder(x).float().chunk(2, dim=1)   # (B, Z, h, w) each
         return mean, logvar.clamp(-20, 10)
 
     def decode(self, z: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.decoder(z), self.patch).float()        # (B, C, H, W)
+        return self.decoder(z).float()                                     # (B, C, H, W)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.encode(x)
 
 
-class Residual(nn.Module):
-    """Norm, SiLU, 3x3 twice, plus the input."""
+def encoder(pixels: int, width: int, patch: int, downs: int, blocks: int, n_out: int) -> nn.Sequential:
+    """Images (B, `pixels`, H, W), folded by `patch` and halved `downs` times, to maps (B, n_out, h, w)."""
+    widths = [width * 2**i for i in range(downs + 1)]
+    layers = [nn.PixelUnshuffle(patch), nn.Conv2d(pixels * patch**2, width, 3, padding=1), *residuals(width, blocks)]
+    for small, large in pairwise(widths):
+        layers += [nn.Conv2d(small, large, 4, stride=2, padding=1), *residuals(large, blocks)]
+    return nn.Sequential(*layers, norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], n_out, 1))
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2, self.conv2 = norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))                              # (B, C, H, W)
-        return x + self.conv2(F.silu(self.norm2(h)))                       # (B, C, H, W)
+def decoder(n_in: int, width: int, patch: int, downs: int, blocks: int, pixels: int) -> nn.Sequential:
+    """Maps (B, n_in, h, w) to images (B, `pixels`, H, W): the way back of `encoder`."""
+    widths = [width * 2**i for i in range(downs + 1)]
+    layers = [nn.Conv2d(n_in, widths[-1], 3, padding=1), *residuals(widths[-1], blocks)]
+    for large, small in pairwise(widths[::-1]):
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(large, small, 3, padding=1), *residuals(small, blocks)]
+    head = [norm(width), nn.SiLU(), nn.Conv2d(width, pixels * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
+    return nn.Sequential(*layers, *head)
+
+
+def residuals(width: int, n: int) -> list[nn.Module]:
+    return [Residual(width, width) for _ in range(n)]

@@ -6,12 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from atelier.errors import UserError
-from atelier.nets.layers import norm
-from atelier.nets.quantizers import FSQ, Quantized, VectorQuantizer
-from atelier.nets.vae import Residual
+from atelier.nets.quantizers import CERTAIN, FSQ, Quantized, VectorQuantizer
+from atelier.nets.vae import decoder, encoder
 from atelier.ranges import NonNegInt, PositiveInt
-
-CERTAIN = -20.0  # log-variance of latents that are not drawn
 
 
 class VQNet(nn.Module):
@@ -53,17 +50,8 @@ class VQNet(nn.Module):
         self.quantizer, self.n_codes = quantizer, quantizer.n_codes
         self.code_shape = (image_size // step, image_size // step)
         self.latent_shape = (quantizer.dim, *self.code_shape)
-        widths = [width * 2**i for i in range(downs + 1)]
-        pixels, smallest = image_channels * patch**2, widths[-1]
-        down = [nn.PixelUnshuffle(patch), nn.Conv2d(pixels, width, 3, padding=1), *residuals(width, blocks)]
-        for n_in, n_out in zip(widths, widths[1:], strict=False):
-            down += [nn.Conv2d(n_in, n_out, 4, stride=2, padding=1), *residuals(n_out, blocks)]
-        self.encoder = nn.Sequential(*down, norm(smallest), nn.SiLU(), nn.Conv2d(smallest, quantizer.dim, 1))
-        up = [nn.Conv2d(quantizer.dim, smallest, 3, padding=1), *residuals(smallest, blocks)]
-        for n_in, n_out in zip(widths[::-1], widths[-2::-1], strict=False):
-            up += [nn.Upsample(scale_factor=2), nn.Conv2d(n_in, n_out, 3, padding=1), *residuals(n_out, blocks)]
-        head = [norm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1), nn.PixelShuffle(patch)]
-        self.decoder = nn.Sequential(*up, *head)
+        self.encoder = encoder(image_channels, width, patch, downs, blocks, quantizer.dim)
+        self.decoder = decoder(quantizer.dim, width, patch, downs, blocks, image_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
         """Images (B, C, H, W) given back, and what they were quantised to."""
@@ -86,7 +74,3 @@ class VQNet(nn.Module):
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Images (B, C, H, W) of codes (B, h, w)."""
         return self.decoder(self.quantizer.embed(codes)).float()           # (B, C, H, W)
-
-
-def residuals(width: int, n: int) -> list[nn.Module]:
-    return [Residual(width) for _ in range(n)]

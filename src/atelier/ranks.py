@@ -1,0 +1,29 @@
+"""What the ranks of a run tell each other; where there is one rank, everything here gives back what it was given."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def many() -> bool:
+    """Whether there is more than one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum of all ranks' x, in place."""
+    if many():
+        dist.all_reduce(x)
+    return x
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of all ranks' x: of a statistic of all their images where their batches are of one size."""
+    return summed(x) / dist.get_world_size() if many() else x
+
+
+def from_first(x: Tensor) -> Tensor:
+    """x on rank 0 and zeros elsewhere: summed over ranks, all hold what rank 0 chose."""
+    return torch.zeros_like(x) if many() and dist.get_rank() > 0 else x
