@@ -38,6 +38,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: root / family for family in TINY}
 
 
+@pytest.fixture(scope="session")
+def lpips_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The two weight files of LPIPS, random numbers under the names of the published ones."""
+    from atelier.nets.lpips import WIDTHS, vgg16
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save({f"features.{name}": v for name, v in vgg16().state_dict().items()}, folder / "vgg.pth")
+    heads = {f"lin{k}.model.1.weight": torch.rand(1, w[-1], 1, 1) for k, w in enumerate(WIDTHS)}
+    torch.save(heads, folder / "heads.pth")
+    return {"vgg": str(folder / "vgg.pth"), "heads": str(folder / "heads.pth")}
+
+
 SECRETS = {name: f"canary-7f3a9c51-{name}".ljust(40, "0") for name in ("WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD")}
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import evaluate as entry
 import train
+from atelier import runs
 from atelier.errors import UserError
+from atelier.losses.perceptual import LPIPS
+from atelier.pixels import to_float, to_uint8
 from tests.compose import composed
 from tests.conftest import overrides
 
@@ -67,6 +71,20 @@ def test_distances_are_those_of_training_too(measured: tuple[Path, list[str]], c
     assert summary["metrics"]["fd_classifier"] > 0
     assert found["metrics"] == summary["metrics"]
     assert found["protocol"] == summary["protocol"]
+
+
+def test_lpips_of_reconstructions_is_measured_where_it_is_asked_for(
+    tmp_path: Path, lpips_files: dict[str, str], capsys: pytest.CaptureFixture
+) -> None:
+    words = ["perceptual@metrics.lpips=lpips", *(f"metrics.lpips.{name}={f}" for name, f in lpips_files.items())]
+    train.train(composed(*overrides("vae"), *words, "data.image_size=16", run_dir=tmp_path))
+    found = told(tmp_path, capsys, "metrics=none", *words, *AS_TRAINING)["metrics"]
+    assert found == json.loads((tmp_path / "summary.json").read_text())["metrics"]
+    run = runs.load(tmp_path, ema=True)
+    with torch.inference_mode():
+        x = run.data.split("test").read(list(range(8)), None)["image"]
+        expected = LPIPS(**lpips_files)(to_float(to_uint8(run.model.decode(run.model.encode(x)))), x).mean()
+    assert found["recon/lpips"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_protocol_says_what_was_asked(measured: tuple[Path, list[str]], capsys: pytest.CaptureFixture) -> None:

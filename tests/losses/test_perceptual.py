@@ -11,7 +11,6 @@ from torch import Tensor
 
 from atelier.errors import UserError
 from atelier.losses.perceptual import LPIPS, Pyramid
-from atelier.nets.lpips import WIDTHS, vgg16
 
 
 def images(seed: int, size: int = 16, channels: int = 3) -> Tensor:
@@ -72,19 +71,8 @@ def test_the_pyramid_is_float32_under_bf16() -> None:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Random weights under the names of the published ones."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("weights")
-    torch.save({f"features.{name}": v for name, v in vgg16().state_dict().items()}, folder / "vgg.pth")
-    heads = {f"lin{k}.model.1.weight": torch.rand(1, w[-1], 1, 1) for k, w in enumerate(WIDTHS)}
-    torch.save(heads, folder / "heads.pth")
-    return {"vgg": str(folder / "vgg.pth"), "heads": str(folder / "heads.pth")}
-
-
-@pytest.fixture(scope="module")
-def lpips(files: dict[str, str]) -> LPIPS:
-    return LPIPS(**files)
+def lpips(lpips_files: dict[str, str]) -> LPIPS:
+    return LPIPS(**lpips_files)
 
 
 def test_lpips_is_outside_of_what_is_trained_and_saved(lpips: LPIPS) -> None:
@@ -103,29 +91,29 @@ def test_lpips_is_float32_under_bf16(lpips: LPIPS) -> None:
     assert expected.shape == (2,) and expected.dtype == torch.float32
 
 
-def test_lpips_wants_minus_one_to_one(files: dict[str, str]) -> None:
+def test_lpips_wants_minus_one_to_one(lpips_files: dict[str, str]) -> None:
     """The same images in [0, 1] have another distance; the first batch gives the mistake away."""
     x, y = images(0), images(1)
-    lpips = LPIPS(**files)
+    lpips = LPIPS(**lpips_files)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         right = lpips(x, y)
     assert torch.equal(right, lpips.net.net(x, y))  # which tests/nets/test_lpips.py compares in [-1, 1]
     assert ((lpips((x + 1) / 2, (y + 1) / 2) - right).abs() / right > 0.05).all()
     with pytest.warns(UserWarning, match=r"as in \[0, 1\]"):
-        LPIPS(**files)((x + 1) / 2, (y + 1) / 2)
+        LPIPS(**lpips_files)((x + 1) / 2, (y + 1) / 2)
     with pytest.raises(ValueError, match=r"\[-1, 1\]"):
-        LPIPS(**files)(127.5 * x + 127.5, y)
-    LPIPS(**files)(x, 3 * y)  # what a net makes may lie outside
+        LPIPS(**lpips_files)(127.5 * x + 127.5, y)
+    LPIPS(**lpips_files)(x, 3 * y)  # what a net makes may lie outside
 
 
 @pytest.mark.parametrize("key", ["vgg", "heads"])
-def test_a_file_that_is_not_there_or_broken_is_one_line(key: str, files: dict[str, str], tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_or_broken_is_one_line(key: str, lpips_files: dict[str, str], tmp_path: Path) -> None:
     other = {"vgg": "heads", "heads": "vgg"}[key]
-    (tmp_path / "cut.pth").write_bytes(Path(files[key]).read_bytes()[:1000])
+    (tmp_path / "cut.pth").write_bytes(Path(lpips_files[key]).read_bytes()[:1000])
     for path, problem in ((tmp_path / "none.pth", "no such file"), (tmp_path / "cut.pth", "it is cut"),
-                          (files[other], "it holds other layers")):  # fmt: skip
+                          (lpips_files[other], "it holds other layers")):  # fmt: skip
         with pytest.raises(UserError) as caught:
-            LPIPS(**(files | {key: str(path)}))
+            LPIPS(**(lpips_files | {key: str(path)}))
         line = caught.value.line()
         assert line.startswith(f"error: model.perceptual.{key}=") and problem in line

@@ -218,16 +218,11 @@ def test_each_optimizer_owns_its_player(model: AutoencoderKL | VQGAN) -> None:
     assert held == [{id(p) for p in net.parameters()} for net in (model.net, model.discriminator)]
 
 
-def test_a_perceptual_net_is_neither_trained_nor_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atelier.nets.lpips import WIDTHS, vgg16
-
-    torch.save({f"features.{n}": v for n, v in vgg16().state_dict().items()}, tmp_path / "vgg.pth")
-    heads = {f"lin{k}.model.1.weight": torch.rand(1, w[-1], 1, 1) for k, w in enumerate(WIDTHS)}
-    torch.save(heads, tmp_path / "heads.pth")
-    model = made(
-        "autoencoder_kl", "data.image_size=16", "perceptual@model.perceptual=lpips",
-        f"model.perceptual.vgg={tmp_path}/vgg.pth", f"model.perceptual.heads={tmp_path}/heads.pth",
-    )  # fmt: skip
+def test_a_perceptual_net_is_neither_trained_nor_saved(
+    lpips_files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"model.perceptual.{name}={path}" for name, path in lpips_files.items()]
+    model = made("autoencoder_kl", "data.image_size=16", "perceptual@model.perceptual=lpips", *words)
     assert isinstance(model.perceptual, LPIPS)
     told = {name.split(".")[0] for name in model.state_dict()}
     assert told == {"net", "discriminator", "moments"}
