@@ -104,5 +104,5 @@ def _state_dict(key: str, path: str) -> dict[str, Tensor]:
 
 
 def _unreadable(key: str, path: str, problem: str) -> UserError:
-    fix = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid"
-    return UserError(f"model.perceptual.{key}", path, problem, fix)
+    fix = "conf/perceptual/lpips.yaml says where it comes from; or do without"
+    return UserError(f"lpips.{key}", path, problem, fix)

