@@ -51,12 +51,63 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> runs.Loaded:
     return learned(tmp_path_factory.mktemp("vae"), *words, "model.optimizer.warmup_images=500")
 
 
+@pytest.fixture(scope="module")
+def vqvae(tmp_path_factory: pytest.TempPathFactory) -> runs.Loaded:
+    words = ["model=vqvae", "model.net.width=16", "model.net.quantizer.n_codes=64", "budget.images=24000"]
+    return learned(tmp_path_factory.mktemp("vqvae"), *words)
+
+
+def given_back(loaded: runs.Loaded) -> float:
+    """PSNR of the worst of the 8 reconstructions."""
+    real, _ = images(loaded)
+    with torch.inference_mode():
+        back = loaded.model.decode(loaded.model.encode(real))
+    return psnr(to_uint8(back), to_uint8(real)).min().item()
+
+
 @pytest.mark.slow
 def test_vae_gives_its_images_back(vae: runs.Loaded) -> None:
-    real, _ = images(vae)
+    assert given_back(vae) > 25
+
+
+@pytest.mark.slow
+def test_vqvae_gives_its_images_back(vqvae: runs.Loaded) -> None:
+    assert given_back(vqvae) > 25
+
+
+@pytest.mark.slow
+def test_ae_gives_its_images_back(tmp_path: Path) -> None:
+    assert given_back(learned(tmp_path, "model=ae", "model.net.width=16", "budget.images=16000")) > 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["autoencoder_kl", "vqgan"])
+def test_first_stages_give_their_images_back(page: str, tmp_path: Path) -> None:
+    words = [f"model={page}", "model.net.width=16", "model.discriminator.n_layers=1", "budget.images=16000"]
+    words += ["model.discriminator_from=8000", "model.listen_from=10000", "model.generator_optimizer.lr=1e-3"]
+    assert given_back(learned(tmp_path, *words)) > 25
+
+
+@pytest.mark.slow
+def test_vqprior_draws_the_image_that_is_asked_for(tmp_path: Path, vqvae: runs.Loaded) -> None:
+    words = ["model=vqprior", f"model.first_stage.run={vqvae.folder}", "model.net.width=32", "budget.images=16000"]
+    asked, _ = distances(learned(tmp_path, *words))
+    assert asked.median() < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["glow model.net.width=24 model.net.steps=4", "realnvp model.net.width=8"])
+def test_flows_find_their_images_probable(page: str, tmp_path: Path) -> None:
+    """And others not."""
+    words = [*f"model={page}".split(), "model.net.levels=2", "budget.images=16000", "model.optimizer.lr=4e-3"]
+    loaded = learned(tmp_path, *words)
+    real, cond = images(loaded)
+    batch = loaded.data.split("test").read(list(range(8)), None)
+    rngs = ImageRngs(0, 0, 8)
     with torch.inference_mode():
-        back = vae.model.decode(vae.model.encode(real))
-    assert psnr(to_uint8(back), to_uint8(real)).min() > 25
+        known = loaded.model.nll(real, cond, rngs) / (real[0].numel() * torch.log(torch.tensor(2.0)))
+        other = loaded.model.nll(batch["image"], loaded.model.condition(batch, ""), rngs.again())
+    assert known.max() < 2 and other.median() > 2 * known.max() * (real[0].numel() * torch.log(torch.tensor(2.0)))
 
 
 @pytest.mark.slow
