@@ -35,6 +35,7 @@ def adamw(
     decay: Decay,
     decay_from: NonNegInt,
     decay_to: PositiveInt,
+    lazy_every: NonNegInt = 0,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); with weight_decay 0 it is Adam (Kingma & Ba 2015).
 
@@ -42,8 +43,14 @@ def adamw(
         lr: peak learning rate, for the global batch.
         warmup_images: images over which the rate rises linearly.
         decay: of the rate between `decay_from` and `decay_to` images.
+        lazy_every: where each k-th batch has a second step of its own for a penalty, k: rate and moments then forget
+            as much a batch as with one step, c = k / (k + 1), lr c, betas^c (Karras et al. 2020, StyleGAN2, appendix
+            B). 0 or 1: there is none.
     """
     params = list(params)
+    if lazy_every > 1:
+        part = lazy_every / (lazy_every + 1)
+        lr, betas = part * lr, [beta**part for beta in betas]
     fused = all(
         p.device.type == "cpu" for p in params
     )  # one pass over memory; a GPU's fused step cannot be clipped in fp16

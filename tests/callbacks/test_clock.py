@@ -132,9 +132,19 @@ def test_nan_is_one_line_and_exit_2(
     assert len(lines) == 1 and "is not finite in step 2" in lines[0] and len(lines[0]) <= 200
 
 
+def test_a_logit_beyond_its_limit_stops_before_a_good_checkpoint_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A discriminator that runs away while all is finite."""
+    monkeypatch.setattr(GAN, "limits", GAN.limits | {"fake_logit": 1e-3})
+    with pytest.raises(UserError, match=r"fake_logit is \S+ in step 1; the last good checkpoint stays"):
+        train.train(composed(*overrides("gan"), run_dir=tmp_path))
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the losses do not tell: looked at now and then on a GPU, or finite while the step ruins the weights."""
-    monkeypatch.setattr(Clock, "_not_finite", lambda *_: "")
+    monkeypatch.setattr(Clock, "_diverged", lambda *_: "")
     monkeypatch.setattr(VAE, "training_step", poisoned(VAE, 5))
     with pytest.raises(UserError, match="weights are not finite at 48 images; the last good checkpoint stays"):
         train.train(composed(*overrides("vae"), run_dir=tmp_path))

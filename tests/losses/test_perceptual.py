@@ -116,4 +116,4 @@ def test_a_file_that_is_not_there_or_broken_is_one_line(key: str, lpips_files: d
         with pytest.raises(UserError) as caught:
             LPIPS(**(lpips_files | {key: str(path)}))
         line = caught.value.line()
-        assert line.startswith(f"error: lpips.{key}=") and problem in line
+        assert line.startswith(f"error: .{key}=") and problem in line

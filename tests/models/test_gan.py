@@ -1,45 +1,19 @@
-"""R1 in closed form, whose turn it is, and float32 where it matters."""
+"""Whose turn it is, what each player learns from, and float32 where it matters."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from atelier import build, runs
-from atelier.losses.adversarial import non_saturating_discriminator, non_saturating_generator
-from atelier.losses.regularizers import r1
+from atelier.errors import UserError
 from atelier.models.gan import GAN
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.conftest import overrides
-
-
-def test_r1_of_a_linear_and_a_quadratic_discriminator() -> None:
-    """D = w.x has ||w||^2 at every image, D = |x|^2 / 2 has |x|^2."""
-    x = torch.randn(5, 3, 4, 4, requires_grad=True)
-    w = torch.randn(3, 4, 4)
-    assert r1((x * w).flatten(1).sum(1), x).item() == pytest.approx(w.square().sum().item(), rel=1e-6)
-    quadratic = r1(x.square().flatten(1).sum(1) / 2, x)
-    assert quadratic.item() == pytest.approx(x.square().flatten(1).sum(1).mean().item(), rel=1e-6)
-
-
-def test_r1_can_be_learned_from() -> None:
-    """d/dw ||w||^2 = 2 w."""
-    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(3, requires_grad=True)
-    r1(x @ w, x).backward()
-    torch.testing.assert_close(w.grad, 2 * w.detach())
-
-
-def test_losses_by_hand() -> None:
-    real, fake = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
-    expected = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean())
-    torch.testing.assert_close(non_saturating_discriminator(real, fake), expected)
-    torch.testing.assert_close(non_saturating_generator(fake), -torch.sigmoid(fake).log().mean())
-    assert non_saturating_generator(torch.tensor([-200.0])) == 200  # no saturation, no infinity
 
 
 class Optimizer:
@@ -77,33 +51,104 @@ def steps(model: GAN, n_batches: int, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 @pytest.mark.parametrize(("n_critic", "turns"), [(1, "DGDGDGDG"), (2, "DDGDDG"), (4, "DDDDG")])
 def test_whose_turn_it_is(model: GAN, monkeypatch: pytest.MonkeyPatch, n_critic: int, turns: str) -> None:
-    model.n_critic = n_critic
+    model.n_critic, model.penalised = n_critic, False
     assert "".join(steps(model, 4, monkeypatch)[0]) == turns
 
 
-def test_r1_is_lazy(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.r1_every = 3
-    penalised = ["r1" in names for names in steps(model, 7, monkeypatch)[1]]
-    assert penalised == [True, False, False, True, False, False, True]
+def test_lazy_penalties_are_steps_of_their_own(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.penalty_every, model.n_critic = 3, 1
+    turns, reported = steps(model, 7, monkeypatch)
+    assert ["r1" in names for names in reported] == [True, False, False, True, False, False, True]
+    assert "".join(turns) == "DDGDGDGDDGDGDGDDG"
 
 
-def test_lazy_r1_is_weighted_up(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
-    """loss = adversarial + gamma / 2 * every * R1."""
-    losses = []
-    monkeypatch.setattr(model, "step", lambda optimizer, loss: losses.append(loss.item()))
-    model.r1_gamma, model.r1_every = 0.5, 6
+def test_penalties_of_every_batch_are_part_of_the_loss(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.penalty_every, model.n_critic = 1, 1
+    turns, reported = steps(model, 2, monkeypatch)
+    assert "".join(turns) == "DGDG" and all("r1" in names for names in reported)
+
+
+def lossy(model: GAN, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Name of a step -> its loss."""
+    losses: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: losses.update({name: loss}))
+    return losses
+
+
+def test_the_penalties_by_hand(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gamma / 2 times R1 and R2, lambda times WGAN-GP's; weighted up by the batches between two lazy steps."""
+    losses = lossy(model, monkeypatch)
+    model.r1_gamma, model.r2_gamma, model.lipschitz_weight, model.penalty_every = 0.5, 3.0, 10.0, 6
+    model._penalty_step(batch(), None)
+    told = model.reported
+    assert min(told["r1"], told["r2"], told["lipschitz"]) > 0
+    expected = 6 * (0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["lipschitz"])
+    assert losses["penalty"].item() == pytest.approx(expected.item(), rel=1e-6)
     model._discriminator_step(batch(), None, penalise=True)
     told = model.reported
-    assert told["r1"] > 0
-    assert losses[0] == pytest.approx(float(told["discriminator"] + 0.25 * 6 * told["r1"]), rel=1e-6)
+    expected = told["discriminator"] + 0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["lipschitz"]
+    assert losses["discriminator"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_discriminator_step_leaves_the_generator_alone(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
-    monkeypatch.setattr(model, "clip_gradients", lambda *_: None)
-    model._discriminator_step(batch(), SimpleNamespace(zero_grad=lambda: None, step=lambda: None), penalise=True)
+    losses = lossy(model, monkeypatch)
+    model._discriminator_step(batch(), None, penalise=True)
+    losses["discriminator"].backward()
     assert all(p.grad is None for p in [*model.generator.parameters(), *model.generator_embedder.parameters()])
     assert any(p.grad is not None and p.grad.any() for p in model.discriminator.parameters())
+
+
+def made(*words: str) -> GAN:
+    torch.manual_seed(0)
+    return build.model(composed(*overrides("gan"), *words), Path("unused"))
+
+
+def test_a_classifier_tells_labels_of_real_and_generated_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("model.discriminator.told=classifier", "model.classifier_weight=0.7", "model.r1_gamma=0")
+    losses, x = lossy(model, monkeypatch), batch()
+    model._discriminator_step(x, None, penalise=False)
+    told = model.reported
+    assert losses["discriminator"].item() == pytest.approx((told["discriminator"] + 0.7 * told["classifier"]).item())
+    known = model.discriminator_embedder(model.condition(x, ""), 6)
+    real = F.cross_entropy(model.discriminator(x["image"], known)[1], x["label"])
+    model._generator_step(x, None)
+    told = model.reported
+    assert losses["generator"].item() == pytest.approx((told["generator"] + 0.7 * told["classifier"]).item())
+    assert real.item() > 0
+    losses["generator"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.generator.parameters())
+
+
+def test_a_relativistic_generator_is_shown_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("adversarial@model.loss=relativistic")
+    losses, seen = lossy(model, monkeypatch), []
+    monkeypatch.setattr(model.loss, "generator", lambda real, fake: seen.append(real) or fake.mean())
+    model._generator_step(batch(), None)
+    assert seen[0].shape == (6,) and losses["generator"].shape == ()
+    other = made()
+    monkeypatch.setattr(other.loss, "generator", lambda real, fake: seen.append(real) or fake.mean())
+    lossy(other, monkeypatch)
+    other._generator_step(batch(), None)
+    assert seen[1] is None
+
+
+def test_ada_counts_real_images_alone_and_all_images_are_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = made("model.augment.every_images=1000"), []
+    lossy(model, monkeypatch)
+    kept = model.augment.forward
+    monkeypatch.setattr(model.augment, "forward", lambda x: seen.append(len(x)) or kept(x))
+    model._discriminator_step(batch(), None, penalise=False)
+    assert seen == [6, 6] and model.augment.seen == 6 and "ada_p" in model.reported
+    model._generator_step(batch(), None)
+    assert seen == [6, 6, 6] and model.augment.seen == 6
+
+
+def test_a_penalty_wants_a_discriminator_that_sees_images_alone() -> None:
+    small = ["model=dcgan", "model.generator.width=4", "model.discriminator.width=4"]
+    assert not build.model(composed(*small), Path("unused")).penalised
+    with pytest.raises(Exception, match="with batch norm") as caught:
+        build.model(composed(*small, "model.r1_gamma=1"), Path("unused"))
+    assert isinstance(caught.value.__cause__, UserError)
 
 
 def test_each_optimizer_owns_its_player(model: GAN) -> None:
@@ -118,8 +163,8 @@ def test_projection_by_hand(model: GAN) -> None:
     net, x, cond = model.discriminator, torch.randn(3, 3, 8, 8), torch.randn(3, 4)
     h = net.blocks(x).flatten(1)
     expected = [net.score(h[i]) + net.features(h[i]) @ (cond[i] / cond[i].norm()) for i in range(3)]
-    torch.testing.assert_close(net(x, cond), torch.cat(expected))
-    torch.testing.assert_close(net(x, cond), net(x, F.normalize(cond) * 9))
+    torch.testing.assert_close(net(x, cond)[0], torch.cat(expected))
+    torch.testing.assert_close(net(x, cond)[0], net(x, F.normalize(cond) * 9)[0])
 
 
 def test_image_k_is_that_of_any_batch(finished: dict[str, Path]) -> None:
@@ -135,12 +180,13 @@ def test_image_k_is_that_of_any_batch(finished: dict[str, Path]) -> None:
 def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, losses = [], []
     model.discriminator.score.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
-    monkeypatch.setattr(model, "step", lambda optimizer, loss: losses.append(loss.dtype))
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: losses.append(loss.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model._discriminator_step(batch(), None, penalise=True)
+        model._penalty_step(batch(), None)
         model._generator_step(batch(), None)
         z, cond = torch.zeros(2, 4), torch.zeros(2, 4)
-        assert model.discriminator(model.generator(z, cond), cond).dtype == torch.float32
+        assert model.discriminator(model.generator(z, cond), cond)[0].dtype == torch.float32
         assert model.generator(z, cond).dtype == torch.float32
     assert set(seen) == {torch.bfloat16}  # autocast was on
     assert set(losses) == {torch.float32} and {v.dtype for v in model.reported.values()} == {torch.float32}
@@ -149,5 +195,5 @@ def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: py
 def test_a_discriminator_normalises_nothing(model: GAN) -> None:
     """R1 is a sum over images only if none sees another."""
     x, cond = torch.randn(4, 3, 8, 8), torch.randn(4, 4)
-    whole = model.discriminator(x, cond)
-    torch.testing.assert_close(whole[2:3], model.discriminator(x[2:3], cond[2:3]))
+    whole = model.discriminator(x, cond)[0]
+    torch.testing.assert_close(whole[2:3], model.discriminator(x[2:3], cond[2:3])[0])

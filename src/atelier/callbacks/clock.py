@@ -6,6 +6,7 @@ the exit code of a stopped run; tests/test_resume.py fails where the clock's sta
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -78,20 +79,26 @@ class Clock(Callback):
         self.images_seen += trainer.datamodule.batch_size
         if self.images_seen >= self.images:
             trainer.should_stop = True
-        broken = self._not_finite(model, batch_idx)
+        broken = self._diverged(model, batch_idx)
         if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
             step = self.images_seen // trainer.datamodule.batch_size
-            problem = f"{broken or 'a loss'} is not finite in step {step}; the last good checkpoint stays"
+            problem = f"{broken or 'a loss is not finite'} in step {step}; the last good checkpoint stays"
             raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
         late = self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
         if trainer.strategy.reduce_boolean_decision(late, all=False):
             self.reason = f"budget.minutes={self.minutes:g} is over"
             trainer.should_stop = True
 
-    def _not_finite(self, model: LightningModule, batch_idx: int) -> str:
+    def _diverged(self, model: LightningModule, batch_idx: int) -> str:
+        """What is wrong with what the model reported, or ""."""
         if model.device.type != "cpu" and batch_idx % GPU_CHECK:
             return ""
-        return next((name for name, value in model.reported.items() if not torch.isfinite(value)), "")
+        for name, value in model.reported.items():
+            if not torch.isfinite(value):
+                return f"{name} is not finite"
+            if abs(value) > model.limits.get(name, math.inf):
+                return f"{name} is {value:.3g}"
+        return ""
 
     def interrupted(self, trainer: Trainer) -> bool:
         """Whether any rank got a signal; every rank must ask at the same place."""

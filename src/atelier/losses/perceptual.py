@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from atelier.errors import UserError
 from atelier.nets.frozen import Frozen
 from atelier.nets.lpips import LPIPSNet
+from atelier.precision import float32
 from atelier.ranges import Name, PositiveInt
+
+LEAST_SIZE = 16  # of images that four halvings leave something of
 
 
 class LPIPS(nn.Module):
@@ -40,12 +43,16 @@ class LPIPS(nn.Module):
         """Distances (B,) of real images x and y, (B, 1 or 3, H, W) in [-1, 1], 16 px a side or more.
 
         Raises:
+            UserError: the images are smaller.
             ValueError: x of the first call exceeds [-1, 1]; where it is nowhere negative, a warning says so.
         """
         if not self._checked:  # one look at the device, not one in every step
             self._checked = True
+            if min(x.shape[2:]) < LEAST_SIZE:
+                problem = f"LPIPS needs {LEAST_SIZE} px a side"
+                raise UserError("data.image_size", min(x.shape[2:]), problem, f"data.image_size={LEAST_SIZE}")
             _check_range(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with float32(x.device):
             return self.net.net(x.float(), y.float())
 
 
@@ -70,7 +77,7 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distances (B,) of images (B, C, H, W) in [-1, 1]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with float32(x.device):
             rest = x.float() - y.float()  # the pyramid is linear
             total = rest.new_zeros(len(rest))
             for _ in range(self.levels):
@@ -104,5 +111,5 @@ def _state_dict(key: str, path: str) -> dict[str, Tensor]:
 
 
 def _unreadable(key: str, path: str, problem: str) -> UserError:
-    fix = "conf/perceptual/lpips.yaml says where it comes from; or do without"
-    return UserError(f"lpips.{key}", path, problem, fix)
+    fix = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid, perceptual@metrics.lpips=null"
+    return UserError(f".{key}", path, problem, fix)

@@ -1,15 +1,36 @@
 """Penalties on a net's gradients, in float32."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
-def r1(logits: Tensor, x: Tensor) -> Tensor:
-    """E ||dD/dx||^2 over real images   (Mescheder et al. 2018, eq. 9, without gamma / 2).
+def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
+    """E ||dD/dx||^2: R1 where x are real images, R2 where they are generated   (Mescheder et al. 2018, eq. 9 and 10,
+
+    without gamma / 2).
 
     Args:
-        logits: (B,), of x alone.
+        logits: (B,), each of its x alone.
         x: (B, C, H, W), requires grad.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.float().square().flatten(1).sum(1).mean()
+
+
+def lipschitz(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """E (||dD/dx|| - 1)^2 at points between real and generated images   (Gulrajani et al. 2017, WGAN-GP, eq. 3,
+
+    without lambda).
+
+    Args:
+        discriminator: images (B, C, H, W) -> logits (B,), each of its image alone.
+        real, fake: (B, C, H, W), no gradients.
+    """
+    part = torch.rand(len(real), 1, 1, 1, device=real.device)
+    x = torch.lerp(fake.float(), real.float(), part).requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
+    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from atelier.batch import Batch
@@ -21,13 +21,15 @@ class Generator(LightningModule, ABC):
 
     `training_step` is the family. Everything else that the entry points and callbacks ask is here:
     `needs` (Batch fields it trains on beside image), `cases` (names judged one by one), `averaged` (attribute names
-    of the nets under EMA), `strategy` (arguments of DDPStrategy), `grad_clip` (global norm, None = off).
+    of the nets under EMA), `strategy` (arguments of DDPStrategy), `grad_clip` (global norm, None = off), `limits`
+    (reported name -> size beyond which training has diverged and is stopped).
     """
 
     needs: frozenset[str] = frozenset()
     cases: ClassVar[tuple[str, ...]] = ("",)
     averaged: ClassVar[tuple[str, ...]]
     strategy: ClassVar[dict[str, bool]] = {}
+    limits: ClassVar[dict[str, float]] = {}
     grad_clip: float | None = None
     images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
 
@@ -61,24 +63,35 @@ class Generator(LightningModule, ABC):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        self.clip(optimizer)
-
-    def clip(self, optimizer: Optimizer) -> None:
-        """Bring the global norm of this optimizer's gradients, which are not scaled here, down to `grad_clip`."""
         if self.grad_clip is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+            self.clip(optimizer)
 
-    def step(self, optimizer: Optimizer, loss: Tensor) -> None:
-        """One step of this optimizer down this loss, by hand: for families with more than one player."""
+    def clip(self, optimizer: Optimizer) -> Tensor:
+        """Bring the global norm of this optimizer's gradients, which are not scaled here, down to `grad_clip`.
+
+        Returns:
+            The norm that they had, a scalar.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.grad_clip is not None:
+            clip_grads_with_norm_(parameters, self.grad_clip, norm)
+        return norm
+
+    def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
+        """One step of this optimizer down this loss, by hand, for families with more than one player.
+
+        The global norm of its gradients, before they are clipped, is reported as `<name>_gradient`.
+        """
         optimizer.zero_grad()
         self.manual_backward(loss)
+        self._stepping = name
         optimizer.step()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clipping for those who step by hand, where gradients are no longer scaled."""
         if not self.automatic_optimization:
-            self.clip(optimizer)
+            self.report(f"{self._stepping}_gradient", self.clip(optimizer))
 
     def validation_step(self, batch: Batch) -> None:
         """Opens Lightning's validation loop; the evaluation callback does the work."""

@@ -1,19 +1,22 @@
-"""Generative adversarial network with a condition (Goodfellow et al. 2014; Miyato & Koyama 2018), R1-regularised."""
+"""Generative adversarial networks (Goodfellow et al. 2014) with and without a condition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atelier.batch import Batch
-from atelier.losses.adversarial import non_saturating_discriminator, non_saturating_generator
-from atelier.losses.regularizers import r1
+from atelier.errors import UserError
+from atelier.losses.adversarial import Adversarial
+from atelier.losses.regularizers import gradient_penalty, lipschitz
 from atelier.models.base import Cond, Latent
+from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition
-from atelier.nets.gan import DiscriminatorNet, GeneratorNet
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
@@ -21,71 +24,143 @@ from atelier.rng import ImageRngs
 class GAN(Latent):
     """Two nets, two optimizers, stepped by hand: each batch is a discriminator step, each n_critic-th a generator step.
 
+    Penalties on the discriminator's gradient are computed at every `penalty_every`-th batch and weighted up by as much:
+    at 1 as a part of the loss, else as a step of their own, for which the optimizer is corrected by `lazy_every`
+    (Karras et al. 2020, StyleGAN2, appendix B).
+
     Args:
         generator: (z, condition) -> image.
-        discriminator: (image, condition) -> logit.
-        generator_embedder, discriminator_embedder: conditions to a vector, one for each player.
-        r1_gamma: weight of R1; it is computed at every `r1_every`-th batch and weighted up by as much.
+        discriminator: (image, condition) -> logits (B,) and, where it is a classifier, logits of the classes (B, K).
+        generator_embedder, discriminator_embedder: conditions to a vector, one for each player; None: there are none.
+        loss: of the two players.
+        augment: of all that the discriminator sees; None: nothing.
+        r1_gamma, r2_gamma: weights of its squared gradient at real and at generated images, each halved.
+        lipschitz_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
+        penalty_every: batches.
+        classifier_weight: of the cross-entropy of the label, for both players.
         n_critic: discriminator steps per generator step.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
+
+    Raises:
+        UserError: a penalty on a discriminator that sees images together.
     """
 
     averaged = ("generator", "generator_embedder")
     strategy = {"find_unused_parameters": True}
+    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
 
     def __init__(
         self,
-        generator: GeneratorNet,
-        discriminator: DiscriminatorNet,
-        generator_embedder: Condition,
-        discriminator_embedder: Condition,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        generator_embedder: Condition | None,
+        discriminator_embedder: Condition | None,
+        loss: Adversarial,
+        augment: DiffAugment | ADA | None,
         r1_gamma: NonNegFloat,
-        r1_every: PositiveInt,
+        r2_gamma: NonNegFloat,
+        lipschitz_weight: NonNegFloat,
+        penalty_every: PositiveInt,
+        classifier_weight: NonNegFloat,
         n_critic: PositiveInt,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
         super().__init__()
+        self.penalised = max(r1_gamma, r2_gamma, lipschitz_weight) > 0
+        if self.penalised and not discriminator.alone:
+            problem = "with batch norm a gradient is not of one image"
+            raise UserError("model.discriminator.norm", "batch", problem, "model.discriminator.norm=none")
         self.automatic_optimization = False
-        self.generator, self.generator_embedder = generator, generator_embedder
-        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder
-        self.needs = frozenset(generator_embedder.conditions)
-        self.r1_gamma, self.r1_every, self.n_critic = r1_gamma, r1_every, n_critic
+        self.generator, self.generator_embedder = generator, generator_embedder or Nothing()
+        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or Nothing()
+        self.needs = frozenset(self.generator_embedder.conditions)
+        self.loss, self.augment = loss, augment
+        self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
+        self.penalty_every, self.classifier_weight, self.n_critic = penalty_every, classifier_weight, n_critic
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
-        self._discriminator_step(batch, discriminator_optimizer, penalise=batch_idx % self.r1_every == 0)
+        penalise = self.penalised and batch_idx % self.penalty_every == 0
+        self._discriminator_step(batch, discriminator_optimizer, penalise and self.penalty_every == 1)
+        if penalise and self.penalty_every > 1:
+            self._penalty_step(batch, discriminator_optimizer)
         if (batch_idx + 1) % self.n_critic == 0:
             self._generator_step(batch, generator_optimizer)
 
     def _discriminator_step(self, batch: Batch, optimizer: Optimizer, penalise: bool) -> None:
-        cond = self.condition(batch, "")
-        real = batch["image"].requires_grad_(penalise)
-        with torch.no_grad():
-            fake = self._fake(cond, len(real))
-        known = self.discriminator_embedder(cond, len(real))
-        real_logits, fake_logits = self.discriminator(real, known), self.discriminator(fake, known)
-        loss = non_saturating_discriminator(real_logits, fake_logits)
+        real, fake, known = self._shown(batch, penalise)
+        real_logits, real_classes = self.discriminator(real, known)
+        fake_logits, fake_classes = self.discriminator(fake, known)
+        loss = self.loss.discriminator(real_logits, fake_logits)
         self.report("discriminator", loss)
         self.report("real_logit", real_logits.mean())
         self.report("fake_logit", fake_logits.mean())
-        if penalise and self.r1_gamma > 0:
-            penalty = r1(real_logits, real)
-            self.report("r1", penalty)
-            loss = loss + self.r1_gamma / 2 * self.r1_every * penalty
-        self.step(optimizer, loss)
+        if self.augment is not None:
+            for name, value in self.augment.observe(real_logits.detach()).items():
+                self.report(name, value)
+        if real_classes is not None:
+            loss = loss + self._classified(torch.cat([real_classes, fake_classes]), batch["label"].repeat(2))
+        if penalise:
+            loss = loss + self._penalty(real, fake, known, real_logits, fake_logits)
+        self.step(optimizer, loss, "discriminator")
+
+    def _penalty_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        real, fake, known = self._shown(batch, penalise=True)
+        real_logits = self.discriminator(real, known)[0]
+        fake_logits = self.discriminator(fake, known)[0] if self.r2_gamma > 0 else real_logits
+        self.step(optimizer, self.penalty_every * self._penalty(real, fake, known, real_logits, fake_logits), "penalty")
+
+    def _penalty(self, real: Tensor, fake: Tensor, known: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
+        loss = real_logits.new_zeros(())
+        if self.r1_gamma > 0:
+            r1 = gradient_penalty(real_logits, real)
+            self.report("r1", r1)
+            loss = loss + self.r1_gamma / 2 * r1
+        if self.r2_gamma > 0:
+            r2 = gradient_penalty(fake_logits, fake)
+            self.report("r2", r2)
+            loss = loss + self.r2_gamma / 2 * r2
+        if self.lipschitz_weight > 0:
+            length = lipschitz(lambda x: self.discriminator(x, known)[0], real.detach(), fake.detach())
+            self.report("lipschitz", length)
+            loss = loss + self.lipschitz_weight * length
+        return loss
 
     def _generator_step(self, batch: Batch, optimizer: Optimizer) -> None:
-        cond = self.condition(batch, "")
-        n = len(batch["image"])
-        logits = self.discriminator(self._fake(cond, n), self.discriminator_embedder(cond, n))
-        loss = non_saturating_generator(logits)
+        cond, n = self.condition(batch, ""), len(batch["image"])
+        known = self.discriminator_embedder(cond, n)
+        fake_logits, classes = self.discriminator(self._augmented(self._fake(cond, n)), known)
+        real_logits = self.discriminator(self._augmented(batch["image"]), known)[0] if self.loss.compares else None
+        loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
-        self.step(optimizer, loss)
+        if classes is not None:
+            loss = loss + self._classified(classes, batch["label"])
+        self.step(optimizer, loss, "generator")
+
+    def _classified(self, classes: Tensor, label: Tensor) -> Tensor:
+        """How badly the discriminator tells labels (Odena et al. 2017, AC-GAN, L_C)."""
+        loss = F.cross_entropy(classes, label)
+        self.report("classifier", loss)
+        return self.classifier_weight * loss
+
+    def _shown(self, batch: Batch, penalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Real and generated images as the discriminator sees them, and what it knows of both.
+
+        Gradients end at the augmented images: penalties are of the discriminator where it is used.
+        """
+        cond, n = self.condition(batch, ""), len(batch["image"])
+        with torch.no_grad():
+            real, fake = self._augmented(batch["image"]), self._augmented(self._fake(cond, n))
+        return real.requires_grad_(penalise), fake.requires_grad_(penalise), self.discriminator_embedder(cond, n)
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        return x if self.augment is None else self.augment(x)
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = torch.randn(n, self.generator.noise_dim, device=self.device)
@@ -101,3 +176,16 @@ class GAN(Latent):
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(z, self.generator_embedder(cond, len(z)))
+
+
+class Nothing(nn.Module):
+    """Where there is no condition: a vector of no numbers."""
+
+    conditions: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("at", torch.zeros(()), persistent=False)
+
+    def forward(self, cond: Cond, n: int) -> Tensor:
+        return self.at.expand(n, 0)  # (n, 0)

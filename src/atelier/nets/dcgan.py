@@ -1,0 +1,158 @@
+"""The first generators and discriminators: of dense layers (2014), and of transposed convolutions (DCGAN, 2016)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from atelier.nets.gan import n_halvings
+from atelier.ranges import PositiveInt, Probability
+
+STD = 0.02  # of DCGAN's first weights
+SLOPE = 0.2  # of leaky ReLU
+
+
+class MLPGenerator(nn.Module):
+    """Noise through two hidden layers of ReLU to all pixels at once (Goodfellow et al. 2014, GAN, section 5).
+
+    Args:
+        image_size, image_channels: of the images, which end in tanh.
+        noise_dim: size of z.
+        width: units of a hidden layer.
+    """
+
+    def __init__(
+        self, *, image_size: PositiveInt, image_channels: PositiveInt, noise_dim: PositiveInt, width: PositiveInt
+    ) -> None:
+        super().__init__()
+        self.noise_dim, shape = noise_dim, (image_channels, image_size, image_size)
+        self.layers = nn.Sequential(
+            nn.Linear(noise_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+            nn.Linear(width, math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape),
+        )  # fmt: skip
+
+    def forward(self, z: Tensor, cond: Tensor) -> Tensor:
+        return self.layers(z).float()                                      # (B, C, H, W)
+
+
+class MLPDiscriminator(nn.Module):
+    """Two hidden layers of maxout with dropout in front of each layer (Goodfellow et al. 2014, GAN, section 5).
+
+    Args:
+        image_size, image_channels: of the images.
+        width: units of a hidden layer.
+        pieces: linear functions of which each unit takes the largest (Goodfellow et al. 2013, Maxout Networks, eq. 1).
+        dropout: share of units left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: PositiveInt,
+        image_channels: PositiveInt,
+        width: PositiveInt,
+        pieces: PositiveInt,
+        dropout: Probability,
+    ) -> None:
+        super().__init__()
+        self.alone = True
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Dropout(dropout), nn.Linear(n_in, width * pieces), nn.Unflatten(1, (width, pieces)))
+            for n_in in (image_channels * image_size**2, width)
+        )
+        self.score = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, None]:
+        """Logits (B,)."""
+        h = x.flatten(1)                                                   # (B, C H W)
+        for layer in self.hidden:
+            h = layer(h).amax(2)                                           # (B, W)
+        return self.score(h).squeeze(1).float(), None                      # (B,)
+
+
+class DCGenerator(nn.Module):
+    """4x4 maps doubled by transposed convolutions, batch norm and ReLU between (Radford et al. 2016, DCGAN, figure 1).
+
+    Args:
+        image_size: a power of two from 8 up.
+        image_channels: of the images, which end in tanh.
+        noise_dim: size of z.
+        width: channels of the last hidden map, half the image's size; twice as many at each halving.
+        most: channels of any map.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: PositiveInt,
+        image_channels: PositiveInt,
+        noise_dim: PositiveInt,
+        width: PositiveInt,
+        most: PositiveInt,
+    ) -> None:
+        super().__init__()
+        self.noise_dim = noise_dim
+        widths = [min(most, width * 2**i) for i in range(n_halvings(image_size))][::-1]
+        layers: list[nn.Module] = [nn.Unflatten(1, (noise_dim, 1, 1))]
+        layers += [nn.ConvTranspose2d(noise_dim, widths[0], 4, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        for n_in, n_out in pairwise(widths):
+            layers += [nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
+        layers += [nn.ConvTranspose2d(widths[-1], image_channels, 4, 2, 1, bias=False), nn.Tanh()]
+        self.layers = nn.Sequential(*layers).apply(as_published)
+
+    def forward(self, z: Tensor, cond: Tensor) -> Tensor:
+        return self.layers(z).float()                                      # (B, C, H, W)
+
+
+class DCDiscriminator(nn.Module):
+    """Strided convolutions down to 4x4, batch norm on all but the first, leaky ReLU (Radford et al. 2016, section 3).
+
+    Args:
+        image_size: a power of two from 8 up.
+        image_channels: of the images.
+        width: channels of the first hidden map, half the image's size; twice as many at each halving.
+        most: channels of any map.
+        norm: "spectral": weights divided by their largest singular value (Miyato et al. 2018, SNGAN, eq. 8) and no
+            batch norm; "none": neither. With batch norm an image's logit depends on the others of its batch, which a
+            penalty on its gradient cannot have.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: PositiveInt,
+        image_channels: PositiveInt,
+        width: PositiveInt,
+        most: PositiveInt,
+        norm: Literal["batch", "spectral", "none"],
+    ) -> None:
+        super().__init__()
+        widths = [min(most, width * 2**i) for i in range(n_halvings(image_size))]
+        self.alone = norm != "batch"
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise([image_channels, *widths]):
+            layers.append(nn.Conv2d(n_in, n_out, 4, 2, 1, bias=norm != "batch"))
+            layers += [nn.BatchNorm2d(n_out)] if norm == "batch" and n_in != image_channels else []
+            layers.append(nn.LeakyReLU(SLOPE))
+        layers.append(nn.Conv2d(widths[-1], 1, 4, bias=norm != "batch"))
+        self.layers = nn.Sequential(*layers).apply(as_published)
+        if norm == "spectral":
+            for layer in self.layers:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, None]:
+        """Logits (B,)."""
+        return self.layers(x).flatten().float(), None                      # (B,)
+
+
+def as_published(layer: nn.Module) -> None:
+    """Weights of N(0, 0.02), scales of batch norm of N(1, 0.02), biases 0 (Radford et al. 2016, 4)."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, float(isinstance(layer, nn.BatchNorm2d)), STD)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
