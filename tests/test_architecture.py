@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = {"batch", "errors", "pixels", "ranges", "ranks", "rng"}
+LEAVES = {"batch", "errors", "pixels", "precision", "ranges", "ranks", "rng"}
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -41,6 +41,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "batch": set(),
     "errors": set(),
     "pixels": set(),
+    "precision": set(),
     "ranges": set(),
     "ranks": set(),
     "rng": set(),
@@ -52,6 +53,7 @@ TORCH_ONLY = {  # a room -> what it may use beside torch and the standard librar
     "losses": set(),
     "optim": set(),
     "pixels": set(),
+    "precision": set(),
     "ranks": set(),
     "rng": set(),
     "nets": {"einops"},

@@ -45,12 +45,13 @@ def test_help_is_quick_and_lists_every_page(tmp_path: Path) -> None:
         seconds.append(time.monotonic() - started)
     assert statistics.median(seconds) <= 0.6
     assert max(map(len, told.splitlines())) <= 120
+    assert "\nquantizer@model.net.quantizer=\n  fsq " in told and "\nperceptual@metrics.lpips=\n" in told
     for group in ("model", "data"):
         section = told.split(f"\n{group}=\n")[1].split("\n\n")[0]
         for page in (ROOT / "conf" / group).glob("*.yaml"):
             text = page.read_text()
             first = " ".join(text.splitlines()[0].lstrip("# ").split()[:5])
-            assert f"  {page.stem:<16}{first}" in section, page
+            assert f"  {page.stem:<22}{first}" in section, page
             assert any(f"\n{key}:" in text for key in ("root", "first_stage")) == ("\n# Needs: " in text), page
     assert "[needs: its files, 170 MB (data.download=true fetches them)]" in " ".join(told.split())
     assert "trainer.precision=auto|32-true" in told

@@ -166,7 +166,7 @@ def test_what_makes_another_run_is_refused_by_its_key(copied: Path, word: str, k
 
 
 def test_another_family_is_refused(copied: Path) -> None:
-    assert line_of(*overrides("gan"), run_dir=copied).startswith("error: model=gan: ")
+    assert line_of(*overrides("gan"), run_dir=copied).startswith("error: model=cgan: ")
 
 
 @pytest.mark.parametrize(
@@ -300,6 +300,10 @@ def test_auto_trains_it_in_a_process_without_this_ones_ranks(
     assert "PATH" in seen["env"]
     assert not [k for k in seen["env"] if k in first_stages.RANKS or k.startswith("TORCHELASTIC")]
     assert "training experiment=shapes_vae now (" in capsys.readouterr().out
+    for data, word in (("mnist", "model=vae"), ("fashion_mnist", "experiment=fashion_vqvae")):
+        cfg.choices.data = data
+        first_stages.require("shapes_vqvae" if "experiment" in word else "shapes_vae", cfg, lock)
+        assert word in seen["command"] and f"data={data}" in seen["command"]  # the recipe is of another set
     monkeypatch.setenv("fail", "1")
     with pytest.raises(UserError, match="its training failed"):
         first_stages.require("shapes_vae", cfg, lock)

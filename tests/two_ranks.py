@@ -108,7 +108,13 @@ GRADIENTS = {
     "gan": ["model.n_critic=1"],
     "vqvae": ["model.net.quantizer.kmeans=false", "model.net.quantizer.revive_below=0"],
     "vqprior": ["model.net.dropout=0"],
-    "first_stage": ["model.discriminator.norm=instance"],
+    "first_stage": [
+        "model.discriminator.norm=instance",
+        "model.discriminator_from=0",
+        "model.listen_from=0",
+        "model.net.quantizer.kmeans=false",
+        "model.net.quantizer.revive_below=0",
+    ],
 }
 
 

@@ -57,14 +57,14 @@ def model(cfg: DictConfig, folder: Path) -> Generator:
     if "first_stage" not in node:
         return instantiate(node, _convert_="all")
     first = OmegaConf.to_container(node.pop("first_stage"))
-    net = first_stage(folder / "frozen" / "first_stage", first["sha256"], cfg.data.image_size)
+    net = first_stage(folder / "frozen" / "first_stage", first["sha256"], cfg.data.image_size, cfg.data.channels)
     return instantiate(node, _convert_="all", _partial_=True)(first_stage=net)
 
 
-def first_stage(folder: Path, expected: str, image_size: int) -> nn.Module:
+def first_stage(folder: Path, expected: str, image_size: int, channels: int) -> nn.Module:
     """The `net` of a finished run, with its final weights, from the copy in the folder of the run that stands on it.
 
-    A folder of diffusers, which has a config.json, is read for images of `image_size`.
+    A folder of diffusers, which has a config.json, is read for images of `image_size` and `channels`.
 
     Raises:
         UserError: the weights are not those that the run was trained on.
@@ -80,10 +80,18 @@ def first_stage(folder: Path, expected: str, image_size: int) -> nn.Module:
         fix = f"put back the file with sha256 {expected[:12]}..., or retrain"
         raise UserError("model.first_stage", weights or folder, problem, fix)
     if (folder / diffusers_folder.CONFIG).exists():
-        return diffusers_folder.read(folder, image_size)
-    finished = model(stored_config(folder), folder)
+        return diffusers_folder.read(folder, image_size, channels)
+    finished = model(untaught(stored_config(folder)), folder)
     finished.load_state_dict(load_file(weights))
     return finished.net
+
+
+def untaught(cfg: DictConfig) -> DictConfig:
+    """Without what a finished model needs no more: the net of a perceptual loss, whose weights are files elsewhere."""
+    cfg = cfg.copy()
+    if "perceptual" in cfg.model:
+        cfg.model.perceptual = None
+    return cfg
 
 
 def metrics(cfg: DictConfig) -> Suite:

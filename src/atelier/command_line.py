@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from atelier.errors import places
+
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = (
     "model",
@@ -19,13 +21,15 @@ GROUPS = (
     "likelihood",
     "quantizer",
     "perceptual",
+    "adversarial",
+    "augment",
     "trainer",
     "logger",
     "metrics",
     "debug",
     "hparams_search",
 )
-NAME = 16  # columns for the name of a page
+NAME = 22  # columns for the name of a page
 WORDS = """\
 seed=0                        of everything random
 run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped
@@ -35,7 +39,7 @@ eval.every_images=N           between evaluations;          eval.n_samples=N jud
 checkpoint.every_images=N     between checkpoints;          checkpoint.best=METRIC keeps the best as well
 trainer=auto|cpu|gpu|ddp      trainer.devices=N  trainer.precision=auto|32-true|bf16-mixed|16-mixed  compile=true
 objective=METRIC              returned to a sweeper:        python train.py -m seed=0,1,2 model=flow,ddpm
-check=true                    check the config and stop
+check=true                    check every key, type and range, build nothing, and stop
 --cfg job                     every key of a run; --help-hydra: Hydra's own options"""
 EXAMPLES = """\
 python train.py                                              conditional flow matching on the shapes world, minutes
@@ -59,7 +63,8 @@ def answer_help() -> None:
 def train_help() -> list[str]:
     lines = ["usage: python train.py [GROUP=PAGE ...] [KEY=VALUE ...]"]
     for group in GROUPS:
-        lines += ["", f"{group}=", *pages(group)]
+        placed = sorted({f"{group}@{place}=" for name, place, _ in places() if name == group})
+        lines += ["", *(placed or [f"{group}="]), *pages(group)]
     lines += ["", "keys", *("  " + line for line in WORDS.splitlines())]
     return lines + ["", "examples", *("  " + line for line in EXAMPLES.splitlines())]
 
@@ -87,7 +92,7 @@ def header(page: Path) -> list[str]:
 def headline(page: Path) -> str:
     """The first sentence of a page's header."""
     text = " ".join(line for line in header(page) if not line.startswith(("@package", "Needs: ")))
-    return re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
+    return re.split(r"(?<=\.) (?=[A-Z]|python |van )", text, maxsplit=1)[0]
 
 
 def listed(page: Path) -> list[str]:

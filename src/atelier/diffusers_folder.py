@@ -44,12 +44,13 @@ NAMES = (  # our parts -> theirs
 EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-def read(folder: Path | str, image_size: int | None = None) -> KLNet | VQGANNet:
+def read(folder: Path | str, image_size: int | None = None, channels: int | None = None) -> KLNet | VQGANNet:
     """The net of a folder, float32 and in eval mode; what diffusion multiplies latents by is not part of it.
 
     Args:
         folder: with config.json and diffusion_pytorch_model.safetensors.
         image_size: height and width that `latent_shape` is for; None: the `sample_size` of the config.
+        channels: of the images; None: whatever the config has.
 
     Raises:
         UserError: no such folder, a file is cut, or the net has parts that ours lack.
@@ -57,6 +58,8 @@ def read(folder: Path | str, image_size: int | None = None) -> KLNet | VQGANNet:
     folder = Path(folder)
     config, theirs = _config(folder), _weights(folder)
     net = _net(folder, config, image_size or _size(config))
+    if channels not in (None, net.layout.image_channels):
+        raise _refused(folder, f"it is of images of {net.layout.image_channels} channels, these have {channels}")
     state = net.state_dict()
     parts = {name: _their_names(name) for name in state if not _our_own(name)}
     _same_names(folder, {part for names in parts.values() for part in names}, set(theirs))

@@ -32,7 +32,8 @@ class UserError(Exception):
     """A mistake in what was asked for.
 
     Args:
-        key: the dotted key or option to change, as typed on the command line (`data.batch_size`).
+        key: the dotted key or option to change, as typed on the command line (`data.batch_size`); where it begins
+            with a dot, an argument of the object that the config was building.
         value: what it was.
         problem: why that does not work.
         fix: an override or a command that does.
@@ -112,9 +113,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def user_error(error: BaseException) -> UserError | None:
     """The UserError that `error` is or was raised from; None means that it is a bug."""
+    outer = ""
     for cause in causes(error):
         if isinstance(cause, UserError):
+            if cause.key.startswith("."):
+                return UserError(_full_key(outer) + cause.key, cause.value, cause.problem, cause.fix)
             return cause
+        outer += f"{cause}\n"
     return _composition_error(list(causes(error))) or _memory(list(causes(error)))
 
 
@@ -176,13 +181,48 @@ def check_words(words: list[str]) -> None:
             raise UserError(key, value, "what Hydra calls is not for the command line", f"leave {key} out")
 
 
-def _fix(key: str, value: str) -> str:
-    """The nearest known key with a value."""
+def _fix(key: str, value: str, known_wrong: bool = False) -> str:
+    """The nearest known key with a value; the key itself only where it is not known to be wrong."""
     if elsewhere := ELSEWHERE.get(key.split(".")[-1]):
         return f"{elsewhere}=VALUE"
+    if chosen := placed(key, value):
+        return chosen
     known = known_keys(Path(sys.argv[0]).stem if Path(sys.argv[0]).stem in ("sample", "evaluate") else "train")
-    close = nearest(key, [name for name, shipped in known.items() if not isinstance(shipped, dict)])
+    close = nearest(
+        key,
+        [
+            name
+            for name, shipped in known.items()
+            if not isinstance(shipped, dict) and not (known_wrong and name == key)
+        ],
+    )
     return f"{close}={value or 'VALUE'}" if close else "python train.py --cfg job lists every key"
+
+
+def placed(key: str, value: str) -> str | None:
+    """How a group that stands inside a page is chosen there, where `key` is its name or its place."""
+    group, _, place = key.partition("@")
+    found = [(g, at, page) for g, at, page in places() if (group in (g, at) and place in ("", at))]
+    if not found:
+        return None
+    pages = [page for _, _, page in found]
+    asked = next((word.removeprefix("model=") for word in sys.argv[1:] if word.startswith("model=")), "")
+    if place or (asked and not {asked, "train"} & set(pages)):
+        return " or ".join(f"model={page}" for page in sorted(set(pages)))
+    group, place, page = next((f for f in found if f[2] == asked), found[0])
+    chosen = f"{group}@{place}={value or 'PAGE'}"
+    return chosen if page in (asked, "train") else f"model={page} {chosen}"
+
+
+@functools.cache
+def places() -> tuple[tuple[str, str, str], ...]:
+    """Group, place and page of each group that stands inside another page."""
+    found = []
+    for path in (CONF / "train.yaml", *sorted((CONF / "model").glob("*.yaml"))):
+        prefix = "model." if path.parent != CONF else ""
+        for group, place in re.findall(r"^  - /?(\w+)@([\w.]+):", path.read_text(), re.MULTILINE):
+            found.append((group, prefix + place, path.stem))
+    return tuple(found)
 
 
 def _composition_error(chain: list[BaseException]) -> UserError | None:
@@ -213,9 +253,8 @@ def _memory(chain: list[BaseException]) -> UserError | None:
     if not short:
         return None
     key = next((_full_key(str(e)) for e in chain if "full_key" in str(e)), "data.batch_size")
-    return UserError(
-        key, "", "memory ran out", "smaller numbers there; else a smaller data.batch_size or model.net.width"
-    )
+    fix = "smaller numbers there; else a smaller data.batch_size, eval.batch_size or model.net.width"
+    return UserError(key, "", "memory ran out", fix)
 
 
 def _is_group_override(error: BaseException) -> bool:
@@ -238,7 +277,8 @@ def _unknown_page(text: str) -> UserError | None:
     if group.startswith("hydra/"):
         return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
     close = nearest(page, pages)
-    return UserError(group, page, f"there is no such page in conf/{group}", f"{group}={close or '|'.join(pages[:12])}")
+    typed = next((word.partition("=")[0] for word in sys.argv[1:] if word.startswith(f"{group}@")), group)
+    return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={close or '|'.join(pages[:12])}")
 
 
 def _unknown_key(text: str) -> UserError | None:
@@ -247,10 +287,11 @@ def _unknown_key(text: str) -> UserError | None:
         return None
     key = found.group(1) if found else _full_key(text)
     typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
-    value = typed.group(1) if typed else ""
+    words = [word.partition("=")[2] for word in sys.argv[1:] if word.partition("=")[0] == key]
+    value = typed.group(1) if typed else "".join(words[:1])
     if key.startswith("sampler."):
         return UserError(key, value, "name the sampler too", f"sampler=ddim {key}={value}, or another of conf/sampler")
-    return UserError(key, value, "there is no such key", _fix(key, value))
+    return UserError(key, value, "there is no such key", _fix(key, value, known_wrong=True))
 
 
 def _unset(text: str) -> UserError | None:

@@ -74,16 +74,17 @@ def require(experiment: str, cfg: DictConfig, lock: Path) -> Path:
     Raises:
         UserError: there is no such experiment, or its training failed.
     """
-    finished = [f for f in runs.all_runs() if _is(f, experiment, cfg) and (f / "weights.safetensors").exists()]
-    if finished:
-        print(f"first stage: {finished[-1]}", flush=True)
-        return finished[-1]
     page = ROOT / "conf" / "experiment" / f"{experiment}.yaml"
     if not page.exists():
         raise UserError("model.first_stage.experiment", experiment, "no such page in conf/experiment", "see conf/")
-    print(f"first stage: training experiment={experiment} now ({headline(page)})", flush=True)
-    run_dir = runs.OUTPUTS / experiment / runs.stamp()
-    command = [sys.executable, str(ROOT / "train.py"), f"experiment={experiment}", f"run_dir={run_dir}"]
+    page, words = _recipe(page, cfg.choices.data)
+    finished = [f for f in runs.all_runs() if _is(f, page, cfg) and (f / "weights.safetensors").exists()]
+    if finished:
+        print(f"first stage: {finished[-1]}", flush=True)
+        return finished[-1]
+    print(f"first stage: training {words} now ({headline(page)})", flush=True)
+    run_dir = runs.OUTPUTS / page.stem / runs.stamp()
+    command = [sys.executable, str(ROOT / "train.py"), words, f"run_dir={run_dir}"]
     command += [f"data={cfg.choices.data}", f"seed={cfg.seed}"]
     command += [f"data.{key}={cfg.data[key]}" for key in ("image_size", "channels", "root") if key in cfg.data]
     if _run(command, lock):
@@ -91,10 +92,33 @@ def require(experiment: str, cfg: DictConfig, lock: Path) -> Path:
     return run_dir
 
 
-def _is(folder: Path, experiment: str, cfg: DictConfig) -> bool:
+def _recipe(page: Path, data: str) -> tuple[Path, str]:
+    """The page, and the word that chooses it, of an experiment's model on this set.
+
+    An experiment of another set gives way to one of this set with the same model, or else to the model's own page.
+    """
+    chosen = _chosen(page)
+    if chosen.get("/data", data) == data:
+        return page, f"experiment={page.stem}"
+    asked = {"/data": data, "/model": chosen["/model"]}
+    for other in sorted(page.parent.glob("*.yaml")):
+        if asked.items() <= _chosen(other).items():
+            return other, f"experiment={other.stem}"
+    return page.parents[1] / "model" / f"{chosen['/model']}.yaml", f"model={chosen['/model']}"
+
+
+def _chosen(page: Path) -> dict[str, str]:
+    """Group -> page, as an experiment's defaults say."""
+    entries = (entry for entry in OmegaConf.load(page).get("defaults", []) if isinstance(entry, DictConfig))
+    return {name.removeprefix("override "): value for entry in entries for name, value in entry.items()}
+
+
+def _is(folder: Path, page: Path, cfg: DictConfig) -> bool:
+    """Whether a run was made by this page of an experiment or of a model, on this set."""
     stored = OmegaConf.load(folder / "config.yaml")
     same = all(stored.data.get(k) == cfg.data.get(k) for k in ("_target_", "image_size", "channels", "root"))
-    return stored.choices.experiment == experiment and same
+    own = (None, page.stem) if page.parent.name == "model" else (page.stem, stored.choices.model)
+    return (stored.choices.experiment, stored.choices.model) == own and same
 
 
 def _run(command: list[str], lock: Path) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from atelier.errors import UserError, known_keys, nearest
+from atelier.errors import UserError, known_keys, nearest, placed
 from atelier.ranges import Name, NonNegFloat, NonNegInt, PositiveInt, Seed
 
 ALLOWED = ("models", "nets", "diffusion", "data", "losses", "metrics", "callbacks", "optim", "trainer", "loggers")
@@ -142,7 +142,9 @@ def _target(path: Any, prefix: str) -> Callable:
     module, name = ".".join(parts[:-1]), parts[-1]
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module needs
         raise UserError(f"{prefix}._target_", path, "there is no such class or function", fix) from error
     if not (inspect.isclass(found) or inspect.isfunction(found)) or found.__module__ != module:
         raise UserError(f"{prefix}._target_", path, f"{module} does not define it", fix)
@@ -237,7 +239,7 @@ def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
         except ValidationError:
             continue
         return f"{name}={_typed(candidate)}"
-    return f"{name} as in the pages of conf/"
+    return placed(name, str(value)) or f"{name} as in the pages of conf/"
 
 
 def _options(expected: Any) -> list[Any]:

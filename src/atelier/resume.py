@@ -34,7 +34,8 @@ def settle(cfg: DictConfig, folder: Path) -> DictConfig:
         _wait(path, folder / "lock", PATIENCE)
     if path.exists():
         stored = OmegaConf.load(path)
-        if "first_stage" in cfg.model and cfg.model.first_stage.run in ("auto", stored.model.first_stage.run):
+        both = "first_stage" in cfg.model and "first_stage" in stored.model
+        if both and cfg.model.first_stage.run in ("auto", stored.model.first_stage.run):
             cfg.model.first_stage = stored.model.first_stage
         _same(cfg, stored, folder)
         return cfg

@@ -160,7 +160,7 @@ def load(folder: Path, ema: bool) -> Loaded:
     if path is None:
         raise UserError("run", folder, "it has no checkpoint yet", "run=last")
     checkpoint = load_checkpoint(path)
-    data, model = build.data(cfg), build.model(cfg, folder)
+    data, model = build.data(cfg), build.model(build.untaught(cfg), folder)
     model.load_state_dict(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
     first = list(averages)[: int(ema)]

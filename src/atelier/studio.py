@@ -21,7 +21,7 @@ from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 
 INTERPOLATED = 8  # pictures from one latent to the next, and along one coordinate
-REACH = 3.0  # of a coordinate, in deviations of the prior
+REACH = 3.0  # of a coordinate; deviations, where the prior is standard normal
 REQUEST = "request.yaml"
 SHOWN = 64  # pictures in grid.png
 SEARCHED = 4096  # test images looked through for a label

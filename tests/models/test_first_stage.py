@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atelier import build
 from atelier.errors import UserError, user_error
-from atelier.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
+from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.perceptual import LPIPS
 from atelier.models.base import Autoencoder, Discrete
 from atelier.models.first_stage import VQGAN, AutoencoderKL
@@ -81,9 +81,9 @@ def step(model: AutoencoderKL | VQGAN, images_seen: int, monkeypatch: pytest.Mon
 
 def test_hinge_losses_by_hand() -> None:
     real, fake = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[-3.0, 0.25], [-1.0, -0.5]])
-    assert hinge_discriminator(real, fake).item() == pytest.approx((0 + 0.5 + 2 + 0) / 4 + (0 + 1.25 + 0 + 0.5) / 4)
-    assert hinge_generator(fake).item() == pytest.approx(4.25 / 4)
-    assert hinge_discriminator(real.bfloat16(), fake.bfloat16()).dtype == torch.float32
+    assert Hinge().discriminator(real, fake).item() == pytest.approx((0 + 0.5 + 2 + 0) / 4 + (0 + 1.25 + 0 + 0.5) / 4)
+    assert Hinge().generator(None, fake).item() == pytest.approx(4.25 / 4)
+    assert Hinge().discriminator(real.bfloat16(), fake.bfloat16()).dtype == torch.float32
 
 
 def test_the_adaptive_weight_by_hand() -> None:
@@ -193,7 +193,7 @@ def test_the_discriminator_learns_from_both_kinds(monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(7)
     back = model.net.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean)).detach()
     model.zero_grad()
-    hinge_discriminator(model.discriminator(x), model.discriminator(back)).backward()
+    Hinge().discriminator(model.discriminator(x), model.discriminator(back)).backward()
     for name, p in model.discriminator.named_parameters():
         torch.testing.assert_close(theirs[name], p.grad)
 

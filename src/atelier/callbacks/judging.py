@@ -175,7 +175,7 @@ def intervals(values: dict[str, float], n: int) -> dict[str, tuple[float, float]
         group, _, kind = name.rpartition("judge/")
         if name.endswith("label/accuracy"):
             found[name] = wilson(round(value * n), n)
-        elif "judge/" in name and kind in ("valid", "loose"):
+        elif "judge/" in name and kind in ("valid", "loose") or name.endswith("recon/valid"):
             found[name] = wilson(round(value * n), n)
         elif "judge/" in name and kind not in ("coverage", "duplicates") and value == value:
             valid = round(values[f"{group}judge/valid"] * n)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from atelier.errors import UserError
 from atelier.metrics import cache
+from atelier.precision import float32
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name ends with the sha256 the file starts with
 INCEPTION_SHA = "6726825d"
@@ -54,8 +55,7 @@ class FeatureNet(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, n_features) float32 of (B, 1 or 3, H, W) uint8."""
         rgb = images.expand(-1, 3, -1, -1)
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), exact:
+        with torch.no_grad(), float32(images.device):
             return self.embed(rgb)
 
     def train(self, mode: bool = True) -> FeatureNet:

@@ -14,6 +14,7 @@ from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Autoencoder, Cond
 from atelier.nets.codec import Moments
 from atelier.nets.vae import VAENet
+from atelier.precision import float32
 from atelier.ranges import PositiveFloat
 from atelier.rng import ImageRngs
 
@@ -48,8 +49,8 @@ class AE(Autoencoder):
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
-        z, _ = self.net(x)
-        nll = self.likelihood.nll(x, self.net.decode(z)).mean()
+        z, _, back = self.net(x, None)
+        nll = self.likelihood.nll(x, back).mean()
         self.moments.add(z.detach(), first=self.images_seen == 0)
         self.report("nll", nll)
         loss = nll / x[0].numel()
@@ -63,7 +64,9 @@ class AE(Autoencoder):
         return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
-        return self.net.encode(x)[0]
+        with float32(self.device):
+            return self.net.encode(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.image(self.net.decode(z))
+        with float32(self.device):
+            return self.likelihood.image(self.net.decode(z))

@@ -16,15 +16,18 @@ from torch.optim import Optimizer
 
 from atelier.batch import Batch
 from atelier.errors import UserError
-from atelier.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
+from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.kl import kl_to_standard_normal
 from atelier.losses.perceptual import LPIPS, Pyramid
 from atelier.models.base import Autoencoder, Cond, Discrete
 from atelier.nets.autoencoder import KLNet, VQGANNet
 from atelier.nets.codec import Moments
 from atelier.nets.patch import PatchDiscriminator
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat
 from atelier.rng import ImageRngs
+
+HINGE = Hinge()
 
 
 class _FirstStage(Autoencoder):
@@ -93,21 +96,20 @@ class _FirstStage(Autoencoder):
     def training_step(self, batch: Batch) -> None:
         x = batch["image"]
         ours, theirs = self.optimizers()
-        z, penalty = self.bottleneck(x)
-        back = self.net.image(z)
+        z, back, penalty = self.through(x)
         reconstruction = self._reconstruction(x, back)
         loss = reconstruction + self.penalty_weight * penalty
         if self.images_seen >= self.listen_from:
             loss = loss + self._adversarial(reconstruction, back)
         self.report("loss", loss)
-        self.step(ours, loss)
+        self.step(ours, loss, "generator")
         if self.images_seen >= self.discriminator_from:
-            self.step(theirs, self._judged(x, back.detach()))
+            self.step(theirs, self._judged(x, back.detach()), "discriminator")
         self.moments.add(z.detach(), first=self.images_seen == 0)
 
     @abstractmethod
-    def bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, Z, h, w) as the decoder gets them in training, and what they cost, a scalar."""
+    def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, Z, h, w) as `decode` takes them, the images of them, and what the bottleneck costs, a scalar."""
 
     def _reconstruction(self, x: Tensor, back: Tensor) -> Tensor:
         """mean |x - x'| + weight * perceptual distance: scalar."""
@@ -121,7 +123,7 @@ class _FirstStage(Autoencoder):
 
     def _adversarial(self, reconstruction: Tensor, back: Tensor) -> Tensor:
         """The generator's hinge loss, its gradient as long as the reconstruction's times `discriminator_weight`."""
-        heard = hinge_generator(self.discriminator(back))
+        heard = HINGE.generator(None, self.discriminator(back))
         weight = adaptive_weight(reconstruction, heard, self.net.decoder.last_weight)
         self.report("generator", heard)
         self.report("adaptive_weight", weight)
@@ -130,7 +132,7 @@ class _FirstStage(Autoencoder):
     def _judged(self, x: Tensor, back: Tensor) -> Tensor:
         """The discriminator's hinge loss."""
         real, fake = self.discriminator(x), self.discriminator(back)
-        loss = hinge_discriminator(real, fake)
+        loss = HINGE.discriminator(real, fake)
         self.report("discriminator", loss)
         self.report("real_logit", real.mean())
         self.report("fake_logit", fake.mean())
@@ -144,19 +146,15 @@ class _FirstStage(Autoencoder):
         return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
-        with self.float32():
+        with float32(self.device):
             mean, logvar = self.net.encode(x)
         if rngs is None:
             return mean
         return mean + (0.5 * logvar).exp() * rngs.randn(*mean.shape[1:], device=mean.device)
 
     def decode(self, z: Tensor) -> Tensor:
-        with self.float32():
+        with float32(self.device):
             return self.net.decode(z).clamp(-1, 1)
-
-    def float32(self) -> torch.autocast:
-        """What others stand on is the same under every precision: latents fall to the same code, images to the same."""
-        return torch.autocast(self.device.type, enabled=False)
 
 
 class AutoencoderKL(_FirstStage):
@@ -164,29 +162,31 @@ class AutoencoderKL(_FirstStage):
 
     takes = KLNet
 
-    def bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A draw of the posterior, and its KL: summed over latents, mean over the batch, per pixel value of x."""
-        mean, logvar = self.net.encode(x)
+    def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A draw of the posterior costs its KL: summed over latents, mean over the batch, per pixel value of x."""
+        eps = torch.randn(len(x), *self.net.latent_shape, device=x.device)
+        mean, logvar, back = self.net(x, eps)
         kl = kl_to_standard_normal(mean, logvar).flatten(1).sum(1).mean()
         self.report("kl", kl)
-        return mean + (0.5 * logvar).exp() * torch.randn_like(mean), kl / x[0].numel()
+        return mean + (0.5 * logvar).exp() * eps, back, kl / x[0].numel()
 
 
 class VQGAN(_FirstStage, Discrete):
     """The latent is a map of codebook entries (Esser et al. 2021, VQGAN; Rombach et al. 2022, VQ-reg)."""
 
     takes = VQGANNet
+    strategy = {"find_unused_parameters": True, "broadcast_buffers": False}  # every rank computes the same codebook
 
-    def bottleneck(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The entries, with the gradient of what they replace, and the quantiser's loss."""
-        found = self.net.quantizer(self.net.encode(x)[0])
+    def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents before they are quantised, which costs the quantiser's loss."""
+        z, found, back = self.net(x)
         self.report("commitment", found.loss)
-        return found.z, found.loss
+        return z, back, found.loss
 
     @property
     def n_codes(self) -> int:
         return self.net.n_codes
 
     def codes(self, x: Tensor) -> Tensor:
-        with self.float32():
+        with float32(self.device):
             return self.net.codes(x)

@@ -47,6 +47,9 @@ class LDM(Generator):
         first_stage: nn.Module,
     ) -> None:
         super().__init__()
+        if not hasattr(first_stage, "latent_shape"):
+            fix = "model.first_stage.experiment=shapes_vae"
+            raise UserError("model.first_stage", type(first_stage).__name__, "it is no autoencoder", fix)
         if net.shape != first_stage.latent_shape:
             size, fix = net.shape[-1], f"model.net.image_size={first_stage.latent_shape[-1]}"
             raise UserError("model.net.image_size", size, f"the latents are {first_stage.latent_shape}", fix)

@@ -14,6 +14,7 @@ from atelier.models.base import Cond, Latent, Likelihood
 from atelier.nets.conditioning import Condition
 from atelier.nets.flows import FlowNet
 from atelier.pixels import to_uint8
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveFloat
 from atelier.rng import ImageRngs
 
@@ -70,7 +71,7 @@ class NormalizingFlow(Latent, Likelihood):
         return energy - logdet + x[0].numel() * (math.log(2 * math.pi) / 2 + math.log(LEVELS))
 
     def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with float32(x.device):
             return self._nats(x, cond, rngs.rand(*x.shape[1:], device=x.device)).float()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -87,7 +88,7 @@ class NormalizingFlow(Latent, Likelihood):
                 condition. None: the model's.
         """
         heat = self.temperature if temperature is None else temperature
-        with torch.autocast(z.device.type, enabled=False):
+        with float32(z.device):
             v = self.net.inverse(heat * z, self.embedder(cond, len(z)))
         return v * (LEVELS / 127.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from atelier.losses.kl import kl_to_standard_normal, with_free_bits
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Autoencoder, Cond, Likelihood
 from atelier.nets.vae import VAENet
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
@@ -51,9 +53,8 @@ class VAE(Autoencoder, Likelihood):
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
-        mean, logvar = self.net(x)
-        z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-        nll = self.likelihood.nll(x, self.net.decode(z)).mean()
+        mean, logvar, back = self.net(x, torch.randn(len(x), *self.net.latent_shape, device=x.device))
+        nll = self.likelihood.nll(x, back).mean()
         kl = kl_to_standard_normal(mean, logvar)
         risen = min(1.0, self.images_seen / self.beta_images) if self.beta_images else 1.0
         loss = (nll + self.beta * risen * with_free_bits(kl, self.free_bits)) / x[0].numel()
@@ -70,24 +71,29 @@ class VAE(Autoencoder, Likelihood):
 
         (Burda et al. 2016, eq. 8); with K = 1 it is the negative ELBO.
         """
-        mean, logvar = self.net.encode(x)
-        uniform = rngs.rand(*x.shape[1:], device=x.device)
-        terms = []
-        for _ in range(self.nll_draws):
-            eps = rngs.randn(*mean.shape[1:], device=x.device)
-            z = mean + (0.5 * logvar).exp() * eps
-            ratio = ((z**2 - eps**2 - logvar) / 2).flatten(1).sum(1)  # log q(z | x) - log p(z)
-            terms.append(-ratio - self.likelihood.of_levels(x, self.net.decode(z), uniform))
+        uniform, terms = rngs.rand(*x.shape[1:], device=x.device), []
+        with float32(x.device):
+            mean, logvar = self.net.encode(x)
+            for _ in range(self.nll_draws):
+                eps = rngs.randn(*mean.shape[1:], device=x.device)
+                z = mean + (0.5 * logvar).exp() * eps
+                ratio = ((z**2 - eps**2 - logvar) / 2).flatten(1).sum(1)  # log q(z | x) - log p(z)
+                terms.append(-ratio - self.likelihood.of_levels(x, self.net.decode(z), uniform))
         return math.log(self.nll_draws) - torch.stack(terms).logsumexp(0)
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(*self.net.latent_shape, device=self.device)
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
-        mean, logvar = self.net.encode(x)
+        with float32(self.device):
+            mean, logvar = self.net.encode(x)
         if rngs is None:
             return mean
         return mean + (0.5 * logvar).exp() * rngs.randn(*mean.shape[1:], device=mean.device)
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.likelihood.image(self.net.decode(z))
+        with float32(self.device):
+            return self.likelihood.image(self.net.decode(z))
+
+    def protocol(self) -> dict[str, Any]:
+        return {"nll_draws": self.nll_draws, "likelihood": type(self.likelihood).__name__}

@@ -16,6 +16,7 @@ from atelier.models.base import Cond, Generator
 from atelier.nets.conditioning import Condition
 from atelier.nets.frozen import Frozen
 from atelier.nets.transformer import CausalTransformer
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.rng import ImageRngs
 
@@ -75,7 +76,7 @@ class VQPrior(Generator):
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Codes (B, N) of images, row by row."""
-        with torch.autocast(x.device.type, enabled=False):
+        with float32(x.device):
             return self.first.net.codes(x).flatten(1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -93,7 +94,7 @@ class VQPrior(Generator):
         strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0
         warmth = max(self.temperature if temperature is None else temperature, COLD)
         u = rngs.rand(self.net.n_places, device=self.device)
-        with torch.autocast(self.device.type, enabled=False):
+        with float32(self.device):
             codes = self._drawn(self._told(cond, len(rngs), strength), strength, warmth, u)
             return self.first.net.decode_codes(codes.unflatten(1, self.first.net.latent_shape[1:])).clamp(-1, 1)
 

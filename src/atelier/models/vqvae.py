@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from atelier.batch import Batch
 from atelier.models.base import Cond, Discrete
 from atelier.nets.quantizers import perplexity
 from atelier.nets.vqvae import VQNet
+from atelier.precision import float32
 from atelier.ranges import PositiveFloat
 from atelier.rng import ImageRngs
 
@@ -67,6 +69,6 @@ class VQVAE(Discrete):
         with self._float32():
             return self.net.codes(x)
 
-    def _float32(self) -> torch.autocast:
+    def _float32(self) -> AbstractContextManager:
         """A latent near the border of two codes must fall to the same side in every batch and for every user."""
-        return torch.autocast(self.device.type, enabled=False)
+        return float32(self.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from atelier.errors import UserError
 from atelier.nets.layers import Residual, SelfAttention, Up
-from atelier.nets.quantizers import CERTAIN, FSQ, VectorQuantizer
+from atelier.nets.quantizers import CERTAIN, FSQ, Quantized, VectorQuantizer
 from atelier.ranges import Levels, PositiveInt, Probability, Width
 
 
@@ -132,15 +132,14 @@ class KLNet(nn.Module):
         mean, logvar = self.quant(self.encoder(x)).float().chunk(2, dim=1)     # (B, Z, h, w) each
         return mean, logvar.clamp(-30, 20)
 
-    def image(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 of latents."""
         return self.decoder(self.post_quant(z)).float()
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.image(z)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encode(x)
+    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log-variance and decoded mean + std eps: what training goes through."""
+        mean, logvar = self.encode(x)
+        return mean, logvar, self.decode(mean + (0.5 * logvar).exp() * eps)
 
 
 class VQGANNet(nn.Module):
@@ -200,8 +199,11 @@ class VQGANNet(nn.Module):
         """Images (B, C, H, W) float32 of codes (B, h, w)."""
         return self.image(self.quantizer.embed(codes))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encode(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Quantized, Tensor]:
+        """Latents before they are quantised, what becomes of them, the image: what training goes through."""
+        z = self.encode(x)[0]
+        found = self.quantizer(z)
+        return z, found, self.image(found.z)
 
 
 class Encoder(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from atelier import ranks
 from atelier.nets.frozen import Frozen
+from atelier.precision import float32
 from atelier.ranges import PositiveFloat
 
 MOMENTUM = 0.02  # of latents' moments, per batch
@@ -37,7 +38,7 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images (B, C, H, W)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with float32(x.device):
             mean, logvar = self.autoencoder.net.encode(x)
         z = mean if self.mode == "mode" else mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         return (z - self.shift) * self.scale
@@ -45,7 +46,7 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of latents (B, Z, h, w)."""
-        with torch.autocast(z.device.type, enabled=False):
+        with float32(z.device):
             return self.autoencoder.net.decode(z.float() / self.scale + self.shift)
 
     @torch.no_grad()
@@ -54,7 +55,7 @@ class LatentCodec(nn.Module):
         if self._known or self.scale > 0:
             self._known = True  # no look at the device in every step
             return
-        with torch.autocast(x.device.type, enabled=False):
+        with float32(x.device):
             mean, logvar = self.autoencoder.net.encode(x)
         second = mean**2 + (logvar.exp() if self.mode == "sample" else 0)
         centre, power = ranks.mean(mean.mean()), ranks.mean(second.mean())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from atelier import ranks
 from atelier.nets.layers import zeroed
+from atelier.precision import float32
 
 EPS = 1e-6  # added to a measured standard deviation
 ALPHA = 0.05  # of the logit
@@ -154,13 +155,13 @@ class InvertibleConv(nn.Module):
         return lower, self.lu.triu(1) + (self.sign * self.lu.diagonal().exp()).diag()
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+        with float32(x.device):
             lower, upper = self.factors()
             y = F.conv2d(x, (self.permutation @ lower @ upper)[:, :, None, None])   # (B, C, H, W)
         return y, x.shape[2] * x.shape[3] * self.lu.diagonal().sum(dtype=torch.float64)
 
     def inverse(self, y: Tensor, cond: Tensor) -> Tensor:
-        with torch.autocast(y.device.type, enabled=False):
+        with float32(y.device):
             lower, upper = (factor.double() for factor in self.factors())
             back = self.permutation.T.double()                             # P is orthogonal
             back = torch.linalg.solve_triangular(lower, back, upper=False, unitriangular=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atelier import ranks
 from atelier.errors import UserError
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveInt, Probability
 
 EPS = 1e-5  # of Laplace smoothing (van den Oord et al. 2017, appendix A.1)
@@ -155,8 +156,9 @@ class FSQ(nn.Module):
 
     Channel i is bounded to L_i levels, round(tanh(z + shift) (L - 1) / 2 (1 + eps) - offset), offset 1/2 and
     shift = atanh(offset / bound) for even L (section 3.1, appendix A.1), and divided by L // 2 into [-1, 1].
-    The paper has (1 - eps): with (1 + eps) the outermost levels lie inside the bound, two levels work, and latents that
-    give a code are finite. Codes number the levels with the first channel counting fastest. Nothing is learned.
+    The paper has (1 - eps), and in its listing tan for atanh: with (1 + eps) the outermost levels lie inside the bound,
+    two levels work, and latents that give a code are finite. Codes number the levels with the first channel counting
+    fastest. Nothing is learned.
 
     Args:
         levels: of each channel, 2 or more; a channel of 2 has its border far off centre, 3 or more are better.
@@ -215,7 +217,7 @@ def straight_through(z: Tensor, e: Tensor) -> Tensor:
 @torch.no_grad()
 def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
     """Which of `centres` (K, D) is nearest to each of `vectors` (N, D): (N,) int64; of equals the first."""
-    with torch.autocast(vectors.device.type, enabled=False):
+    with float32(vectors.device):
         far = torch.addmm(centres.square().sum(1), vectors, centres.T, alpha=-2)    # (N, K): |z - e|^2 - |z|^2
     return far.argmin(1)
 
@@ -228,7 +230,7 @@ def tallied(vectors: Tensor, codes: Tensor, n_codes: int) -> Tensor:
 
 def drawn(vectors: Tensor, weights: Tensor, n: int) -> Tensor:
     """n of the vectors (N, D) at random, each as likely as its weight (N,) says, (n, D)."""
-    return vectors[torch.multinomial(weights + 1e-12, n, replacement=True)]
+    return vectors[torch.multinomial(torch.nan_to_num(weights) + 1e-12, n, replacement=True)]
 
 
 def kmeans(vectors: Tensor, n: int) -> tuple[Tensor, Tensor]:

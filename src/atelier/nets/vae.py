@@ -56,8 +56,10 @@ class VAENet(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(z).float()                                     # (B, C, H, W)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encode(x)
+    def forward(self, x: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log-variance and decoded mean + std eps, or with None the decoded mean: what training goes through."""
+        mean, logvar = self.encode(x)
+        return mean, logvar, self.decode(mean if eps is None else mean + (0.5 * logvar).exp() * eps)
 
 
 def encoder(pixels: int, width: int, patch: int, downs: int, blocks: int, n_out: int) -> nn.Sequential:

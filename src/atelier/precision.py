@@ -1,0 +1,17 @@
+"""Arithmetic that is the same whatever precision a run has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.backends import cudnn
+
+
+@contextmanager
+def float32(device: torch.device) -> Iterator[None]:
+    """Inside, float32 is float32: no autocast, and no TF32 in convolutions, which PyTorch otherwise allows itself."""
+    kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with torch.autocast(device.type, enabled=False), cudnn.flags(enabled=True, allow_tf32=False, **kept):
+        yield
