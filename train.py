@@ -35,8 +35,7 @@ def train(cfg: DictConfig) -> float | None:
             trainer = build.trainer(cfg, model, callbacks, loggers)
             preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)
             if cfg.compile:
-                for name in model.averaged:
-                    getattr(model, name).compile()
+                build.compile_nets(model)
             ending.begin(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)

@@ -25,7 +25,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "data": {"world"},
     "models": {"nets", "diffusion", "losses", "metrics"},
     "callbacks": {"models.base", "data.base", "metrics", "judge"},
-    "studio": {"models.base", "data.base", "callbacks", "metrics"},
+    "studio": {"models.base", "data.base", "callbacks", "metrics", "losses"},
     "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
     "loggers": set(),
     "command_line": set(),

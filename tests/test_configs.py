@@ -406,6 +406,8 @@ def test_the_choices_of_diffusion_train(
     ["model=cgan", "adversarial@model.loss=least_squares", "data.conditions=[]", "augment@model.augment=diffaugment"],
     ["model=dcgan", "model.discriminator.norm=spectral", "model.r1_gamma=1", "adversarial@model.loss=relativistic"],
     ["model=dcgan", "model.discriminator.norm=none", "model.r2_gamma=1", "model.penalty_every=1"],
+    ["model=stylegan2", "data.conditions=[]", "model.mixing=0", "model.path_weight=0", "augment@model.augment=ada"],
+    ["model=stylegan2", "adversarial@model.loss=relativistic", "model.path_every=1", "model.r1_every=1"],
     ["model=r3gan", "data.conditions=[]", "model.generator.blocks=2", "augment@model.augment=ada"],
     ["model=vae", "model.beta=0", "logger=tensorboard", "callbacks.ema.half_lives=[]"],
     ["model=vae", "data.test_split=unseen", "data.task=inpaint", "data.flip=true", "checkpoint.best=recon/psnr"],

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 import sample as entry
-from atelier import runs
+from atelier import runs, studio
 from atelier.callbacks.judging import sample
 from atelier.errors import UserError
 from atelier.models.base import Cond
 from atelier.models.vae import VAE
+from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.tiny import TINY
@@ -69,7 +70,16 @@ def test_picture_k_is_the_same_in_any_batch(finished: dict[str, Path], tmp_path:
 VERBS = [("vae", do) for do in ("interpolate", "reconstruct", "resample", "traverse")]
 
 
-@pytest.mark.parametrize(("family", "do"), [*VERBS, ("gan", "interpolate"), ("gan", "traverse")])
+@pytest.mark.parametrize(
+    ("family", "do"),
+    [
+        *VERBS,
+        ("gan", "interpolate"),
+        ("gan", "traverse"),
+        ("stylegan2", "mix"),
+        ("stylegan2", "truncate"),
+    ],
+)
 def test_other_verbs_are_the_same_in_any_batch_too(
     finished: dict[str, Path], tmp_path: Path, family: str, do: str
 ) -> None:
@@ -197,7 +207,7 @@ def test_what_a_model_lacks_is_refused_in_one_line(finished: dict[str, Path]) ->
     assert "the 36 labels are 0 to 35" in refused(gan, "label=36")
     assert "none of 16 test images has it" in refused(gan, "label=3")
     assert refused(vae, "do=interpolat") == (
-        "error: do=interpolat: VAE can sample, interpolate, traverse, reconstruct, resample. Fix: do=interpolate"
+        "error: do=interpolat: VAE can sample, interpolate, traverse, project, reconstruct, resample. Fix: do=interpolate"
     )
     assert "GAN can sample, interpolate, traverse" in refused(gan, "do=reconstruct")
     assert "error: n=0:" in refused(vae, "n=0")
@@ -257,3 +267,45 @@ def test_where_memory_runs_out_the_pictures_stay_the_same() -> None:
     shift = torch.arange(7.0)
     pictures = sample(Hungry(), {"shift": shift}, ImageRngs(0, 5, 7), {})
     torch.testing.assert_close(pictures, ImageRngs(0, 5, 7).randn(3, 2, 2) + shift.view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("family", ["stylegan2", "gan", "vae"])
+def test_projection_comes_nearer_than_the_draws_it_starts_from(finished: dict[str, Path], family: str) -> None:
+    loaded = runs.load(finished[family], ema=True)
+    batch = loaded.data.test_batch(0, 3)
+    x, cond, rngs = batch["image"], loaded.model.condition(batch, ""), ImageRngs(0, 0, 3)
+    with torch.inference_mode():
+        found = studio.projection(loaded.model, x, cond, rngs, {})
+        started = loaded.model.render(loaded.model.draw(rngs.again(), cond), cond, rngs.again())
+        found, started = found.clone(), started.clone()
+    nearer = (found - x).abs().mean((1, 2, 3)) / (started - x).abs().mean((1, 2, 3))
+    assert (nearer < 1).all() and nearer.mean() < 0.97
+
+
+def test_a_row_of_truncations_goes_from_the_mean_through_the_sample(finished: dict[str, Path], tmp_path: Path) -> None:
+    """Column 0 is the same style in all rows; the noise of a row is that of its sample."""
+    run = runs.load(finished["stylegan2"], ema=True)
+    with torch.inference_mode():
+        cond = run.model.condition(run.data.test_batch(0, 2), "")
+        z = run.model.draw(ImageRngs(0, 0, 2), cond)
+        mean = run.model.paint(run.model.styles(z, cond, 0.0), ImageRngs(0, 0, 2))
+        beyond = run.model.paint(run.model.styles(z, cond, studio.TRUNCATED), ImageRngs(0, 0, 2))
+    rows = drawn(finished["stylegan2"], tmp_path, "n=16", "do=truncate")
+    for k in range(2):
+        assert (rows[8 * k] - to_uint8(mean)[k].int()).abs().max() <= 1
+        assert (rows[8 * k + 7] - to_uint8(beyond)[k].int()).abs().max() <= 1
+
+
+def test_mixed_pictures_have_coarse_styles_of_their_row_and_fine_ones_of_their_column(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    run = runs.load(finished["stylegan2"], ema=True)
+    pictures = drawn(finished["stylegan2"], tmp_path, "n=24", "do=mix")
+    with torch.inference_mode():
+        cond = run.model.condition(run.data.test_batch(0, 10), "")
+        styles = run.model.styles(run.model.draw(ImageRngs(0, 0, 10), cond), cond)
+        cut = styles.shape[1] // 2
+        for k, left, top in ((3, 3, 3), (8, 8, 8), (11, 8, 3), (21, 9, 5)):
+            mixed = torch.cat([styles[left, :cut], styles[top, cut:]])[None]
+            expected = to_uint8(run.model.paint(mixed, ImageRngs(0, k, 1)))[0].int()
+            assert (pictures[k] - expected).abs().max() <= 1

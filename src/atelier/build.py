@@ -86,6 +86,19 @@ def first_stage(folder: Path, expected: str, image_size: int, channels: int) -> 
     return finished.net
 
 
+def compile_nets(model: Generator) -> None:
+    """torch.compile of the averaged nets, in place.
+
+    Raises:
+        UserError: training goes backward through their gradients.
+    """
+    if model.twice:
+        problem = f"{type(model).__name__} needs gradients of gradients, which a compiled net has not"
+        raise UserError("compile", True, problem, "compile=false")
+    for name in model.averaged:
+        getattr(model, name).compile()
+
+
 def untaught(cfg: DictConfig) -> DictConfig:
     """Without what a finished model needs no more: the net of a perceptual loss, whose weights are files elsewhere."""
     cfg = cfg.copy()
@@ -158,7 +171,7 @@ def options(cfg: DictConfig, model: Generator, maker: Callable) -> dict[str, Any
     Raises:
         UserError: the method does not take one, or it would change nothing.
     """
-    given = [name for name in ("sampler", "guidance", "temperature") if cfg.get(name) is not None]
+    given = [name for name in ("sampler", "guidance", "temperature", "truncation") if cfg.get(name) is not None]
     for name in given:
         value = HydraConfig.get().runtime.choices.get(name, cfg[name])
         if name not in inspect.signature(maker).parameters:

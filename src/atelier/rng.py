@@ -30,6 +30,13 @@ class ImageRngs:
         self.images = [(seed, k) for k in range(first, first + n)]
         self.generators = [generator(*image) for image in self.images]
 
+    @classmethod
+    def of(cls, seed: int, numbers: list[int]) -> ImageRngs:
+        """Of images in any order, some perhaps more than once."""
+        chosen = cls(seed, 0, 0)
+        chosen.images = [(seed, k) for k in numbers]
+        return chosen.again()
+
     def __len__(self) -> int:
         return len(self.generators)
 

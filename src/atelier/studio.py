@@ -15,8 +15,9 @@ from atelier.callbacks.judging import sample
 from atelier.callbacks.store import write_text
 from atelier.data.base import DataModule
 from atelier.errors import UserError, nearest
+from atelier.losses.perceptual import Pyramid
 from atelier.metrics.pictures import grid, save_png
-from atelier.models.base import Autoencoder, Cond, Generator, Latent
+from atelier.models.base import Autoencoder, Cond, Generator, Latent, Styled
 from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 
@@ -25,6 +26,8 @@ REACH = 3.0  # of a coordinate; deviations, where the prior is standard normal
 REQUEST = "request.yaml"
 SHOWN = 64  # pictures in grid.png
 SEARCHED = 4096  # test images looked through for a label
+TRUNCATED = 1.5  # psi at the end of a row
+PROJECTION_STEPS, PROJECTION_LR = 300, 0.1  # of the search for a latent
 
 
 def verb(asked: str | None, model: Generator) -> str:
@@ -50,7 +53,9 @@ def maker(verb: str, model: Generator) -> Callable:
 def _makers(model: Generator) -> dict[str, Callable]:
     makers: dict[str, Callable] = {"sample": model.sample}
     if isinstance(model, Latent):
-        makers |= {"interpolate": model.render, "traverse": model.render}
+        makers |= {"interpolate": model.render, "traverse": model.render, "project": model.render}
+    if isinstance(model, Styled):
+        makers |= {"mix": model.render, "truncate": model.paint}
     if isinstance(model, Autoencoder):
         makers |= {"reconstruct": model.decode, "resample": model.decode}
     return makers
@@ -64,8 +69,8 @@ def items(verb: str, model: Generator, data: DataModule, label: int | None) -> l
     """
     if label is None:
         return None
-    if verb in ("reconstruct", "resample"):
-        raise UserError("label", label, "reconstructions are of the test images in order", "do=sample")
+    if verb in ("reconstruct", "resample", "project"):
+        raise UserError("label", label, f"do={verb} is of the test images in order", "do=sample")
     if "label" not in model.needs:
         raise UserError("label", label, f"{type(model).__name__} was trained without labels", "leave label out")
     if label >= data.n_classes:
@@ -92,10 +97,11 @@ def pictures(
     """Pictures first .. first + n - 1 of a request, (n, C, H, W) uint8; the same whatever n."""
     if verb in ("reconstruct", "resample"):
         return to_uint8(_beside(model, data, options, seed if verb == "resample" else None, first, n))
-    if verb == "interpolate":
-        return to_uint8(_between(model, data, options, seed, first, n, items))
-    if verb == "traverse":
-        return to_uint8(_along(model, data, options, seed, first, n, items))
+    if verb == "project":
+        return to_uint8(_projected(model, data, options, seed, first, n))
+    makers = {"interpolate": _between, "traverse": _along, "mix": _mixed, "truncate": _drawn_in}
+    if verb in makers:
+        return to_uint8(makers[verb](model, data, options, seed, first, n, items))
     return to_uint8(sample(model, conditions(model, data, first, n, items), ImageRngs(seed, first, n), options))
 
 
@@ -145,6 +151,79 @@ def _along(
     z = z.scatter(1, coordinates[:, None], steps[:, None]).unflatten(1, start.shape[1:])
     cond = {name: value.expand(n, *value.shape[1:]) for name, value in cond.items()}
     return model.render(z, cond, ImageRngs(seed, first, n), **options)
+
+
+def _drawn_in(
+    model: Styled, data: DataModule, options: dict[str, Any], seed: int, first: int, n: int, items: list[int] | None
+) -> Tensor:
+    """Row r is image r, its style moved from the mean of all styles through its own to TRUNCATED times as far."""
+    numbers = torch.arange(first, first + n)
+    rows = numbers // INTERPOLATED
+    base, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
+    cond = conditions(model, data, base, count, items)
+    z = model.draw(ImageRngs(seed, base, count), cond)
+    place = (rows - base).to(z.device)
+    psi = (TRUNCATED * (numbers % INTERPOLATED) / (INTERPOLATED - 1)).to(z)[:, None, None]
+    styles = torch.lerp(model.styles(z, cond, 0.0)[place], model.styles(z, cond, 1.0)[place], psi)  # (n, L, W)
+    return model.paint(styles, ImageRngs.of(seed, rows.tolist()))
+
+
+def _mixed(
+    model: Styled, data: DataModule, options: dict[str, Any], seed: int, first: int, n: int, items: list[int] | None
+) -> Tensor:
+    """The picture in row r > 0 and column c > 0 has the coarse styles of the one at its left, the fine ones of the one
+
+    on top of its column (Karras et al. 2019, StyleGAN, figure 3). Coarse are the layers up to half of the image's size.
+    """
+    numbers = torch.arange(first, first + n)
+    rows, columns = numbers // INTERPOLATED, numbers % INTERPOLATED
+    left = torch.where(rows > 0, INTERPOLATED - 1 + rows, columns)
+    top = torch.where(columns > 0, columns, left)
+    last = int(max(left.max(), top.max())) + 1
+    cond = conditions(model, data, 0, last, items)
+    styles = model.styles(model.draw(ImageRngs(seed, 0, last), cond), cond, **options)
+    left, top = left.to(styles.device), top.to(styles.device)
+    cut = styles.shape[1] // 2
+    mixed = torch.cat([styles[left, :cut], styles[top, cut:]], dim=1)  # (n, L, W)
+    return model.paint(mixed, ImageRngs(seed, first, n))
+
+
+def _projected(model: Latent, data: DataModule, options: dict[str, Any], seed: int, first: int, n: int) -> Tensor:
+    """Test images, each followed by the nearest that a latent was found for."""
+    base, skipped = divmod(first, 2)
+    count = (skipped + n + 1) // 2
+    batch = data.test_batch(base, count)
+    x, cond = batch["image"].to(model.device), model.condition(batch, model.cases[0])
+    found = projection(model, x, cond, ImageRngs(seed, base, count), options)
+    return torch.stack([x, found], dim=1).flatten(0, 1)[skipped:][:n]
+
+
+def projection(model: Latent, x: Tensor, cond: Cond, rngs: ImageRngs, options: dict[str, Any]) -> Tensor:
+    """Images (B, C, H, W) of the latents that come nearest to images x, found by descent from draws of the prior.
+
+    What is brought down is the mean difference of pixels and of a pyramid of edges; a latent is held to its size.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        distance = Pyramid(levels=3).to(x.device)
+        x, cond = x.clone(), {name: value.clone() for name, value in cond.items()}
+        start = model.draw(rngs, cond).clone()
+        z, noise = start.clone().requires_grad_(), rngs.again()
+        optimizer = torch.optim.Adam([z], lr=PROJECTION_LR)
+        size = start.flatten(1).norm(dim=1)
+        best, least = start, torch.full((len(x),), torch.inf, device=x.device)
+        for step in range(PROJECTION_STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = PROJECTION_LR * (1 - step / PROJECTION_STEPS)
+            found = model.render(z, cond, noise.again(), **options)
+            far = (found - x).abs().flatten(1).mean(1) + distance(found, x)
+            better = (far < least).detach()
+            best = torch.where(better.view(-1, *[1] * (z.ndim - 1)), z.detach(), best)
+            least = torch.where(better, far.detach(), least)
+            held = (z.flatten(1).norm(dim=1) / size - 1).clamp(min=0).square()
+            optimizer.zero_grad()
+            (far + held).sum().backward()
+            optimizer.step()
+        return model.render(best, cond, noise.again(), **options).detach()
 
 
 def _latents(model: Latent, data: DataModule, seed: int, first: int, n: int, cond: Cond) -> Tensor:

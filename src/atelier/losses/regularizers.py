@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,3 +35,18 @@ def lipschitz(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     x = torch.lerp(fake.float(), real.float(), part).requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
     return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def path_lengths(image: Tensor, styles: Tensor) -> Tensor:
+    """|J^T y| of each image, y noise of one for the whole image: how far a small step of a style moves it, (B,)
+
+    (Karras et al. 2020, StyleGAN2, section 3.2), with J^T y = gradient of image . y by backward; the root mean square
+    over the layers that take a style.
+
+    Args:
+        image: (B, C, H, W), made of the styles.
+        styles: (B, L, W), part of a graph.
+    """
+    y = torch.randn_like(image) / math.sqrt(image.shape[2] * image.shape[3])
+    (gradient,) = torch.autograd.grad((image * y).sum(), styles, create_graph=True)
+    return gradient.float().square().sum(2).mean(1).sqrt()

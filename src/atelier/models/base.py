@@ -22,7 +22,8 @@ class Generator(LightningModule, ABC):
     `training_step` is the family. Everything else that the entry points and callbacks ask is here:
     `needs` (Batch fields it trains on beside image), `cases` (names judged one by one), `averaged` (attribute names
     of the nets under EMA), `strategy` (arguments of DDPStrategy), `grad_clip` (global norm, None = off), `limits`
-    (reported name -> size beyond which training has diverged and is stopped).
+    (reported name -> size beyond which training has diverged and is stopped), `twice` (whether training goes backward
+    through a gradient of an averaged net, which no compiled net can).
     """
 
     needs: frozenset[str] = frozenset()
@@ -30,6 +31,7 @@ class Generator(LightningModule, ABC):
     averaged: ClassVar[tuple[str, ...]]
     strategy: ClassVar[dict[str, bool]] = {}
     limits: ClassVar[dict[str, float]] = {}
+    twice: ClassVar[bool] = False
     grad_clip: float | None = None
     images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
 
@@ -110,6 +112,26 @@ class Latent(Generator, ABC):
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.render(self.draw(rngs, cond), cond, rngs)
+
+
+class Styled(Latent):
+    """Makes images from styles, one for each layer, that a latent is mapped to."""
+
+    @abstractmethod
+    def styles(self, z: Tensor, cond: Cond, truncation: float | None = None) -> Tensor:
+        """Styles (B, L, W) of latents, drawn towards their mean: by `truncation` psi, 1 = not; None: the model's."""
+
+    @abstractmethod
+    def paint(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
+        """Images (B, C, H, W) of styles (B, L, W)."""
+
+    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs, *, truncation: float | None = None) -> Tensor:
+        """Images (B, C, H, W); `truncation` as in `styles`."""
+        return self.paint(self.styles(z, cond, truncation), rngs)
+
+    def sample(self, cond: Cond, rngs: ImageRngs, *, truncation: float | None = None) -> Tensor:
+        """Images (n, C, H, W); `truncation` as in `styles`."""
+        return self.render(self.draw(rngs, cond), cond, rngs, truncation=truncation)
 
 
 class Autoencoder(Latent):

@@ -16,7 +16,7 @@ from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, lipschitz
 from atelier.models.base import Cond, Latent
 from atelier.nets.augment import ADA, DiffAugment
-from atelier.nets.conditioning import Condition
+from atelier.nets.conditioning import Condition, Untold
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
@@ -74,8 +74,8 @@ class GAN(Latent):
             problem = "with batch norm a gradient is not of one image"
             raise UserError("model.discriminator.norm", "batch", problem, "model.discriminator.norm=none")
         self.automatic_optimization = False
-        self.generator, self.generator_embedder = generator, generator_embedder or Nothing()
-        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or Nothing()
+        self.generator, self.generator_embedder = generator, generator_embedder or Untold()
+        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or Untold()
         self.needs = frozenset(self.generator_embedder.conditions)
         self.loss, self.augment = loss, augment
         self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
@@ -176,16 +176,3 @@ class GAN(Latent):
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(z, self.generator_embedder(cond, len(z)))
-
-
-class Nothing(nn.Module):
-    """Where there is no condition: a vector of no numbers."""
-
-    conditions: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("at", torch.zeros(()), persistent=False)
-
-    def forward(self, cond: Cond, n: int) -> Tensor:
-        return self.at.expand(n, 0)  # (n, 0)

@@ -12,6 +12,19 @@ from atelier.errors import UserError
 from atelier.ranges import NonNegInt, PositiveInt
 
 
+class Untold(nn.Module):
+    """Where there is no condition: a vector of no numbers."""
+
+    conditions: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("place", torch.zeros(()), persistent=False)
+
+    def forward(self, cond: dict[str, Tensor], n: int) -> Tensor:
+        return self.place.expand(n, 0)                                     # (n, 0)
+
+
 class Condition(nn.Module):
     """The sum of an embedding of the label and one of each attribute that is 1.
 

@@ -1,0 +1,176 @@
+"""StyleGAN2 (Karras et al. 2020, Analyzing and Improving the Image Quality of StyleGAN)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from atelier import ranks
+from atelier.batch import Batch
+from atelier.losses.adversarial import Adversarial
+from atelier.losses.regularizers import gradient_penalty, path_lengths
+from atelier.models.base import Cond, Styled
+from atelier.nets.augment import ADA, DiffAugment
+from atelier.nets.conditioning import Condition, Untold
+from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator
+from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt, Probability
+from atelier.rng import ImageRngs
+
+
+class StyleGAN2(Styled):
+    """Each batch is a discriminator step and a generator step; now and then each has a second one for its penalty.
+
+    Args:
+        generator: (z, condition) -> styles -> image.
+        discriminator: (image, condition) -> logits (B,).
+        generator_embedder, discriminator_embedder: conditions to a vector, one for each player; None: there are none.
+        loss: of the two players.
+        augment: of all that the discriminator sees; None: nothing.
+        r1_gamma: weight of its squared gradient at real images, halved; every `r1_every`-th batch.
+        path_weight: of the penalty for styles whose small steps move images unequally far; every `path_every`-th batch
+            on half of it (appendix B).
+        path_memory: of the mean path length, per penalty.
+        mixing: share of images that take the styles of a second latent from a random layer on.
+        mean_memory: of the mean style, per batch.
+        truncation: psi of samples, unless another is asked for; 1 = off (Karras et al. 2019, appendix B).
+        generator_optimizer, discriminator_optimizer: parameters -> optimizer.
+        grad_clip: global gradient norm of either player.
+    """
+
+    averaged = ("generator", "generator_embedder")
+    strategy = {"find_unused_parameters": True}
+    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    twice = True
+    path_length: Tensor
+
+    def __init__(
+        self,
+        generator: StyleGenerator,
+        discriminator: StyleDiscriminator,
+        generator_embedder: Condition | None,
+        discriminator_embedder: Condition | None,
+        loss: Adversarial,
+        augment: DiffAugment | ADA | None,
+        r1_gamma: NonNegFloat,
+        r1_every: PositiveInt,
+        path_weight: NonNegFloat,
+        path_every: PositiveInt,
+        path_memory: Probability,
+        mixing: Probability,
+        mean_memory: Probability,
+        truncation: NonNegFloat,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.generator_embedder = generator, generator_embedder or Untold()
+        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or Untold()
+        self.needs = frozenset(self.generator_embedder.conditions)
+        self.loss, self.augment = loss, augment
+        self.r1_gamma, self.r1_every = r1_gamma, r1_every
+        self.path_weight, self.path_every, self.path_memory = path_weight, path_every, path_memory
+        self.mixing, self.mean_memory, self.truncation = mixing, mean_memory, truncation
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.grad_clip = grad_clip
+        self.register_buffer("path_length", torch.zeros(()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        generator_optimizer, discriminator_optimizer = self.optimizers()
+        self._discriminator_step(batch, discriminator_optimizer)
+        if self.r1_gamma > 0 and batch_idx % self.r1_every == 0:
+            self._r1_step(batch, discriminator_optimizer)
+        self._generator_step(batch, generator_optimizer)
+        if self.path_weight > 0 and batch_idx % self.path_every == 0:
+            self._path_step(batch, generator_optimizer)
+
+    def _discriminator_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        cond, n = self.condition(batch, ""), len(batch["image"])
+        with torch.no_grad():
+            real, fake = self._augmented(batch["image"]), self._augmented(self._fake(self._mixed(cond, n)))
+        known = self.discriminator_embedder(cond, n)
+        real_logits, fake_logits = self.discriminator(real, known), self.discriminator(fake, known)
+        loss = self.loss.discriminator(real_logits, fake_logits)
+        self.report("discriminator", loss)
+        self.report("real_logit", real_logits.mean())
+        self.report("fake_logit", fake_logits.mean())
+        if self.augment is not None:
+            for name, value in self.augment.observe(real_logits.detach()).items():
+                self.report(name, value)
+        self.step(optimizer, loss, "discriminator")
+
+    def _r1_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        cond, n = self.condition(batch, ""), len(batch["image"])
+        real = self._augmented(batch["image"]).detach().requires_grad_()
+        r1 = gradient_penalty(self.discriminator(real, self.discriminator_embedder(cond, n)), real)
+        self.report("r1", r1)
+        self.step(optimizer, self.r1_every * self.r1_gamma / 2 * r1, "r1")
+
+    def _generator_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        cond, n = self.condition(batch, ""), len(batch["image"])
+        styles = self._mixed(cond, n)
+        mean = ranks.mean(styles.detach()[:, 0].mean(0))
+        self.generator.mapping.mean.lerp_(mean, 1 - self.mean_memory)
+        known = self.discriminator_embedder(cond, n)
+        fake_logits = self.discriminator(self._augmented(self._fake(styles)), known)
+        real_logits = self.discriminator(self._augmented(batch["image"]), known) if self.loss.compares else None
+        loss = self.loss.generator(real_logits, fake_logits)
+        self.report("generator", loss)
+        self.step(optimizer, loss, "generator")
+
+    def _path_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        """E (|J^T y| - a)^2, a the running mean of |J^T y| (eq. 4)."""
+        n = max(1, len(batch["image"]) // 2)
+        cond = {name: value[:n] for name, value in self.condition(batch, "").items()}
+        styles = self._mixed(cond, n)
+        lengths = path_lengths(self._fake(styles), styles)
+        self.path_length.lerp_(ranks.mean(lengths.detach().mean()), 1 - self.path_memory)
+        penalty = (lengths - self.path_length).square().mean()
+        self.report("path_length", self.path_length)
+        self.report("path_penalty", penalty)
+        self.step(optimizer, self.path_every * self.path_weight * penalty, "path")
+
+    def _mixed(self, cond: Cond, n: int) -> Tensor:
+        """Styles (n, L, W) of fresh latents, some of them of two."""
+        known, layers = self.generator_embedder(cond, n), self.generator.synthesis.n_styles
+        z = torch.randn(2, n, self.generator.noise_dim, device=self.device)
+        first = self.generator.mapping(z[0], known)[:, None].expand(-1, layers, -1)  # (n, L, W)
+        if self.mixing == 0:
+            return first
+        cut = torch.randint(1, layers, (n, 1), device=self.device)
+        cut = torch.where(torch.rand(n, 1, device=self.device) < self.mixing, cut, layers)
+        other = torch.arange(layers, device=self.device) >= cut  # (n, L)
+        return torch.where(other[:, :, None], self.generator.mapping(z[1], known)[:, None], first)
+
+    def _fake(self, styles: Tensor) -> Tensor:
+        sizes = self.generator.synthesis.noise_sizes
+        noises = [torch.randn(len(styles), 1, size, size, device=self.device) for size in sizes]
+        return self.generator.synthesis(styles, noises)
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        return x if self.augment is None else self.augment(x)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        players = [self.generator, self.generator_embedder], [self.discriminator, self.discriminator_embedder]
+        ours, theirs = ([p for net in nets for p in net.parameters()] for nets in players)
+        return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs)]
+
+    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+        return rngs.randn(self.generator.noise_dim, device=self.device)
+
+    def styles(self, z: Tensor, cond: Cond, truncation: float | None = None) -> Tensor:
+        w = self.generator.mapping(z, self.generator_embedder(cond, len(z)))
+        mean, psi = self.generator.mapping.mean, self.truncation if truncation is None else truncation
+        return (mean + psi * (w - mean))[:, None].expand(-1, self.generator.synthesis.n_styles, -1)
+
+    def paint(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
+        noises = [rngs.randn(1, size, size, device=self.device) for size in self.generator.synthesis.noise_sizes]
+        return self.generator.synthesis(styles, noises)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"truncation": self.truncation}
