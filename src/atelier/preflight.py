@@ -39,6 +39,7 @@ ROOT: dict[str, Any] = {
     "do": Name | None,
     "guidance": NonNegFloat | None,
     "temperature": NonNegFloat | None,
+    "truncation": NonNegFloat | None,
     "label": NonNegInt | None,
     "ema": bool,
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
