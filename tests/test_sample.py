@@ -207,7 +207,7 @@ def test_what_a_model_lacks_is_refused_in_one_line(finished: dict[str, Path]) ->
     assert "the 36 labels are 0 to 35" in refused(gan, "label=36")
     assert "none of 16 test images has it" in refused(gan, "label=3")
     assert refused(vae, "do=interpolat") == (
-        "error: do=interpolat: VAE can sample, interpolate, traverse, project, reconstruct, resample. Fix: do=interpolate"
+        "error: do=interpolat: VAE can sample, interpolate, traverse, project, reconstruct, resample. Fix: do=interpolate"  # noqa: E501
     )
     assert "GAN can sample, interpolate, traverse" in refused(gan, "do=reconstruct")
     assert "error: n=0:" in refused(vae, "n=0")

@@ -81,12 +81,13 @@ class Generator(LightningModule, ABC):
         return norm
 
     def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
-        """One step of this optimizer down this loss, by hand, for families with more than one player.
-
-        The global norm of its gradients, before they are clipped, is reported as `<name>_gradient`.
-        """
+        """One step of this optimizer down this loss, by hand, for families with more than one player."""
         optimizer.zero_grad()
         self.manual_backward(loss)
+        self.take(optimizer, name)
+
+    def take(self, optimizer: Optimizer, name: str) -> None:
+        """A step down the gradients that are there; their norm before they are clipped is `<name>_gradient`."""
         self._stepping = name
         optimizer.step()
 

@@ -16,7 +16,7 @@ from atelier.losses.regularizers import gradient_penalty, path_lengths
 from atelier.models.base import Cond, Styled
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
-from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator
+from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator, mixed
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt, Probability
 from atelier.rng import ImageRngs
 
@@ -139,13 +139,8 @@ class StyleGAN2(Styled):
         """Styles (n, L, W) of fresh latents, some of them of two."""
         known, layers = self.generator_embedder(cond, n), self.generator.synthesis.n_styles
         z = torch.randn(2, n, self.generator.noise_dim, device=self.device)
-        first = self.generator.mapping(z[0], known)[:, None].expand(-1, layers, -1)  # (n, L, W)
-        if self.mixing == 0:
-            return first
-        cut = torch.randint(1, layers, (n, 1), device=self.device)
-        cut = torch.where(torch.rand(n, 1, device=self.device) < self.mixing, cut, layers)
-        other = torch.arange(layers, device=self.device) >= cut  # (n, L)
-        return torch.where(other[:, :, None], self.generator.mapping(z[1], known)[:, None], first)
+        first, second = (self.generator.mapping(one, known) for one in z)
+        return mixed(first, second, layers, self.mixing)
 
     def _fake(self, styles: Tensor) -> Tensor:
         sizes = self.generator.synthesis.noise_sizes

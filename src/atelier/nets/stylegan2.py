@@ -65,6 +65,18 @@ class Mapping(nn.Module):
         return h.float()                                                   # (B, W)
 
 
+def mixed(first: Tensor, second: Tensor, layers: int, share: float) -> Tensor:
+    """Styles (B, L, W): those of the first (B, W), for a share of images those of the second from a random layer on
+
+    (Karras et al. 2019, StyleGAN, section 3.1).
+    """
+    b, device = len(first), first.device
+    cut = torch.randint(1, layers, (b, 1), device=device)
+    cut = torch.where(torch.rand(b, 1, device=device) < share, cut, layers)
+    other = torch.arange(layers, device=device) >= cut                     # (B, L)
+    return torch.where(other[:, :, None], second[:, None], first[:, None])
+
+
 class ModulatedConv(nn.Module):
     """A convolution whose weights each image scales by its style, and scales back to unit output (eq. 1 and 3).
 
