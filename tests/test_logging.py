@@ -112,7 +112,7 @@ def test_panels_rows_and_config(jobs: dict[str, Any], family: str) -> None:
             if name.startswith(("train/", "val/")):
                 assert logged[row["images_seen"], name] == pytest.approx(value, nan_ok=True), name
     shown = config(jobs[family])
-    page = "flow" if family == "ddpm" else family
+    page = {"ddpm": "flow", "gan": "cgan", "vae": "vae"}[family]
     expected = {"model": page, "data": "shapes", "experiment": None, "seed": 0}
     assert {name: shown[name] for name in expected} == expected
     assert shown["settings"]["data"]["image_size"] == 8 and shown["settings"]["budget"]["images"] == 96
@@ -137,7 +137,7 @@ def test_each_job_is_a_run_of_its_own_in_one_group(jobs: dict[str, Any]) -> None
     runs = [of_kind(jobs[family], "run")[0] for family in ("ddpm", "gan", "failing", "vae")]
     assert len({run.run_id for run in runs}) == 4
     assert {run.run_group for run in runs} == {"together"}
-    assert [run.display_name for run in runs] == ["flow shapes 0", "gan shapes 1", "vae shapes 2", "vae shapes 3"]
+    assert [run.display_name for run in runs] == ["flow shapes 0", "cgan shapes 1", "vae shapes 2", "vae shapes 3"]
     assert len(rows(jobs["failing"])) == 2
 
 

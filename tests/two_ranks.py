@@ -21,6 +21,7 @@ import train as entry
 from atelier import runs
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.store import load, newest
+from atelier.nets.equalized import MinibatchStd
 from tests.campaign import differences, flat
 from tests.compose import composed
 from tests.tiny import TINY, tiny
@@ -51,8 +52,7 @@ def walk(root: Path) -> dict[str, Any]:
     noise: list[float] = []
     noise_of_batches(noise)
     for family in TINY:
-        two = family in ("gan", "first_stage")
-        players = ("generator_optimizer", "discriminator_optimizer") if two else ("optimizer",)
+        players = [key for key in composed(*tiny(family, root)).model if key.endswith("optimizer")]
         fixed = [f"model.{player}.decay=constant" for player in players]  # the rate does not follow the budget
         run(root / family, family, *fixed)
         run(root / f"{family}_parts", family, *fixed, "budget.images=64", "metrics=none")
@@ -82,7 +82,7 @@ def constant(value: float) -> Any:
 class Same(torch.nn.Module):
     """In place of a norm."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, affine: bool = True) -> None:
         super().__init__()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,12 +91,20 @@ class Same(torch.nn.Module):
 
 def first_gradients(root: Path) -> dict[str, list[float]]:
     """The first batch's gradients (as Adam's first moments) where nothing is drawn and no batch is normed."""
-    torch.randn_like, torch.randn = torch.zeros_like, constant(0.0)
-    torch.rand = constant(0.5)
     torch.nn.BatchNorm2d = Same
+    drawn = torch.randn, torch.randn_like, torch.rand  # weights may come from them
+    original = Clock.on_train_start
+
+    def from_here_on(self: Clock, *args: Any) -> None:
+        original(self, *args)
+        torch.randn, torch.randn_like, torch.rand = constant(0.3), torch.zeros_like, constant(0.5)
+
+    Clock.on_train_start = from_here_on
+    MinibatchStd.forward = lambda self, x: torch.cat([x, 0 * x[:, :1]], dim=1)  # compares the images of a rank
     told = {}
     for family in TINY:
         folder = root / f"gradients_{family}_{RANKS}"
+        torch.randn, torch.randn_like, torch.rand = drawn
         run(folder, family, "budget.images=8", "metrics=none", *GRADIENTS.get(family, []))
         moments = {k: v for k, v in states(folder).items() if k.endswith("exp_avg")}
         told[family] = [float(x) for k in sorted(moments) for x in moments[k].flatten()]
@@ -105,7 +113,8 @@ def first_gradients(root: Path) -> dict[str, list[float]]:
 
 GRADIENTS = {
     "ddpm": ["model.net.dropout=0"],
-    "gan": ["model.n_critic=1"],
+    "gan": ["model.n_critic=1", "model.penalty_every=1"],
+    "stylegan2": ["model.r1_gamma=0", "model.path_weight=0"],
     "vqvae": ["model.net.quantizer.kmeans=false", "model.net.quantizer.revive_below=0"],
     "vqprior": ["model.net.dropout=0"],
     "first_stage": [
