@@ -167,6 +167,8 @@ def test_a_draw_of_the_posterior_differs_each_time(finished: dict[str, Path], tm
 
 def test_interpolations_begin_and_end_at_samples(finished: dict[str, Path], tmp_path: Path) -> None:
     between = drawn(finished["gan"], tmp_path / "a", "n=24", "do=interpolate")
+    with Image.open(tmp_path / "a" / "walk.gif") as walk:
+        assert walk.n_frames > 20 and min(walk.size) >= 64
     samples = drawn(finished["gan"], tmp_path / "b", "n=4", "do=sample")
     assert (between[0::8] - samples[:3]).abs().max() <= 1
     assert not torch.equal(between[0], between[4])

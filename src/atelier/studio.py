@@ -16,7 +16,7 @@ from atelier.callbacks.store import write_text
 from atelier.data.base import DataModule
 from atelier.errors import UserError, nearest
 from atelier.losses.perceptual import Pyramid
-from atelier.metrics.pictures import grid, save_png
+from atelier.metrics.pictures import grid, save_gif, save_png
 from atelier.models.base import Autoencoder, Cond, Generator, Latent, Styled
 from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
@@ -24,6 +24,7 @@ from atelier.rng import ImageRngs
 INTERPOLATED = 8  # pictures from one latent to the next, and along one coordinate
 REACH = 3.0  # of a coordinate; deviations, where the prior is standard normal
 REQUEST = "request.yaml"
+WALK = "walk.gif"  # from each latent to the next
 SHOWN = 64  # pictures in grid.png
 SEARCHED = 4096  # test images looked through for a label
 TRUNCATED = 1.5  # psi at the end of a row
@@ -242,7 +243,7 @@ def conditions(model: Generator, data: DataModule, first: int, n: int, items: li
 
 
 class Folder:
-    """`000000.png ...`, `grid.png` of the first 64, and `request.yaml`.
+    """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and for an interpolation `walk.gif`.
 
     Args:
         path: made if need be; the pictures of an earlier request there are replaced.
@@ -275,7 +276,11 @@ class Folder:
         for k in range(self.n, self.before):  # of an earlier, longer request
             (self.path / f"{k:06d}.png").unlink(missing_ok=True)
         columns = None if self.request["do"] == "sample" else INTERPOLATED
-        save_png(grid(torch.cat(self.first)[:SHOWN], columns), self.path / "grid.png")
+        shown = torch.cat(self.first)[:SHOWN]
+        save_png(grid(shown, columns), self.path / "grid.png")
+        (self.path / WALK).unlink(missing_ok=True)
+        if self.request["do"] == "interpolate":
+            save_gif(torch.stack([grid(picture[None]) for picture in shown]), self.path / WALK)
         write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
         print(f"{self.n} images and grid.png in {self.path}", flush=True)
 
