@@ -1,0 +1,53 @@
+"""The scripts of studies/ on small things: the mixture in closed form, shares as the judge's metric has them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from atelier import runs
+from atelier.judge import judge
+from atelier.metrics.shapes import judge_values
+from atelier.pixels import to_float, to_uint8
+from atelier.rng import ImageRngs
+from studies import pixel_mixture, temperatures
+
+
+def test_one_gaussian_has_the_mean_and_deviation_of_its_levels() -> None:
+    """Levels of a number are bins of width 1, looked at in four places."""
+    torch.manual_seed(0)
+    counts = torch.randint(0, 50, (3, 256)).float()
+    counts *= counts.sum(1).max() / counts.sum(1, keepdim=True)  # as many images for each number
+    mixture = pixel_mixture.Mixture(counts, 1)
+    mixture.step()
+    at = (torch.arange(1024) + 0.5) / 4
+    share = counts.repeat_interleave(4, 1) / (4 * counts[0].sum())
+    mean = (share * at).sum(1)
+    std = ((share * (at - mean[:, None]) ** 2).sum(1)).sqrt()
+    torch.testing.assert_close(mixture.mean[:, 0], mean, rtol=1e-4, atol=0)
+    torch.testing.assert_close(mixture.std[:, 0], std, rtol=1e-3, atol=0)
+    expected = torch.distributions.Normal(mean, std).log_prob(torch.tensor(100.0))
+    torch.testing.assert_close(mixture.log_density(torch.full((3, 1), 100.0))[:, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_flat_histogram_costs_eight_bits() -> None:
+    counts = torch.full((2, 256), 10.0)
+    mixture = pixel_mixture.fitted(counts, 40, 30)[0]
+    places = torch.linspace(20, 236, 500)[None]
+    assert -mixture.log_density(places.expand(2, -1)).mean().item() / math.log(2) == pytest.approx(8, abs=0.05)
+
+
+def test_shares_of_all_samples(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temperatures, "N", 8)
+    monkeypatch.setattr(temperatures, "BATCH", 4)
+    run = runs.load(finished["normalizing_flow"], ema=True)
+    with torch.inference_mode():
+        told = temperatures.shares(run, 0.5, 3)
+        cond = run.model.condition(run.data.test_batch(0, 8), "")
+        images = to_float(to_uint8(run.model.sample(cond, ImageRngs(3, 0, 8), temperature=0.5)))
+    expected = judge_values(judge(images), cond, images)
+    assert told["valid"] == expected["judge/valid"] and told["loose"] == expected["judge/loose"]
+    assert {"colour", "ground", "shape"} < set(told) and all(0 <= share <= 1 for share in told.values())
