@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = {"batch", "errors", "pixels", "precision", "ranges", "ranks", "rng"}
+LEAVES = {"batch", "bicubic", "errors", "pixels", "precision", "ranges", "ranks", "rng"}
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -39,6 +39,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "preflight": {"data.base", "models.base"},
     "trainer": {"callbacks", "models.base"},
     "batch": set(),
+    "bicubic": set(),
     "errors": set(),
     "pixels": set(),
     "precision": set(),
@@ -47,6 +48,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "rng": set(),
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
+    "bicubic": set(),
     "world": set(),
     "judge": set(),
     "diffusion": set(),

@@ -16,5 +16,9 @@ class Batch(TypedDict, total=False):
     source: Tensor  # (B, C', H', W') what `image` is to be made from
     image_a: Tensor  # (B, C, H, W) the two unpaired domains
     image_b: Tensor  # (B, C, H, W)
+    answer_a: Tensor  # (B, C, H, W) what `image_a` is in the other domain, of test images and where the set knows it
+    answer_b: Tensor  # (B, C, H, W) the same of `image_b`
+    target: Tensor  # (B, A) float32, 0 or 1: the attributes that `image` is to get
+    answer: Tensor  # (B, C, H, W) `image` with them, of test images and where the set knows it
     mask: Tensor  # (B, 1, H, W), 1 = to fill
     instruction: list[str]

@@ -158,6 +158,20 @@ def edits(seed: int, indices: Sequence[int] | Tensor, split: Split) -> tuple[Sce
     return Scenes(*before.unbind(1), after.cx, after.cy), told, after
 
 
+def recast(seed: int, indices: Sequence[int] | Tensor, split: Split) -> Scenes:
+    """The scenes of a split with one of colour, fill and ground changed, each as often: a pure function of all three.
+
+    The combinations may be ones that are in no training scene.
+    """
+    numbers, kinds = _numbers(indices, split), torch.tensor([ATTRIBUTES.index(a) for a in ("colour", "fill", "ground")])
+    known, counts = scenes(seed, indices, split), torch.tensor(COUNTS)
+    kind = kinds[(uniform(seed, numbers, 400) * len(kinds)).long()]  # (N,)
+    step = 1 + (uniform(seed, numbers, 401) * (counts[kind] - 1)).long()
+    combination, at = known.combination, torch.arange(len(numbers))
+    combination[at, kind] = (combination[at, kind] + step) % counts[kind]
+    return Scenes(*combination.unbind(1), known.cx, known.cy)
+
+
 def instruction(attribute: str, value: int) -> str:
     """What asks for `value` of an attribute: "make it blue", "turn it into a star", "put it on a brown ground"."""
     if attribute == "shape":

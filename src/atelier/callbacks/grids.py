@@ -13,8 +13,8 @@ from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.judging import sample
 from atelier.callbacks.table import Table
-from atelier.metrics.pictures import grid, save_gif, save_png
-from atelier.models.base import Autoencoder
+from atelier.metrics.pictures import beside, grid, save_gif, save_png
+from atelier.models.base import Autoencoder, Cond, Translator
 from atelier.pixels import to_uint8
 from atelier.ranges import Name, NonNegInt, PositiveInt
 from atelier.rng import ImageRngs
@@ -61,18 +61,21 @@ class Grids(Callback):
         with self.ema.averaged(model), torch.inference_mode(), trainer.precision_plugin.forward_context():
             batch = trainer.datamodule.test_batch(0, self.n)
             for case in model.cases:
-                rngs = ImageRngs(self.seed, 0, self.n)
-                images = to_uint8(sample(model, model.condition(batch, case), rngs, {}))
-                self._show(trainer, images, f"{_prefix(case)}samples")
+                rngs, cond = ImageRngs(self.seed, 0, self.n), model.condition(batch, case)
+                images = to_uint8(sample(model, cond, rngs, {}))
+                columns = None
+                if isinstance(model, Translator):
+                    images, columns = translated(model, images, cond, batch, case)
+                self._show(trainer, images, f"{_prefix(case)}samples", columns)
             if isinstance(model, Autoencoder):
                 x = batch["image"].to(model.device)
                 pairs = torch.stack([x, model.decode(model.encode(x))], dim=1).flatten(0, 1)
                 self._show(trainer, to_uint8(pairs), "reconstructions")
         model.train()
 
-    def _show(self, trainer: Trainer, images: torch.Tensor, name: str) -> None:
+    def _show(self, trainer: Trainer, images: torch.Tensor, name: str, columns: int | None = None) -> None:
         path = self.folder / f"{name}_{self.clock.images_seen:09d}.png"
-        save_png(grid(images), path)
+        save_png(grid(images, columns), path)
         self.table.picture(trainer, f"sample/{name}", path)
 
     def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:
@@ -82,6 +85,16 @@ class Grids(Callback):
                 if len(pictures) > 1:
                     frames = torch.stack([_read(path) for path in pictures])
                     save_gif(frames, self.folder / f"{_prefix(case)}progress.gif", milliseconds=400)
+
+
+def translated(
+    model: Translator, images: torch.Tensor, cond: Cond, batch: Batch, case: str
+) -> tuple[torch.Tensor, int]:
+    """Each source, its result (uint8) and what it should be, where the set knows that; and how many go in a row."""
+    kinds = [to_uint8(cond[model.source_fields[case]]), images]
+    answer = model.answer(batch, case)
+    kinds += [] if answer is None else [to_uint8(answer)]
+    return beside(kinds), len(kinds) * max(1, round((len(images) / len(kinds)) ** 0.5))
 
 
 def _prefix(case: str) -> str:

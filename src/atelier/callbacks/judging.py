@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.callbacks.by_answer import compared
+from atelier.callbacks.by_answer import values as by_answer
 from atelier.callbacks.by_test_image import Context, likelihood, reconstructed
 from atelier.callbacks.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.data.base import DataModule
 from atelier.judge import Verdict, judge
 from atelier.metrics.shapes import judge_values, reasons, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Generator, Likelihood
+from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator
 from atelier.pixels import to_float, to_uint8
 from atelier.ranges import NonNegInt, PositiveInt
 from atelier.rng import ImageRngs
 
+ASKED = ("label", "attributes")  # of a condition, what a judge can look for
 N_TRAINING = 10_000  # images that a classifier of the set is trained on
 
 
@@ -89,9 +92,13 @@ class Judging:
             cond = model.condition(batch, case)
             with context():
                 images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
-            parts.add(numbers, self._facts(to_uint8(images), cond, data))
+            images = to_uint8(images)
+            facts = self._facts(images, cond, data)
+            if isinstance(model, Translator):
+                facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
+            parts.add(numbers, facts)
         facts = parts.gathered()
-        values: dict[str, float] = {}
+        values: dict[str, float] = by_answer(facts, data.image_size) if isinstance(model, Translator) else {}
         if self.suite.active:
             values |= self._distances(model, data, case, facts, progress)
         if data.judged:
@@ -101,7 +108,7 @@ class Judging:
 
     def _facts(self, images: Tensor, cond: Cond, data: DataModule) -> dict[str, Tensor]:
         """What is kept of a batch of samples: its conditions, features, verdicts."""
-        facts = {f"asked/{name}": value.cpu() for name, value in cond.items()}
+        facts = {f"asked/{name}": value.cpu() for name, value in cond.items() if name in ASKED}
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
         if data.judged:
@@ -169,13 +176,13 @@ def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, 
 
 
 def intervals(values: dict[str, float], n: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the shares among n samples; those of attributes are among the valid samples alone."""
+    """95 % intervals of the shares among n samples; `judge/<attribute>` is among the valid samples alone."""
     found = {}
     for name, value in values.items():
         group, _, kind = name.rpartition("judge/")
         if name.endswith("label/accuracy"):
             found[name] = wilson(round(value * n), n)
-        elif "judge/" in name and kind in ("valid", "loose") or name.endswith("recon/valid"):
+        elif "judge/" in name and kind in ("valid", "loose") or name.endswith("recon/valid") or "answer/" in name:
             found[name] = wilson(round(value * n), n)
         elif "judge/" in name and kind not in ("coverage", "duplicates") and value == value:
             valid = round(values[f"{group}judge/valid"] * n)

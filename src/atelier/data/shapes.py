@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,11 +14,12 @@ from atelier.data.base import DataModule, Split, mirrored, tossed
 from atelier.pixels import to_float, to_uint8
 from atelier.ranges import PositiveInt
 
-Task = Literal["image", "label_map", "fill", "inpaint", "low_resolution", "edit"]
+Task = Literal["image", "label_map", "fill", "recast", "inpaint", "low_resolution", "edit"]
 EXTRA: dict[str, frozenset[str]] = {
     "image": frozenset(),
     "label_map": frozenset({"source"}),
     "fill": frozenset({"image_a", "image_b"}),
+    "recast": frozenset({"target"}),
     "inpaint": frozenset({"mask"}),
     "low_resolution": frozenset({"source"}),
     "edit": frozenset({"source", "instruction"}),
@@ -37,7 +38,9 @@ class Shapes(DataModule):
         n_test_scenes: the same of the test split.
         test_split: "unseen" tests on the combinations of attributes that no training scene has.
         task: what comes beside the image. "label_map": `source`, flat planes that determine the image. "fill":
-            `image_a` solid and `image_b` striped, unpaired. "inpaint": `mask`, a box or free-form.
+            `image_a` solid and `image_b` striped, unpaired, and of test images what each is in the other fill.
+            "recast": `target`, the attributes with one of colour, fill and ground changed, and of test images the
+            `answer`. "inpaint": `mask`, a box or free-form.
             "low_resolution": `source`, a quarter as wide. "edit": `instruction` and `source`, the scene before it.
     """
 
@@ -79,6 +82,8 @@ class SceneImages:
             self.before, self.instructions, self.scenes = world.edits(WORLD_SEED, torch.arange(n), split)
         else:
             self.scenes = world.scenes(WORLD_SEED, torch.arange(n), split)
+        if task == "recast":
+            self.recast = world.recast(WORLD_SEED, torch.arange(n), split)
         self.drawn = torch.zeros(n, dtype=torch.bool)
         self.kept: dict[str, Tensor] = {}  # name to (n, C, H, W) uint8, of which the rows `drawn` are filled
 
@@ -101,6 +106,8 @@ class SceneImages:
         scenes = self.scenes[where]
         batch: Batch = {"index": where, "text": world.captions(scenes)}
         batch["label"], batch["attributes"] = world.label(scenes), world.attributes(scenes)
+        if self.task == "recast":
+            batch["target"] = world.attributes(self.recast[where])
         if self.task == "edit":
             batch["instruction"] = [self.instructions[i] for i in where.tolist()]
         return batch
@@ -127,7 +134,13 @@ class SceneImages:
                 return {"image": image, "source": world.label_map(scenes, size)}
             case "fill":
                 solid, striped = (world.scenes(WORLD_SEED, where, self.split, fill) for fill in world.FILLS)
-                return {"image": image, "image_a": world.render(solid, size), "image_b": world.render(striped, size)}
+                drawn = {"image": image, "image_a": world.render(solid, size), "image_b": world.render(striped, size)}
+                if self.split != "train":
+                    other = [replace(scenes, fill=1 - scenes.fill) for scenes in (solid, striped)]
+                    drawn |= {f"answer_{side}": world.render(o, size) for side, o in zip("ab", other, strict=True)}
+                return drawn
+            case "recast" if self.split != "train":
+                return {"image": image, "answer": world.render(self.recast[where], size)}
             case "inpaint":
                 return {"image": image, "mask": 2 * world.masks(WORLD_SEED, where, self.split, size) - 1}
             case "low_resolution":

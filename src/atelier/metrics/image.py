@@ -47,3 +47,23 @@ def code_values(codes: Tensor, n_codes: int) -> dict[str, float]:
     """
     used = len(codes.unique()) / n_codes
     return {"codes/used": used, "codes/perplexity": perplexity(codes, n_codes).item()}
+
+
+def shaved(images: Tensor, border: int) -> Tensor:
+    """Images (N, C, H, W) without `border` pixels at each side."""
+    return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+
+
+def luma(images: Tensor) -> Tensor:
+    """Y of ITU-R BT.601 in its studio range 16 .. 235, as MATLAB's rgb2ycbcr has it, of RGB images; float64.
+
+    Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, with R, G, B in 0 .. 255; not rounded. Grey images are R = G = B.
+
+    Args:
+        images: (N, 1 or 3, H, W) uint8.
+
+    Returns:
+        (N, 1, H, W) float64.
+    """
+    r, g, b = images.double().expand(-1, 3, -1, -1).unbind(1)
+    return (16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255)[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -30,6 +31,22 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2, cell: int
     factor = max(1, cell // images.shape[-1])
     large = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return make_grid(large.cpu(), nrow=columns or math.ceil(math.sqrt(len(images))), padding=padding)
+
+
+def beside(images: list[Tensor]) -> Tensor:
+    """Pictures of several kinds in turn: the first of each kind, the second of each, ...
+
+    Args:
+        images: (N, C, H, W) uint8 each, C = 1 or 3; those smaller than the largest are enlarged by a whole factor,
+            grey ones become RGB where others are.
+
+    Returns:
+        (N * len(images), C, H, W) uint8.
+    """
+    width, channels = max(x.shape[-1] for x in images), max(x.shape[1] for x in images)
+    factors = [width // x.shape[-1] for x in images]
+    large = [x.repeat_interleave(f, -1).repeat_interleave(f, -2) for x, f in zip(images, factors, strict=True)]
+    return torch.stack([x.expand(-1, channels, -1, -1).cpu() for x in large], dim=1).flatten(0, 1)
 
 
 def save_gif(frames: Tensor, path: str | Path, milliseconds: int = 80) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from atelier.judge import BORDER, RMS, Verdict, coverage, duplicates, least_iou
@@ -37,6 +38,30 @@ def judge_values(verdict: Verdict, asked: dict[str, Tensor] | None, images: Tens
     if "shape" in right:
         values["judge/label"] = _share(right["shape"] & right["colour"])
     return values | {f"judge/{name}": _share(hits) for name, hits in right.items()}
+
+
+def answer_values(verdict: Verdict, answer: Verdict, before: Verdict | None, image_size: int) -> dict[str, float]:
+    """How often N results are what their sources should have become; shares of all of them, valid or not.
+
+    `answer/<attribute>` and `answer/place` (the centre within a pixel) are the shares that are as in the answer,
+    `answer/all` those with all of it. Where the sources are scenes too, `answer/changed` is the share in which every
+    attribute that had to change is right, `answer/kept` the share in which all others and the place are.
+
+    Args:
+        verdict, answer, before: of the results, of what they should be, of the sources; None: no scenes.
+        image_size: of the results, in pixels.
+    """
+    right = {name: getattr(verdict, name) == getattr(answer, name) for name in ATTRIBUTES}
+    far = torch.hypot(verdict.cx - answer.cx, verdict.cy - answer.cy)
+    right["place"] = far <= 2 / image_size
+    told = torch.stack(list(right.values()), dim=1)  # (N, 6)
+    values = {f"answer/{name}": _share(hits) for name, hits in right.items()} | {"answer/all": _share(told.all(1))}
+    if before is None:
+        return values
+    changes = torch.stack([getattr(before, name) != getattr(answer, name) for name in ATTRIBUTES], dim=1)
+    changes = torch.cat([changes, torch.zeros_like(changes[:, :1])], dim=1)  # a place is never to change
+    values["answer/changed"] = _share((told | ~changes).all(1))
+    return values | {"answer/kept": _share((told | changes).all(1))}
 
 
 def wishes(asked: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -160,6 +160,30 @@ class Discrete(Autoencoder):
         """Codes (B, h, w) int64 in [0, n_codes) of images (B, C, H, W)."""
 
 
+class Translator(Generator, ABC):
+    """Makes an image of an image, its source, which the condition holds under the name of a Batch field.
+
+    `source_fields` and `answer_fields` (case -> Batch field of the source, and of what it should become, which a batch
+    may lack), `alike` (whether sources are images of the same world as the results, so that what was kept can be told),
+    `multiple` (that the sides of a source divide by), `enlarges` (how many times as wide as its source a result is),
+    `reach` (how many pixels of the source around its own place a pixel of the result depends on; None: all).
+    """
+
+    source_fields: ClassVar[dict[str, str]] = {"": "source"}
+    answer_fields: ClassVar[dict[str, str]] = {"": "image"}
+    alike: ClassVar[bool] = False
+    multiple: int = 1
+    enlarges: int = 1
+    reach: int | None = None
+
+    def condition(self, batch: Batch, case: str) -> Cond:
+        return {self.source_fields[case]: batch[self.source_fields[case]].to(self.device)}
+
+    def answer(self, batch: Batch, case: str) -> Tensor | None:
+        """What the sources of a batch should become, (B, C, H, W); None where the set does not know it."""
+        return batch.get(self.answer_fields[case])
+
+
 class Likelihood(ABC):
     """Says how probable images are."""
 

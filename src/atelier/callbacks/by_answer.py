@@ -1,0 +1,69 @@
+"""How near the results of a translator come to what their sources should have become, where the set knows it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from atelier.batch import Batch
+from atelier.bicubic import enlarged
+from atelier.judge import Verdict, judge
+from atelier.metrics.image import luma, psnr, shaved, ssim
+from atelier.metrics.shapes import answer_values
+from atelier.metrics.suite import Suite
+from atelier.models.base import Cond, Translator
+from atelier.pixels import to_float, to_uint8
+
+PAIR = "pair/"
+
+
+def compared(
+    model: Translator, images: Tensor, cond: Cond, batch: Batch, case: str, judged: bool, suite: Suite
+) -> dict[str, Tensor]:
+    """Facts about results (N, C, H, W) uint8 beside their answers, one row for each; none where there are none.
+
+    Where results are larger than sources, also of their luma and of what a bicubic enlargement makes of the sources,
+    all without a border of as many pixels as the factor (the protocol of super-resolution).
+    """
+    answer = model.answer(batch, case)
+    if answer is None:
+        return {}
+    source, target, images = cond[model.source_fields[case]].cpu(), to_uint8(answer).cpu(), images.cpu()
+    facts = _distances("", images, target, model.enlarges)
+    if suite.lpips is not None:
+        facts["pair/lpips"] = suite.lpips(to_float(images), to_float(target))
+    if model.enlarges > 1:
+        facts |= _distances("bicubic_", to_uint8(enlarged(source, model.enlarges)), target, model.enlarges)
+    if judged:
+        facts |= _seen("answer/", judge(answer.cpu()))
+        facts |= _seen("before/", judge(source)) if model.alike else {}
+    return facts
+
+
+def _distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict[str, Tensor]:
+    border = factor if factor > 1 else 0
+    a, b = shaved(images, border), shaved(target, border)
+    facts = {f"{PAIR}{prefix}psnr": psnr(a, b), f"{PAIR}{prefix}ssim": ssim(a, b)}
+    if factor > 1:
+        a, b = luma(a), luma(b)
+        facts |= {f"{PAIR}{prefix}psnr_y": psnr(a, b), f"{PAIR}{prefix}ssim_y": ssim(a, b)}
+    return facts
+
+
+def _seen(prefix: str, verdict: Verdict) -> dict[str, Tensor]:
+    return {f"{prefix}{f.name}": getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
+
+
+def values(facts: dict[str, Tensor], image_size: int) -> dict[str, float]:
+    """Means of gathered facts, and what the judge says of the results beside their answers."""
+    found = {name: fact.mean().item() for name, fact in facts.items() if name.startswith(PAIR)}
+    seen = {group: _verdict(facts, group) for group in ("verdict/", "answer/", "before/")}
+    if seen["verdict/"] is None or seen["answer/"] is None:
+        return found
+    return found | answer_values(seen["verdict/"], seen["answer/"], seen["before/"], image_size)
+
+
+def _verdict(facts: dict[str, Tensor], group: str) -> Verdict | None:
+    rows = {name.removeprefix(group): fact for name, fact in facts.items() if name.startswith(group)}
+    return Verdict(**rows) if rows else None
