@@ -17,7 +17,7 @@ from atelier.losses.regularizers import gradient_penalty, lipschitz
 from atelier.models.base import Cond, Latent
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
-from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
+from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
 
@@ -39,6 +39,8 @@ class GAN(Latent):
         penalty_every: batches.
         classifier_weight: of the cross-entropy of the label, for both players.
         n_critic: discriminator steps per generator step.
+        n_signs: how many numbers of the noise are -1 or 1 instead of normal (Brock et al. 2019, BigGAN, appendix E:
+            Bernoulli): what an image either has or has not needs no steep slope then.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
@@ -64,6 +66,7 @@ class GAN(Latent):
         penalty_every: PositiveInt,
         classifier_weight: NonNegFloat,
         n_critic: PositiveInt,
+        n_signs: NonNegInt,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
@@ -80,6 +83,7 @@ class GAN(Latent):
         self.loss, self.augment = loss, augment
         self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
         self.penalty_every, self.classifier_weight, self.n_critic = penalty_every, classifier_weight, n_critic
+        self.n_signs = n_signs
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
 
@@ -163,8 +167,11 @@ class GAN(Latent):
         return x if self.augment is None else self.augment(x)
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
-        z = torch.randn(n, self.generator.noise_dim, device=self.device)
+        z = self._signed(torch.randn(n, self.generator.noise_dim, device=self.device))
         return self.generator(z, self.generator_embedder(cond, n))
+
+    def _signed(self, z: Tensor) -> Tensor:
+        return torch.cat([z[:, : self.n_signs].sign(), z[:, self.n_signs :]], dim=1)
 
     def configure_optimizers(self) -> list[Optimizer]:
         players = [self.generator, self.generator_embedder], [self.discriminator, self.discriminator_embedder]
@@ -172,7 +179,7 @@ class GAN(Latent):
         return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs)]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
-        return rngs.randn(self.generator.noise_dim, device=self.device)
+        return self._signed(rngs.randn(self.generator.noise_dim, device=self.device))
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(z, self.generator_embedder(cond, len(z)))

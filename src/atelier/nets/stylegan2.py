@@ -169,6 +169,7 @@ class StyleGenerator(nn.Module):
         cond_dim: size of the condition, 0 for none.
         style_dim: size of a style.
         depth: layers of the mapping.
+        mapping_speed: of their learning, beside the other layers'; published: 0.01, for runs of 25 M images.
         base, most: channels of a map of size s are base / s, at most `most`; published: 32768, 512 (configuration F).
     """
 
@@ -181,12 +182,13 @@ class StyleGenerator(nn.Module):
         cond_dim: NonNegInt,
         style_dim: PositiveInt,
         depth: PositiveInt,
+        mapping_speed: PositiveFloat,
         base: PositiveInt,
         most: PositiveInt,
     ) -> None:
         super().__init__()
         sizes = {"noise_dim": noise_dim, "cond_dim": cond_dim, "style_dim": style_dim, "depth": depth}
-        self.mapping = Mapping(**sizes, speed=0.01)
+        self.mapping = Mapping(**sizes, speed=mapping_speed)
         self.synthesis = Synthesis(image_channels, widths(image_size, base, most), style_dim)
         self.noise_dim = noise_dim
 
