@@ -3,6 +3,7 @@
 from atelier import command_line
 
 command_line.answer_help()
+command_line.listed_value("attributes")
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -14,7 +15,7 @@ def sample(cfg: DictConfig) -> None:
     """Load a run, make what was asked for, write it with the request beside it."""
     import torch
 
-    from atelier import studio
+    from atelier import studio, translating
     from atelier.trainer import autocast, device
 
     preflight.check(cfg)
@@ -23,12 +24,21 @@ def sample(cfg: DictConfig) -> None:
     verb = studio.verb(cfg.do, model)
     options = build.options(cfg, model, studio.maker(verb, model))
     items = studio.items(verb, model, run.data, cfg.label)
+    case = translating.case(cfg.direction, model)
+    given = translating.wanted(build.plain(cfg)["attributes"], cfg.scale, model, run.data)
     request = build.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
     out = studio.Folder(cfg.out or run.folder / "pictures" / runs.stamp(), request)
     with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
+        if cfg.source is not None:
+            found = translating.files(cfg.source, model)
+            job = translating.Job(model, run.data, case, given, options, cfg.seed)
+            for (name, _), (source, result) in zip(found, job.results(found), strict=True):
+                out.add(result, len(found), source, [name])
+            return out.finish()
         for first in range(0, cfg.n, cfg.batch_size):
             n = min(cfg.batch_size, cfg.n - first)
-            out.add(studio.pictures(verb, model, run.data, options, cfg.seed, first, n, items), cfg.n)
+            made, source = studio.pictures(verb, model, run.data, options, cfg.seed, first, n, items, case, given)
+            out.add(made, cfg.n, source)
     out.finish()
 
 

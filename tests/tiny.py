@@ -120,6 +120,17 @@ TINY: dict[str, list[str]] = {
         "model.fade_images=24",
         "model.pieces=[1,2]",
     ],
+    "cyclegan": [
+        "model=cyclegan",
+        *COMMON,
+        "data.task=fill",
+        *(f"model.generator_{way}.width=4" for way in ("a2b", "b2a")),
+        *(f"model.generator_{way}.n_blocks=1" for way in ("a2b", "b2a")),
+        *(f"model.discriminator_{side}.width=4" for side in "ab"),
+        *(f"model.discriminator_{side}.n_layers=1" for side in "ab"),
+        *(f"model.pool_{side}.size=20" for side in "ab"),
+        "model.identity_every=2",
+    ],
     "normalizing_flow": [
         "model=glow",
         *COMMON,

@@ -60,6 +60,13 @@ def answer_help() -> None:
     sys.exit(0)
 
 
+def listed_value(key: str) -> None:
+    """`key=a,b` as typed is `key=[a,b]`, which Hydra would take for a sweep."""
+    for k, word in enumerate(sys.argv):
+        if word.startswith(f"{key}=") and "," in word and "[" not in word:
+            sys.argv[k] = f"{key}=[{word.removeprefix(key)[1:]}]"
+
+
 def train_help() -> list[str]:
     lines = ["usage: python train.py [GROUP=PAGE ...] [KEY=VALUE ...]"]
     for group in GROUPS:

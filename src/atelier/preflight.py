@@ -41,6 +41,10 @@ ROOT: dict[str, Any] = {
     "temperature": NonNegFloat | None,
     "truncation": NonNegFloat | None,
     "label": NonNegInt | None,
+    "source": Name | None,
+    "direction": Name | None,
+    "attributes": list[Name] | Name | None,
+    "scale": PositiveInt | None,
     "ema": bool,
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
 }

@@ -27,3 +27,22 @@ def mean(x: Tensor) -> Tensor:
 def from_first(x: Tensor) -> Tensor:
     """x on rank 0 and zeros elsewhere: summed over ranks, all hold what rank 0 chose."""
     return torch.zeros_like(x) if many() and dist.get_rank() > 0 else x
+
+
+def of_first(x: Tensor) -> Tensor:
+    """Rank 0's x on every rank."""
+    return summed(from_first(x))
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The rows of all ranks, (ranks * B, ...) of (B, ...) each, in the order of the ranks."""
+    if not many():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def mine(x: Tensor) -> Tensor:
+    """This rank's rows of what `gathered` gave."""
+    return x.chunk(dist.get_world_size())[dist.get_rank()] if many() else x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.batch import Batch
 from atelier.callbacks.judging import sample
 from atelier.callbacks.store import write_text
 from atelier.data.base import DataModule
 from atelier.errors import UserError, nearest
 from atelier.losses.perceptual import Pyramid
-from atelier.metrics.pictures import grid, save_gif, save_png
-from atelier.models.base import Autoencoder, Cond, Generator, Latent, Styled
+from atelier.metrics.pictures import beside, fitted, grid, save_gif, save_png
+from atelier.models.base import Autoencoder, Cond, Generator, Latent, Styled, Translator
 from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
 
@@ -26,6 +28,7 @@ REACH = 3.0  # of a coordinate; deviations, where the prior is standard normal
 REQUEST = "request.yaml"
 WALK = "walk.gif"  # from each latent to the next
 SHOWN = 64  # pictures in grid.png
+GRID_SIDE = 256  # of a picture there that was made of a file, at most
 SEARCHED = 4096  # test images looked through for a label
 TRUNCATED = 1.5  # psi at the end of a row
 PROJECTION_STEPS, PROJECTION_LR = 300, 0.1  # of the search for a latent
@@ -94,16 +97,23 @@ def pictures(
     first: int,
     n: int,
     items: list[int] | None,
-) -> Tensor:
-    """Pictures first .. first + n - 1 of a request, (n, C, H, W) uint8; the same whatever n."""
+    case: str,
+    given: Batch,
+) -> tuple[Tensor, Tensor | None]:
+    """Pictures first .. first + n - 1 of a request, (n, C, H, W) uint8, the same whatever n; a translator's sources.
+
+    `given` takes the place of what the test images say.
+    """
     if verb in ("reconstruct", "resample"):
-        return to_uint8(_beside(model, data, options, seed if verb == "resample" else None, first, n))
+        return to_uint8(_beside(model, data, options, seed if verb == "resample" else None, first, n)), None
     if verb == "project":
-        return to_uint8(_projected(model, data, options, seed, first, n))
+        return to_uint8(_projected(model, data, options, seed, first, n)), None
     makers = {"interpolate": _between, "traverse": _along, "mix": _mixed, "truncate": _drawn_in}
     if verb in makers:
-        return to_uint8(makers[verb](model, data, options, seed, first, n, items))
-    return to_uint8(sample(model, conditions(model, data, first, n, items), ImageRngs(seed, first, n), options))
+        return to_uint8(makers[verb](model, data, options, seed, first, n, items)), None
+    cond = conditions(model, data, first, n, items, case, given)
+    source = to_uint8(cond[model.source_fields[case]]) if isinstance(model, Translator) else None
+    return to_uint8(sample(model, cond, ImageRngs(seed, first, n), options)), source
 
 
 def _beside(
@@ -234,12 +244,25 @@ def _latents(model: Latent, data: DataModule, seed: int, first: int, n: int, con
     return model.draw(ImageRngs(seed, first, n), cond)
 
 
-def conditions(model: Generator, data: DataModule, first: int, n: int, items: list[int] | None) -> Cond:
-    """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again."""
+def conditions(
+    model: Generator,
+    data: DataModule,
+    first: int,
+    n: int,
+    items: list[int] | None,
+    case: str | None = None,
+    given: Batch | None = None,
+) -> Cond:
+    """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again.
+
+    Fields `given` (1, ...) stand in place of the test images'.
+    """
     if items is None:
-        return model.condition(data.test_batch(first, n), model.cases[0])
-    chosen = [items[k % len(items)] for k in range(first, first + n)]
-    return model.condition(data.split("test").read(chosen, None), model.cases[0])
+        batch = data.test_batch(first, n)
+    else:
+        batch = data.split("test").read([items[k % len(items)] for k in range(first, first + n)], None)
+    batch |= {name: value.expand(n, -1) for name, value in (given or {}).items()}
+    return model.condition(batch, model.cases[0] if case is None else case)
 
 
 class Folder:
@@ -263,20 +286,28 @@ class Folder:
         except OSError as error:
             raise UserError("out", path, f"it cannot be written ({error.strerror})", "out=A_FOLDER_OF_YOURS") from error
 
-    def add(self, images: Tensor, total: int) -> None:
-        """Write the next pictures, (n, C, H, W) uint8."""
-        for image in images:
-            save_png(image, self.path / f"{self.n:06d}.png")
+    def add(self, images: Tensor, total: int, sources: Tensor | None = None, names: list[str] | None = None) -> None:
+        """Write the next pictures, (n, C, H, W) uint8; the grid shows what they were made of beside them."""
+        for k, image in enumerate(images):
+            path = self.path / (f"{self.n:06d}.png" if names is None else names[k])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(image, path)
             self.n += 1
         if sum(map(len, self.first)) < SHOWN:
-            self.first.append(images.cpu())
+            self.first.append(images.cpu() if sources is None else beside([sources, images]))
+            self.kinds = 1 if sources is None else 2
         told("images", self.n, total)
 
     def finish(self) -> None:
         for k in range(self.n, self.before):  # of an earlier, longer request
             (self.path / f"{k:06d}.png").unlink(missing_ok=True)
-        columns = None if self.request["do"] == "sample" else INTERPOLATED
+        columns = INTERPOLATED
+        side = max(max(images.shape[2:]) for images in self.first)
+        if any(images.shape[2:] != self.first[0].shape[2:] for images in self.first):  # of files
+            self.first = [fitted(images, min(side, GRID_SIDE)) for images in self.first]
         shown = torch.cat(self.first)[:SHOWN]
+        if self.request["do"] == "sample":
+            columns = self.kinds * math.ceil(math.sqrt(len(shown)) / self.kinds)
         save_png(grid(shown, columns), self.path / "grid.png")
         (self.path / WALK).unlink(missing_ok=True)
         if self.request["do"] == "interpolate":

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -47,6 +48,15 @@ def beside(images: list[Tensor]) -> Tensor:
     factors = [width // x.shape[-1] for x in images]
     large = [x.repeat_interleave(f, -1).repeat_interleave(f, -2) for x, f in zip(images, factors, strict=True)]
     return torch.stack([x.expand(-1, channels, -1, -1).cpu() for x in large], dim=1).flatten(0, 1)
+
+
+def fitted(images: Tensor, side: int) -> Tensor:
+    """Images (N, C, H, W) uint8 in the middle of squares (N, 3, side, side), smaller where they are larger."""
+    factor = min(1.0, side / max(images.shape[2:]))
+    size = [max(1, round(n * factor)) for n in images.shape[2:]]
+    small = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True).round().to(torch.uint8)
+    top, left = ((side - n) // 2 for n in size)
+    return F.pad(small.expand(-1, 3, -1, -1), (left, side - size[1] - left, top, side - size[0] - top))
 
 
 def save_gif(frames: Tensor, path: str | Path, milliseconds: int = 80) -> None:

@@ -1,0 +1,127 @@
+"""CycleGAN: two domains without pairs (Zhu et al. 2017, Unpaired Image-to-Image Translation ... Networks)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from atelier.batch import Batch
+from atelier.losses.adversarial import Adversarial
+from atelier.models.base import Cond, Translator
+from atelier.nets.patch import PatchDiscriminator
+from atelier.nets.pool import ImagePool
+from atelier.nets.resnet_translator import ResNetTranslator
+from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
+from atelier.rng import ImageRngs
+
+
+class CycleGAN(Translator):
+    """Each batch is a step of both generators, then one of both discriminators, who see generated images of the past.
+
+    Args:
+        generator_a2b, generator_b2a: images to images of the other domain.
+        discriminator_a, discriminator_b: images to a map of logits.
+        pool_a, pool_b: generated images of each domain.
+        loss: of the players; that of the discriminators is halved, as published.
+        adversarial_weight: of the generators' part of it; 2 where it has a factor 1/2 that the paper's has not.
+        cycle_weight: of mean |F(G(a)) - a| + |G(F(b)) - b| (eq. 2).
+        identity_weight: of mean |G(b) - b| + |F(a) - a|, beside `cycle_weight` (section 5.2, 0.5 there).
+        identity_every: batches between two of these, which count as many times as much.
+        generator_optimizer, discriminator_optimizer: parameters of both nets -> optimizer.
+        grad_clip: global gradient norm of either pair.
+    """
+
+    needs = frozenset({"image_a", "image_b"})
+    cases = ("a2b", "b2a")
+    source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}
+    answer_fields: ClassVar[dict[str, str]] = {"a2b": "answer_a", "b2a": "answer_b"}
+    alike = True
+    averaged = ("generator_a2b", "generator_b2a")
+    strategy = {"find_unused_parameters": True}
+    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+
+    def __init__(
+        self,
+        generator_a2b: ResNetTranslator,
+        generator_b2a: ResNetTranslator,
+        discriminator_a: PatchDiscriminator,
+        discriminator_b: PatchDiscriminator,
+        pool_a: ImagePool,
+        pool_b: ImagePool,
+        loss: Adversarial,
+        adversarial_weight: NonNegFloat,
+        cycle_weight: NonNegFloat,
+        identity_weight: NonNegFloat,
+        identity_every: PositiveInt,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator_a2b, self.generator_b2a = generator_a2b, generator_b2a
+        self.discriminator_a, self.discriminator_b = discriminator_a, discriminator_b
+        self.pool_a, self.pool_b, self.loss = pool_a, pool_b, loss
+        self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight
+        self.identity_weight, self.identity_every = identity_weight, identity_every
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.grad_clip = grad_clip
+        self.multiple = max(generator_a2b.multiple, generator_b2a.multiple)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        generators, discriminators = self.optimizers()
+        a, b = batch["image_a"], batch["image_b"]
+        identity = self.identity_weight > 0 and batch_idx % self.identity_every == 0
+        fake_a, fake_b = self._generator_step(a, b, generators, identity)
+        fake_a, fake_b = (
+            pool.swapped(x, self.images_seen) for pool, x in ((self.pool_a, fake_a), (self.pool_b, fake_b))
+        )
+        self._discriminator_step(a, b, fake_a, fake_b, discriminators)
+
+    def _generator_step(self, a: Tensor, b: Tensor, optimizer: Optimizer, identity: bool) -> tuple[Tensor, Tensor]:
+        fake_b, fake_a = self.generator_a2b(a), self.generator_b2a(b)
+        adversarial = self._fooled(self.discriminator_a, a, fake_a) + self._fooled(self.discriminator_b, b, fake_b)
+        cycle = _far(self.generator_b2a(fake_b), a) + _far(self.generator_a2b(fake_a), b)
+        self.report("generator", adversarial)
+        self.report("cycle", cycle)
+        loss = self.adversarial_weight * adversarial + self.cycle_weight * cycle
+        if identity:
+            same = _far(self.generator_a2b(b), b) + _far(self.generator_b2a(a), a)
+            self.report("identity", same)
+            loss = loss + self.cycle_weight * self.identity_weight * self.identity_every * same
+        self.step(optimizer, loss, "generator")
+        return fake_a, fake_b
+
+    def _fooled(self, discriminator: PatchDiscriminator, real: Tensor, fake: Tensor) -> Tensor:
+        return self.loss.generator(discriminator(real) if self.loss.compares else None, discriminator(fake))
+
+    def _discriminator_step(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor, optimizer: Optimizer) -> None:
+        pairs = (self.discriminator_a, a, fake_a), (self.discriminator_b, b, fake_b)
+        logits = [(net(real), net(fake)) for net, real, fake in pairs]
+        loss = torch.stack([self.loss.discriminator(real, fake) for real, fake in logits]).sum()
+        self.report("discriminator", loss)
+        for k, name in enumerate(("real_logit", "fake_logit")):
+            self.report(name, torch.stack([pair[k].mean() for pair in logits]).mean())
+        self.step(optimizer, loss / 2, "discriminator")
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        pairs = [self.generator_a2b, self.generator_b2a], [self.discriminator_a, self.discriminator_b]
+        ours, theirs = ([p for net in nets for p in net.parameters()] for nets in pairs)
+        return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs)]
+
+    def real(self, batch: Batch, case: str) -> Tensor:
+        return batch["image_b" if case == "a2b" else "image_a"]
+
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        if "image_a" in cond:
+            return self.generator_a2b(cond["image_a"])
+        return self.generator_b2a(cond["image_b"])
+
+
+def _far(x: Tensor, y: Tensor) -> Tensor:
+    """mean |x - y|: scalar float32."""
+    return (x.float() - y.float()).abs().mean()

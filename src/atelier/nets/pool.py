@@ -1,0 +1,50 @@
+"""Generated images of the past, so that a discriminator does not forget them (Shrivastava et al. 2017, section 2.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from atelier import ranks
+from atelier.ranges import NonNegInt, PositiveInt
+
+
+class ImagePool(nn.Module):
+    """The last images that were shown, one pool for all ranks, which hold the same copy of it; in the checkpoint.
+
+    Args:
+        size: images kept; 0 keeps none and gives every image back.
+        image_size, channels: of them.
+    """
+
+    images: Tensor
+
+    def __init__(self, *, size: NonNegInt, image_size: PositiveInt, channels: PositiveInt) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("images", torch.zeros(size, channels, image_size, image_size))
+
+    @torch.no_grad()
+    def swapped(self, new: Tensor, seen: int) -> Tensor:
+        """Each of this rank's images (B, C, H, W), or with probability 1/2 an older one whose place it takes.
+
+        While the pool is not full, every image is kept and given back.
+
+        Args:
+            seen: images that all ranks have shown the pool before.
+        """
+        if self.size == 0:
+            return new.detach()
+        images = ranks.gathered(new.detach().float())                      # (all B, C, H, W)
+        luck = ranks.of_first(torch.rand(2, len(images), device=new.device))
+        older, place = luck[0] < 0.5, (luck[1] * self.size).long()
+        given = []
+        for k, image in enumerate(images):
+            if seen + k < self.size:
+                self.images[seen + k] = image
+                given.append(image)
+                continue
+            kept = self.images[place[k]]
+            given.append(torch.where(older[k], kept, image))
+            self.images[place[k]] = torch.where(older[k], image, kept)
+        return ranks.mine(torch.stack(given))                              # (B, C, H, W)

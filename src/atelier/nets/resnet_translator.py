@@ -1,0 +1,89 @@
+"""An image to an image of the same size: down, residual blocks, up (Johnson et al. 2016; Zhu et al. 2017, CycleGAN)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.nets.layers import norm as group_norm
+from atelier.ranges import NonNegInt, PositiveInt
+
+STD = 0.02  # of first weights (CycleGAN, appendix 7.1, after Isola et al. 2017)
+SHARE = 2.0  # of the source in what a residual net's tanh sees: 1 becomes 0.96
+
+
+class ResNetTranslator(nn.Module):
+    """c7s1-k, d2k, d4k, n residual blocks, u2k, uk, c7s1-3 in the words of CycleGAN's appendix 7.2.
+
+    Args:
+        in_channels, image_channels: of the source and of the image, which ends in tanh.
+        width: k, channels at full size; twice as many at each halving.
+        downs: halvings; published: 2.
+        n_blocks: residual blocks at the smallest size; published: 6 for 128 px, 9 for 256 px and more.
+        patch: pixels a side that are made channels before the first convolution and pixels again after the last one,
+            which spares small machines the full size; published: 1.
+        norm: "instance" as published, without scale and shift; "group": GroupNorm, which leaves a map its mean.
+        padding: "reflect" as published, or "zeros".
+        residual: the net says what is to be added to twice the source before the tanh, and starts with nothing; the
+            source must have the image's channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: PositiveInt,
+        image_channels: PositiveInt,
+        width: PositiveInt,
+        downs: NonNegInt,
+        n_blocks: PositiveInt,
+        patch: PositiveInt,
+        norm: Literal["instance", "group"],
+        padding: Literal["reflect", "zeros"],
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.residual, self.multiple = residual, patch * 2**downs
+        make = nn.InstanceNorm2d if norm == "instance" else group_norm
+        ends, widths = 7 if patch == 1 else 3, [width * 2**i for i in range(downs + 1)]
+        layers: list[nn.Module] = [nn.PixelUnshuffle(patch)]
+        layers += _block(nn.Conv2d(in_channels * patch**2, width, ends, padding=ends // 2, padding_mode=padding), make)
+        for n in widths[:-1]:
+            layers += _block(nn.Conv2d(n, 2 * n, 3, stride=2, padding=1), make)
+        layers += [Block(widths[-1], make, padding) for _ in range(n_blocks)]
+        for n in widths[:0:-1]:
+            layers += _block(nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), make)
+        last = nn.Conv2d(width, image_channels * patch**2, ends, padding=ends // 2, padding_mode=padding)
+        self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(patch)).apply(_start)
+        if residual:
+            nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) float32 of sources (B, C', H, W), whose sides divide by `multiple`."""
+        h = self.layers(x).float()                                         # (B, C, H, W)
+        return (h + SHARE * x.float() if self.residual else h).tanh()
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with norms, plus the input; no ReLU behind the sum (Gross & Wilber 2016)."""
+
+    def __init__(self, channels: int, make: Callable[[int], nn.Module], padding: str) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding) for _ in range(2))
+        self.norm1, self.norm2 = make(channels), make(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))                              # (B, C, H, W)
+        return x + self.norm2(self.conv2(h))
+
+
+def _block(conv: nn.Module, make: Callable[[int], nn.Module]) -> list[nn.Module]:
+    return [conv, make(conv.out_channels), nn.ReLU()]
+
+
+def _start(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(layer.weight, std=STD)
+        nn.init.zeros_(layer.bias)
