@@ -197,3 +197,17 @@ def test_a_discriminator_normalises_nothing(model: GAN) -> None:
     x, cond = torch.randn(4, 3, 8, 8), torch.randn(4, 4)
     whole = model.discriminator(x, cond)[0]
     torch.testing.assert_close(whole[2:3], model.discriminator(x[2:3], cond[2:3])[0])
+
+
+def test_noise_of_signs() -> None:
+    """The first numbers are -1 or 1, the others are normal, in training and in samples alike."""
+    model = made("model.n_signs=3")
+    z = model.draw(ImageRngs(0, 0, 400), {})
+    assert z.shape == (400, 4) and set(z[:, :3].flatten().tolist()) == {-1.0, 1.0}
+    assert abs(z[:, :3].mean()) < 0.1 and 0.8 < z[:, 3].std() < 1.2
+    plain = made().draw(ImageRngs(0, 0, 400), {})
+    assert torch.equal(z[:, 3], plain[:, 3]) and torch.equal(z[:, :3], plain[:, :3].sign())
+    seen = []
+    model.generator.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+    model._fake(model.condition(batch(), ""), 6)
+    assert set(seen[0][:, :3].abs().flatten().tolist()) == {1.0} and not (seen[0][:, 3].abs() == 1).any()
