@@ -465,7 +465,8 @@ def data_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             write_celeba(root)
         else:
             for k in range(12):
-                path = root / "train" / f"class{k % 2}" / f"{k}.png"
+                inside = {"pairs": "train", "unpaired": ("trainA", "trainB", "testA", "testB")[k % 4]}
+                path = root / inside.get(page, f"train/class{k % 2}") / f"{k}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 noise = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(path)

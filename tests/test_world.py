@@ -262,6 +262,32 @@ def test_edits_stay_in_the_picture_and_start_from_what_training_knows(split: wor
         assert (verdict.cx - scenes.cx).abs().max() < 1 / 32 and (verdict.cy - scenes.cy).abs().max() < 1 / 32
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_recast_changes_one_of_colour_fill_and_ground(split: world.Split) -> None:
+    before, after = world.scenes(0, range(3000), split), world.recast(0, range(3000), split)
+    assert torch.equal(before.cx, after.cx) and torch.equal(before.cy, after.cy)
+    changed = before.combination != after.combination
+    assert torch.equal(changed.sum(1), torch.ones(3000, dtype=torch.int64))
+    kinds = changed.float().mean(0)
+    assert kinds[0] == kinds[2] == 0 and (kinds[[1, 3, 4]] - 1 / 3).abs().max() < 0.035  # 4 sigma
+    for kind, count in ((1, 6), (3, 2), (4, 4)):
+        rows = changed[:, kind]
+        step = (after.combination - before.combination)[rows, kind] % count
+        expected = rows.sum() / (count - 1)
+        counts = step.bincount(minlength=count)
+        assert counts[0] == 0 and (counts[1:] - expected).abs().max() < 4 * expected.sqrt()
+
+
+def test_recast_is_a_function_of_seed_and_number() -> None:
+    whole = world.recast(0, range(50), "test")
+    assert same(world.recast(0, [7, 31], "test"), whole[torch.tensor([7, 31])])
+    assert not same(world.recast(0, range(50), "train"), whole)
+    kinds = (world.scenes(1, range(50), "test").combination != world.recast(1, range(50), "test").combination).long()
+    assert not torch.equal(
+        kinds.argmax(1), (world.scenes(0, range(50), "test").combination != whole.combination).long().argmax(1)
+    )
+
+
 def test_domains_are_of_one_fill_and_unpaired() -> None:
     solid, striped = (world.scenes(0, range(2000), "train", fill) for fill in FILLS)
     assert (solid.fill == 0).all() and (striped.fill == 1).all()

@@ -17,11 +17,12 @@ from PIL import Image
 from torchvision import datasets
 
 from atelier.data.base import DataModule
-from atelier.data.celeba import CROPS, CelebA
+from atelier.data.celeba import CROPS, HAIR, CelebA, changed
 from atelier.data.cifar10 import CIFAR10
 from atelier.data.mnist import MNIST, FashionMNIST, read_idx
 from atelier.data.published import fetch, resized, with_channels
 from atelier.errors import UserError
+from atelier.rng import generator
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -194,12 +195,87 @@ def write_celeba(root: Path) -> None:
 def test_celeba(tmp_path):
     write_celeba(tmp_path)
     module = data(CelebA, tmp_path)
-    assert module.provides == {"attributes"}
-    assert [path.name for path in module.split("train").paths] == ["000001.jpg", "000002.jpg", "000003.jpg"]
+    assert module.provides == {"attributes", "target"}
+    assert [path.name for path in module.split("train").files.paths] == ["000001.jpg", "000002.jpg", "000003.jpg"]
     batch = module.test_batch(0, 2)
     assert batch["image"].shape == (2, 3, 64, 64)
     want = [[float((k + a) % 3 == 0) for a in range(40)] for k in (4, 5)]
     assert batch["attributes"].tolist() == want and batch["attributes"].dtype == torch.float32
+
+
+def test_celeba_gives_the_attributes_that_were_asked_for(tmp_path):
+    write_celeba(tmp_path)
+    whole = data(CelebA, tmp_path)
+    assert whole.attribute_names == [f"A{a}" for a in range(40)]
+    module = data(CelebA, tmp_path, attributes=["A7", "A0", "A39"], n_attributes=3)
+    assert module.attribute_names == ["A7", "A0", "A39"]
+    for split in ("train", "test"):
+        batch, all_of_them = (one.split(split).read([1, 0], None) for one in (module, whole))
+        assert batch["target"].shape == (2, 3)
+        assert torch.equal(batch["attributes"], all_of_them["attributes"][:, [7, 0, 39]])
+    assert module.fingerprint("train") != whole.fingerprint("train")
+
+
+@pytest.mark.parametrize(("asked", "line"), [
+    ({"attributes": ["Smilling"], "n_attributes": 1},
+     "data.attributes=Smilling: the files have no such attribute. Fix: Smiling in its place"),
+    ({"attributes": ["Smiling"]},
+     "data.n_attributes=40: it is not how many data.attributes names. Fix: data.n_attributes=1"),
+    ({"n_attributes": 39}, "data.n_attributes=39: it is not what the files have. Fix: data.n_attributes=40"),
+])  # fmt: skip
+def test_celeba_refuses_attributes_that_are_not_there(tmp_path, asked, line):
+    write_celeba(tmp_path)
+    file = tmp_path / "celeba" / "list_attr_celeba.txt"
+    file.write_text(file.read_text().replace(" A39", " Smiling"))
+    with pytest.raises(UserError) as error:
+        data(CelebA, tmp_path, **asked).split("train")
+    assert error.value.line() == f"error: {line}"
+
+
+def test_a_face_is_to_get_the_attributes_of_another_one_in_training(tmp_path):
+    write_celeba(tmp_path)
+    images = data(CelebA, tmp_path, image_size=8).split("train")
+    known = images.read([0, 1, 2], None)["attributes"]
+    assert len(known.unique(dim=0)) == 3
+    rows = [k % 3 for k in range(300)]
+    batch = images.read(rows, [generator(k) for k in range(300)])
+    given = (batch["target"][:, None] == known).all(2)  # (300, 3)
+    assert (given.sum(1) == 1).all() and batch["target"].dtype == torch.float32
+    steps = (given.long().argmax(1) - torch.tensor(rows)) % 3
+    assert (steps > 0).all() and 110 < (steps == 1).sum() < 190  # each of the others as often
+    assert torch.equal(images.read([rows[77]], [generator(77)])["target"][0], batch["target"][77])
+
+
+def test_a_test_face_is_to_change_one_attribute(tmp_path):
+    write_celeba(tmp_path)
+    batch = data(CelebA, tmp_path, image_size=8).test_batch(0, 2)
+    turned = (batch["target"] != batch["attributes"]).nonzero().tolist()
+    assert turned == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(("index", "before", "after"), [
+    (0, [1, 0, 1, 0, 0], [0, 0, 1, 0, 0]),  # young no more: the hair stays
+    (6, [1, 0, 1, 0, 0], [1, 1, 0, 0, 0]),  # fair: black goes
+    (2, [1, 0, 1, 0, 0], [1, 0, 0, 0, 0]),  # black no more: none
+    (9, [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]),  # two go
+    (2, [0, 1, 1, 0, 0], [0, 1, 0, 0, 0]),  # one goes and nothing is set
+    (3, [1, 0, 0, 0, 1], [1, 0, 0, 1, 0]),
+])  # fmt: skip
+def test_hair_has_one_colour(index, before, after):
+    """Of young, blond, black, brown, grey."""
+    given = torch.tensor([before, before], dtype=torch.float32)
+    target = changed(given, torch.tensor([index, 0]), [1, 2, 3, 4])
+    assert target.tolist() == [after, [1.0 - before[0], *before[1:]]] and target.dtype == torch.float32
+    assert given.tolist() == [before, before]
+
+
+def test_the_names_of_hair_are_those_of_the_file(tmp_path):
+    write_celeba(tmp_path)
+    file = tmp_path / "celeba" / "list_attr_celeba.txt"
+    names = ["Male", *HAIR]
+    file.write_text(file.read_text().replace(" ".join(f"A{a}" for a in range(5)), " ".join(names)))
+    images = data(CelebA, tmp_path, attributes=[*HAIR, "Male"], n_attributes=5).split("test")
+    assert images.hair == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("crop", "row", "column", "side"), [

@@ -16,7 +16,7 @@ from atelier.judge import judge
 
 PAGE = Path(__file__).parents[2] / "conf" / "data" / "shapes.yaml"
 HALF_LEVEL = 0.5 / 127.5 + 1e-6
-FIELDS = ("image", "source", "image_a", "image_b", "mask", "label", "attributes", "index")
+FIELDS = ("image", "source", "image_a", "image_b", "mask", "label", "attributes", "target", "index")
 
 
 def shapes_set(**options: object) -> Shapes:
@@ -39,7 +39,7 @@ def test_every_field_is_there_in_shape_and_range(task: shapes.Task, image_size: 
     small = image_size // 4 if task == "low_resolution" else image_size
     expected = dict.fromkeys(("image", "image_a", "image_b"), (4, 3, image_size, image_size))
     expected |= {"source": (4, 3, small, small), "mask": (4, 1, image_size, image_size)}
-    expected |= {"label": (4,), "attributes": (4, 14), "index": (4,)}
+    expected |= {"label": (4,), "attributes": (4, 14), "target": (4, 14), "index": (4,)}
     for name in set(batch) & set(FIELDS):
         assert batch[name].shape == expected[name], name
         assert batch[name].dtype == (torch.int64 if name in ("label", "index") else torch.float32), name
@@ -77,6 +77,51 @@ def test_domains_are_solid_and_striped() -> None:
     for name, fill in (("image_a", 0), ("image_b", 1)):
         verdict = judge(batch[name])
         assert verdict.valid.all() and (verdict.fill == fill).all()
+
+
+def test_test_scenes_of_a_domain_come_with_the_same_in_the_other() -> None:
+    data = shapes_set(task="fill", image_size=32)
+    batch = data.split("test").read(list(range(100)), None)
+    assert set(batch) == data.provides | {"image", "index", "answer_a", "answer_b"}
+    assert not {"answer_a", "answer_b"} & set(data.split("train").read([0], None))
+    for side, fill in (("a", 0), ("b", 1)):
+        before, after = judge(batch[f"image_{side}"]), judge(batch[f"answer_{side}"])
+        assert before.valid.all() and after.valid.all()
+        assert (before.fill == fill).all() and (after.fill == 1 - fill).all()
+        kept = [world.ATTRIBUTES.index(name) for name in ("shape", "colour", "size", "ground")]
+        assert torch.equal(before.scenes.combination[:, kept], after.scenes.combination[:, kept])
+        assert torch.maximum((before.cx - after.cx).abs(), (before.cy - after.cy).abs()).max() * 16 < 0.5
+
+
+def test_recast_asks_for_one_change_and_test_scenes_have_the_answer() -> None:
+    data = shapes_set(task="recast", image_size=32)
+    batch = data.split("test").read(list(range(100)), None)
+    assert set(batch) == data.provides | {"image", "index", "answer"}
+    before, after = judge(batch["image"]), judge(batch["answer"])
+    assert before.valid.all() and after.valid.all()
+    changed = before.scenes.combination != after.scenes.combination
+    assert changed.sum(1).eq(1).all()
+    by_name = dict(zip(world.ATTRIBUTES, changed.sum(0).tolist(), strict=True))
+    assert by_name["shape"] == by_name["size"] == 0 and min(by_name[k] for k in ("colour", "fill", "ground")) > 15
+    assert torch.equal(batch["target"], world.attributes(after.scenes))
+    assert torch.maximum((before.cx - after.cx).abs(), (before.cy - after.cy).abs()).max() * 16 < 0.5
+
+
+def test_recast_training_scenes_have_a_target_and_no_answer() -> None:
+    batch = shapes_set(task="recast").split("train").read(list(range(50)), None)
+    assert "answer" not in batch and batch["target"].dtype == torch.float32
+    turned = (batch["target"] - batch["attributes"]).split([6, 2, 2, 4], dim=1)  # colour, size, fill, ground
+    assert torch.stack([part.abs().sum(1) for part in turned]).sum(0).eq(2).all()  # one off, one on
+    assert torch.stack([part.sum(1) for part in turned]).eq(0).all() and not turned[1].any()
+
+
+def test_attributes_are_called_as_in_the_captions() -> None:
+    data = shapes_set()
+    batch = data.split("train").read(list(range(100)), None)
+    assert len(data.attribute_names) == len(set(data.attribute_names)) == 14
+    for text, bits in zip(batch["text"], batch["attributes"], strict=True):
+        said = {name for name, bit in zip(data.attribute_names, bits.tolist(), strict=True) if bit}
+        assert said - {"solid"} == set(text.split()) & set(data.attribute_names) and len(said) == 4
 
 
 def test_edit_keeps_the_rest() -> None:

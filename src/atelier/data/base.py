@@ -23,7 +23,7 @@ from atelier.rng import generator
 Split = Literal["train", "test"]
 Condition = Literal["label", "attributes"]
 NOT_PIXELS = set(
-    "batch_size seed limit num_workers flip conditions budget label_factors root download memory_mb cache max_pixels"
+    "batch_size seed limit num_workers flip jitter conditions budget label_factors root download memory_mb cache max_pixels"
     " on_bad_image".split()
 )
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torchvision import datasets
 
+from atelier.batch import Batch
 from atelier.data.base import DataModule, Split
 from atelier.data.folders import FileImages
 from atelier.data.published import absent, fetch
 from atelier.data.reading import Box, read
-from atelier.errors import UserError
+from atelier.errors import UserError, nearest
 from atelier.ranges import Name, PositiveInt
 
 SOURCE = "mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 ATTRIBUTES, PARTITION, PHOTOGRAPHS = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
 PARTS = {"train": 0, "test": 2}  # 1 is the validation part
 MAX_PIXELS = 1 << 20
+HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")  # a face is given one of them at most
 CROPS: dict[str, Box] = {
     "ddim": (25, 57, 153, 185),
     "score_sde": (19, 39, 159, 179),
@@ -34,6 +38,9 @@ CROPS: dict[str, Box] = {
 @dataclass(kw_only=True, eq=False)
 class CelebA(DataModule):
     """Images and 40 attributes (0 or 1, in the order of the file); 162,770 train, 19,962 test.
+
+    `target`, the attributes that a face is to get, is that of another training image, drawn for each; of test
+    images it is their own with one changed: see `changed`.
 
     Files in torchvision's layout: `<root>/celeba/` with img_align_celeba/, list_attr_celeba.txt and
     list_eval_partition.txt; the other lists are not needed. Crops of the 178 x 218 photographs, each then
@@ -49,32 +56,42 @@ class CelebA(DataModule):
         crop: one of the above.
         memory_mb: keep the images of a split in memory, once read, if all of them need no more than this;
             not the training images when loader processes read them (num_workers > 0).
+        attributes: names of those to use, in this order; None: all.
     """
 
     root: Name
     download: bool
     crop: Literal["ddim", "score_sde", "mimicry"]
     memory_mb: PositiveInt
+    attributes: Annotated[list[Name], MinLen(1)] | None = None
 
-    provides: ClassVar[frozenset[str]] = frozenset({"attributes"})
+    provides: ClassVar[frozenset[str]] = frozenset({"attributes", "target"})
 
     @property
     def folder(self) -> Path:
         return Path(self.root, "celeba")
+
+    @cached_property
+    def known_names(self) -> list[str]:
+        """The attributes that the files have, in their order."""
+        return self._lines(ATTRIBUTES)[1].split()
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """What each of `attributes` is called."""
+        return self.known_names if self.attributes is None else self.attributes
 
     def prepare_data(self) -> None:
         needed = (ATTRIBUTES, PARTITION, PHOTOGRAPHS)
         if self.download and not all((self.folder / name).exists() for name in needed):
             fetch(self.root, lambda: datasets.CelebA(self.root, download=True))
 
-    def images(self, split: Split) -> FileImages:
+    def images(self, split: Split) -> FaceImages:
         names, attributes = self._table(split)
-        if attributes.shape[1] != self.n_attributes:
-            fix = f"data.n_attributes={attributes.shape[1]}"
-            raise UserError("data.n_attributes", self.n_attributes, "it is not what the files have", fix)
+        attributes = attributes[:, self._columns()]
         self._all_there(names)
         megabytes = len(names) * self.channels * self.image_size**2 / 2**20
-        return FileImages(
+        files = FileImages(
             [self.folder / PHOTOGRAPHS / name for name in names],
             partial(
                 read,
@@ -89,6 +106,20 @@ class CelebA(DataModule):
             megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
             hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
         )
+        return FaceImages(files, self.attribute_names)
+
+    def _columns(self) -> list[int]:
+        """Places of the asked attributes in the file."""
+        names = self.attribute_names
+        for name in names:
+            if name not in self.known_names:
+                fix = f"{nearest(name, self.known_names) or ', '.join(self.known_names[:5])} in its place"
+                raise UserError("data.attributes", name, "the files have no such attribute", fix)
+        if len(names) != self.n_attributes:
+            whose = "what the files have" if self.attributes is None else "how many data.attributes names"
+            problem = f"it is not {whose}"
+            raise UserError("data.n_attributes", self.n_attributes, problem, f"data.n_attributes={len(names)}")
+        return [self.known_names.index(name) for name in names]
 
     def _table(self, split: Split) -> tuple[list[str], Tensor]:
         """File names of a split and their attributes (N, 40) float32."""
@@ -115,3 +146,52 @@ class CelebA(DataModule):
 
     def _absent(self, missing: str) -> UserError:
         return absent(self.root, missing, SOURCE, self.download)
+
+
+class FaceImages:
+    """Photographs with their attributes, and with those that each is to get.
+
+    Args:
+        files: of a split, with the field `attributes`.
+        names: of the attributes.
+    """
+
+    def __init__(self, files: FileImages, names: list[str]) -> None:
+        self.files, self.fingerprint = files, files.fingerprint
+        self.hair = [k for k, name in enumerate(names) if name in HAIR]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        batch = self.files.read(indices, rngs)
+        if rngs is None:
+            batch["target"] = changed(batch["attributes"], batch["index"], self.hair)
+        else:
+            others = [self._other(index, rng) for index, rng in zip(indices, rngs, strict=True)]
+            batch["target"] = self.files.fields["attributes"][others]
+        return batch
+
+    def _other(self, index: int, rng: torch.Generator) -> int:
+        """Another image, each as likely; the same one where there is only one."""
+        step = 1 + torch.randint(max(1, len(self) - 1), (), generator=rng)
+        return (index + int(step)) % len(self)
+
+
+def changed(attributes: Tensor, index: Tensor, exclusive: list[int]) -> Tensor:
+    """The attributes with number (index mod A) of each row turned over.
+
+    Where one of the exclusive ones is set so, the others are cleared (the colours of hair; Choi et al. 2018 do so
+    in their test, where a colour that is there already is left alone).
+
+    Args:
+        attributes: (B, A) of 0 and 1.
+        index: (B,) int64.
+        exclusive: numbers of attributes of which a row has one at most.
+    """
+    chosen = one_hot(index % attributes.shape[1], attributes.shape[1]).to(attributes.dtype)  # (B, A)
+    target = (attributes - chosen).abs()
+    group = torch.zeros_like(target)
+    group[:, exclusive] = 1
+    is_set = (chosen * group * target).sum(1, keepdim=True)  # (B, 1): one of the group has been set
+    return target * (1 - is_set * group * (1 - chosen))

@@ -1,4 +1,5 @@
-"""Sets that are folders of image files: `images` without labels, `classes` with a folder for each class."""
+"""Sets that are folders of image files: `images` without labels, `classes` with a folder for each class; and what the
+other sets of files are made of."""
 
 from __future__ import annotations
 
@@ -33,10 +34,16 @@ TEST_FOLDERS = ("test", "val", "validation")
 
 
 class Item(NamedTuple):
-    """An image file: its path under the root, and the number of its class (0 where there are none)."""
+    """An image file: its path under the root, the number of its class (0 where there are none), and the path of the
+    file that belongs to it ("" where there is none)."""
 
     name: str
     label: int = 0
+    partner: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, self.partner) if self.partner else (self.name,)
 
 
 class Checked(NamedTuple):
@@ -105,6 +112,55 @@ class FileImages:
             raise UserError("data.root", printable(self.paths[index].parent), problem, fix) from error
 
 
+class Views:
+    """Files at one size; in training a random part of each at a larger one (random jitter: Isola, Zhu, Zhou, Efros
+    2017, appendix 6.2, which cut 256 pixels out of 286).
+
+    Args:
+        paths: one file for each image.
+        read_file: (path, size=) to (C, size, size) uint8; raises BadImage.
+        image_size: S.
+        jitter: how many pixels larger than S the whole is in training.
+        flip: mirror half of the images in training.
+        keep: keep what has been read as uint8 in memory.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        read_file: Callable[..., Tensor],
+        image_size: int,
+        jitter: int,
+        flip: bool,
+        keep: bool,
+    ) -> None:
+        self.plain = FileImages(paths, partial(read_file, size=image_size), {}, False, keep, "")
+        wide = partial(read_file, size=image_size + jitter)
+        self.wide = FileImages(paths, wide, {}, False, keep, "") if jitter else self.plain
+        self.image_size, self.jitter, self.flip = image_size, jitter, flip
+
+    @staticmethod
+    def n_pixels(image_size: int, jitter: int) -> int:
+        """How many pixels of an image may be kept."""
+        return image_size**2 + ((image_size + jitter) ** 2 if jitter else 0)
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def draw(self, indices: list[int], rngs: list[torch.Generator] | None) -> Tensor:
+        """(B, C, S, S) in [-1, 1]; rngs[i] says where image i is cut and whether it is mirrored, None means neither."""
+        if rngs is None:
+            return self.plain.read(indices, None)["image"]
+        images = self.wide.read(indices, None)["image"]
+        if self.jitter:
+            images = torch.stack([self._part(image, rng) for image, rng in zip(images, rngs, strict=True)])
+        return mirrored(images, tossed(rngs)) if self.flip else images
+
+    def _part(self, image: Tensor, rng: torch.Generator) -> Tensor:
+        top, left = torch.randint(self.jitter + 1, (2,), generator=rng).tolist()
+        return image[:, top : top + self.image_size, left : left + self.image_size]
+
+
 @dataclass(kw_only=True, eq=False)
 class Folder(DataModule, ABC):
     """Image files under one folder, each decoded once at the start to find the unreadable ones.
@@ -138,6 +194,10 @@ class Folder(DataModule, ABC):
     def layout(self) -> dict[Split, list[Item]]:
         """All files of both splits, not yet checked. Raises UserError where there are none."""
 
+    def look(self) -> Callable[[Path, int], str]:
+        """What is asked of each file: (path, max_pixels) to why it cannot be used, "" where it can."""
+        return check
+
     def prepare_data(self) -> None:
         """Check the files on one rank; the others find the result in the cache."""
         _ = self.index
@@ -150,8 +210,8 @@ class Folder(DataModule, ABC):
     @cached_property
     def checked(self) -> dict[str, Checked]:
         """What decoding each of `files` has shown."""
-        names = {item.name: None for items in self.files.values() for item in items}
-        return check_files(Path(self.root), list(names), self.max_pixels, Path(self.cache))
+        names = {name: None for items in self.files.values() for item in items for name in item.names}
+        return check_files(Path(self.root), list(names), self.max_pixels, Path(self.cache), self.look())
 
     @cached_property
     def index(self) -> dict[Split, list[Item]]:
@@ -159,7 +219,9 @@ class Folder(DataModule, ABC):
         reasons = {name: one.reason for name, one in self.checked.items() if one.reason}
         if reasons:
             self._refuse_or_tell(reasons)
-        kept = {split: [item for item in items if item.name not in reasons] for split, items in self.files.items()}
+        kept = {
+            split: [item for item in items if not reasons.keys() & item.names] for split, items in self.files.items()
+        }
         for split, items in kept.items():
             if not items:
                 fix = "more images, or data.holdout=0 (test on the training images)"
@@ -169,22 +231,29 @@ class Folder(DataModule, ABC):
 
     def images(self, split: Split) -> Images:
         items = self.index[split]
-        told = "".join(f"{item.name}\0{item.label}\0{self.checked[item.name].size}\n" for item in items)
-        megabytes = sum(map(len, self.index.values())) * self.channels * self.image_size**2 / 2**20
         return FileImages(
             [Path(self.root, item.name) for item in items],
-            partial(
-                read,
-                size=self.image_size,
-                channels=self.channels,
-                background=self.background,
-                max_pixels=self.max_pixels,
-            ),
+            partial(self.reader(), size=self.image_size),
             {"label": torch.tensor([item.label for item in items])} if "label" in self.provides else {},
             self.flip,
-            megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
-            hashlib.sha256(os.fsencode(told)).hexdigest()[:16],
+            self.keeps(split, self.channels * self.image_size**2),
+            self.told(split),
         )
+
+    def reader(self, read_file: Callable[..., Tensor] = read) -> Callable[..., Tensor]:
+        """`read_file` with the options of this set: (path, size=) to (C, size, size) uint8."""
+        return partial(read_file, channels=self.channels, background=self.background, max_pixels=self.max_pixels)
+
+    def keeps(self, split: Split, n_bytes: int) -> bool:
+        """Whether all images, of `n_bytes` each, fit into `memory_mb`, and one process reads them."""
+        megabytes = sum(map(len, self.index.values())) * n_bytes / 2**20
+        return megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test")
+
+    def told(self, split: Split) -> str:
+        """The fingerprint of the files of a split: names, labels and sizes."""
+        files = [(name, item.label) for item in self.index[split] for name in item.names]
+        told = "".join(f"{name}\0{label}\0{self.checked[name].size}\n" for name, label in files)
+        return hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
 
     def _refuse_or_tell(self, reasons: dict[str, str]) -> None:
         told = f"{len(reasons)} of {len(self.checked)} images cannot be read"
@@ -206,11 +275,7 @@ class ImageFolder(Folder):
     """
 
     def layout(self) -> dict[Split, list[Item]]:
-        train, test = split_folders(self.root)
-        files = list(map(Item, files_of(self.root, train)))
-        if test is not None:
-            return {"train": files, "test": list(map(Item, files_of(self.root, test)))}
-        return hold_out(files, self.holdout)
+        return any_images(self.root, self.holdout)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -256,11 +321,25 @@ class ClassFolders(Folder):
         return classes
 
 
-def split_folders(root: str) -> tuple[str, str | None]:
-    """The folders under `root` of the training and the test split: ("", None) where there is no train/."""
+def any_images(root: str, holdout: float) -> dict[Split, list[Item]]:
+    """All images under `root`: of train/ and test/ where they are, else a share of them held out."""
+    train, test = split_folders(root)
+    files = list(map(Item, files_of(root, train)))
+    if test is not None:
+        return {"train": files, "test": list(map(Item, files_of(root, test)))}
+    return hold_out(files, holdout)
+
+
+def must_be_folder(root: str) -> None:
+    """Raises UserError where `root` is none."""
     if not os.path.isdir(root):
         what = "this is no folder" if os.path.exists(root) else "no such folder"
         raise UserError("data.root", printable(root), what, _other_root(root, "data=shapes"))
+
+
+def split_folders(root: str) -> tuple[str, str | None]:
+    """The folders under `root` of the training and the test split: ("", None) where there is no train/."""
+    must_be_folder(root)
     test = next((name for name in TEST_FOLDERS if os.path.isdir(os.path.join(root, name))), None)
     if os.path.isdir(os.path.join(root, "train")):
         return "train", test
@@ -325,13 +404,22 @@ def hold_out(items: list[Item], share: float) -> dict[Split, list[Item]]:
     }
 
 
-def check_files(root: Path, names: Iterable[str], max_pixels: int, cache: Path) -> dict[str, Checked]:
+def check_files(
+    root: Path,
+    names: Iterable[str],
+    max_pixels: int,
+    cache: Path,
+    look: Callable[[Path, int], str] | None = None,
+) -> dict[str, Checked]:
     """Decode every file once; those whose size and time are as the cache says are not decoded again.
+
+    `look` is what is asked of a file, `reading.check` where it is not given.
 
     The cache is one JSON file for each root, written beside and renamed; one that is damaged, or that cannot
     be written, costs only time.
     """
-    rule = f"{max_pixels} {PIL.__version__}"
+    look = look or check
+    rule = f"{max_pixels} {PIL.__version__}" + ("" if look is check else f" {look.__name__}")
     file = cache / f"checked_{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
     known = _cached(file, rule)
 
@@ -340,7 +428,7 @@ def check_files(root: Path, names: Iterable[str], max_pixels: int, cache: Path) 
         before = known.get(name)
         if before is not None and before[:2] == (status.st_size, status.st_mtime_ns):
             return name, before
-        return name, Checked(status.st_size, status.st_mtime_ns, check(root / name, max_pixels))
+        return name, Checked(status.st_size, status.st_mtime_ns, look(root / name, max_pixels))
 
     with ThreadPoolExecutor(_threads()) as pool:
         checked = dict(pool.map(one, names))

@@ -58,6 +58,11 @@ class Shapes(DataModule):
     def provides(self) -> frozenset[str]:
         return frozenset({"label", "attributes", "text"}) | EXTRA[self.task]
 
+    @property
+    def attribute_names(self) -> list[str]:
+        """What each of the 14 `attributes` is called."""
+        return [*world.COLOURS, *world.SIZES, *world.FILLS, *world.GROUNDS]
+
     def images(self, split: Split) -> SceneImages:
         if split == "train":
             return SceneImages("train", self.n_train_scenes, self.task, self.image_size, self.flip)

@@ -1,0 +1,296 @@
+"""Sets of pairs, an image and the `source` that it is to be made from: `pairs` of files, `edges` of any images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.functional import pil_to_tensor
+
+from atelier.batch import Batch
+from atelier.data.base import Split
+from atelier.data.folders import (
+    TEST_FOLDERS,
+    Folder,
+    Item,
+    Views,
+    any_images,
+    files_of,
+    hold_out,
+    must_be_folder,
+    natural,
+    printable,
+    split_folders,
+    subfolders,
+)
+from atelier.data.published import GREY
+from atelier.data.reading import FORMATS, Background, BadImage, check, decode, read, square
+from atelier.errors import UserError
+from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
+
+Direction = Literal["a2b", "b2a"]
+Sides = tuple[str, str]  # the folders of A and of B
+
+
+class PairImages:
+    """Images with their sources, cut and mirrored together.
+
+    Args:
+        views: what both are made of.
+        apart: (B, C', S, S) to `image` and `source`.
+        fingerprint: what tells this set from another.
+    """
+
+    def __init__(self, views: Views, apart: Callable[[Tensor], tuple[Tensor, Tensor]], fingerprint: str) -> None:
+        self.views, self.apart, self.fingerprint = views, apart, fingerprint
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        image, source = self.apart(self.views.draw(indices, rngs))
+        return {"image": image, "source": source, "index": torch.tensor(indices)}
+
+
+@dataclass(kw_only=True, eq=False)
+class Pairs(Folder):
+    """Pairs of images, in the layouts of Pix2Pix (Isola, Zhu, Zhou, Efros 2017).
+
+    One file for a pair, A at the left of B, each half of its width, in <root>/train and <root>/test (or val,
+    validation), or all under <root> with a share held out (`holdout`). Or two folders with the same file names:
+    <root>/trainA beside trainB, with testA and testB (or valA and valB), or <root>/A beside B, with train/ and
+    test/ in both. A UserError names a file without its partner, or whose partner has other proportions.
+
+    Args:
+        direction: "a2b" makes B of A, which then is `source`; "b2a" makes A of B.
+        jitter: training pairs are read so many pixels larger, and both are cut at the same random place.
+    """
+
+    direction: Direction
+    jitter: NonNegInt
+
+    provides: ClassVar[frozenset[str]] = frozenset({"source"})
+
+    @cached_property
+    def sides(self) -> dict[Split, Sides] | None:
+        """The two folders of each split; None where a pair is one file."""
+        return two_folders(self.root)
+
+    def layout(self) -> dict[Split, list[Item]]:
+        if self.sides is None:
+            return any_images(self.root, self.holdout)
+        files = {split: partners(self.root, *sides) for split, sides in self.sides.items()}
+        return files if "test" in files else hold_out(files["train"], self.holdout)
+
+    def look(self) -> Callable[[Path, int], str]:
+        return check if self.sides else check_halves
+
+    def images(self, split: Split) -> PairImages:
+        root, items = Path(self.root), self.index[split]
+        self._refuse_other_proportions(items)
+        both = {root / item.name: root / item.partner for item in items}
+        views = Views(
+            list(both),
+            self.reader(partial(read_two, partners=both) if self.sides else read_halves),
+            self.image_size,
+            self.jitter,
+            self.flip,
+            self.keeps(split, 2 * self.channels * Views.n_pixels(self.image_size, self.jitter)),
+        )
+        return PairImages(views, partial(apart, direction=self.direction), self.told(split))
+
+    def _refuse_other_proportions(self, items: list[Item]) -> None:
+        sizes = {item: [upright_size(Path(self.root, name)) for name in item.names] for item in items if item.partner}
+        other = [item for item, (a, b) in sizes.items() if a[0] * b[1] != a[1] * b[0]]
+        if other:
+            first = " and ".join(
+                f"{printable(name)} ({w} x {h})" for name, (w, h) in zip(other[0].names, sizes[other[0]], strict=True)
+            )
+            problem = f"{len(other)} of {len(items)} pairs differ in proportions, first {first}"
+            raise UserError("data.root", printable(self.root), problem, "pairs that show the same part")
+
+
+@dataclass(kw_only=True, eq=False)
+class Edges(Folder):
+    """Any folder of images (as `ImageFolder`), each with its edges as `source`: see `edge_map`.
+
+    Args:
+        jitter: training images are read so many pixels larger and cut at a random place.
+        sigma: of the blur before edges are looked for, in pixels of the image that is made.
+        threshold: what an edge is, in change of luma (0 .. 1) a pixel.
+    """
+
+    jitter: NonNegInt
+    sigma: PositiveFloat
+    threshold: PositiveFloat
+
+    provides: ClassVar[frozenset[str]] = frozenset({"source"})
+
+    def layout(self) -> dict[Split, list[Item]]:
+        return any_images(self.root, self.holdout)
+
+    def images(self, split: Split) -> PairImages:
+        views = Views(
+            [Path(self.root, item.name) for item in self.index[split]],
+            self.reader(),
+            self.image_size,
+            self.jitter,
+            self.flip,
+            self.keeps(split, self.channels * Views.n_pixels(self.image_size, self.jitter)),
+        )
+        drawn = partial(with_edges, sigma=self.sigma, threshold=self.threshold)
+        return PairImages(views, drawn, self.told(split))
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def two_folders(root: str) -> dict[Split, Sides] | None:
+    """The folders of A and B under `root` in each split that is there; None where there are none."""
+    must_be_folder(root)
+    inside = set(subfolders(Path(root)))
+    for names in (("trainA", "trainB"), ("A", "B")):
+        there = inside & set(names)
+        if len(there) == 1:
+            (one,), (other,) = there, set(names) - there
+            fix = f"put the other side of each pair into {printable(root)}/{other}"
+            raise UserError("data.root", printable(root), f"there is a {one}/ but no {other}/", fix)
+    if "trainA" in inside:
+        tests = [(f"{name}A", f"{name}B") for name in TEST_FOLDERS]
+        test = next((sides for sides in tests if inside & set(sides)), None)
+        return {"train": ("trainA", "trainB")} | ({"test": test} if test else {})
+    if "A" in inside:
+        splits = dict(zip(("train", "test"), split_folders(os.path.join(root, "A")), strict=True))
+        return {split: (os.path.join("A", n), os.path.join("B", n)) for split, n in splits.items() if n is not None}
+    return None
+
+
+def partners(root: str, a: str, b: str) -> list[Item]:
+    """The files of root/a, each with that of the same name in root/b. Raises UserError where one has none."""
+    for side in (a, b):
+        if not os.path.isdir(os.path.join(root, side)):
+            fix = "the same folders and file names on both sides"
+            raise UserError("data.root", printable(root), f"no folder {printable(side)}", fix)
+    names = {side: {os.path.relpath(name, side) for name in files_of(root, side)} for side in (a, b)}
+    alone = sorted(names[a] ^ names[b], key=natural)
+    if alone:
+        first = os.path.join(a if alone[0] in names[a] else b, alone[0])
+        problem = f"{len(alone)} files have no partner of the same name, first {printable(first)}"
+        raise UserError("data.root", printable(root), problem, "add the other side, or remove them")
+    return [Item(os.path.join(a, name), 0, os.path.join(b, name)) for name in sorted(names[a], key=natural)]
+
+
+def check_halves(path: Path, max_pixels: PositiveInt) -> str:
+    """Why the file cannot be read as two halves, after decoding it whole; "" where it can."""
+    try:
+        width = decode(path, 3, "white", max_pixels).width
+    except BadImage as error:
+        return str(error)
+    return f"{width} pixels wide: no two halves" if width % 2 else ""
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the header."""
+    with Image.open(path, formats=FORMATS) as image:
+        on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if on_its_side else image.size
+
+
+def read_halves(
+    path: Path, size: PositiveInt, channels: Literal[1, 3], background: Background, max_pixels: PositiveInt
+) -> Tensor:
+    """The left and the right half of a file, each squared and resized, (2 * channels, size, size) uint8."""
+    whole = decode(path, channels, background, max_pixels)
+    middle = whole.width // 2
+    halves = ((0, 0, middle, whole.height), (middle, 0, whole.width, whole.height))
+    return torch.cat([pil_to_tensor(square(whole, size, half)) for half in halves])
+
+
+def read_two(
+    path: Path,
+    size: PositiveInt,
+    channels: Literal[1, 3],
+    background: Background,
+    max_pixels: PositiveInt,
+    partners: dict[Path, Path],
+) -> Tensor:
+    """A file and its partner, each squared and resized, (2 * channels, size, size) uint8."""
+    return torch.cat([read(side, size, channels, background, max_pixels) for side in (path, partners[path])])
+
+
+def apart(pixels: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    """A and B, (B, 2 C, S, S), to `image` and `source`, (B, C, S, S) each."""
+    a, b = (side.contiguous() for side in pixels.chunk(2, dim=1))
+    return (b, a) if direction == "a2b" else (a, b)
+
+
+# ---- edges ----------------------------------------------------------------------------------------------------------
+
+
+def with_edges(images: Tensor, sigma: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """Images (B, C, S, S), and their edges in as many equal channels."""
+    return images, edge_map(images, sigma, threshold).expand_as(images).contiguous()
+
+
+def edge_map(images: Tensor, sigma: float, threshold: float) -> Tensor:
+    """Black lines (-1), about a pixel wide, on white (1), where the luma of images (B, C, H, W) in [-1, 1] changes.
+
+    (B, 1, H, W). After Canny 1986 with one threshold: blur, take the gradient by Sobel's operator, and keep the
+    pixels where it is greater than `threshold` and than at the two neighbours along it (to 45 degrees). The border
+    of the image is no edge. Sums in a fixed order, so that a map depends on its image alone, to the last bit.
+    """
+    light = images if images.shape[1] == 1 else sum(w * c for w, c in zip(GREY, images.split(1, dim=1), strict=True))
+    gauss = [math.exp(-(k**2) / (2 * sigma**2)) for k in range(math.ceil(3 * sigma) + 1)]
+    whole = gauss[0] + 2 * sum(gauss[1:])
+    gauss = [weight / whole for weight in gauss]
+    light = _weighed(_weighed((light + 1) / 2, gauss, -1), gauss, -2)
+    across = _difference(_weighed(light, [0.5, 0.25], -2), -1)
+    down = _difference(_weighed(light, [0.5, 0.25], -1), -2)
+    steep = (across.square() + down.square()).sqrt()
+    return torch.where((steep > threshold) & _crest(steep, across, down), -1.0, 1.0)
+
+
+def _beside(x: Tensor, dim: int, k: int) -> Tensor:
+    """The value k pixels further along `dim`, that of the border beyond it."""
+    n = x.shape[dim]
+    return x.index_select(dim, (torch.arange(n) + k).clamp(0, n - 1))
+
+
+def _weighed(x: Tensor, weights: list[float], dim: int) -> Tensor:
+    """Symmetric weights along `dim`, the middle one first."""
+    total = weights[0] * x
+    for k, weight in enumerate(weights[1:], 1):
+        total = total + weight * (_beside(x, dim, k) + _beside(x, dim, -k))
+    return total
+
+
+def _difference(x: Tensor, dim: int) -> Tensor:
+    return (_beside(x, dim, 1) - _beside(x, dim, -1)) / 2
+
+
+def _crest(steep: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """Where steepness (B, 1, H, W) is not less than ahead along the gradient and greater than behind."""
+    flat, upright = (a.abs() <= math.tan(math.pi / 8) * b.abs() for a, b in ((down, across), (across, down)))
+    rising = across * down > 0
+    around = pad(steep, (1, 1, 1, 1))
+    h, w = steep.shape[-2:]
+    kept = torch.zeros_like(steep, dtype=torch.bool)
+    ways = (
+        (flat, 0, 1),
+        (upright & ~flat, 1, 0),
+        (~flat & ~upright & rising, 1, 1),
+        (~flat & ~upright & ~rising, -1, 1),
+    )
+    for here, dy, dx in ways:
+        ahead, behind = (around[..., 1 + y : 1 + y + h, 1 + x : 1 + x + w] for y, x in ((dy, dx), (-dy, -dx)))
+        kept |= here & (steep >= ahead) & (steep > behind)
+    return kept

@@ -1,0 +1,132 @@
+"""Sets of two domains without pairs: `unpaired`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Len
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from atelier.batch import Batch
+from atelier.data.base import Split
+from atelier.data.folders import Folder, Item, Views, files_of, hold_out, must_be_folder, printable, subfolders
+from atelier.errors import UserError, nearest
+from atelier.ranges import Name, NonNegInt
+
+DOMAINS = (0, 1)  # A and B; an item's label
+
+
+class UnpairedImages:
+    """Images of two domains; as many items as the larger has.
+
+    Item i has image i mod n of A and, in training, any image of B, drawn by its generator; else image i mod n of B
+    as well. The two are cut and mirrored independently.
+
+    Args:
+        a, b: the domains.
+        fingerprint: what tells this set from another.
+    """
+
+    def __init__(self, a: Views, b: Views, fingerprint: str) -> None:
+        self.a, self.b, self.fingerprint = a, b, fingerprint
+
+    def __len__(self) -> int:
+        return max(len(self.a), len(self.b))
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        n_a, n_b = len(self.a), len(self.b)
+        if rngs is None:
+            of_b = [index % n_b for index in indices]
+        else:
+            of_b = [int(torch.randint(n_b, (), generator=rng)) for rng in rngs]
+        image_a = self.a.draw([index % n_a for index in indices], rngs)
+        image_b = self.b.draw(of_b, rngs)
+        return {"image": image_b, "image_a": image_a, "image_b": image_b, "index": torch.tensor(indices)}
+
+
+@dataclass(kw_only=True, eq=False)
+class Unpaired(Folder):
+    """Two domains A and B without pairs, `image_a` and `image_b`, in the layout of CycleGAN (Zhu, Park, Isola, Efros
+    2017); `image` is `image_b`.
+
+    The domains need not be of one size. An epoch is as long as the larger: of A each image comes as often (nearly),
+    of B independent draws. The test split has the larger's length too and begins the smaller anew. A file that has
+    the same content as one of the other domain, or of the other split, is counted in one warning.
+
+    Args:
+        folders: under the root: A and B to train, A and B to test; or A and B alone, a share of each held out
+            (`holdout`).
+        jitter: training images are read so many pixels larger and cut at a random place.
+    """
+
+    folders: Annotated[list[Name], Len(2, 4)]
+    jitter: NonNegInt
+
+    provides: ClassVar[frozenset[str]] = frozenset({"image_a", "image_b"})
+
+    def layout(self) -> dict[Split, list[Item]]:
+        must_be_folder(self.root)
+        if len(self.folders) == 3:
+            fix = "A and B to train, A and B to test; or A and B alone"
+            raise UserError("data.folders", self.folders, "it names three folders", fix)
+        files = [self._domain(folder, k % 2) for k, folder in enumerate(self.folders)]
+        if len(files) == 4:
+            return {"train": files[0] + files[1], "test": files[2] + files[3]}
+        parts = [hold_out(items, self.holdout) for items in files]
+        return {split: parts[0][split] + parts[1][split] for split in ("train", "test")}
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        n = self.n_repeated()
+        if n:
+            told = f"{printable(self.root)}: {n} images are in both domains or both splits, with the same content"
+            rank_zero_warn(told, category=UserWarning)
+
+    def images(self, split: Split) -> UnpairedImages:
+        a, b = (self._views(split, domain) for domain in DOMAINS)
+        return UnpairedImages(a, b, self.told(split))
+
+    def n_repeated(self) -> int:
+        """How many contents lie in more than one of the two domains of the two splits; only files of the same size
+        are read. With holdout=0 the splits are the same, and the domains alone are compared."""
+        one_split = len(self.folders) == 2 and self.holdout == 0
+        splits: list[Split] = ["train"] if one_split else ["train", "test"]
+        places = [(item.name, (split, item.label)) for split in splits for item in self.index[split]]
+        sizes = Counter(self.checked[name].size for name, _ in places)
+        found: dict[bytes, set[tuple[str, int]]] = {}
+        for name, place in places:
+            if sizes[self.checked[name].size] > 1:
+                content = hashlib.sha256(Path(self.root, name).read_bytes()).digest()
+                found.setdefault(content, set()).add(place)
+        return sum(len(groups) > 1 for groups in found.values())
+
+    def _domain(self, folder: str, domain: int) -> list[Item]:
+        if not os.path.isdir(os.path.join(self.root, folder)):
+            within = os.path.dirname(folder)
+            within = within if os.path.isdir(os.path.join(self.root, within)) else ""
+            there = [os.path.join(within, name) for name in subfolders(Path(self.root, within))]
+            close = nearest(folder, there) or ", ".join(map(printable, there[:6])) or "a folder of images"
+            problem = f"no folder {printable(folder)} in {printable(self.root)}"
+            raise UserError("data.folders", self.folders, problem, f"{close} in its place, or data.root=FOLDER")
+        return [Item(name, domain) for name in files_of(self.root, folder)]
+
+    def _views(self, split: Split, domain: int) -> Views:
+        paths = [Path(self.root, item.name) for item in self.index[split] if item.label == domain]
+        if not paths:
+            problem = f"no readable image of domain {'AB'[domain]} is left to {split}"
+            fix = "more images, or data.holdout=0 (test on the training images)"
+            raise UserError("data.root", printable(self.root), problem, fix)
+        return Views(
+            paths[: self.limit] if split == "train" else paths,
+            self.reader(),
+            self.image_size,
+            self.jitter,
+            self.flip,
+            self.keeps(split, self.channels * Views.n_pixels(self.image_size, self.jitter)),
+        )
