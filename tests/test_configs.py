@@ -294,6 +294,13 @@ BRIEF = [
     "eval.batch_size=4", "eval.every_images=1000", "callbacks.grids.n=4", "trainer.precision=32-true",
 ]  # fmt: skip
 FEW = ["data.n_train_scenes=20", "data.n_test_scenes=8"]
+TASKS = {  # a page -> what it needs beside images of the shapes world
+    "pix2pix": "label_map",
+    "cyclegan": "fill",
+    "stargan": "recast",
+    "srresnet": "low_resolution",
+    "srgan": "low_resolution",
+}
 SMALL = {
     "width": 4,
     "cond_dim": 8,
@@ -362,8 +369,8 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 
 @pytest.mark.parametrize("page", pages("model"))
 def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
-    more = stands_on(f"model={page}", *FEW)
-    told = trained(tmp_path, f"model={page}", *BRIEF, *FEW, *more)
+    given = [f"model={page}", *FEW, *([f"data.task={TASKS[page]}"] if page in TASKS else [])]
+    told = trained(tmp_path, *given, *BRIEF, *stands_on(*given))
     assert told["images_seen"] == 8 and "judge/valid" in told["metrics"]
 
 
@@ -426,6 +433,13 @@ def test_the_choices_of_diffusion_train(
     ["model=vqgan", "model.net.quantizer.update=gradient", "model.net.norm_groups=1", "model.net.dropout=0.1"],
     ["model=glow", "data.conditions=[]", "model.temperature=0"],
     ["model=realnvp", "data.conditions=[label]", "model.net.levels=1"],
+    ["model=cgan", "model.n_signs=4", "adversarial@model.loss=hinge", "model.generator.told=norm"],
+    ["model=cyclegan", "data.task=fill", "model.generator_a2b.norm=instance", "model.generator_a2b.padding=reflect",
+     "model.generator_a2b.patch=1", "model.pool_a.size=0", "adversarial@model.loss=relativistic"],
+    ["model=cyclegan", "data.task=fill", "model.generator_b2a.residual=false", "model.generator_b2a.downs=2",
+     "model.identity_weight=0", "adversarial@model.loss=non_saturating"],
+    ["model=srresnet", "data.task=low_resolution", "model.net.kernel=9", "model.net.batch_norm=true"],
+    ["model=srresnet", "data.task=low_resolution", "model.net.residual=false", "model.pixel=l2"],
     ["model=vae", "trainer=auto", "trainer.precision=bf16-mixed", "resume=never", "callbacks.ema.ramp=0"],
 ], ids=lambda given: given[1])  # fmt: skip
 def test_the_choices_of_pages_train(overrides: list[str], tmp_path: Path) -> None:
@@ -491,6 +505,8 @@ def test_an_experiment_trains(
     found = [*data_of(data), "data.num_workers=0"]
     if data == "classes":
         found += ["data.n_classes=2", f"data.root={tmp_path / 'set' / 'train'}"]
+    if data == "unpaired":
+        found += ["data.folders=[trainA,trainB,testA,testB]"]
     trained(tmp_path / "run", f"experiment={page}", *BRIEF, *found, *stands_on(f"experiment={page}", *found))
 
 

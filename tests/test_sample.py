@@ -50,7 +50,8 @@ def refused(*words: str) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_writes_pictures_a_grid_and_the_request(finished: dict[str, Path], tmp_path: Path, family: str) -> None:
     pictures = drawn(finished[family], tmp_path, "n=10", "batch_size=4", "seed=3")
-    assert pictures.shape == (10, 3, 8, 8)
+    size = OmegaConf.load(finished[family] / "config.yaml").data.image_size
+    assert pictures.shape == (10, 3, size, size)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {*(f"{k:06d}.png" for k in range(10)), "grid.png", "request.yaml"}
     request = OmegaConf.load(tmp_path / "request.yaml")

@@ -32,6 +32,11 @@ UNET = [
 ]
 STANDS_ON = {"ldm": "vae", "vqprior": "vqvae"}  # a family -> the one whose run it needs, which comes before it
 FOUR = ("ddpm", "gan", "vae", "ldm")  # the shapes of module: one optimizer, two, an autoencoder, one on another run
+SR_DISCRIMINATOR = "_target_:atelier.nets.srgan.SRDiscriminator,image_size:16,image_channels:3,width:2,dense:4"
+SR_OPTIMIZER = (
+    "_target_:atelier.optim.adamw,_partial_:true,lr:1e-3,betas:[0.9,0.99],weight_decay:0.0,warmup_images:0,"
+    "decay:constant,decay_from:0,decay_to:96"
+)
 TINY: dict[str, list[str]] = {
     "ddpm": ["model=flow", *COMMON, *UNET, "model.net.dropout=0.2", "model.net.patch=2", "model.sampler.steps=2"],
     "ae": ["model=ae", *COMMON, "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2"],
@@ -130,6 +135,20 @@ TINY: dict[str, list[str]] = {
         *(f"model.discriminator_{side}.n_layers=1" for side in "ab"),
         *(f"model.pool_{side}.size=20" for side in "ab"),
         "model.identity_every=2",
+    ],
+    "srgan": [
+        "model=srresnet",
+        "adversarial@model.loss=non_saturating",
+        "perceptual@model.perceptual=pyramid",
+        *(word for word in COMMON if word != "data.image_size=8"),
+        "data.image_size=16",
+        "data.task=low_resolution",
+        "model.net.width=4",
+        "model.net.blocks=1",
+        "model.perceptual.levels=1",
+        "model.adversarial_weight=0.1",
+        f"model.discriminator={{{SR_DISCRIMINATOR}}}",
+        f"model.discriminator_optimizer={{{SR_OPTIMIZER}}}",
     ],
     "normalizing_flow": [
         "model=glow",

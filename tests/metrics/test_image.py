@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atelier.metrics.image import code_values, psnr, ssim
+from atelier.metrics.image import code_values, luma, psnr, shaved, ssim
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -38,3 +38,33 @@ def test_use_of_a_codebook() -> None:
         "codes/perplexity": pytest.approx(4 / 3**0.75),
     }
     assert code_values(torch.arange(8), 8) == {"codes/used": 1.0, "codes/perplexity": pytest.approx(8.0)}
+
+
+LUMA = {  # of MATLAB's rgb2ycbcr before rounding: the rows of its matrix, 65.481, 128.553 and 24.966, add up to 219
+    (0, 0, 0): 16.0,
+    (255, 255, 255): 235.0,
+    (255, 0, 0): 81.481,
+    (0, 255, 0): 144.553,
+    (0, 0, 255): 40.966,
+    (51, 102, 204): 16 + 13.0962 + 51.4212 + 19.9728,
+}
+
+
+def test_luma_of_known_colours() -> None:
+    images = torch.tensor(list(LUMA), dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 2, 3)
+    found = luma(images)
+    assert found.shape == (6, 1, 2, 3) and found.dtype == torch.float64
+    expected = torch.tensor(list(LUMA.values()), dtype=torch.float64)[:, None, None, None]
+    torch.testing.assert_close(found, expected.expand(-1, 1, 2, 3), rtol=0, atol=1e-12)
+
+
+def test_luma_of_grey_is_that_of_equal_colours() -> None:
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(luma(grey), luma(grey.repeat(1, 3, 1, 1)))
+    torch.testing.assert_close(luma(grey), 16 + 219 * grey.double() / 255)
+
+
+def test_a_border_is_left_out() -> None:
+    images = torch.arange(2 * 5 * 6).view(2, 1, 5, 6)
+    assert shaved(images, 2).tolist() == [[[[14, 15]]], [[[44, 45]]]]
+    assert torch.equal(shaved(images, 0), images)

@@ -16,6 +16,7 @@ from atelier.models.base import Cond, Translator
 from atelier.pixels import to_float, to_uint8
 
 PAIR = "pair/"
+EQUAL = 100.0  # dB that an equal pair counts as, so that one does not make the mean infinite
 
 
 def compared(
@@ -44,10 +45,10 @@ def compared(
 def _distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict[str, Tensor]:
     border = factor if factor > 1 else 0
     a, b = shaved(images, border), shaved(target, border)
-    facts = {f"{PAIR}{prefix}psnr": psnr(a, b), f"{PAIR}{prefix}ssim": ssim(a, b)}
+    facts = {f"{PAIR}{prefix}psnr": psnr(a, b).clamp(max=EQUAL), f"{PAIR}{prefix}ssim": ssim(a, b)}
     if factor > 1:
         a, b = luma(a), luma(b)
-        facts |= {f"{PAIR}{prefix}psnr_y": psnr(a, b), f"{PAIR}{prefix}ssim_y": ssim(a, b)}
+        facts |= {f"{PAIR}{prefix}psnr_y": psnr(a, b).clamp(max=EQUAL), f"{PAIR}{prefix}ssim_y": ssim(a, b)}
     return facts
 
 

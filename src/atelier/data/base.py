@@ -23,8 +23,8 @@ from atelier.rng import generator
 Split = Literal["train", "test"]
 Condition = Literal["label", "attributes"]
 NOT_PIXELS = set(
-    "batch_size seed limit num_workers flip jitter conditions budget label_factors root download memory_mb cache max_pixels"
-    " on_bad_image".split()
+    "batch_size seed limit num_workers flip jitter conditions budget label_factors root download memory_mb cache"
+    " max_pixels on_bad_image".split()
 )
 
 

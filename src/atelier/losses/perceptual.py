@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from atelier.errors import UserError
 from atelier.nets.frozen import Frozen
 from atelier.nets.lpips import LPIPSNet
+from atelier.nets.srgan import VGG54
 from atelier.precision import float32
 from atelier.ranges import Name, PositiveInt
 
 LEAST_SIZE = 16  # of images that four halvings leave something of
+LPIPS_FIX = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid, perceptual@metrics.lpips=null"
+VGG_FIX = "see conf/perceptual/vgg.yaml, or perceptual@model.perceptual=pyramid"
 
 
 class LPIPS(nn.Module):
@@ -31,12 +34,12 @@ class LPIPS(nn.Module):
 
     def __init__(self, *, vgg: Name, heads: Name) -> None:
         super().__init__()
-        states = [_state_dict(key, path) for key, path in (("vgg", vgg), ("heads", heads))]
+        states = [_state_dict(key, path, LPIPS_FIX) for key, path in (("vgg", vgg), ("heads", heads))]
         try:
             self.net = Frozen(LPIPSNet(*states))
         except RuntimeError as error:
             key, path = ("heads", heads) if "ModuleList" in str(error) else ("vgg", vgg)
-            raise _unreadable(key, path, "it holds other layers") from error
+            raise _unreadable(key, path, "it holds other layers", LPIPS_FIX) from error
         self._checked = False
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -48,12 +51,46 @@ class LPIPS(nn.Module):
         """
         if not self._checked:  # one look at the device, not one in every step
             self._checked = True
-            if min(x.shape[2:]) < LEAST_SIZE:
-                problem = f"LPIPS needs {LEAST_SIZE} px a side"
-                raise UserError("data.image_size", min(x.shape[2:]), problem, f"data.image_size={LEAST_SIZE}")
-            _check_range(x)
+            _check_images(x, "LPIPS")
         with float32(x.device):
             return self.net.net(x.float(), y.float())
+
+
+class VGGFeatures(nn.Module):
+    """mean (phi(x) - phi(y))^2, phi the features of VGG19's conv5_4 divided by 12.75, its weights saved nowhere.
+
+    The VGG loss of Ledig et al. 2017, SRGAN, eq. 5 and section 3.2, with the mean over channels too, and with features
+    before their ReLU as in Wang et al. 2018, ESRGAN, section 3.3.
+
+    Args:
+        vgg: file of torchvision's vgg19 state dict.
+
+    Raises:
+        UserError: the file is absent, cut, or holds other layers.
+    """
+
+    def __init__(self, *, vgg: Name) -> None:
+        super().__init__()
+        state = _state_dict("vgg", vgg, VGG_FIX)
+        try:
+            self.net = Frozen(VGG54(state))
+        except RuntimeError as error:
+            raise _unreadable("vgg", vgg, "it holds other layers", VGG_FIX) from error
+        self._checked = False
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances (B,) of real images x and y, (B, 1 or 3, H, W) in [-1, 1], 16 px a side or more.
+
+        Raises:
+            UserError: the images are smaller.
+            ValueError: x of the first call exceeds [-1, 1]; where it is nowhere negative, a warning says so.
+        """
+        if not self._checked:
+            self._checked = True
+            _check_images(x, "VGG19")
+        with float32(x.device):
+            first, second = self.net.net(torch.cat([x.float(), y.float()])).chunk(2)
+            return (first - second).square().mean(dim=(1, 2, 3))
 
 
 class Pyramid(nn.Module):
@@ -93,23 +130,26 @@ class Pyramid(nn.Module):
         return F.conv2d(padded, self.kernel.expand(x.shape[1], -1, -1, -1), stride=2, groups=x.shape[1])
 
 
-def _check_range(x: Tensor) -> None:
+def _check_images(x: Tensor, name: str) -> None:
+    """One look at a first batch: large enough, and in [-1, 1]."""
+    if min(x.shape[2:]) < LEAST_SIZE:
+        problem = f"{name} needs {LEAST_SIZE} px a side"
+        raise UserError("data.image_size", min(x.shape[2:]), problem, f"data.image_size={LEAST_SIZE}")
     low, high = x.min().item(), x.max().item()
     if max(-low, high) > 1.01:
-        raise ValueError(f"LPIPS wants images in [-1, 1], got [{low:.2f}, {high:.2f}]")
+        raise ValueError(f"{name} wants images in [-1, 1], got [{low:.2f}, {high:.2f}]")
     if low >= 0:
-        warnings.warn("LPIPS wants images in [-1, 1]; these are nowhere negative, as in [0, 1]", stacklevel=3)
+        warnings.warn(f"{name} wants images in [-1, 1]; these are nowhere negative, as in [0, 1]", stacklevel=3)
 
 
-def _state_dict(key: str, path: str) -> dict[str, Tensor]:
+def _state_dict(key: str, path: str, fix: str) -> dict[str, Tensor]:
     try:
         return torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
     except OSError as error:
-        raise _unreadable(key, path, f"there is no such file to read ({error.strerror})") from error
+        raise _unreadable(key, path, f"there is no such file to read ({error.strerror})", fix) from error
     except Exception as error:  # torch has a different one for each way in which a file is broken
-        raise _unreadable(key, path, "it is cut or no state dict") from error
+        raise _unreadable(key, path, "it is cut or no state dict", fix) from error
 
 
-def _unreadable(key: str, path: str, problem: str) -> UserError:
-    fix = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid, perceptual@metrics.lpips=null"
+def _unreadable(key: str, path: str, problem: str, fix: str) -> UserError:
     return UserError(f".{key}", path, problem, fix)

@@ -1,0 +1,230 @@
+"""Images and themselves made smaller, for super-resolution: any folder of images, or two folders of the same ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from atelier.batch import Batch
+from atelier.bicubic import reduced
+from atelier.data.base import Split
+from atelier.data.folders import Folder, Item, files_of, hold_out, printable, split_folders
+from atelier.data.reading import FORMATS, Background, BadImage, decode
+from atelier.errors import UserError
+from atelier.pixels import to_float, to_uint8
+from atelier.ranges import PositiveInt
+
+LARGE, SMALL = "HR", "LR"
+ORIENTATION, ON_ITS_SIDE = 0x0112, range(5, 9)  # of EXIF: where width and height change places
+
+
+@dataclass(kw_only=True, eq=False)
+class SuperRes(Folder):
+    """`image`: a square of `image_size` px cut out of a file; `source`: the same square `factor` times smaller.
+
+    The place is random in training and the middle at test. A source is the MATLAB bicubic reduction of the square
+    (`atelier.bicubic`), rounded to 8 bits as in a file; or, where there are HR/ and LR/ with files of the same names,
+    it is cut out of that in LR/, which must be exactly `factor` times smaller. Layouts: <root>/train/ beside test/,
+    val/ or validation/, or <root>/ with a share held out; HR/ and LR/ lie in each of these. The search of files, and
+    what is kept in memory: as in `Folder`, but files are kept as large as they are.
+
+    Args:
+        factor: how many times as wide an image is as its source; `image_size` is a multiple of it.
+        resize: first bring the shorter side of each file to so many px (antialiased bicubic; a smaller one is
+            enlarged); None: files stay as they are.
+        turn: turn training squares by 0 to 3 quarters.
+
+    Files smaller than `image_size`, and pairs that do not fit, are refused at the start with their names.
+    """
+
+    factor: Literal[2, 3, 4]
+    resize: PositiveInt | None
+    turn: bool
+
+    provides: ClassVar[frozenset[str]] = frozenset({"source"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.factor:
+            fix = f"data.image_size={max(1, self.image_size // self.factor) * self.factor}"
+            raise UserError("data.image_size", self.image_size, f"it is no multiple of factor {self.factor}", fix)
+        if self.resize is not None and self.resize < self.image_size:
+            problem = f"squares of {self.image_size} px are cut out"
+            raise UserError("data.resize", self.resize, problem, f"data.resize={self.image_size}")
+
+    def layout(self) -> dict[Split, list[Item]]:
+        train, test = split_folders(self.root)
+        files = self._files(train)
+        return hold_out(files, self.holdout) if test is None else {"train": files, "test": self._files(test)}
+
+    def _files(self, folder: str) -> list[Item]:
+        """All images under a folder; with their sources where it has HR/ and LR/."""
+        large, small = (os.path.join(folder, name) for name in (LARGE, SMALL))
+        if not all(Path(self.root, inside).is_dir() for inside in (large, small)):
+            return list(map(Item, files_of(self.root, folder)))
+        names = files_of(self.root, large)
+        items = [Item(name, partner=os.path.join(small, os.path.relpath(name, large))) for name in names]
+        missing = [item.partner for item in items if not Path(self.root, item.partner).is_file()]
+        if missing:
+            problem = f"{len(missing)} of {len(items)} files of {LARGE}/ have none in {SMALL}/, first {missing[0]}"
+            raise self._refused(printable(problem), f"files of the same names in {LARGE}/ and {SMALL}/")
+        return items
+
+    @cached_property
+    def sides(self) -> dict[str, tuple[int, int]]:
+        """Width and height of each readable file, as it is cut from.
+
+        Raises:
+            UserError: one is too small, or a pair does not fit.
+        """
+        items = {item for items in self.index.values() for item in items}
+        sides = {name: self._sides(name) for item in sorted(items) for name in item.names}
+        tiny = [item.name for item in sorted(items) if min(sides[item.name]) < self.image_size]
+        if tiny:
+            told = f"{len(tiny)} of {len(items)} images are smaller than {self.image_size} px"
+            least = min(min(sides[name]) for name in tiny) // self.factor * self.factor
+            fix = f"data.image_size={least}, or remove them" if least else "remove them"
+            raise self._refused(f"{told}, first {_shown(tiny[0], sides[tiny[0]])}", fix)
+        for item in sorted(items):
+            if item.partner and sides[item.name] != tuple(self.factor * n for n in sides[item.partner]):
+                large, small = (_shown(name, sides[name]) for name in item.names)
+                raise self._refused(
+                    f"{large} is not {self.factor} times {small}", "another data.factor, or other files"
+                )
+        return sides
+
+    def _sides(self, name: str) -> tuple[int, int]:
+        with Image.open(Path(self.root, name), formats=FORMATS) as image:
+            width, height = image.size
+            if image.getexif().get(ORIENTATION) in ON_ITS_SIDE:
+                width, height = height, width
+        return _resized(width, height, self.resize)
+
+    def _refused(self, problem: str, fix: str) -> UserError:
+        return UserError("data.root", printable(self.root), problem, fix)
+
+    def images(self, split: Split) -> Squares:
+        items = self.index[split]
+        if items[0].partner and self.resize is not None:
+            raise UserError("data.resize", self.resize, f"the sources are files in {SMALL}/", "data.resize=null")
+        megabytes = sum(width * height for width, height in self.sides.values()) * self.channels / 2**20
+        return Squares(
+            [Path(self.root, item.name) for item in items],
+            [Path(self.root, item.partner) for item in items if item.partner],
+            partial(self.reader(_pixels), resize=self.resize),
+            self.image_size,
+            self.factor,
+            self.flip,
+            self.turn,
+            megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
+            self.told(split),
+        )
+
+
+class Squares:
+    """Squares cut out of image files, and their sources.
+
+    Args:
+        paths: one file for each image.
+        sources: the files of the sources, as many; none: they are made.
+        read_file: path to (C, H, W) uint8; raises BadImage.
+        size, factor: of the squares.
+        flip, turn: mirror half of them, turn them by quarters, when generators are given.
+        keep: keep each file as uint8 in memory once it has been read.
+        fingerprint: what tells this set from another.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        sources: list[Path],
+        read_file: Callable[[Path], Tensor],
+        size: int,
+        factor: int,
+        flip: bool,
+        turn: bool,
+        keep: bool,
+        fingerprint: str,
+    ) -> None:
+        self.paths, self.sources, self.read_file = paths, sources, read_file
+        self.size, self.factor, self.flip, self.turn = size, factor, flip, turn
+        self.keep, self.fingerprint = keep, fingerprint
+        self._kept: dict[Path, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        squares = [self._square(index, rng) for index, rng in zip(indices, rngs or [None] * len(indices), strict=True)]
+        image = torch.stack([square[0] for square in squares])
+        if self.sources:
+            source = torch.stack([square[1] for square in squares])
+        else:
+            source = to_uint8(reduced(to_float(image), self.factor))
+        return {"image": to_float(image), "source": to_float(source), "index": torch.tensor(indices)}
+
+    def _square(self, index: int, rng: torch.Generator | None) -> list[Tensor]:
+        """The square (C, S, S) of an image, and that of its source where it has a file."""
+        files = [self.paths[index], *([self.sources[index]] if self.sources else [])]
+        pixels = [self._decoded(file) for file in files]
+        scale = self.factor if self.sources else 1  # places are those of the smallest picture
+        side = self.size // scale
+        top, left = (_place(n - side, rng) for n in pixels[-1].shape[1:])
+        cuts = [_cut(p, top * k, left * k, side * k) for p, k in zip(pixels, (scale, 1), strict=False)]
+        if rng is not None and self.flip and _drawn(2, rng):
+            cuts = [cut.flip(-1) for cut in cuts]
+        quarters = _drawn(4, rng) if rng is not None and self.turn else 0
+        return [cut.rot90(quarters, (-2, -1)) for cut in cuts]
+
+    def _decoded(self, path: Path) -> Tensor:
+        if path in self._kept:
+            return self._kept[path]
+        try:
+            pixels = self.read_file(path)
+        except BadImage as error:
+            problem = f"the image {printable(path.name)} cannot be read any more: {error}"
+            raise UserError("data.root", printable(path.parent), problem, "put the file back") from error
+        if self.keep:
+            self._kept[path] = pixels
+        return pixels
+
+
+def _place(room: int, rng: torch.Generator | None) -> int:
+    """Where a square begins that has `room` to either side of it: in the middle without a generator."""
+    return room // 2 if rng is None else _drawn(room + 1, rng)
+
+
+def _drawn(n: int, rng: torch.Generator) -> int:
+    return int(torch.randint(n, (), generator=rng))
+
+
+def _cut(pixels: Tensor, top: int, left: int, side: int) -> Tensor:
+    return pixels[:, top : top + side, left : left + side]
+
+
+def _pixels(path: Path, channels: Literal[1, 3], background: Background, max_pixels: int, resize: int | None) -> Tensor:
+    """The file as (channels, H, W) uint8. Raises BadImage."""
+    image = decode(path, channels, background, max_pixels)
+    if resize is not None:
+        image = image.resize(_resized(*image.size, resize), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _resized(width: int, height: int, resize: int | None) -> tuple[int, int]:
+    if resize is None:
+        return width, height
+    return tuple(max(resize, round(n * resize / min(width, height))) for n in (width, height))
+
+
+def _shown(name: str, sides: tuple[int, int]) -> str:
+    return f"{printable(name)} ({sides[0]} x {sides[1]})"

@@ -1,0 +1,149 @@
+"""Super-resolution by a net that was first taught the mean and then to look real (Ledig et al. 2017, SRGAN)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from atelier.batch import Batch
+from atelier.errors import UserError
+from atelier.losses.adversarial import Adversarial
+from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
+from atelier.models.base import Cond, Translator
+from atelier.nets.srgan import SRDiscriminator, SRResNet
+from atelier.ranges import NonNegFloat, PositiveFloat
+from atelier.rng import ImageRngs
+
+
+class SRGAN(Translator):
+    """Enlarges `source` to `image`, by two players or, without a discriminator, by the net alone (SRResNet).
+
+    The net's loss is pixel_weight * pixel + perceptual_weight * content + adversarial_weight * adversarial, each a mean
+    over the values of an image or over logits (Ledig et al. 2017, eq. 3, which has no pixel term; Wang et al. 2018,
+    ESRGAN, eq. 3, which has). One batch is a step of each player. Batch norm takes the running statistics at sampling.
+
+    Args:
+        net: sources to images; None: that of the first stage.
+        discriminator: images to logits; None: there is none, and no loss of players.
+        loss: of the two players.
+        perceptual: distance of images; None: there is none.
+        pixel: "l1": mean |x - x'|, "l2": mean (x - x')^2, which alone is what PSNR asks for.
+        pixel_weight, perceptual_weight, adversarial_weight: of the three terms.
+        generator_optimizer: of the net, parameters -> optimizer.
+        discriminator_optimizer: parameters -> optimizer.
+        grad_clip: global gradient norm of either player.
+        first_stage: the net of a finished run, from whose weights training starts.
+
+    Raises:
+        UserError: no net or two; the first stage does not enlarge; a discriminator without its loss or its optimizer.
+    """
+
+    needs = frozenset({"source"})
+    averaged = ("net",)  # the name under which a run hands its net to the run that stands on it
+    strategy = {"find_unused_parameters": True}
+    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+
+    def __init__(
+        self,
+        net: SRResNet | None,
+        discriminator: SRDiscriminator | None,
+        loss: Adversarial | None,
+        perceptual: LPIPS | Pyramid | VGGFeatures | None,
+        pixel: Literal["l1", "l2"],
+        pixel_weight: NonNegFloat,
+        perceptual_weight: NonNegFloat,
+        adversarial_weight: NonNegFloat,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable | None,
+        grad_clip: PositiveFloat | None,
+        first_stage: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = _one(net, first_stage)
+        self.factor = self.enlarges = self.net.factor
+        self.reach = self.net.reach
+        _complete({"discriminator": discriminator, "loss": loss, "discriminator_optimizer": discriminator_optimizer})
+        self.discriminator, self.loss, self.perceptual, self.pixel = discriminator, loss, perceptual, pixel
+        self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
+        self.adversarial_weight = adversarial_weight
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.grad_clip = grad_clip
+
+    def training_step(self, batch: Batch) -> None:
+        x = batch["image"]
+        made = self.net(self._source(batch))
+        loss = self._content(x, made)
+        if self.discriminator is None:
+            self.report("loss", loss)
+            self.step(self.optimizers(), loss, "generator")
+            return
+        ours, theirs = self.optimizers()
+        loss = loss + self.adversarial_weight * self._adversarial(x, made)
+        self.report("loss", loss)
+        self.step(ours, loss, "generator")
+        self.step(theirs, self._judged(x, made.detach()), "discriminator")
+
+    def _source(self, batch: Batch) -> Tensor:
+        source, size = batch["source"], batch["image"].shape[-1]
+        if source.shape[-1] * self.factor != size:
+            told = f"sources of {source.shape[-1]} px are to become {size} px"
+            fix = "a net and sources of one factor, data.image_size a multiple of it"
+            raise UserError("model.net.factor", self.factor, told, fix)
+        return source
+
+    def _content(self, x: Tensor, made: Tensor) -> Tensor:
+        """pixel_weight * pixel distance + perceptual_weight * perceptual distance: scalar."""
+        error = x - made
+        pixel = error.abs().mean() if self.pixel == "l1" else error.square().mean()
+        self.report("pixel", pixel)
+        if self.perceptual is None:
+            return self.pixel_weight * pixel
+        distance = self.perceptual(x, made).mean()
+        self.report("perceptual", distance)
+        return self.pixel_weight * pixel + self.perceptual_weight * distance
+
+    def _adversarial(self, x: Tensor, made: Tensor) -> Tensor:
+        real = self.discriminator(x) if self.loss.compares else None
+        heard = self.loss.generator(real, self.discriminator(made))
+        self.report("generator", heard)
+        return heard
+
+    def _judged(self, x: Tensor, made: Tensor) -> Tensor:
+        real, fake = self.discriminator(x), self.discriminator(made)
+        loss = self.loss.discriminator(real, fake)
+        self.report("discriminator", loss)
+        self.report("real_logit", real.mean())
+        self.report("fake_logit", fake.mean())
+        return loss
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        ours = self.generator_optimizer(self.net.parameters())
+        if self.discriminator is None:
+            return [ours]
+        return [ours, self.discriminator_optimizer(self.discriminator.parameters())]
+
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        """Images (n, C, factor H, factor W) of sources (n, C, H, W) of any size; there is no noise in them."""
+        return self.net(cond["source"])
+
+
+def _one(net: SRResNet | None, first_stage: nn.Module | None) -> SRResNet:
+    if (net is None) == (first_stage is None):
+        problem = "there is no net" if net is None else "the first stage has the net already"
+        raise UserError("model.net", net and type(net).__name__, problem, "model=srresnet, or model=srgan as it is")
+    if net is None and not isinstance(first_stage, SRResNet):
+        fix = "model.first_stage.experiment=shapes_srresnet"
+        raise UserError("model.first_stage", type(first_stage).__name__, "it enlarges no images", fix)
+    return first_stage if net is None else net
+
+
+def _complete(player: dict[str, object]) -> None:
+    """Either all that the second player needs or nothing of it."""
+    absent = [name for name, part in player.items() if part is None]
+    if 0 < len(absent) < len(player):
+        fix = "model=srresnet, which has no discriminator, or model=srgan as it is"
+        raise UserError(f"model.{absent[0]}", None, f"it goes with model.{min(player.keys() - absent)}", fix)

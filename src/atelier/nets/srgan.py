@@ -1,0 +1,180 @@
+"""Super-resolution: a residual net that enlarges, the discriminator of its results, features of VGG19
+
+(Ledig et al. 2017, Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network, SRGAN).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from atelier.bicubic import enlarged
+from atelier.nets.layers import zeroed
+from atelier.precision import float32
+from atelier.ranges import PositiveInt
+
+STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2)}  # factor -> what each stage enlarges by
+INNER = 3  # kernel of all convolutions but the first and the last
+CUBIC = 2  # pixels of the source to either side that a bicubic enlargement looks at
+WIDTHS, STRIDES = (1, 1, 2, 2, 4, 4, 8, 8), (1, 2, 1, 2, 1, 2, 1, 2)
+VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
+
+
+class SRResNet(nn.Module):
+    """Images to images `factor` times as wide (Ledig et al. 2017, figure 4).
+
+    k9n64 and PReLU; residual blocks k3n64 with a PReLU between their two convolutions; k3n64 and a skip over all
+    blocks; a convolution, a pixel shuffle (Shi et al. 2016) and a PReLU for each doubling; k9 to the image. The slope
+    of a PReLU is one number a channel (He et al. 2015). Published: width 64, 16 blocks, kernel 9, batch norm, no
+    `residual`: 1,548,547 parameters for colour and factor 4. It takes sources of any size.
+
+    Args:
+        image_channels: of source and result.
+        width: channels.
+        blocks: residual blocks.
+        factor: how many times as wide a result is.
+        kernel: of the first and the last convolution, which at 9 costs more than all blocks of a small net; later
+            practice has 3.
+        batch_norm: behind the convolutions of the blocks and the one after them, its running statistics at test; later
+            practice leaves it out (Lim et al. 2017, EDSR, 3.1; Wang et al. 2018, ESRGAN, 3.1).
+        residual: the net adds to the bicubic enlargement of its source, from 0 on, instead of making the whole image
+            (as in Kim et al. 2016, VDSR): small nets learn faster so.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_channels: PositiveInt,
+        width: PositiveInt,
+        blocks: PositiveInt,
+        factor: Literal[2, 3, 4],
+        kernel: Literal[3, 9],
+        batch_norm: bool,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.factor, self.residual = factor, residual
+        self.reach = _reach(blocks, factor, kernel)
+        self.first = nn.Sequential(nn.Conv2d(image_channels, width, kernel, padding=kernel // 2), nn.PReLU(width))
+        body = [_Block(width, batch_norm) for _ in range(blocks)]
+        self.body = nn.Sequential(*body, *_layer(width, batch_norm))
+        stages: list[nn.Module] = []
+        for times in STAGES[factor]:
+            wider = nn.Conv2d(width, width * times**2, INNER, padding=INNER // 2)
+            stages += [wider, nn.PixelShuffle(times), nn.PReLU(width)]
+        self.up = nn.Sequential(*stages)
+        last = nn.Conv2d(width, image_channels, kernel, padding=kernel // 2)
+        self.last = zeroed(last) if residual else last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Results (B, C, factor H, factor W) float32 of sources (B, C, H, W) in [-1, 1]."""
+        h = self.first(x)                                                  # (B, N, H, W)
+        h = h + self.body(h)                                               # (B, N, H, W)
+        made = self.last(self.up(h)).float()                               # (B, C, f H, f W)
+        if not self.residual:
+            return made
+        with float32(x.device):
+            return enlarged(x.float(), self.factor) + made                 # (B, C, f H, f W)
+
+
+class _Block(nn.Module):
+    """Convolution, PReLU, convolution, plus the input."""
+
+    def __init__(self, width: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_layer(width, batch_norm), nn.PReLU(width), *_layer(width, batch_norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)                                          # (B, N, H, W)
+
+
+def _layer(width: int, batch_norm: bool) -> list[nn.Module]:
+    """A convolution, and its norm, to which the bias is left."""
+    convolution = nn.Conv2d(width, width, INNER, padding=INNER // 2, bias=not batch_norm)
+    return [convolution, nn.BatchNorm2d(width)] if batch_norm else [convolution]
+
+
+def _reach(blocks: int, factor: int, kernel: int) -> int:
+    """How far a pixel of the result looks into the source: walked from the last layer back.
+
+    The results of a source pixel are 0 .. factor - 1; each layer widens the span that they look at, each stage makes it
+    coarser.
+    """
+    low, high = -(kernel // 2), factor - 1 + kernel // 2
+    for times in STAGES[factor][::-1]:
+        low, high = low // times - INNER // 2, high // times + INNER // 2
+    inside = (2 * blocks + 1) * (INNER // 2) + kernel // 2
+    return max(CUBIC, max(-low, high) + inside)
+
+
+class SRDiscriminator(nn.Module):
+    """Images to one logit each (Ledig et al. 2017, figure 4): eight 3x3 convolutions of strides 1, 2, 1, 2, ..., batch
+
+    norm behind all but the first, leaky ReLU 0.2, then two dense layers, so that it sees one size only.
+
+    Args:
+        image_size: height and width.
+        image_channels: of the images.
+        width: channels of the first two convolutions, doubled at every second one; 64 as published.
+        dense: size of the first dense layer; 1024 as published.
+    """
+
+    def __init__(
+        self, *, image_size: PositiveInt, image_channels: PositiveInt, width: PositiveInt, dense: PositiveInt
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, INNER, padding=1), nn.LeakyReLU(0.2)]
+        for (n_in, n_out), stride in zip(pairwise(width * k for k in WIDTHS), STRIDES[1:], strict=True):
+            convolution = nn.Conv2d(n_in, n_out, INNER, stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        side = -(-image_size // 2 ** STRIDES.count(2))  # each stride rounds up
+        self.head = nn.Sequential(nn.Linear(8 * width * side**2, dense), nn.LeakyReLU(0.2), nn.Linear(dense, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B,) float32 of images (B, C, S, S)."""
+        h = self.layers(x)                                                 # (B, 8 N, S / 16, S / 16)
+        return self.head(h.flatten(1)).squeeze(1).float()                  # (B,)
+
+
+class VGG54(nn.Module):
+    """Features of VGG19's conv5_4, before its ReLU (Simonyan & Zisserman 2015, table 1, E), divided by 12.75.
+
+    Args:
+        vgg: state dict of torchvision's vgg19 (its classifier is not used).
+
+    Raises:
+        RuntimeError: it holds other layers.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, vgg: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.features = vgg19()
+        own = self.features.state_dict()
+        self.features.load_state_dict({name: vgg[f"features.{name}"] for name in own if f"features.{name}" in vgg})
+        shift, scale = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
+        self.register_buffer("shift", 2 * shift - 1)                       # (3, 1, 1)
+        self.register_buffer("scale", 2 * scale)                           # (3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 512, H / 16, W / 16) of images (B, 1 or 3, H, W) in [-1, 1], grey as RGB, 16 px a side or more."""
+        return self.features((x - self.shift) / self.scale) / 12.75
+
+
+def vgg19() -> nn.Sequential:
+    """The convolutions of VGG19 up to conv5_4, numbered as torchvision's."""
+    layers: list[nn.Module] = []
+    n = 3
+    for widths in VGG19:
+        layers += [nn.MaxPool2d(2)] if layers else []
+        for width in widths:
+            layers += [nn.Conv2d(n, width, 3, padding=1), nn.ReLU()]
+            n = width
+    return nn.Sequential(*layers[:-1])
