@@ -13,6 +13,8 @@ from atelier import build, errors, jobs, preflight, runs  # noqa: E402
 
 def sample(cfg: DictConfig) -> None:
     """Load a run, make what was asked for, write it with the request beside it."""
+    from pathlib import Path
+
     import torch
 
     from atelier import studio, translating
@@ -27,10 +29,11 @@ def sample(cfg: DictConfig) -> None:
     case = translating.case(cfg.direction, model)
     given = translating.wanted(build.plain(cfg)["attributes"], cfg.scale, model, run.data)
     request = build.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
-    out = studio.Folder(cfg.out or run.folder / "pictures" / runs.stamp(), request)
+    folder = Path(cfg.out or run.folder / "pictures" / runs.stamp())
+    found = [] if cfg.source is None else translating.files(cfg.source, model, folder)
+    out = studio.Folder(folder, request | ({"n": len(found)} if found else {}))
     with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
-        if cfg.source is not None:
-            found = translating.files(cfg.source, model)
+        if found:
             job = translating.Job(model, run.data, case, given, options, cfg.seed)
             for (name, _), (source, result) in zip(found, job.results(found), strict=True):
                 out.add(result, len(found), source, [name])

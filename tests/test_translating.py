@@ -46,6 +46,7 @@ class One:
     """A set whose sources are RGB."""
 
     attribute_names = ["red", "striped"]
+    channels = 3
 
     def test_batch(self, first: int, n: int) -> dict[str, Tensor]:
         return {"source": torch.zeros(n, 3, 8, 8)}
@@ -84,9 +85,9 @@ def save(path: Path, height: int, width: int) -> None:
 def test_names_and_order(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.png", "a.png", "a.jpg"):
         save(tmp_path / name, 8, 8)
-    found = files(str(tmp_path), Blurs())
+    found = files(str(tmp_path), Blurs(), tmp_path.parent)
     assert [name for name, _ in found] == ["a.jpg.png", "a.png.png", "b/2.png", "b/10.png"]
-    assert files(str(tmp_path / "a.jpg"), Blurs()) == [("a.png", tmp_path / "a.jpg")]
+    assert files(str(tmp_path / "a.jpg"), Blurs(), tmp_path.parent) == [("a.png", tmp_path / "a.jpg")]
 
 
 def test_a_folder_of_sizes_through_the_entry_point(finished: dict[str, Path], tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_folder_of_sizes_through_the_entry_point(finished: dict[str, Path], tm
     ("words", "told"),
     [
         (["direction=a2c"], "CycleGAN goes a2b, b2a. Fix: direction=a2b"),
-        (["source=/nowhere"], "there is no such file or folder. Fix: source=FILE_OR_FOLDER"),
+        (["source=/nowhere/x"], "there is no such file or folder. Fix: source=FILE_OR_FOLDER"),
         (["scale=4"], "CycleGAN of this run makes images 1 times as wide. Fix: scale=1, or another run"),
         (["attributes=[red]"], "CycleGAN takes none. Fix: leave attributes out"),
     ],
@@ -139,3 +140,12 @@ def test_attributes_by_name() -> None:
     with pytest.raises(UserError) as error:
         Job(model, One(), "", {}, {}, seed=0)
     assert "attributes=red" in error.value.line()
+
+
+def test_results_never_come_among_the_sources(tmp_path: Path) -> None:
+    for name in ("in/grid.png", "in/x.png"):
+        save(tmp_path / name, 8, 8)
+    for out in (tmp_path / "in", tmp_path / "in" / "results"):
+        with pytest.raises(UserError, match="out"):
+            files(str(tmp_path / "in"), Blurs(), out)
+    assert [name for name, _ in files(str(tmp_path / "in"), Blurs(), tmp_path / "out")] == ["grid.png.png", "x.png"]

@@ -19,6 +19,7 @@ FORMS = {  # what describes a first stage in its folder, and its weights beside 
     "config.yaml": "weights.safetensors",
     "config.json": "diffusion_pytorch_model.safetensors",
 }
+GIVEN = ("image_size", "channels", "root", "task", "factor", "resize")  # of the data, to the run that it stands on
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
 RANKS = (
     "LOCAL_RANK RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE"
@@ -86,7 +87,9 @@ def require(experiment: str, cfg: DictConfig, lock: Path) -> Path:
     run_dir = runs.OUTPUTS / page.stem / runs.stamp()
     command = [sys.executable, str(ROOT / "train.py"), words, f"run_dir={run_dir}"]
     command += [f"data={cfg.choices.data}", f"seed={cfg.seed}"]
-    command += [f"data.{key}={cfg.data[key]}" for key in ("image_size", "channels", "root") if key in cfg.data]
+    given = {key: cfg.data[key] for key in GIVEN if key in cfg.data}
+    command += [f"data.{key}={'null' if value is None else value}" for key, value in given.items()]
+    command += [f"model.net.factor={cfg.data.factor}"] if "factor" in cfg.data else []
     if _run(command, lock):
         raise UserError("model.first_stage.experiment", experiment, "its training failed", " ".join(command[1:]))
     return run_dir
@@ -116,7 +119,7 @@ def _chosen(page: Path) -> dict[str, str]:
 def _is(folder: Path, page: Path, cfg: DictConfig) -> bool:
     """Whether a run was made by this page of an experiment or of a model, on this set."""
     stored = OmegaConf.load(folder / "config.yaml")
-    same = all(stored.data.get(k) == cfg.data.get(k) for k in ("_target_", "image_size", "channels", "root"))
+    same = all(stored.data.get(k) == cfg.data.get(k) for k in ("_target_", *GIVEN))
     own = (None, page.stem) if page.parent.name == "model" else (page.stem, stored.choices.model)
     return (stored.choices.experiment, stored.choices.model) == own and same
 

@@ -271,7 +271,9 @@ def match(model: Any, data: Any) -> None:
     if missing:
         has = ", ".join(sorted(data.provides)) or "images alone"
         problem = f"{type(model).__name__} needs {', '.join(missing)}, {type(data).__name__} has {has}"
-        raise UserError("model", type(model).__name__, problem, "data=shapes has every field; or data.conditions=[]")
+        tasks = [name for name, fields in getattr(data, "tasks", {}).items() if set(missing) <= fields]
+        fix = f"data.task={'|'.join(tasks)}" if tasks else "data=shapes has every field; or data.conditions=[]"
+        raise UserError("model", type(model).__name__, problem, fix)
 
 
 def writable(folder: Path) -> None:

@@ -38,8 +38,9 @@ def gathered(x: Tensor) -> Tensor:
     """The rows of all ranks, (ranks * B, ...) of (B, ...) each, in the order of the ranks."""
     if not many():
         return x
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
 
 

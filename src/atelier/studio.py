@@ -18,7 +18,7 @@ from atelier.callbacks.store import write_text
 from atelier.data.base import DataModule
 from atelier.errors import UserError, nearest
 from atelier.losses.perceptual import Pyramid
-from atelier.metrics.pictures import beside, fitted, grid, save_gif, save_png
+from atelier.metrics.pictures import beside, framed, grid, save_gif, save_png, shrunk
 from atelier.models.base import Autoencoder, Cond, Generator, Latent, Styled, Translator
 from atelier.pixels import to_uint8
 from atelier.rng import ImageRngs
@@ -294,7 +294,8 @@ class Folder:
             save_png(image, path)
             self.n += 1
         if sum(map(len, self.first)) < SHOWN:
-            self.first.append(images.cpu() if sources is None else beside([sources, images]))
+            shown = images.cpu() if sources is None else beside([sources, images])
+            self.first.append(shown if names is None else shrunk(shown, GRID_SIDE))
             self.kinds = 1 if sources is None else 2
         told("images", self.n, total)
 
@@ -304,7 +305,7 @@ class Folder:
         columns = INTERPOLATED
         side = max(max(images.shape[2:]) for images in self.first)
         if any(images.shape[2:] != self.first[0].shape[2:] for images in self.first):  # of files
-            self.first = [fitted(images, min(side, GRID_SIDE)) for images in self.first]
+            self.first = [framed(images, side) for images in self.first]
         shown = torch.cat(self.first)[:SHOWN]
         if self.request["do"] == "sample":
             columns = self.kinds * math.ceil(math.sqrt(len(shown)) / self.kinds)
@@ -317,8 +318,10 @@ class Folder:
 
 
 def _length(path: Path) -> int:
-    """How many pictures an earlier request.yaml asked for; 0 where there is none."""
+    """How many numbered pictures an earlier request.yaml asked for; 0 where there is none."""
     lines = path.read_text().splitlines() if path.is_file() else []
+    if any(line.startswith("source: ") and line != "source: null" for line in lines):
+        return 0
     return next((int(line[3:]) for line in lines if line.startswith("n: ")), 0)
 
 

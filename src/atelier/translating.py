@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from atelier.models.base import Generator, Translator
 from atelier.pixels import to_float, to_uint8
 from atelier.rng import ImageRngs
 
+GRID = "grid.png"  # beside the results
 TILE = 256  # pixels of the source a side; what is larger is made in parts where the net allows it
 MAX_PIXELS = 64_000_000
 
@@ -64,15 +66,17 @@ def wanted(names: list[str] | str | None, scale: int | None, model: Generator, d
     return {"target": torch.tensor([[float(name in chosen) for name in known]])}
 
 
-def files(source: str, model: Generator) -> list[tuple[str, Path]]:
+def files(source: str, model: Generator, out: Path) -> list[tuple[str, Path]]:
     """Names under which results are written, and the image files: one, or all in a folder.
 
     Raises:
-        UserError: there is none, or the model makes images of nothing.
+        UserError: there is none, the model makes images of nothing, or results would come among the sources.
     """
     if not isinstance(model, Translator):
         raise UserError("source", source, f"{type(model).__name__} makes images of nothing", "leave source out")
     path = Path(source).expanduser()
+    if out.resolve().is_relative_to((path if path.is_dir() else path.parent).resolve()):
+        raise UserError("out", out, "results would come among the sources", "out=ANOTHER_FOLDER")
     found = [(name, path / name) for name in image_files(path)] if path.is_dir() else []
     if path.is_file():
         found = [(path.name, path)]
@@ -82,9 +86,9 @@ def files(source: str, model: Generator) -> list[tuple[str, Path]]:
         )
         raise UserError("source", source, problem, "source=FILE_OR_FOLDER")
     stems = [str(Path(name).with_suffix("")) for name, _ in found]
+    times = Counter([*stems, GRID.removesuffix(".png")])  # which is no name for a result
     return [
-        (f"{stem if stems.count(stem) == 1 else name}.png", path)
-        for stem, (name, path) in zip(stems, found, strict=True)
+        (f"{stem if times[stem] == 1 else name}.png", path) for stem, (name, path) in zip(stems, found, strict=True)
     ]
 
 
@@ -109,7 +113,6 @@ class Job:
 
     def __post_init__(self) -> None:
         self.field = self.model.source_fields[self.case]
-        self.channels = self.data.test_batch(0, 1)[self.field].shape[1]
         if "target" in self.model.needs and "target" not in self.given:
             fix = f"attributes={self.data.attribute_names[0]}"
             raise UserError("attributes", None, "what are the images to get?", fix)
@@ -118,7 +121,7 @@ class Job:
         """Source and result of each file, (1, C, H, W) uint8."""
         for k, (_, path) in enumerate(found):
             try:
-                image = decode(path, self.channels, "white", MAX_PIXELS)
+                image = decode(path, self.data.channels, getattr(self.data, "background", "white"), MAX_PIXELS)
             except BadImage as error:
                 raise UserError("source", path, str(error), "another file, or a folder without it") from error
             pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)[None]

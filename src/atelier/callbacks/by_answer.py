@@ -9,7 +9,7 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.bicubic import enlarged
 from atelier.judge import Verdict, judge
-from atelier.metrics.image import luma, psnr, shaved, ssim
+from atelier.metrics.image import WINDOW, luma, psnr, shaved, ssim
 from atelier.metrics.shapes import answer_values
 from atelier.metrics.suite import Suite
 from atelier.models.base import Cond, Translator
@@ -30,10 +30,12 @@ def compared(
     answer = model.answer(batch, case)
     if answer is None:
         return {}
-    source, target, images = cond[model.source_fields[case]].cpu(), to_uint8(answer).cpu(), images.cpu()
-    facts = _distances("", images, target, model.enlarges)
+    source, target = cond[model.source_fields[case]].cpu(), to_uint8(answer)
+    learned = {}
     if suite.lpips is not None:
-        facts["pair/lpips"] = suite.lpips(to_float(images), to_float(target))
+        learned["pair/lpips"] = suite.lpips(to_float(images), to_float(target.to(images.device))).cpu()
+    images, target = images.cpu(), target.cpu()
+    facts = _distances("", images, target, model.enlarges) | learned
     if model.enlarges > 1:
         facts |= _distances("bicubic_", to_uint8(enlarged(source, model.enlarges)), target, model.enlarges)
     if judged:
@@ -45,10 +47,10 @@ def compared(
 def _distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict[str, Tensor]:
     border = factor if factor > 1 else 0
     a, b = shaved(images, border), shaved(target, border)
-    facts = {f"{PAIR}{prefix}psnr": psnr(a, b).clamp(max=EQUAL), f"{PAIR}{prefix}ssim": ssim(a, b)}
-    if factor > 1:
-        a, b = luma(a), luma(b)
-        facts |= {f"{PAIR}{prefix}psnr_y": psnr(a, b).clamp(max=EQUAL), f"{PAIR}{prefix}ssim_y": ssim(a, b)}
+    kinds = {"": (a, b)} | ({"_y": (luma(a), luma(b))} if factor > 1 else {})
+    facts = {f"{PAIR}{prefix}psnr{kind}": psnr(*pair).clamp(max=EQUAL) for kind, pair in kinds.items()}
+    if min(a.shape[2:]) >= WINDOW:
+        facts |= {f"{PAIR}{prefix}ssim{kind}": ssim(*pair, inside=True) for kind, pair in kinds.items()}
     return facts
 
 

@@ -45,6 +45,7 @@ class Shapes(DataModule):
     """
 
     judged: ClassVar[bool] = True
+    tasks: ClassVar[dict[str, frozenset[str]]] = EXTRA
 
     channels: Literal[3]
     n_classes: Literal[36]

@@ -8,6 +8,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from atelier.nets.quantizers import perplexity
 
+WINDOW = 11  # pixels a side that SSIM looks at
+
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each pair, 10 log10(255^2 / MSE) dB.
@@ -22,20 +24,25 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
     return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))
 
 
-def ssim(images: Tensor, targets: Tensor) -> Tensor:
+def ssim(images: Tensor, targets: Tensor, inside: bool = False) -> Tensor:
     """Structural similarity of each pair (Wang et al. 2004, eq. 13): Gaussian window of 11 px, sigma 1.5.
 
     Args:
-        images, targets: (N, C, H, W) uint8, at least 11 px a side.
+        images, targets: (N, C, H, W), grey levels 0 .. 255, at least 11 px a side.
+        inside: the mean over places whose window lies inside of the image, as Wang's own code and the literature of
+            super-resolution have it; else over all, the image mirrored at its edge.
 
     Returns:
         (N,) float64, at most 1.
     """
-    values = [
-        structural_similarity_index_measure(a.cpu().double(), b.cpu().double(), data_range=255.0, reduction="none")
+    maps = [
+        structural_similarity_index_measure(
+            a.cpu().double(), b.cpu().double(), data_range=255.0, reduction="none", return_full_image=True
+        )[1]
         for a, b in zip(images.split(64), targets.split(64), strict=True)
     ]
-    return torch.cat([part.reshape(-1) for part in values])
+    every = torch.cat(maps)
+    return (shaved(every, WINDOW // 2) if inside else every).mean((1, 2, 3))
 
 
 def code_values(codes: Tensor, n_codes: int) -> dict[str, float]:

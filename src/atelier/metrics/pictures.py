@@ -50,13 +50,20 @@ def beside(images: list[Tensor]) -> Tensor:
     return torch.stack([x.expand(-1, channels, -1, -1).cpu() for x in large], dim=1).flatten(0, 1)
 
 
-def fitted(images: Tensor, side: int) -> Tensor:
-    """Images (N, C, H, W) uint8 in the middle of squares (N, 3, side, side), smaller where they are larger."""
-    factor = min(1.0, side / max(images.shape[2:]))
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Images (N, C, H, W) uint8, those with a side longer than `side` made as small as that."""
+    factor = side / max(images.shape[2:])
+    if factor >= 1:
+        return images
     size = [max(1, round(n * factor)) for n in images.shape[2:]]
-    small = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True).round().to(torch.uint8)
-    top, left = ((side - n) // 2 for n in size)
-    return F.pad(small.expand(-1, 3, -1, -1), (left, side - size[1] - left, top, side - size[0] - top))
+    return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True).round().to(torch.uint8)
+
+
+def framed(images: Tensor, side: int) -> Tensor:
+    """Images (N, C, H, W) uint8 in the middle of black squares (N, 3, side, side)."""
+    height, width = images.shape[2:]
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(images.expand(-1, 3, -1, -1), (left, side - width - left, top, side - height - top))
 
 
 def save_gif(frames: Tensor, path: str | Path, milliseconds: int = 80) -> None:

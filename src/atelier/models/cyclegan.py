@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from atelier.batch import Batch
+from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, Translator
 from atelier.nets.patch import PatchDiscriminator
@@ -26,13 +27,16 @@ class CycleGAN(Translator):
         generator_a2b, generator_b2a: images to images of the other domain.
         discriminator_a, discriminator_b: images to a map of logits.
         pool_a, pool_b: generated images of each domain.
-        loss: of the players; that of the discriminators is halved, as published.
-        adversarial_weight: of the generators' part of it; 2 where it has a factor 1/2 that the paper's has not.
+        loss: of the players; least squares has its factor 1/2 for both, the published code for discriminators alone.
+        adversarial_weight: of the generators' part of it; 2 undoes that factor.
         cycle_weight: of mean |F(G(a)) - a| + |G(F(b)) - b| (eq. 2).
         identity_weight: of mean |G(b) - b| + |F(a) - a|, beside `cycle_weight` (section 5.2, 0.5 there).
         identity_every: batches between two of these, which count as many times as much.
         generator_optimizer, discriminator_optimizer: parameters of both nets -> optimizer.
         grad_clip: global gradient norm of either pair.
+
+    Raises:
+        UserError: the images do not divide as often as the nets halve them.
     """
 
     needs = frozenset({"image_a", "image_b"})
@@ -71,11 +75,15 @@ class CycleGAN(Translator):
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
         self.multiple = max(generator_a2b.multiple, generator_b2a.multiple)
+        size = pool_a.images.shape[-1]
+        if size % self.multiple:
+            fix = f"data.image_size={max(1, round(size / self.multiple)) * self.multiple}"
+            raise UserError("data.image_size", size, f"this net needs a multiple of {self.multiple}", fix)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generators, discriminators = self.optimizers()
         a, b = batch["image_a"], batch["image_b"]
-        identity = self.identity_weight > 0 and batch_idx % self.identity_every == 0
+        identity = self.identity_weight > 0 and (batch_idx + 1) % self.identity_every == 0
         fake_a, fake_b = self._generator_step(a, b, generators, identity)
         fake_a, fake_b = (
             pool.swapped(x, self.images_seen) for pool, x in ((self.pool_a, fake_a), (self.pool_b, fake_b))
@@ -84,7 +92,11 @@ class CycleGAN(Translator):
 
     def _generator_step(self, a: Tensor, b: Tensor, optimizer: Optimizer, identity: bool) -> tuple[Tensor, Tensor]:
         fake_b, fake_a = self.generator_a2b(a), self.generator_b2a(b)
+        for net in (self.discriminator_a, self.discriminator_b):
+            net.requires_grad_(False)  # they have nothing to learn from this
         adversarial = self._fooled(self.discriminator_a, a, fake_a) + self._fooled(self.discriminator_b, b, fake_b)
+        for net in (self.discriminator_a, self.discriminator_b):
+            net.requires_grad_(True)
         cycle = _far(self.generator_b2a(fake_b), a) + _far(self.generator_a2b(fake_a), b)
         self.report("generator", adversarial)
         self.report("cycle", cycle)
@@ -106,7 +118,7 @@ class CycleGAN(Translator):
         self.report("discriminator", loss)
         for k, name in enumerate(("real_logit", "fake_logit")):
             self.report(name, torch.stack([pair[k].mean() for pair in logits]).mean())
-        self.step(optimizer, loss / 2, "discriminator")
+        self.step(optimizer, loss, "discriminator")
 
     def configure_optimizers(self) -> list[Optimizer]:
         pairs = [self.generator_a2b, self.generator_b2a], [self.discriminator_a, self.discriminator_b]

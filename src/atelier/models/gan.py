@@ -66,10 +66,10 @@ class GAN(Latent):
         penalty_every: PositiveInt,
         classifier_weight: NonNegFloat,
         n_critic: PositiveInt,
-        n_signs: NonNegInt,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
+        n_signs: NonNegInt = 0,
     ) -> None:
         super().__init__()
         self.penalised = max(r1_gamma, r2_gamma, lipschitz_weight) > 0

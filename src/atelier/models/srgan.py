@@ -107,8 +107,10 @@ class SRGAN(Translator):
         return self.pixel_weight * pixel + self.perceptual_weight * distance
 
     def _adversarial(self, x: Tensor, made: Tensor) -> Tensor:
+        self.discriminator.requires_grad_(False)  # it has nothing to learn from this
         real = self.discriminator(x) if self.loss.compares else None
         heard = self.loss.generator(real, self.discriminator(made))
+        self.discriminator.requires_grad_(True)
         self.report("generator", heard)
         return heard
 

@@ -36,15 +36,15 @@ class ImagePool(nn.Module):
         if self.size == 0:
             return new.detach()
         images = ranks.gathered(new.detach().float())                      # (all B, C, H, W)
-        luck = ranks.of_first(torch.rand(2, len(images), device=new.device))
-        older, place = luck[0] < 0.5, (luck[1] * self.size).long()
+        luck = ranks.of_first(torch.rand(2, len(images), device=new.device)).tolist()
         given = []
         for k, image in enumerate(images):
             if seen + k < self.size:
                 self.images[seen + k] = image
                 given.append(image)
                 continue
-            kept = self.images[place[k]]
-            given.append(torch.where(older[k], kept, image))
-            self.images[place[k]] = torch.where(older[k], image, kept)
+            if luck[0][k] < 0.5:
+                place = int(luck[1][k] * self.size)
+                image, self.images[place] = self.images[place].clone(), image
+            given.append(image)
         return ranks.mine(torch.stack(given))                              # (B, C, H, W)

@@ -182,7 +182,7 @@ class StyleGenerator(nn.Module):
         cond_dim: NonNegInt,
         style_dim: PositiveInt,
         depth: PositiveInt,
-        mapping_speed: PositiveFloat,
+        mapping_speed: PositiveFloat = 0.01,
         base: PositiveInt,
         most: PositiveInt,
     ) -> None:
