@@ -117,6 +117,7 @@ GRADIENTS = {
     "stylegan2": ["model.r1_gamma=0", "model.path_weight=0"],
     "vqvae": ["model.net.quantizer.kmeans=false", "model.net.quantizer.revive_below=0"],
     "vqprior": ["model.net.dropout=0"],
+    "stargan": ["model.n_critic=1"],
     "first_stage": [
         "model.discriminator.norm=instance",
         "model.discriminator_from=0",

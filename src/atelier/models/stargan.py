@@ -1,0 +1,138 @@
+"""One translator for many attributes (Choi et al. 2018, StarGAN)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from atelier.batch import Batch
+from atelier.losses.adversarial import Adversarial
+from atelier.losses.regularizers import gradient_penalty, lipschitz
+from atelier.models.base import Cond, Translator
+from atelier.nets.stargan import StarDiscriminator, StarGenerator
+from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
+from atelier.rng import ImageRngs
+
+
+class StarGAN(Translator):
+    """An image with other attributes, which a discriminator must find in it and which can be taken back
+
+    (Choi et al. 2018, StarGAN: Unified Generative Adversarial Networks for Multi-Domain Image-to-Image Translation,
+    eq. 1 to 8).
+
+    Each batch is a discriminator step, each n_critic-th also a generator step. Classification losses are summed over
+    attributes and averaged over images. Penalties are of the mean logit of each image, as the loss is.
+
+    Args:
+        generator: (image, attributes) -> image.
+        discriminator: image -> a map of logits, logits of the attributes.
+        loss: of the two players.
+        lipschitz_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP, as in the paper).
+        r1_gamma: weight of the squared gradient at real images, halved: the cheaper penalty, for other losses.
+        classifier_weight: of the attributes: those of real images for the discriminator, those asked for of translated
+            images for the generator.
+        reconstruction_weight: of the mean |x - G(G(x, target), attributes)|.
+        n_critic: discriminator steps per generator step.
+        generator_optimizer, discriminator_optimizer: parameters -> optimizer.
+        grad_clip: global gradient norm of either player.
+    """
+
+    needs = frozenset({"attributes", "target"})
+    averaged = ("generator",)
+    strategy = {"find_unused_parameters": True}
+    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    source_fields: ClassVar[dict[str, str]] = {"": "image"}
+    answer_fields: ClassVar[dict[str, str]] = {"": "answer"}
+    alike = True
+    multiple = 4
+
+    def __init__(
+        self,
+        generator: StarGenerator,
+        discriminator: StarDiscriminator,
+        loss: Adversarial,
+        lipschitz_weight: NonNegFloat,
+        r1_gamma: NonNegFloat,
+        classifier_weight: NonNegFloat,
+        reconstruction_weight: NonNegFloat,
+        n_critic: PositiveInt,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        self.lipschitz_weight, self.r1_gamma = lipschitz_weight, r1_gamma
+        self.classifier_weight, self.reconstruction_weight = classifier_weight, reconstruction_weight
+        self.n_critic, self.grad_clip = n_critic, grad_clip
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+
+    def condition(self, batch: Batch, case: str) -> Cond:
+        return {name: batch[name].to(self.device) for name in ("image", "target")}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        ours, theirs = self.optimizers()
+        self.step(theirs, self._discriminator_loss(batch), "discriminator")
+        if (batch_idx + 1) % self.n_critic == 0:
+            self.step(ours, self._generator_loss(batch), "generator")
+
+    def _discriminator_loss(self, batch: Batch) -> Tensor:
+        """Eq. 5, with the penalty of eq. 8."""
+        with torch.no_grad():
+            made = self.generator(batch["image"], batch["target"])
+        image = batch["image"].detach().requires_grad_(self.r1_gamma > 0)
+        real, attributes = self.discriminator(image)
+        fake = self.discriminator(made)[0]
+        loss, classified = self.loss.discriminator(real, fake), _classified(attributes, batch["attributes"])
+        self.report("discriminator", loss)
+        self.report("real_logit", real.mean())
+        self.report("fake_logit", fake.mean())
+        self.report("classifier_real", classified)
+        return loss + self.classifier_weight * classified + self._penalty(image, made, real)
+
+    def _penalty(self, image: Tensor, made: Tensor, real: Tensor) -> Tensor:
+        """gamma / 2 R1 + weight times what WGAN-GP adds: scalar."""
+        loss = real.new_zeros(())
+        if self.r1_gamma > 0:
+            r1 = gradient_penalty(real.flatten(1).mean(1), image)
+            self.report("r1", r1)
+            loss = loss + self.r1_gamma / 2 * r1
+        if self.lipschitz_weight > 0:
+            length = lipschitz(lambda x: self.discriminator(x)[0].flatten(1).mean(1), image.detach(), made)
+            self.report("lipschitz", length)
+            loss = loss + self.lipschitz_weight * length
+        return loss
+
+    def _generator_loss(self, batch: Batch) -> Tensor:
+        """Eq. 6."""
+        image, target = batch["image"], batch["target"]
+        made = self.generator(image, target)
+        back = self.generator(made, batch["attributes"])
+        self.discriminator.requires_grad_(False)  # it has nothing to learn from this
+        fake, attributes = self.discriminator(made)
+        real = self.discriminator(image)[0] if self.loss.compares else None
+        self.discriminator.requires_grad_(True)
+        adversarial, classified = self.loss.generator(real, fake), _classified(attributes, target)
+        reconstruction = (image - back).abs().mean()
+        self.report("generator", adversarial)
+        self.report("classifier_fake", classified)
+        self.report("rec", reconstruction)
+        return adversarial + self.classifier_weight * classified + self.reconstruction_weight * reconstruction
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        theirs = self.discriminator_optimizer(self.discriminator.parameters())
+        return [self.generator_optimizer(self.generator.parameters()), theirs]
+
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        return self.generator(cond["image"], cond["target"])
+
+
+def _classified(logits: Tensor, attributes: Tensor) -> Tensor:
+    """Cross-entropy of attributes (B, A), 0 or 1, summed over them, mean over images: scalar (eq. 2 and 3)."""
+    return F.binary_cross_entropy_with_logits(logits, attributes, reduction="sum") / len(logits)

@@ -1,0 +1,147 @@
+"""The U-Net that makes one image of another (Isola et al. 2017, pix2pix)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from atelier.errors import UserError
+from atelier.ranges import NonNegInt, PositiveInt
+
+Norm = Literal["batch", "instance", "none"]
+DROPOUT = 0.5
+
+
+class UNetTranslator(nn.Module):
+    """4x4 convolutions of stride 2 down and up again, each map of the way down handed over to the way up
+
+    (Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.1 and appendix
+    6.1.1). Theirs for 256 px: width 64, downs 8, n_dropout 3, 54.414 M weights.
+
+    Args:
+        image_size: height and width in training, a multiple of 2**downs; sources of any such sides are translated.
+        in_channels: of the source.
+        levels: that each plane of the source is told by, 1 = the plane itself. More are for label maps, whose grey
+            levels are names: each becomes a plane of its own (`spread`), as the U-Net alone learns names slowly.
+        image_channels: of the result.
+        width: channels of the first map; twice as many at each halving, at most 8 times.
+        downs: halvings.
+        norm: behind all convolutions but the outermost two and the innermost. "instance": each map of each image by its
+            own mean and variance, with a learned scale and shift, which is what the published batch norm is in training
+            and sampling alike at their batch size of 1. "batch": by those of the batch in training and by running
+            averages at sampling, where no image may depend on others. "none": nothing is normalised, all have biases.
+        n_dropout: innermost blocks of the way up that have dropout, p = 1/2, the only noise; less than downs.
+
+    Raises:
+        UserError: the image cannot be halved so often, or there are not so many blocks with dropout.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: PositiveInt,
+        in_channels: PositiveInt,
+        levels: PositiveInt,
+        image_channels: PositiveInt,
+        width: PositiveInt,
+        downs: PositiveInt,
+        norm: Norm,
+        n_dropout: NonNegInt,
+    ) -> None:
+        super().__init__()
+        if image_size % 2**downs:
+            problem = f"{image_size} px cannot be halved {downs} times"
+            raise UserError("model.generator.downs", downs, problem, _fix(image_size, downs))
+        if n_dropout >= downs:
+            problem, fix = f"{downs} halvings have {downs - 1} such blocks", f"model.generator.n_dropout={downs - 1}"
+            raise UserError("model.generator.n_dropout", n_dropout, problem, fix)
+        self.in_channels, self.image_channels = in_channels, image_channels
+        self.levels, self.multiple, self.n_dropout = levels, 2**downs, n_dropout
+        self.widths = [width * min(8, 2**i) for i in range(downs)]
+        self.first = _down(in_channels * levels, width, norm, normed=False)
+        self.downs = nn.ModuleList(
+            nn.Sequential(nn.LeakyReLU(0.2), *_down(n_in, n_out, norm, normed=i < downs - 2))
+            for i, (n_in, n_out) in enumerate(pairwise(self.widths))
+        )
+        inner = [self.widths[-1], *(2 * n for n in self.widths[-2::-1])]   # what comes up, with what was handed over
+        self.ups = nn.ModuleList(
+            _up(n_in, n_out, norm) for n_in, n_out in zip(inner[:-1], self.widths[-2::-1], strict=True)
+        )
+        self.last = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(inner[-1], image_channels, 4, 2, 1))
+        self.apply(as_published)
+
+    def mask_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """(C, h, w) of the dropout masks of one source, from the innermost block on."""
+        n = len(self.downs)
+        return [(self.widths[n - 1 - i], height >> (n - i), width >> (n - i)) for i in range(self.n_dropout)]
+
+    def kept(self, uniform: Tensor) -> Tensor:
+        """A mask of uniform numbers in [0, 1): 0 for those below p, 1 / (1 - p) for the others."""
+        return (uniform >= DROPOUT).float() / (1 - DROPOUT)
+
+    def forward(self, source: Tensor, masks: list[Tensor]) -> Tensor:
+        """Images (B, C, H, W) float32 in [-1, 1].
+
+        Args:
+            source: (B, C', H, W), sides multiples of 2**downs.
+            masks: (B, c, h, w) each, as `mask_shapes` tells, of 0 and 1 / (1 - p).
+        """
+        told = source if self.levels == 1 else spread(source, self.levels) # (B, C' levels, H, W)
+        h = self.first(told)                                               # (B, width, H / 2, W / 2)
+        over = []
+        for down in self.downs:
+            over.append(h)
+            h = down(h)                                                    # (B, c, h / 2, w / 2)
+        for i, up in enumerate(self.ups):
+            h = up(h)                                                      # (B, c, 2 h, 2 w)
+            if i < self.n_dropout:
+                h = h * masks[i].to(h.dtype)
+            h = torch.cat([h, over.pop()], dim=1)                          # (B, 2 c, 2 h, 2 w)
+        return self.last(h).float().tanh()                                 # (B, C, H, W)
+
+
+def spread(x: Tensor, levels: int) -> Tensor:
+    """Each plane as `levels` planes, the k-th 1 where a value is the k-th of as many evenly spaced in [-1, 1],
+
+    falling to 0 at its neighbours: (B, C levels, H, W). Values on the levels become one-hot.
+    """
+    centres = torch.linspace(-1, 1, levels, device=x.device)[:, None, None]
+    away = (x[:, :, None] - centres).abs() * (levels - 1) / 2              # (B, C, levels, H, W)
+    return (1 - away).clamp(min=0).flatten(1, 2)                           # (B, C levels, H, W)
+
+
+def _down(n_in: int, n_out: int, norm: Norm, normed: bool) -> nn.Sequential:
+    """Half the size; the shift is left to norms."""
+    convolution = nn.Conv2d(n_in, n_out, 4, 2, 1, bias=norm == "none")
+    return nn.Sequential(convolution, _norm(n_out, norm) if normed else nn.Identity())
+
+
+def _up(n_in: int, n_out: int, norm: Norm) -> nn.Sequential:
+    """Twice the size."""
+    convolution = nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=norm == "none")
+    return nn.Sequential(nn.ReLU(), convolution, _norm(n_out, norm))
+
+
+def _norm(channels: int, norm: Norm) -> nn.Module:
+    if norm == "none":
+        return nn.Identity()
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=True)
+
+
+def as_published(layer: nn.Module) -> None:
+    """Weights from N(0, 0.02), scales from N(1, 0.02), biases 0 (appendix 6.2)."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.InstanceNorm2d):
+        scale = isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d)
+        nn.init.normal_(layer.weight, float(scale), 0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _fix(image_size: int, downs: int) -> str:
+    fitting = [n for n in range(1, downs) if image_size % 2**n == 0]
+    if fitting:
+        return f"model.generator.downs={fitting[-1]}"
+    return f"data.image_size={2**downs * max(1, round(image_size / 2**downs))}"
