@@ -309,7 +309,6 @@ SMALL = {
     "multipliers": [1, 2],
     "steps": 2,
     "blocks": 1,
-    "patch": None,
     "attention": [],
 }
 
@@ -371,7 +370,7 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
     given = [f"model={page}", *FEW, *([f"data.task={TASKS[page]}"] if page in TASKS else [])]
     told = trained(tmp_path, *given, *BRIEF, *stands_on(*given))
-    assert told["images_seen"] == 8 and "judge/valid" in told["metrics"]
+    assert told["images_seen"] == 8 and any(name.endswith("judge/valid") for name in told["metrics"])
 
 
 LINEAR, SCALED, COSINE, FLOW = (
