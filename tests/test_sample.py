@@ -26,6 +26,7 @@ from tests.tiny import TINY
 
 FAMILIES = list(TINY)
 AUTOENCODERS = ("ae", "vae", "vqvae", "first_stage")
+NOISELESS = ("cyclegan", "stargan", "srgan")  # an image of a source, whatever the seed
 HAD = 25  # the label of the tiny test split's first image
 
 
@@ -65,7 +66,8 @@ def test_picture_k_is_the_same_in_any_batch(finished: dict[str, Path], tmp_path:
     other = drawn(finished[family], tmp_path / "b", "n=11", "batch_size=3", "do=sample")
     assert (one - other[:7]).abs().max() <= 1
     assert not torch.equal(one[0], one[1])
-    assert (drawn(finished[family], tmp_path / "c", "n=7", "seed=1", "do=sample") - one).abs().max() > 1
+    other = drawn(finished[family], tmp_path / "c", "n=7", "seed=1", "do=sample")
+    assert ((other - one).abs().max() > 1) == (family not in NOISELESS)
 
 
 VERBS = [("vae", do) for do in ("interpolate", "reconstruct", "resample", "traverse")]

@@ -121,6 +121,7 @@ TINY: dict[str, list[str]] = {
         "model.discriminator.cond_dim=4",
         "model.generator_embedder.dim=4",
         "model.discriminator_embedder.dim=4",
+        "model.generator.mapping_speed=0.01",
         "model.stable_images=16",
         "model.fade_images=24",
         "model.pieces=[1,2]",
