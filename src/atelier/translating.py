@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +16,7 @@ from atelier.batch import Batch
 from atelier.callbacks.judging import sample
 from atelier.data.base import DataModule
 from atelier.data.folders import image_files
-from atelier.data.reading import SUFFIXES, BadImage, decode
+from atelier.data.reading import SUFFIXES, BadImage, decode, pixels
 from atelier.errors import UserError, nearest
 from atelier.models.base import Generator, Translator
 from atelier.pixels import to_float, to_uint8
@@ -124,8 +123,8 @@ class Job:
                 image = decode(path, self.data.channels, getattr(self.data, "background", "white"), MAX_PIXELS)
             except BadImage as error:
                 raise UserError("source", path, str(error), "another file, or a folder without it") from error
-            pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)[None]
-            yield pixels, to_uint8(self.result(to_float(pixels), k))
+            source = pixels(image)[None]
+            yield source, to_uint8(self.result(to_float(source), k))
 
     def result(self, x: Tensor, k: int) -> Tensor:
         """What becomes of image k, (1, C, H, W) in [-1, 1] of any size; in parts if large and the net is local.

@@ -103,13 +103,16 @@ class FileImages:
         return torch.stack([pixels[index] for index in indices])
 
     def _decoded(self, index: int) -> Tensor:
-        try:
-            return self.read_file(self.paths[index])
-        except BadImage as error:
-            path = printable(self.paths[index].name)
-            problem = f"the image {path} cannot be read any more: {error}"
-            fix = "put the file back"
-            raise UserError("data.root", printable(self.paths[index].parent), problem, fix) from error
+        return decoded(self.paths[index], self.read_file)
+
+
+def decoded(path: Path, read_file: Callable[[Path], Tensor]) -> Tensor:
+    """What `read_file` gives of a file that could be read when it was checked. Raises UserError."""
+    try:
+        return read_file(path)
+    except BadImage as error:
+        problem = f"the image {printable(path.name)} cannot be read any more: {error}"
+        raise UserError("data.root", printable(path.parent), problem, "put the file back") from error
 
 
 class Views:
@@ -244,10 +247,25 @@ class Folder(DataModule, ABC):
         """`read_file` with the options of this set: (path, size=) to (C, size, size) uint8."""
         return partial(read_file, channels=self.channels, background=self.background, max_pixels=self.max_pixels)
 
+    def views(
+        self,
+        split: Split,
+        paths: list[Path],
+        jitter: int,
+        reader: Callable[..., Tensor] | None = None,
+        pictures: int = 1,
+    ) -> Views:
+        """The files of a split, cut and mirrored as this set says; `reader` may give several pictures of each."""
+        n_bytes = pictures * self.channels * Views.n_pixels(self.image_size, jitter)
+        return Views(paths, reader or self.reader(), self.image_size, jitter, self.flip, self.keeps(split, n_bytes))
+
     def keeps(self, split: Split, n_bytes: int) -> bool:
         """Whether all images, of `n_bytes` each, fit into `memory_mb`, and one process reads them."""
-        megabytes = sum(map(len, self.index.values())) * n_bytes / 2**20
-        return megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test")
+        return self.fits(split, sum(map(len, self.index.values())) * n_bytes)
+
+    def fits(self, split: Split, n_bytes: int) -> bool:
+        """The same of `n_bytes` together."""
+        return n_bytes / 2**20 <= self.memory_mb and (self.num_workers == 0 or split == "test")
 
     def told(self, split: Split) -> str:
         """The fingerprint of the files of a split: names, labels and sizes."""
@@ -321,13 +339,18 @@ class ClassFolders(Folder):
         return classes
 
 
-def any_images(root: str, holdout: float) -> dict[Split, list[Item]]:
-    """All images under `root`: of train/ and test/ where they are, else a share of them held out."""
+def any_images(
+    root: str, holdout: float, items_of: Callable[[str], list[Item]] | None = None
+) -> dict[Split, list[Item]]:
+    """All images under `root`: of train/ and test/ where they are, else a share of them held out.
+
+    Args:
+        items_of: a folder under root to its items; None: each file is one.
+    """
     train, test = split_folders(root)
-    files = list(map(Item, files_of(root, train)))
-    if test is not None:
-        return {"train": files, "test": list(map(Item, files_of(root, test)))}
-    return hold_out(files, holdout)
+    items_of = items_of or (lambda folder: list(map(Item, files_of(root, folder))))
+    files = items_of(train)
+    return hold_out(files, holdout) if test is None else {"train": files, "test": items_of(test)}
 
 
 def must_be_folder(root: str) -> None:

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.transforms.functional import pil_to_tensor
 
 from atelier.batch import Batch
 from atelier.data.base import Split
@@ -33,7 +31,7 @@ from atelier.data.folders import (
     subfolders,
 )
 from atelier.data.published import GREY
-from atelier.data.reading import FORMATS, Background, BadImage, check, decode, read, square
+from atelier.data.reading import Background, BadImage, check, decode, pixels, read, square, upright_size
 from atelier.errors import UserError
 from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
 
@@ -98,14 +96,8 @@ class Pairs(Folder):
         root, items = Path(self.root), self.index[split]
         self._refuse_other_proportions(items)
         both = {root / item.name: root / item.partner for item in items}
-        views = Views(
-            list(both),
-            self.reader(partial(read_two, partners=both) if self.sides else read_halves),
-            self.image_size,
-            self.jitter,
-            self.flip,
-            self.keeps(split, 2 * self.channels * Views.n_pixels(self.image_size, self.jitter)),
-        )
+        reader = self.reader(partial(read_two, partners=both) if self.sides else read_halves)
+        views = self.views(split, list(both), self.jitter, reader, pictures=2)
         return PairImages(views, partial(apart, direction=self.direction), self.told(split))
 
     def _refuse_other_proportions(self, items: list[Item]) -> None:
@@ -139,14 +131,7 @@ class Edges(Folder):
         return any_images(self.root, self.holdout)
 
     def images(self, split: Split) -> PairImages:
-        views = Views(
-            [Path(self.root, item.name) for item in self.index[split]],
-            self.reader(),
-            self.image_size,
-            self.jitter,
-            self.flip,
-            self.keeps(split, self.channels * Views.n_pixels(self.image_size, self.jitter)),
-        )
+        views = self.views(split, [Path(self.root, item.name) for item in self.index[split]], self.jitter)
         drawn = partial(with_edges, sigma=self.sigma, threshold=self.threshold)
         return PairImages(views, drawn, self.told(split))
 
@@ -198,13 +183,6 @@ def check_halves(path: Path, max_pixels: PositiveInt) -> str:
     return f"{width} pixels wide: no two halves" if width % 2 else ""
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the header."""
-    with Image.open(path, formats=FORMATS) as image:
-        on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.height, image.width) if on_its_side else image.size
-
-
 def read_halves(
     path: Path, size: PositiveInt, channels: Literal[1, 3], background: Background, max_pixels: PositiveInt
 ) -> Tensor:
@@ -212,7 +190,7 @@ def read_halves(
     whole = decode(path, channels, background, max_pixels)
     middle = whole.width // 2
     halves = ((0, 0, middle, whole.height), (middle, 0, whole.width, whole.height))
-    return torch.cat([pil_to_tensor(square(whole, size, half)) for half in halves])
+    return torch.cat([pixels(square(whole, size, half)) for half in halves])
 
 
 def read_two(
@@ -227,9 +205,9 @@ def read_two(
     return torch.cat([read(side, size, channels, background, max_pixels) for side in (path, partners[path])])
 
 
-def apart(pixels: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+def apart(both: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
     """A and B, (B, 2 C, S, S), to `image` and `source`, (B, C, S, S) each."""
-    a, b = (side.contiguous() for side in pixels.chunk(2, dim=1))
+    a, b = (side.contiguous() for side in both.chunk(2, dim=1))
     return (b, a) if direction == "a2b" else (a, b)
 
 

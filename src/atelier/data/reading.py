@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from atelier.ranges import PositiveInt
 
@@ -29,6 +29,7 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I",
 
 Background = Literal["white", "grey", "black"]
 GREYS = {"white": 255, "grey": 128, "black": 0}
+ON_ITS_SIDE = range(5, 9)  # EXIF's orientations where width and height change places
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
 
 
@@ -45,9 +46,19 @@ def read(
     crop: Box | None = None,
 ) -> Tensor:
     """The file as (channels, size, size) uint8: `decode`, then `square`. Raises BadImage."""
-    image = square(decode(path, channels, background, max_pixels), size, crop)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    return pixels(square(decode(path, channels, background, max_pixels), size, crop))
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """A decoded image as (1 or 3, H, W) uint8."""
+    return pil_to_tensor(image).contiguous()
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file once it is turned upright, from its header."""
+    with Image.open(path, formats=FORMATS) as image:
+        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
+        return (image.height, image.width) if on_its_side else image.size
 
 
 def check(path: Path, max_pixels: PositiveInt) -> str:

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,14 +16,13 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.bicubic import reduced
 from atelier.data.base import Split
-from atelier.data.folders import Folder, Item, files_of, hold_out, printable, split_folders
-from atelier.data.reading import FORMATS, Background, BadImage, decode
+from atelier.data.folders import Folder, Item, any_images, decoded, files_of, printable
+from atelier.data.reading import Background, decode, pixels, upright_size
 from atelier.errors import UserError
 from atelier.pixels import to_float, to_uint8
 from atelier.ranges import PositiveInt
 
 LARGE, SMALL = "HR", "LR"
-ORIENTATION, ON_ITS_SIDE = 0x0112, range(5, 9)  # of EXIF: where width and height change places
 
 
 @dataclass(kw_only=True, eq=False)
@@ -62,9 +60,7 @@ class SuperRes(Folder):
             raise UserError("data.resize", self.resize, problem, f"data.resize={self.image_size}")
 
     def layout(self) -> dict[Split, list[Item]]:
-        train, test = split_folders(self.root)
-        files = self._files(train)
-        return hold_out(files, self.holdout) if test is None else {"train": files, "test": self._files(test)}
+        return any_images(self.root, self.holdout, self._files)
 
     def _files(self, folder: str) -> list[Item]:
         """All images under a folder; with their sources where it has HR/ and LR/."""
@@ -103,11 +99,7 @@ class SuperRes(Folder):
         return sides
 
     def _sides(self, name: str) -> tuple[int, int]:
-        with Image.open(Path(self.root, name), formats=FORMATS) as image:
-            width, height = image.size
-            if image.getexif().get(ORIENTATION) in ON_ITS_SIDE:
-                width, height = height, width
-        return _resized(width, height, self.resize)
+        return _resized(*upright_size(Path(self.root, name)), self.resize)
 
     def _refused(self, problem: str, fix: str) -> UserError:
         return UserError("data.root", printable(self.root), problem, fix)
@@ -116,7 +108,7 @@ class SuperRes(Folder):
         items = self.index[split]
         if items[0].partner and self.resize is not None:
             raise UserError("data.resize", self.resize, f"the sources are files in {SMALL}/", "data.resize=null")
-        megabytes = sum(width * height for width, height in self.sides.values()) * self.channels / 2**20
+        n_bytes = sum(width * height for width, height in self.sides.values()) * self.channels
         return Squares(
             [Path(self.root, item.name) for item in items],
             [Path(self.root, item.partner) for item in items if item.partner],
@@ -125,7 +117,7 @@ class SuperRes(Folder):
             self.factor,
             self.flip,
             self.turn,
-            megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
+            self.fits(split, n_bytes),
             self.told(split),
         )
 
@@ -175,11 +167,11 @@ class Squares:
     def _square(self, index: int, rng: torch.Generator | None) -> list[Tensor]:
         """The square (C, S, S) of an image, and that of its source where it has a file."""
         files = [self.paths[index], *([self.sources[index]] if self.sources else [])]
-        pixels = [self._decoded(file) for file in files]
+        pictures = [self._decoded(file) for file in files]
         scale = self.factor if self.sources else 1  # places are those of the smallest picture
         side = self.size // scale
-        top, left = (_place(n - side, rng) for n in pixels[-1].shape[1:])
-        cuts = [_cut(p, top * k, left * k, side * k) for p, k in zip(pixels, (scale, 1), strict=False)]
+        top, left = (_place(n - side, rng) for n in pictures[-1].shape[1:])
+        cuts = [_cut(p, top * k, left * k, side * k) for p, k in zip(pictures, (scale, 1), strict=False)]
         if rng is not None and self.flip and _drawn(2, rng):
             cuts = [cut.flip(-1) for cut in cuts]
         quarters = _drawn(4, rng) if rng is not None and self.turn else 0
@@ -188,14 +180,10 @@ class Squares:
     def _decoded(self, path: Path) -> Tensor:
         if path in self._kept:
             return self._kept[path]
-        try:
-            pixels = self.read_file(path)
-        except BadImage as error:
-            problem = f"the image {printable(path.name)} cannot be read any more: {error}"
-            raise UserError("data.root", printable(path.parent), problem, "put the file back") from error
+        picture = decoded(path, self.read_file)
         if self.keep:
-            self._kept[path] = pixels
-        return pixels
+            self._kept[path] = picture
+        return picture
 
 
 def _place(room: int, rng: torch.Generator | None) -> int:
@@ -207,8 +195,8 @@ def _drawn(n: int, rng: torch.Generator) -> int:
     return int(torch.randint(n, (), generator=rng))
 
 
-def _cut(pixels: Tensor, top: int, left: int, side: int) -> Tensor:
-    return pixels[:, top : top + side, left : left + side]
+def _cut(picture: Tensor, top: int, left: int, side: int) -> Tensor:
+    return picture[:, top : top + side, left : left + side]
 
 
 def _pixels(path: Path, channels: Literal[1, 3], background: Background, max_pixels: int, resize: int | None) -> Tensor:
@@ -216,8 +204,7 @@ def _pixels(path: Path, channels: Literal[1, 3], background: Background, max_pix
     image = decode(path, channels, background, max_pixels)
     if resize is not None:
         image = image.resize(_resized(*image.size, resize), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    return pixels(image)
 
 
 def _resized(width: int, height: int, resize: int | None) -> tuple[int, int]:

@@ -122,11 +122,4 @@ class Unpaired(Folder):
             problem = f"no readable image of domain {'AB'[domain]} is left to {split}"
             fix = "more images, or data.holdout=0 (test on the training images)"
             raise UserError("data.root", printable(self.root), problem, fix)
-        return Views(
-            paths[: self.limit] if split == "train" else paths,
-            self.reader(),
-            self.image_size,
-            self.jitter,
-            self.flip,
-            self.keeps(split, self.channels * Views.n_pixels(self.image_size, self.jitter)),
-        )
+        return self.views(split, paths[: self.limit] if split == "train" else paths, self.jitter)
