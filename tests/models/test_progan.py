@@ -20,7 +20,8 @@ from tests.conftest import overrides
 def made(page: str = "stylegan", *words: str) -> ProGAN | StyleGAN:
     torch.manual_seed(0)
     tiny = [word for word in overrides("progan") if not word.startswith("model=")]
-    tiny = [word for word in tiny if page == "stylegan" or "style_dim" not in word]
+    styled = ("model.generator.style_dim", "model.generator.mapping_speed")
+    tiny = [word for word in tiny if page == "stylegan" or not word.startswith(styled)]
     return build.model(composed(f"model={page}", *tiny, *words), Path("unused"))
 
 
