@@ -41,12 +41,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def lpips_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The two weight files of LPIPS, random numbers under the names of the published ones."""
-    from atelier.nets.lpips import WIDTHS, vgg16
+    from atelier.nets.vgg import VGG16, vgg
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    torch.save({f"features.{name}": v for name, v in vgg16().state_dict().items()}, folder / "vgg.pth")
-    heads = {f"lin{k}.model.1.weight": torch.rand(1, w[-1], 1, 1) for k, w in enumerate(WIDTHS)}
+    torch.save({f"features.{name}": v for name, v in vgg(VGG16).state_dict().items()}, folder / "vgg.pth")
+    heads = {f"lin{k}.model.1.weight": torch.rand(1, w[-1], 1, 1) for k, w in enumerate(VGG16)}
     torch.save(heads, folder / "heads.pth")
     return {"vgg": str(folder / "vgg.pth"), "heads": str(folder / "heads.pth")}
 

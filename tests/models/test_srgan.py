@@ -17,7 +17,8 @@ from atelier.errors import UserError, user_error
 from atelier.losses.perceptual import Pyramid, VGGFeatures
 from atelier.models.base import Translator
 from atelier.models.srgan import SRGAN
-from atelier.nets.srgan import VGG54, vgg19
+from atelier.nets.srgan import VGG54
+from atelier.nets.vgg import VGG19, vgg
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.tiny import COMMON
@@ -253,7 +254,7 @@ def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random numbers under the names of torchvision's vgg19."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vgg19.pth"
-    torch.save({f"features.{name}": value for name, value in vgg19().state_dict().items()}, path)
+    torch.save({f"features.{name}": value for name, value in vgg(VGG19)[:-1].state_dict().items()}, path)
     return path
 
 

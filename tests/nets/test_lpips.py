@@ -11,7 +11,8 @@ import torchmetrics.functional.image.lpips as theirs
 import torchvision
 from torch import Tensor, nn
 
-from atelier.nets.lpips import TAPS, LPIPSNet, unit, vgg16
+from atelier.nets.lpips import TAPS, LPIPSNet, unit
+from atelier.nets.vgg import VGG16, vgg
 
 HEADS = Path(theirs.__file__).parent / "lpips_models" / "vgg.pth"  # LPIPS v0.1, which torchmetrics ships
 
@@ -44,7 +45,7 @@ def images(seed: int = 1, n: int = 2, size: int = 32) -> Tensor:
 
 
 def test_the_features_are_torchvisions(features: nn.Sequential) -> None:
-    ours = vgg16()
+    ours = vgg(VGG16)
     ours.load_state_dict(features.state_dict())
     x = images()
     torch.testing.assert_close(ours(x), features[:-1](x))  # all but the last pooling

@@ -10,7 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from atelier.bicubic import enlarged
-from atelier.nets.srgan import VGG54, SRDiscriminator, SRResNet, vgg19
+from atelier.nets.srgan import VGG54, SRDiscriminator, SRResNet
+from atelier.nets.vgg import VGG19, vgg
 
 
 def net(**changed: Any) -> SRResNet:
@@ -170,4 +171,4 @@ def test_other_layers_are_refused(theirs: nn.Sequential) -> None:
         VGG54({name: value for name, value in state.items() if name != "features.34.bias"})
     with pytest.raises(RuntimeError):
         VGG54(state | {"features.34.bias": torch.zeros(3)})
-    assert set(vgg19().state_dict()) == {name[9:] for name in state}
+    assert set(vgg(VGG19)[:-1].state_dict()) == {name[9:] for name in state}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -14,6 +16,18 @@ from atelier.batch import Batch
 from atelier.rng import ImageRngs
 
 Cond = dict[str, Tensor]
+
+
+@contextmanager
+def at_rest(*nets: nn.Module) -> Iterator[None]:
+    """Gradients go through these nets and none are kept for their weights: where another player learns from them."""
+    for net in nets:
+        net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for net in nets:
+            net.requires_grad_(True)
 
 
 class Generator(LightningModule, ABC):
@@ -42,6 +56,12 @@ class Generator(LightningModule, ABC):
     def report(self, name: str, value: Tensor) -> None:
         """Log a scalar of this batch under `train/<name>`."""
         self.reported[name] = value.detach()
+
+    def report_game(self, loss: Tensor, real: Tensor, fake: Tensor) -> None:
+        """Log a discriminator's loss, and the mean of what it says of real and of generated images."""
+        self.report("discriminator", loss)
+        self.report("real_logit", real.mean())
+        self.report("fake_logit", fake.mean())
 
     def condition(self, batch: Batch, case: str) -> Cond:
         """What `sample` is told of each image of the batch."""

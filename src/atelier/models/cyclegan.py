@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
-from atelier.models.base import Cond, Translator
+from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pool import ImagePool
 from atelier.nets.resnet_translator import ResNetTranslator
@@ -92,11 +92,8 @@ class CycleGAN(Translator):
 
     def _generator_step(self, a: Tensor, b: Tensor, optimizer: Optimizer, identity: bool) -> tuple[Tensor, Tensor]:
         fake_b, fake_a = self.generator_a2b(a), self.generator_b2a(b)
-        for net in (self.discriminator_a, self.discriminator_b):
-            net.requires_grad_(False)  # they have nothing to learn from this
-        adversarial = self._fooled(self.discriminator_a, a, fake_a) + self._fooled(self.discriminator_b, b, fake_b)
-        for net in (self.discriminator_a, self.discriminator_b):
-            net.requires_grad_(True)
+        with at_rest(self.discriminator_a, self.discriminator_b):
+            adversarial = self._fooled(self.discriminator_a, a, fake_a) + self._fooled(self.discriminator_b, b, fake_b)
         cycle = _far(self.generator_b2a(fake_b), a) + _far(self.generator_a2b(fake_a), b)
         self.report("generator", adversarial)
         self.report("cycle", cycle)
@@ -115,9 +112,7 @@ class CycleGAN(Translator):
         pairs = (self.discriminator_a, a, fake_a), (self.discriminator_b, b, fake_b)
         logits = [(net(real), net(fake)) for net, real, fake in pairs]
         loss = torch.stack([self.loss.discriminator(real, fake) for real, fake in logits]).sum()
-        self.report("discriminator", loss)
-        for k, name in enumerate(("real_logit", "fake_logit")):
-            self.report(name, torch.stack([pair[k].mean() for pair in logits]).mean())
+        self.report_game(loss, *(torch.stack(side) for side in zip(*logits, strict=True)))
         self.step(optimizer, loss, "discriminator")
 
     def configure_optimizers(self) -> list[Optimizer]:

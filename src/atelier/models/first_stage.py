@@ -133,9 +133,7 @@ class _FirstStage(Autoencoder):
         """The discriminator's hinge loss."""
         real, fake = self.discriminator(x), self.discriminator(back)
         loss = HINGE.discriminator(real, fake)
-        self.report("discriminator", loss)
-        self.report("real_logit", real.mean())
-        self.report("fake_logit", fake.mean())
+        self.report_game(loss, real, fake)
         return loss
 
     def configure_optimizers(self) -> list[Optimizer]:

@@ -101,9 +101,7 @@ class GAN(Latent):
         real_logits, real_classes = self.discriminator(real, known)
         fake_logits, fake_classes = self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report("discriminator", loss)
-        self.report("real_logit", real_logits.mean())
-        self.report("fake_logit", fake_logits.mean())
+        self.report_game(loss, real_logits, fake_logits)
         if self.augment is not None:
             for name, value in self.augment.observe(real_logits.detach()).items():
                 self.report(name, value)

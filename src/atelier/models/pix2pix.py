@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
-from atelier.models.base import Cond, Translator
+from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pix2pix import UNetTranslator
 from atelier.ranges import NonNegFloat, PositiveFloat
@@ -80,16 +80,13 @@ class Pix2Pix(Translator):
     def _discriminator_loss(self, source: Tensor, image: Tensor, made: Tensor) -> Tensor:
         real, fake = self._logits(source, image), self._logits(source, made)
         loss = self.loss.discriminator(real, fake) / 2
-        self.report("discriminator", loss)
-        self.report("real_logit", real.mean())
-        self.report("fake_logit", fake.mean())
+        self.report_game(loss, real, fake)
         return loss
 
     def _generator_loss(self, source: Tensor, image: Tensor, made: Tensor) -> Tensor:
-        self.discriminator.requires_grad_(False)  # it has nothing to learn from this
-        fake = self._logits(source, made)
-        real = self._logits(source, image) if self.loss.compares else None
-        self.discriminator.requires_grad_(True)
+        with at_rest(self.discriminator):
+            fake = self._logits(source, made)
+            real = self._logits(source, image) if self.loss.compares else None
         adversarial, l1 = self.loss.generator(real, fake), (made - image).abs().mean()
         self.report("generator", adversarial)
         self.report("l1", l1)

@@ -130,9 +130,7 @@ class _Progressive(Latent):
         real.requires_grad_(self.r1_gamma > 0)
         real_logits, fake_logits = self.discriminator(real, known, level), self.discriminator(fake, known, level)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report("discriminator", loss)
-        self.report("real_logit", real_logits.mean())
-        self.report("fake_logit", fake_logits.mean())
+        self.report_game(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
         if self.r1_gamma > 0:
             r1 = gradient_penalty(real_logits, real)

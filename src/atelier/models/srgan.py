@@ -12,7 +12,7 @@ from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
-from atelier.models.base import Cond, Translator
+from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.srgan import SRDiscriminator, SRResNet
 from atelier.ranges import NonNegFloat, PositiveFloat
 from atelier.rng import ImageRngs
@@ -64,8 +64,7 @@ class SRGAN(Translator):
         super().__init__()
         self.automatic_optimization = False
         self.net = _one(net, first_stage)
-        self.factor = self.enlarges = self.net.factor
-        self.reach = self.net.reach
+        self.enlarges, self.reach = self.net.factor, self.net.reach
         _complete({"discriminator": discriminator, "loss": loss, "discriminator_optimizer": discriminator_optimizer})
         self.discriminator, self.loss, self.perceptual, self.pixel = discriminator, loss, perceptual, pixel
         self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
@@ -89,10 +88,10 @@ class SRGAN(Translator):
 
     def _source(self, batch: Batch) -> Tensor:
         source, size = batch["source"], batch["image"].shape[-1]
-        if source.shape[-1] * self.factor != size:
+        if source.shape[-1] * self.enlarges != size:
             told = f"sources of {source.shape[-1]} px are to become {size} px"
             fix = "a net and sources of one factor, data.image_size a multiple of it"
-            raise UserError("model.net.factor", self.factor, told, fix)
+            raise UserError("model.net.factor", self.enlarges, told, fix)
         return source
 
     def _content(self, x: Tensor, made: Tensor) -> Tensor:
@@ -107,19 +106,16 @@ class SRGAN(Translator):
         return self.pixel_weight * pixel + self.perceptual_weight * distance
 
     def _adversarial(self, x: Tensor, made: Tensor) -> Tensor:
-        self.discriminator.requires_grad_(False)  # it has nothing to learn from this
-        real = self.discriminator(x) if self.loss.compares else None
-        heard = self.loss.generator(real, self.discriminator(made))
-        self.discriminator.requires_grad_(True)
+        with at_rest(self.discriminator):
+            real = self.discriminator(x) if self.loss.compares else None
+            heard = self.loss.generator(real, self.discriminator(made))
         self.report("generator", heard)
         return heard
 
     def _judged(self, x: Tensor, made: Tensor) -> Tensor:
         real, fake = self.discriminator(x), self.discriminator(made)
         loss = self.loss.discriminator(real, fake)
-        self.report("discriminator", loss)
-        self.report("real_logit", real.mean())
-        self.report("fake_logit", fake.mean())
+        self.report_game(loss, real, fake)
         return loss
 
     def configure_optimizers(self) -> list[Optimizer]:

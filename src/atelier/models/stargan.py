@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from atelier.batch import Batch
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, lipschitz
-from atelier.models.base import Cond, Translator
+from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.stargan import StarDiscriminator, StarGenerator
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
@@ -90,9 +90,7 @@ class StarGAN(Translator):
         real, attributes = self.discriminator(image)
         fake = self.discriminator(made)[0]
         loss, classified = self.loss.discriminator(real, fake), _classified(attributes, batch["attributes"])
-        self.report("discriminator", loss)
-        self.report("real_logit", real.mean())
-        self.report("fake_logit", fake.mean())
+        self.report_game(loss, real, fake)
         self.report("classifier_real", classified)
         return loss + self.classifier_weight * classified + self._penalty(image, made, real)
 
@@ -114,10 +112,9 @@ class StarGAN(Translator):
         image, target = batch["image"], batch["target"]
         made = self.generator(image, target)
         back = self.generator(made, batch["attributes"])
-        self.discriminator.requires_grad_(False)  # it has nothing to learn from this
-        fake, attributes = self.discriminator(made)
-        real = self.discriminator(image)[0] if self.loss.compares else None
-        self.discriminator.requires_grad_(True)
+        with at_rest(self.discriminator):
+            fake, attributes = self.discriminator(made)
+            real = self.discriminator(image)[0] if self.loss.compares else None
         adversarial, classified = self.loss.generator(real, fake), _classified(attributes, target)
         reconstruction = (image - back).abs().mean()
         self.report("generator", adversarial)

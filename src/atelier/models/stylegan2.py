@@ -96,9 +96,7 @@ class StyleGAN2(Styled):
         known = self.discriminator_embedder(cond, n)
         real_logits, fake_logits = self.discriminator(real, known), self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report("discriminator", loss)
-        self.report("real_logit", real_logits.mean())
-        self.report("fake_logit", fake_logits.mean())
+        self.report_game(loss, real_logits, fake_logits)
         if self.augment is not None:
             for name, value in self.augment.observe(real_logits.detach()).items():
                 self.report(name, value)

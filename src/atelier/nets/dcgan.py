@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from atelier.nets.gan import n_halvings
+from atelier.nets.layers import as_published
 from atelier.ranges import PositiveInt, Probability
 
-STD = 0.02  # of DCGAN's first weights
 SLOPE = 0.2  # of leaky ReLU
 
 
@@ -148,11 +148,3 @@ class DCDiscriminator(nn.Module):
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, None]:
         """Logits (B,)."""
         return self.layers(x).flatten().float(), None                      # (B,)
-
-
-def as_published(layer: nn.Module) -> None:
-    """Weights of N(0, 0.02), scales of batch norm of N(1, 0.02), biases 0 (Radford et al. 2016, 4)."""
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
-        nn.init.normal_(layer.weight, float(isinstance(layer, nn.BatchNorm2d)), STD)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)

@@ -20,6 +20,18 @@ def zeroed(layer: M) -> M:
     return layer
 
 
+def as_published(layer: nn.Module) -> None:
+    """First weights of DCGAN (Radford et al. 2016, 4), pix2pix (Isola et al. 2017, 6.2) and CycleGAN (Zhu et al. 2017,
+
+    7.1), for `Module.apply`: convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0.
+    """
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.InstanceNorm2d):
+        if layer.weight is not None:
+            nn.init.normal_(layer.weight, float(isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d)), 0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 def norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with up to 32 groups of 4 or more channels: groups of one would erase an embedding added to a map."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4), channels), channels, eps=1e-6)

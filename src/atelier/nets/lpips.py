@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+from atelier.nets.vgg import VGG16, vgg
+
 TAPS = (3, 8, 15, 22, 29)  # layers relu1_2, 2_2, 3_3, 4_3, 5_3
 EPS = 1e-8  # under the root of a feature's length, whose gradient is infinite where all channels are 0
 
@@ -17,7 +18,7 @@ class LPIPSNet(nn.Module):
     every place divided by their length over channels.
 
     Args:
-        vgg: state dict of torchvision's vgg16 (its classifier is not used).
+        state: state dict of torchvision's vgg16 (its classifier is not used).
         heads: w_l, state dict of LPIPS v0.1 for VGG: lin0.model.1.weight (1, 64, 1, 1) to lin4.
 
     Raises:
@@ -27,12 +28,12 @@ class LPIPSNet(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
+    def __init__(self, state: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
         super().__init__()
-        self.features = vgg16()
-        self.heads = nn.ModuleList(nn.Conv2d(widths[-1], 1, 1, bias=False) for widths in WIDTHS)
+        self.features = vgg(VGG16)
+        self.heads = nn.ModuleList(nn.Conv2d(widths[-1], 1, 1, bias=False) for widths in VGG16)
         prefix = "features."
-        self.features.load_state_dict({name[len(prefix) :]: v for name, v in vgg.items() if name.startswith(prefix)})
+        self.features.load_state_dict({name[len(prefix) :]: v for name, v in state.items() if name.startswith(prefix)})
         self.heads.load_state_dict({name.replace("lin", "").replace("model.1.", ""): v for name, v in heads.items()})
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])    # (3, 1, 1)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])    # (3, 1, 1)
@@ -52,15 +53,3 @@ class LPIPSNet(nn.Module):
 def unit(features: Tensor) -> Tensor:
     """Features (B, C, H, W) divided by their length over channels."""
     return features / (features.square().sum(1, keepdim=True) + EPS).sqrt()
-
-
-def vgg16() -> nn.Sequential:
-    """The convolutions of VGG16 up to relu5_3, numbered as torchvision's (Simonyan & Zisserman 2015, table 1, D)."""
-    layers: list[nn.Module] = []
-    n = 3
-    for widths in WIDTHS:
-        layers += [nn.MaxPool2d(2)] if layers else []
-        for width in widths:
-            layers += [nn.Conv2d(n, width, 3, padding=1), nn.ReLU()]
-            n = width
-    return nn.Sequential(*layers)

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from atelier.errors import UserError
+from atelier.nets.layers import as_published
 from atelier.ranges import PositiveInt
 
 
@@ -47,7 +48,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if i < n_layers - 1 else 1
             layers += _layer(widths[i], widths[i + 1], stride, norm)
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
-        self.layers.apply(_start)
+        self.layers.apply(as_published)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, 1, h, w) float32, h = image_size / 2**n_layers - 2."""
@@ -58,14 +59,6 @@ def _layer(n_in: int, n_out: int, stride: int, norm: str) -> list[nn.Module]:
     """The bias is left to the norm where that has one."""
     convolution = nn.Conv2d(n_in, n_out, 4, stride, padding=1, bias=norm == "instance")
     return [convolution, nn.BatchNorm2d(n_out) if norm == "batch" else nn.InstanceNorm2d(n_out), nn.LeakyReLU(0.2)]
-
-
-def _start(layer: nn.Module) -> None:
-    """Weights from N(0, 0.02), scales from N(1, 0.02), biases 0 (section 6.2)."""
-    if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
-        nn.init.normal_(layer.weight, 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, 0.02)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
 
 
 def _fix(image_size: int) -> str:

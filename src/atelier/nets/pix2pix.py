@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.errors import UserError
+from atelier.nets.layers import as_published
 from atelier.ranges import NonNegInt, PositiveInt
 
 Norm = Literal["batch", "instance", "none"]
@@ -129,15 +130,6 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
     if norm == "none":
         return nn.Identity()
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=True)
-
-
-def as_published(layer: nn.Module) -> None:
-    """Weights from N(0, 0.02), scales from N(1, 0.02), biases 0 (appendix 6.2)."""
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.InstanceNorm2d):
-        scale = isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d)
-        nn.init.normal_(layer.weight, float(scale), 0.02)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
 
 
 def _fix(image_size: int, downs: int) -> str:

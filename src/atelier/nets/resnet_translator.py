@@ -8,10 +8,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.nets.layers import as_published
 from atelier.nets.layers import norm as group_norm
 from atelier.ranges import NonNegInt, PositiveInt
 
-STD = 0.02  # of first weights (CycleGAN, appendix 7.1, after Isola et al. 2017)
 SHARE = 2.0  # of the source in what a residual net's tanh sees: 1 becomes 0.96
 
 
@@ -56,7 +56,7 @@ class ResNetTranslator(nn.Module):
         for n in widths[:0:-1]:
             layers += _block(nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), make)
         last = nn.Conv2d(width, image_channels * patch**2, ends, padding=ends // 2, padding_mode=padding)
-        self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(patch)).apply(_start)
+        self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(patch)).apply(as_published)
         if residual:
             nn.init.zeros_(last.weight)
 
@@ -81,9 +81,3 @@ class Block(nn.Module):
 
 def _block(conv: nn.Module, make: Callable[[int], nn.Module]) -> list[nn.Module]:
     return [conv, make(conv.out_channels), nn.ReLU()]
-
-
-def _start(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(layer.weight, std=STD)
-        nn.init.zeros_(layer.bias)

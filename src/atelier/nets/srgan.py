@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atelier.bicubic import enlarged
 from atelier.nets.layers import zeroed
+from atelier.nets.vgg import VGG19, vgg
 from atelier.precision import float32
 from atelier.ranges import PositiveInt
 
@@ -20,7 +21,6 @@ STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2)}  # factor -> 
 INNER = 3  # kernel of all convolutions but the first and the last
 CUBIC = 2  # pixels of the source to either side that a bicubic enlargement looks at
 WIDTHS, STRIDES = (1, 1, 2, 2, 4, 4, 8, 8), (1, 2, 1, 2, 1, 2, 1, 2)
-VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
@@ -145,7 +145,7 @@ class VGG54(nn.Module):
     """Features of VGG19's conv5_4, before its ReLU (Simonyan & Zisserman 2015, table 1, E), divided by 12.75.
 
     Args:
-        vgg: state dict of torchvision's vgg19 (its classifier is not used).
+        state: state dict of torchvision's vgg19 (its classifier is not used).
 
     Raises:
         RuntimeError: it holds other layers.
@@ -154,11 +154,11 @@ class VGG54(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, vgg: dict[str, Tensor]) -> None:
+    def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
-        self.features = vgg19()
+        self.features = vgg(VGG19)[:-1]
         own = self.features.state_dict()
-        self.features.load_state_dict({name: vgg[f"features.{name}"] for name in own if f"features.{name}" in vgg})
+        self.features.load_state_dict({name: state[f"features.{name}"] for name in own if f"features.{name}" in state})
         shift, scale = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
         self.register_buffer("shift", 2 * shift - 1)                       # (3, 1, 1)
         self.register_buffer("scale", 2 * scale)                           # (3, 1, 1)
@@ -166,15 +166,3 @@ class VGG54(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 512, H / 16, W / 16) of images (B, 1 or 3, H, W) in [-1, 1], grey as RGB, 16 px a side or more."""
         return self.features((x - self.shift) / self.scale) / 12.75
-
-
-def vgg19() -> nn.Sequential:
-    """The convolutions of VGG19 up to conv5_4, numbered as torchvision's."""
-    layers: list[nn.Module] = []
-    n = 3
-    for widths in VGG19:
-        layers += [nn.MaxPool2d(2)] if layers else []
-        for width in widths:
-            layers += [nn.Conv2d(n, width, 3, padding=1), nn.ReLU()]
-            n = width
-    return nn.Sequential(*layers[:-1])
