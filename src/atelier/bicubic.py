@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,8 @@ def _along(x: Tensor, n_in: int, n_out: int) -> Tensor:
     return _weights(n_in, n_out).to(x) @ x
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be needed where gradients are
 def _weights(n_in: int, n_out: int) -> Tensor:
     """(n_out, n_in) float64: the share of each old row in each new one; beyond the edge the image is mirrored."""
     scale = n_out / n_in

@@ -51,6 +51,16 @@ class Verdict:
     def __len__(self) -> int:
         return len(self.valid)
 
+    def rows(self, prefix: str) -> dict[str, Tensor]:
+        """Every field under its name behind `prefix`, as `of` takes them back."""
+        return {f"{prefix}{field.name}": getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of(cls, rows: dict[str, Tensor], prefix: str) -> Verdict | None:
+        """The verdict among rows, which may hold others; None where it is not there."""
+        own = {name.removeprefix(prefix): row for name, row in rows.items() if name.startswith(prefix)}
+        return cls(**own) if own else None
+
     @property
     def scenes(self) -> Scenes:
         """The scenes seen, for `world.label`, `world.attributes`, `world.captions`, `world.render`."""

@@ -26,6 +26,7 @@ from atelier.rng import ImageRngs
 INTERPOLATED = 8  # pictures from one latent to the next, and along one coordinate
 REACH = 3.0  # of a coordinate; deviations, where the prior is standard normal
 REQUEST = "request.yaml"
+GRID = "grid.png"
 WALK = "walk.gif"  # from each latent to the next
 SHOWN = 64  # pictures in grid.png
 GRID_SIDE = 256  # of a picture there that was made of a file, at most
@@ -302,14 +303,12 @@ class Folder:
     def finish(self) -> None:
         for k in range(self.n, self.before):  # of an earlier, longer request
             (self.path / f"{k:06d}.png").unlink(missing_ok=True)
-        columns = INTERPOLATED
-        side = max(max(images.shape[2:]) for images in self.first)
-        if any(images.shape[2:] != self.first[0].shape[2:] for images in self.first):  # of files
-            self.first = [framed(images, side) for images in self.first]
+        sizes = {images.shape[2:] for images in self.first}
+        if len(sizes) > 1:  # of files
+            self.first = [framed(images, max(map(max, sizes))) for images in self.first]
         shown = torch.cat(self.first)[:SHOWN]
-        if self.request["do"] == "sample":
-            columns = self.kinds * math.ceil(math.sqrt(len(shown)) / self.kinds)
-        save_png(grid(shown, columns), self.path / "grid.png")
+        square = self.kinds * math.ceil(math.sqrt(len(shown)) / self.kinds)
+        save_png(grid(shown, square if self.request["do"] == "sample" else INTERPOLATED), self.path / GRID)
         (self.path / WALK).unlink(missing_ok=True)
         if self.request["do"] == "interpolate":
             save_gif(torch.stack([grid(picture[None]) for picture in shown]), self.path / WALK)

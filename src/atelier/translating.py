@@ -21,8 +21,8 @@ from atelier.errors import UserError, nearest
 from atelier.models.base import Generator, Translator
 from atelier.pixels import to_float, to_uint8
 from atelier.rng import ImageRngs
+from atelier.studio import GRID
 
-GRID = "grid.png"  # beside the results
 TILE = 256  # pixels of the source a side; what is larger is made in parts where the net allows it
 MAX_PIXELS = 64_000_000
 

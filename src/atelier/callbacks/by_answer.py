@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import Tensor
 
 from atelier.batch import Batch
@@ -30,17 +28,15 @@ def compared(
     answer = model.answer(batch, case)
     if answer is None:
         return {}
-    source, target = cond[model.source_fields[case]].cpu(), to_uint8(answer)
-    learned = {}
+    source, target = cond[model.source_fields[case]], to_uint8(answer).to(images.device)
+    facts = _distances("", images, target, model.enlarges)
     if suite.lpips is not None:
-        learned["pair/lpips"] = suite.lpips(to_float(images), to_float(target.to(images.device))).cpu()
-    images, target = images.cpu(), target.cpu()
-    facts = _distances("", images, target, model.enlarges) | learned
+        facts["pair/lpips"] = suite.lpips(to_float(images), to_float(target))
     if model.enlarges > 1:
         facts |= _distances("bicubic_", to_uint8(enlarged(source, model.enlarges)), target, model.enlarges)
     if judged:
-        facts |= _seen("answer/", judge(answer.cpu()))
-        facts |= _seen("before/", judge(source)) if model.alike else {}
+        facts |= judge(answer.cpu()).rows("answer/")
+        facts |= judge(source.cpu()).rows("before/") if model.alike else {}
     return facts
 
 
@@ -54,19 +50,10 @@ def _distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict
     return facts
 
 
-def _seen(prefix: str, verdict: Verdict) -> dict[str, Tensor]:
-    return {f"{prefix}{f.name}": getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
-
-
 def values(facts: dict[str, Tensor], image_size: int) -> dict[str, float]:
     """Means of gathered facts, and what the judge says of the results beside their answers."""
     found = {name: fact.mean().item() for name, fact in facts.items() if name.startswith(PAIR)}
-    seen = {group: _verdict(facts, group) for group in ("verdict/", "answer/", "before/")}
-    if seen["verdict/"] is None or seen["answer/"] is None:
+    verdict, answer, before = (Verdict.of(facts, group) for group in ("verdict/", "answer/", "before/"))
+    if verdict is None or answer is None:
         return found
-    return found | answer_values(seen["verdict/"], seen["answer/"], seen["before/"], image_size)
-
-
-def _verdict(facts: dict[str, Tensor], group: str) -> Verdict | None:
-    rows = {name.removeprefix(group): fact for name, fact in facts.items() if name.startswith(group)}
-    return Verdict(**rows) if rows else None
+    return found | answer_values(verdict, answer, before, image_size)

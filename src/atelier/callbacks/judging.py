@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -112,8 +111,7 @@ class Judging:
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
         if data.judged:
-            verdict = judge(to_float(images.cpu()))
-            facts |= {f"verdict/{f.name}": getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
+            facts |= judge(to_float(images.cpu())).rows("verdict/")
             facts["images"] = images.cpu()
         return facts
 
@@ -169,7 +167,7 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
 
 def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:
     """The judge's figures of gathered facts, and why samples were refused."""
-    verdict = Verdict(**{name.split("/")[1]: v for name, v in facts.items() if name.startswith("verdict/")})
+    verdict = Verdict.of(facts, "verdict/")
     asked = {name.split("/")[1]: v for name, v in facts.items() if name.startswith("asked/")}
     images = to_float(facts["images"])
     return judge_values(verdict, asked, images), reasons(verdict, images.shape[-1])
