@@ -9,26 +9,22 @@ checkpoint comes once in 80,000 steps of this recipe: its seconds are told besid
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import statistics
-import subprocess
-import sys
-import tempfile
+import resource
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from rounds import WARM, compare, output, whole
+
 RECIPE = ["experiment=cifar10_ddpm", "data=shapes", "data.image_size=32", "data.flip=false", "metrics=none"]
 SHORT = ["eval.n_samples=1", "model.sampler.steps=1", "callbacks.grids.n=1", "trainer.precision=32-true"]
-WARM = 2
 
 
 def bare(steps: int, batch: int) -> None:
-    """The shortest loop that trains the same net: noise, mix, net, error, clip, step. Prints each step's seconds."""
-    import torch
+    """The shortest loop that trains the same net: noise, mix, net, error, clip, step.
 
-    sys.path.insert(0, str(Path(__file__).parent))
+    Prints each step's seconds and the peak memory in MiB.
+    """
+    import torch
     from unet import ours
 
     torch.manual_seed(0)
@@ -48,24 +44,7 @@ def bare(steps: int, batch: int) -> None:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps(seconds))
-
-
-def bare_steps(steps: int, batch: int) -> list[float]:
-    command = [sys.executable, __file__, "--bare", str(steps), "--batch", str(batch)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def whole_steps(steps: int, batch: int) -> list[float]:
-    """Seconds between the ends of two batches of train.py, from its own table."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [f"budget.images={steps * batch}", f"data.batch_size={batch}", f"run_dir={folder}/run"]
-        words += [f"callbacks.table.every_images={batch}"]
-        command = [sys.executable, str(ROOT / "train.py"), *RECIPE, *SHORT, *words]
-        subprocess.run(command, check=True, capture_output=True)
-        with open(f"{folder}/run/metrics.csv") as file:
-            rates = [row["perf/images_per_second"] for row in csv.DictReader(file)]
-    return [batch / float(rate) for rate in rates if rate]
+    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
 def main() -> None:
@@ -78,14 +57,12 @@ def main() -> None:
     if args.bare is not None:
         bare(args.bare, args.batch)
         return
-    taken: dict[str, list[float]] = {"bare": [], "train.py": []}
-    for _ in range(args.rounds):
-        for name, measure in (("bare", bare_steps), ("train.py", whole_steps)):
-            taken[name] += measure(args.steps + WARM, args.batch)[WARM:]
-    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    print("| loop | seconds a step | images/s | of bare |\n|---|---|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.3f} | {args.batch / median:.2f} | {medians['bare'] / median:.3f} |")
+    again = [__file__, "--bare", str(args.steps + WARM), "--batch", str(args.batch)]
+    loops = {
+        "bare": lambda: json.loads(output(again)),
+        "train.py": lambda: whole([*RECIPE, *SHORT], args.steps + WARM, args.batch),
+    }
+    compare(loops, args.rounds, args.batch)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,14 @@ Memory is the peak of the whole process, imports and data included.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from rounds import ROOT, WARM, compare, output, whole
+
 PAGE = ["model=stylegan2", "model.r1_gamma=0", "model.path_weight=0", "data=shapes", "data.n_train_scenes=512"]
 SHORT = ["metrics=none", "eval.n_samples=1", "callbacks.grids.n=1", "trainer=cpu", "trainer.precision=32-true"]
-WARM = 2
 
 
 def bare(steps: int, batch: int, size: int) -> None:
@@ -79,30 +73,6 @@ def bare(steps: int, batch: int, size: int) -> None:
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
-def bare_steps(steps: int, batch: int, size: int) -> tuple[list[float], float]:
-    command = [sys.executable, __file__, "--bare", str(steps), "--batch", str(batch), "--size", str(size)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def whole_steps(steps: int, batch: int, size: int) -> tuple[list[float], float]:
-    """Seconds between the ends of two batches of train.py, from its own table, and its peak memory in MiB."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [f"budget.images={steps * batch}", f"data.batch_size={batch}", f"data.image_size={size}"]
-        words += [f"run_dir={folder}/run", f"callbacks.table.every_images={batch}"]
-        command = [sys.executable, "-c", MEASURED, str(ROOT / "train.py"), *PAGE, *SHORT, *words]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        with open(f"{folder}/run/metrics.csv") as file:
-            rates = [row["perf/images_per_second"] for row in csv.DictReader(file)]
-    return [batch / float(rate) for rate in rates if rate], float(told.splitlines()[-1])
-
-
-MEASURED = """
-import resource, subprocess, sys
-subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
-"""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
@@ -114,18 +84,13 @@ def main() -> None:
     if args.bare is not None:
         bare(args.bare, args.batch, args.size)
         return
-    taken: dict[str, list[float]] = {"bare": [], "train.py": []}
-    memory = dict.fromkeys(taken, 0.0)
-    for _ in range(args.rounds):
-        for name, measure in (("bare", bare_steps), ("train.py", whole_steps)):
-            seconds, peak = measure(args.steps + WARM, args.batch, args.size)
-            taken[name] += seconds[WARM:]
-            memory[name] = max(memory[name], peak)
-    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    print("| loop | seconds a step | images/s | of bare | peak MiB |\n|---|---|---|---|---|")
-    for name, median in medians.items():
-        rate = f"{args.batch / median:.2f} | {medians['bare'] / median:.3f} | {memory[name]:.0f}"
-        print(f"| {name} | {median:.3f} | {rate} |")
+    again = [__file__, "--bare", str(args.steps + WARM), "--batch", str(args.batch), "--size", str(args.size)]
+    words = [*PAGE, *SHORT, f"data.image_size={args.size}"]
+    loops = {
+        "bare": lambda: json.loads(output(again)),
+        "train.py": lambda: whole(words, args.steps + WARM, args.batch),
+    }
+    compare(loops, args.rounds, args.batch)
 
 
 if __name__ == "__main__":
