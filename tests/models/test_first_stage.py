@@ -17,6 +17,7 @@ from atelier.models.base import Autoencoder, Discrete
 from atelier.models.first_stage import VQGAN, AutoencoderKL
 from atelier.rng import ImageRngs
 from tests.compose import composed
+from tests.players import Recording
 from tests.tiny import COMMON
 
 SMALL = [
@@ -47,25 +48,10 @@ def batch(n: int = 6) -> dict[str, Tensor]:
     return {"image": 2 * torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 1}
 
 
-class Optimizer:
-    """Says whose turn it is and, in `gradients`, what it was given."""
-
-    def __init__(self, name: str, net: nn.Module, log: list[str]) -> None:
-        self.name, self.net, self.log = name, net, log
-        self.gradients: dict[str, Tensor] = {}
-
-    def zero_grad(self) -> None:
-        self.net.zero_grad()
-
-    def step(self) -> None:
-        self.log.append(self.name)
-        self.gradients = {name: p.grad.clone() for name, p in self.net.named_parameters() if p.grad is not None}
-
-
 def step(model: AutoencoderKL | VQGAN, images_seen: int, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict, dict]:
     """One training step at a time of the clock: who stepped, and each one's gradients."""
     log: list[str] = []
-    both = Optimizer("A", model.net, log), Optimizer("D", model.discriminator, log)
+    both = Recording("A", model.net, log), Recording("D", model.discriminator, log)
     monkeypatch.setattr(model, "optimizers", lambda: both)
     monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
     model.images_seen = images_seen

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from atelier import build
 from atelier.errors import UserError, user_error
 from atelier.models.pix2pix import Pix2Pix
 from atelier.rng import ImageRngs
 from tests.compose import composed
+from tests.players import Watching
 from tests.tiny import COMMON
 
 SMALL = [
@@ -42,29 +43,10 @@ def batch(n: int = 6) -> dict[str, Tensor]:
     return {name: 2 * torch.rand(n, 3, 8, 8, generator=g) - 1 for name in ("image", "source")}
 
 
-class Optimizer:
-    """Says whose turn it is, and which nets have gradients then."""
-
-    def __init__(self, name: str, model: Pix2Pix, log: list[str]) -> None:
-        self.name, self.model, self.log = name, model, log
-
-    def zero_grad(self) -> None:
-        self.model.zero_grad()
-
-    def step(self) -> None:
-        nets = {"g": self.model.generator, "d": self.model.discriminator}
-        self.log.append(self.name + "".join(k for k, net in nets.items() if learned(net)))
-
-
-def learned(net: nn.Module) -> bool:
-    """Whether any weight has a gradient; a weight with one that is zero counts too."""
-    return any(p.grad is not None for p in net.parameters())
-
-
 def test_each_step_is_of_one_player_alone(model: Pix2Pix, monkeypatch: pytest.MonkeyPatch) -> None:
     """D before G, and neither leaves gradients in the other."""
     log: list[str] = []
-    monkeypatch.setattr(model, "optimizers", lambda: (Optimizer("G", model, log), Optimizer("D", model, log)))
+    monkeypatch.setattr(model, "optimizers", lambda: (Watching("G", model, log), Watching("D", model, log)))
     monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
     model.training_step(batch())
     assert log == ["Dd", "Gg"]

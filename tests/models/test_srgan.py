@@ -21,6 +21,7 @@ from atelier.nets.srgan import VGG54
 from atelier.nets.vgg import VGG19, vgg
 from atelier.rng import ImageRngs
 from tests.compose import composed
+from tests.players import Recording
 from tests.tiny import COMMON
 
 DATA = [*COMMON, "data.task=low_resolution"]
@@ -49,26 +50,11 @@ def batch(n: int = 6, size: int = 8) -> dict[str, Tensor]:
     return {"image": image, "source": source}
 
 
-class Optimizer:
-    """Says whose turn it is and, in `gradients`, what it was given."""
-
-    def __init__(self, name: str, net: nn.Module, log: list[str]) -> None:
-        self.name, self.net, self.log = name, net, log
-        self.gradients: dict[str, Tensor] = {}
-
-    def zero_grad(self) -> None:
-        self.net.zero_grad()
-
-    def step(self) -> None:
-        self.log.append(self.name)
-        self.gradients = {n: p.grad.clone() for n, p in self.net.named_parameters() if p.grad is not None}
-
-
 def step(model: SRGAN, monkeypatch: pytest.MonkeyPatch, x: dict | None = None) -> tuple[list[str], list[dict]]:
     """One batch: whose turn it was, and the gradients of each player."""
     log: list[str] = []
     nets = [("G", model.net), ("D", model.discriminator)]
-    optimizers = [Optimizer(name, net, log) for name, net in nets if net is not None]
+    optimizers = [Recording(name, net, log) for name, net in nets if net is not None]
     monkeypatch.setattr(model, "optimizers", lambda: optimizers if len(optimizers) > 1 else optimizers[0])
     monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
     model.reported.clear()

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from atelier import build
 from atelier.losses.regularizers import lipschitz
 from atelier.models.stargan import StarGAN, _classified
 from atelier.rng import ImageRngs
 from tests.compose import composed
+from tests.players import Watching
 from tests.tiny import COMMON
 
 SMALL = [
@@ -43,29 +44,11 @@ def batch(n: int = 6) -> dict[str, Tensor]:
     return {"image": 2 * torch.rand(n, 3, 8, 8, generator=g) - 1, **told}
 
 
-class Optimizer:
-    """Says whose turn it is, and which nets have gradients then."""
-
-    def __init__(self, name: str, model: StarGAN, log: list[str]) -> None:
-        self.name, self.model, self.log = name, model, log
-
-    def zero_grad(self) -> None:
-        self.model.zero_grad()
-
-    def step(self) -> None:
-        nets = {"g": self.model.generator, "d": self.model.discriminator}
-        self.log.append(self.name + "".join(k for k, net in nets.items() if learned(net)))
-
-
-def learned(net: nn.Module) -> bool:
-    return any(p.grad is not None for p in net.parameters())
-
-
 @pytest.mark.parametrize(("n_critic", "turns"), [(1, "Dd Gg Dd Gg Dd Gg"), (2, "Dd Dd Gg Dd"), (3, "Dd Dd Dd Gg")])
 def test_each_step_is_of_one_player_alone(n_critic: int, turns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither leaves gradients in the other."""
     model, log = made(f"model.n_critic={n_critic}"), []
-    monkeypatch.setattr(model, "optimizers", lambda: (Optimizer("G", model, log), Optimizer("D", model, log)))
+    monkeypatch.setattr(model, "optimizers", lambda: (Watching("G", model, log), Watching("D", model, log)))
     monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
     for k in range(3):
         model.training_step(batch(), k)
