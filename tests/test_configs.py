@@ -297,9 +297,12 @@ FEW = ["data.n_train_scenes=20", "data.n_test_scenes=8"]
 TASKS = {  # a page -> what it needs beside images of the shapes world
     "pix2pix": "label_map",
     "cyclegan": "fill",
+    "cut": "fill",
     "stargan": "recast",
     "srresnet": "low_resolution",
     "srgan": "low_resolution",
+    "rrdbnet": "low_resolution",
+    "esrgan": "low_resolution",
 }
 SMALL = {
     "width": 4,
@@ -437,6 +440,8 @@ def test_the_choices_of_diffusion_train(
      "model.generator_a2b.patch=1", "model.pool_a.size=0", "adversarial@model.loss=relativistic"],
     ["model=cyclegan", "data.task=fill", "model.generator_b2a.residual=false", "model.generator_b2a.downs=2",
      "model.identity_weight=0", "adversarial@model.loss=non_saturating"],
+    ["model=cut", "data.task=fill", "model.direction=b2a", "model.identity_weight=0", "model.n_patches=3"],
+    ["model=cut", "data.task=fill", "model.patch_weight=0", "adversarial@model.loss=relativistic"],
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=batch", "model.generator.n_dropout=0",
      "model.generator.levels=7"],
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=none", "adversarial@model.loss=relativistic"],

@@ -26,7 +26,7 @@ from tests.tiny import TINY
 
 FAMILIES = list(TINY)
 AUTOENCODERS = ("ae", "vae", "vqvae", "first_stage")
-NOISELESS = ("cyclegan", "stargan", "srgan")  # an image of a source, whatever the seed
+NOISELESS = ("cyclegan", "cut", "stargan", "srgan")  # an image of a source, whatever the seed
 HAD = 25  # the label of the tiny test split's first image
 
 

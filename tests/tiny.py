@@ -137,6 +137,16 @@ TINY: dict[str, list[str]] = {
         *(f"model.pool_{side}.size=20" for side in "ab"),
         "model.identity_every=2",
     ],
+    "cut": [
+        "model=cut",
+        *COMMON,
+        "data.task=fill",
+        "model.generator.width=4",
+        "model.generator.n_blocks=1",
+        "model.discriminator.width=4",
+        "model.discriminator.n_layers=1",
+        "model.patch_dim=4",
+    ],
     "pix2pix": [
         "model=pix2pix",
         *COMMON,

@@ -30,6 +30,7 @@ ROOT: dict[str, Any] = {
     "run_dir": Name,
     "resume": Literal["auto", "never"],
     "compile": bool,
+    "channels_last": bool,
     "check": bool,
     "objective": Name | None,
     "run": Name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401
 from torch import Tensor
 
 
@@ -22,6 +23,11 @@ def summed(x: Tensor) -> Tensor:
 def mean(x: Tensor) -> Tensor:
     """The mean of all ranks' x: of a statistic of all their images where their batches are of one size."""
     return summed(x) / dist.get_world_size() if many() else x
+
+
+def mean_learned(x: Tensor) -> Tensor:
+    """`mean`, through which gradients go."""
+    return dist.nn.functional.all_reduce(x) / dist.get_world_size() if many() else x
 
 
 def from_first(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from atelier.losses.adversarial import (
     LeastSquares,
     NonSaturating,
     Relativistic,
+    RelativisticAverage,
     Wasserstein,
 )
 from atelier.losses.regularizers import gradient_penalty, lipschitz
@@ -38,10 +39,21 @@ def test_the_others_by_hand() -> None:
     softplus = (1 + pairs.exp()).log().mean().item()
     assert Relativistic().discriminator(REAL, FAKE).item() == pytest.approx(softplus)
     assert Relativistic().generator(REAL, FAKE).item() == pytest.approx((1 + (-pairs).exp()).log().mean().item())
-    assert [loss.compares for loss in (Relativistic, Hinge)] == [True, False]
+    assert [loss.compares for loss in (Relativistic, RelativisticAverage, Hinge)] == [True, True, False]
 
 
-@pytest.mark.parametrize("loss", [NonSaturating(), LeastSquares(), Hinge(), Wasserstein(), Relativistic()])
+def test_against_the_average_by_hand() -> None:
+    """Wang et al. 2018, eq. 1 and 2: real images have mean -0.5, generated ones 1.75."""
+    real, fake = torch.sigmoid(REAL - 1.75), torch.sigmoid(FAKE + 0.5)
+    loss = RelativisticAverage()
+    torch.testing.assert_close(loss.discriminator(REAL, FAKE), -real.log().mean() - (1 - fake).log().mean())
+    torch.testing.assert_close(loss.generator(REAL, FAKE), -(1 - real).log().mean() - fake.log().mean())
+
+
+LOSSES = NonSaturating(), LeastSquares(), Hinge(), Wasserstein(), Relativistic(), RelativisticAverage()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_players_pull_a_fake_logit_in_opposite_directions_in_float32(loss: Adversarial) -> None:
     fake = torch.zeros(4, dtype=torch.bfloat16, requires_grad=True)
     real = torch.zeros(4, dtype=torch.bfloat16)

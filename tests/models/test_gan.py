@@ -14,16 +14,7 @@ from atelier.models.gan import GAN
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.conftest import overrides
-
-
-class Optimizer:
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self.log = name, log
-
-    def zero_grad(self) -> None: ...
-
-    def step(self) -> None:
-        self.log.append(self.name)
+from tests.players import Watching
 
 
 @pytest.fixture
@@ -39,14 +30,15 @@ def batch(n: int = 6) -> dict[str, torch.Tensor]:
 def steps(model: GAN, n_batches: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[set[str]]]:
     log: list[str] = []
     reported = []
-    monkeypatch.setattr(model, "optimizers", lambda: (Optimizer("G", log), Optimizer("D", log)))
+    monkeypatch.setattr(model, "optimizers", lambda: (Watching("G", model, log), Watching("D", model, log)))
     monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
     monkeypatch.setattr(model, "clip_gradients", lambda *_: None)
     for k in range(n_batches):
         model.reported.clear()
         model.training_step(batch(), k)
         reported.append(set(model.reported))
-    return log, reported
+    assert all(turn in ("Gg", "Dd") for turn in log)  # whose turn it is learns, and nobody else
+    return [turn[0] for turn in log], reported
 
 
 @pytest.mark.parametrize(("n_critic", "turns"), [(1, "DGDGDGDG"), (2, "DDGDDG"), (4, "DDDDG")])

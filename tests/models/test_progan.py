@@ -15,6 +15,7 @@ from atelier.models.progan import ProGAN, StyleGAN, forget
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.conftest import overrides
+from tests.players import learned
 
 
 def made(page: str = "stylegan", *words: str) -> ProGAN | StyleGAN:
@@ -136,6 +137,12 @@ def test_each_member_takes_its_own_generator() -> None:
     rest = (NonSaturating(), 1.0, 0.0, 0.0, 8, 8, [1], None, None, None)
     with pytest.raises(UserError, match="ProGAN takes another"):
         ProGAN(other.generator, other.discriminator, None, None, *rest)
+
+
+def test_a_generator_step_leaves_the_discriminator_alone(model: ProGAN | StyleGAN) -> None:
+    model._generator_loss(batch()["image"], cond(8), model.level()).backward()
+    assert learned(model.generator) and not learned(model.discriminator)
+    assert all(p.requires_grad for p in model.discriminator.parameters())
 
 
 def test_losses_and_images_are_float32_under_bf16(model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from atelier.models.stylegan2 import StyleGAN2
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.conftest import overrides
+from tests.players import learned
 
 
 def made(*words: str) -> StyleGAN2:
@@ -138,6 +139,13 @@ def test_lazy_steps_correct_their_optimizers(model: StyleGAN2) -> None:
         group = optimizer.param_groups[0]
         assert group["lr"] == pytest.approx(2e-3 * k / (k + 1)) and group["betas"][0] == 0
         assert group["betas"][1] == pytest.approx(0.99 ** (k / (k + 1)))
+
+
+def test_a_generator_step_leaves_the_discriminator_alone(model: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: loss.backward())
+    model._generator_step(batch(), None)
+    assert learned(model.generator) and not learned(model.discriminator)
+    assert all(p.requires_grad for p in model.discriminator.parameters())
 
 
 def test_images_logits_and_penalties_are_float32_under_bf16(model: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:

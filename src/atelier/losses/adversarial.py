@@ -98,6 +98,26 @@ class Relativistic(Adversarial):
         return F.softplus(real.float() - fake.float()).mean()
 
 
+class RelativisticAverage(Adversarial):
+    """Each image against the mean of the other kind
+
+    (Jolicoeur-Martineau 2019, The Relativistic Discriminator; Wang et al. 2018, ESRGAN, eq. 1 and 2). Means are those
+    of the whole batch, of all ranks.
+    """
+
+    compares = True
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """E softplus(-(D(x) - E D(G(z)))) + E softplus(D(G(z)) - E D(x))."""
+        real, fake = real.float(), fake.float()
+        real_mean, fake_mean = ranks.mean_learned(real.mean()), ranks.mean_learned(fake.mean())
+        return F.softplus(fake_mean - real).mean() + F.softplus(fake - real_mean).mean()
+
+    def generator(self, real: Tensor | None, fake: Tensor) -> Tensor:
+        """The same with the two kinds exchanged."""
+        return self.discriminator(fake, real)
+
+
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
     """|grad of reconstruction| / (|grad of adversarial| + 1e-4) at one weight, at most 1e4: a constant scalar
 

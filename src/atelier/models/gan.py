@@ -14,7 +14,7 @@ from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, lipschitz
-from atelier.models.base import Cond, Latent
+from atelier.models.base import Cond, Latent, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
 from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
@@ -136,9 +136,11 @@ class GAN(Latent):
 
     def _generator_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
-        known = self.discriminator_embedder(cond, n)
-        fake_logits, classes = self.discriminator(self._augmented(self._fake(cond, n)), known)
-        real_logits = self.discriminator(self._augmented(batch["image"]), known)[0] if self.loss.compares else None
+        known = self.discriminator_embedder(cond, n).detach()
+        fake = self._augmented(self._fake(cond, n))
+        with at_rest(self.discriminator):
+            fake_logits, classes = self.discriminator(fake, known)
+            real_logits = self.discriminator(self._augmented(batch["image"]), known)[0] if self.loss.compares else None
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
         if classes is not None:

@@ -16,7 +16,7 @@ from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, lipschitz
-from atelier.models.base import Cond, Latent, Styled
+from atelier.models.base import Cond, Latent, Styled, at_rest
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.progan import ProDiscriminator, ProGenerator, StyleGenerator, doubled, seen_at
 from atelier.nets.stylegan2 import mixed
@@ -143,10 +143,11 @@ class _Progressive(Latent):
         return loss
 
     def _generator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
-        known = self.discriminator_embedder(cond, len(x))
-        fake_logits = self.discriminator(self.made(cond, len(x), level), known, level)
+        known, fake = self.discriminator_embedder(cond, len(x)).detach(), self.made(cond, len(x), level)
         real = seen_at(x, level, self.discriminator.top)
-        real_logits = self.discriminator(real, known, level) if self.loss.compares else None
+        with at_rest(self.discriminator):
+            fake_logits = self.discriminator(fake, known, level)
+            real_logits = self.discriminator(real, known, level) if self.loss.compares else None
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
         return loss

@@ -13,6 +13,7 @@ from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
 from atelier.models.base import Cond, Translator, at_rest
+from atelier.nets.rrdb import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
 from atelier.ranges import NonNegFloat, PositiveFloat
 from atelier.rng import ImageRngs
@@ -48,7 +49,7 @@ class SRGAN(Translator):
 
     def __init__(
         self,
-        net: SRResNet | None,
+        net: SRResNet | RRDBNet | None,
         discriminator: SRDiscriminator | None,
         loss: Adversarial | None,
         perceptual: LPIPS | Pyramid | VGGFeatures | None,
@@ -129,11 +130,11 @@ class SRGAN(Translator):
         return self.net(cond["source"])
 
 
-def _one(net: SRResNet | None, first_stage: nn.Module | None) -> SRResNet:
+def _one(net: SRResNet | RRDBNet | None, first_stage: nn.Module | None) -> SRResNet:
     if (net is None) == (first_stage is None):
         problem = "there is no net" if net is None else "the first stage has the net already"
         raise UserError("model.net", net and type(net).__name__, problem, "model=srresnet, or model=srgan as it is")
-    if net is None and not isinstance(first_stage, SRResNet):
+    if net is None and not isinstance(first_stage, SRResNet | RRDBNet):
         fix = "model.first_stage.experiment=shapes_srresnet"
         raise UserError("model.first_stage", type(first_stage).__name__, "it enlarges no images", fix)
     return first_stage if net is None else net

@@ -13,7 +13,7 @@ from atelier import ranks
 from atelier.batch import Batch
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, path_lengths
-from atelier.models.base import Cond, Styled
+from atelier.models.base import Cond, Styled, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator, mixed
@@ -114,9 +114,10 @@ class StyleGAN2(Styled):
         styles = self._mixed(cond, n)
         mean = ranks.mean(styles.detach()[:, 0].mean(0))
         self.generator.mapping.mean.lerp_(mean, 1 - self.mean_memory)
-        known = self.discriminator_embedder(cond, n)
-        fake_logits = self.discriminator(self._augmented(self._fake(styles)), known)
-        real_logits = self.discriminator(self._augmented(batch["image"]), known) if self.loss.compares else None
+        known, fake = self.discriminator_embedder(cond, n).detach(), self._augmented(self._fake(styles))
+        with at_rest(self.discriminator):
+            fake_logits = self.discriminator(fake, known)
+            real_logits = self.discriminator(self._augmented(batch["image"]), known) if self.loss.compares else None
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
         self.step(optimizer, loss, "generator")

@@ -71,7 +71,7 @@ class MinibatchStd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
         n = math.gcd(b, self.group)
-        groups = x.float().view(n, b // n, -1)                             # (G, B / G, C H W)
+        groups = x.float().reshape(n, b // n, -1)                          # (G, B / G, C H W)
         spread = (groups.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)       # (B / G,)
         plane = spread.repeat(n).view(b, 1, 1, 1).expand(b, 1, h, w).to(x.dtype)
         return torch.cat([x, plane], dim=1)                                # (B, C + 1, H, W)

@@ -50,8 +50,11 @@ class ResNetTranslator(nn.Module):
         ends, widths = 7 if patch == 1 else 3, [width * 2**i for i in range(downs + 1)]
         layers: list[nn.Module] = [nn.PixelUnshuffle(patch)]
         layers += _block(nn.Conv2d(in_channels * patch**2, width, ends, padding=ends // 2, padding_mode=padding), make)
+        looked_at = {0: in_channels * patch**2}
         for n in widths[:-1]:
+            looked_at[len(layers)] = 2 * n
             layers += _block(nn.Conv2d(n, 2 * n, 3, stride=2, padding=1), make)
+        looked_at |= {len(layers) + k: widths[-1] for k in (0, n_blocks // 2)}
         layers += [Block(widths[-1], make, padding) for _ in range(n_blocks)]
         for n in widths[:0:-1]:
             layers += _block(nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), make)
@@ -59,11 +62,25 @@ class ResNetTranslator(nn.Module):
         self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(patch)).apply(as_published)
         if residual:
             nn.init.zeros_(last.weight)
+        self.looked_at = looked_at
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 of sources (B, C', H, W), whose sides divide by `multiple`."""
         h = self.layers(x).float()                                         # (B, C, H, W)
         return (h + SHARE * x.float() if self.residual else h).tanh()
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What the first half sees in x: its pixels, its map behind each halving convolution, behind the first and
+
+        behind the middle residual block, each (B, C, h, w) (Park et al. 2020, CUT, appendix C.1). `looked_at` says
+        behind which layers, and how many channels C those give.
+        """
+        found = []
+        for k, layer in enumerate(self.layers[: max(self.looked_at) + 1]):
+            x = layer(x)
+            if k in self.looked_at:
+                found.append(x)
+        return found
 
 
 class Block(nn.Module):

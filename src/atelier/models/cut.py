@@ -1,0 +1,143 @@
+"""CUT: one way between two domains without pairs, each patch like its own place (Park et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from atelier.batch import Batch
+from atelier.losses.adversarial import Adversarial
+from atelier.losses.contrastive import patch_nce
+from atelier.models.base import Cond, Translator, at_rest
+from atelier.nets.patch import PatchDiscriminator
+from atelier.nets.resnet_translator import ResNetTranslator
+from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
+from atelier.rng import ImageRngs
+
+
+class CUT(Translator):
+    """The result must look like the other domain, and each patch of it more like the source there than elsewhere
+
+    (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 1 to 6). Half the weights and
+    half the time of CycleGAN: there is no way back. Each batch is a step of the discriminator, then one of the
+    generator. Images are compared by what the generator's own first half sees in them, through a small net for each
+    depth, which learns with the generator.
+
+    Args:
+        generator: images to images of the other domain.
+        discriminator: images to a map of logits.
+        direction: "a2b" makes images of domain b from those of domain a.
+        loss: of the players; least squares has a factor 1/2 for both.
+        adversarial_weight: of the generator's part of it.
+        patch_weight: of the contrast between patches of the result and of the source; published: 1, FastCUT 10.
+        identity_weight: of the same for images of the target domain, which are to stay; published: 1, FastCUT 0.
+        n_patches: places of an image that are told apart, or as many as a map has; published: 256.
+        patch_dim: size of what stands for a patch; published: 256.
+        temperature: of the contrast; published: 0.07.
+        generator_optimizer, discriminator_optimizer: parameters -> optimizer.
+        grad_clip: global gradient norm of either player.
+    """
+
+    needs = frozenset({"image_a", "image_b"})
+    alike = True
+    averaged = ("generator",)
+    strategy = {"find_unused_parameters": True}
+    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}
+    answer_fields: ClassVar[dict[str, str]] = {"a2b": "answer_a", "b2a": "answer_b"}
+
+    def __init__(
+        self,
+        generator: ResNetTranslator,
+        discriminator: PatchDiscriminator,
+        direction: Literal["a2b", "b2a"],
+        loss: Adversarial,
+        adversarial_weight: NonNegFloat,
+        patch_weight: NonNegFloat,
+        identity_weight: NonNegFloat,
+        n_patches: PositiveInt,
+        patch_dim: PositiveInt,
+        temperature: PositiveFloat,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        self.heads = nn.ModuleList(_head(n, patch_dim) for n in generator.looked_at.values())
+        self.cases, self.multiple = (direction,), generator.multiple
+        self.adversarial_weight, self.patch_weight = adversarial_weight, patch_weight
+        self.identity_weight = identity_weight
+        self.n_patches, self.temperature = n_patches, temperature
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.grad_clip = grad_clip
+
+    def training_step(self, batch: Batch) -> None:
+        ours, theirs = self.optimizers()
+        (case,) = self.cases
+        source, real = batch[self.source_fields[case]], self.real(batch, case)
+        fake = self.generator(source)
+        self.step(theirs, self._judged(real, fake.detach()), "discriminator")
+        self.step(ours, self._generator_loss(source, real, fake), "generator")
+
+    def _judged(self, real: Tensor, fake: Tensor) -> Tensor:
+        real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
+        loss = self.loss.discriminator(real_logits, fake_logits)
+        self.report_game(loss, real_logits, fake_logits)
+        return loss
+
+    def _generator_loss(self, source: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+        """Eq. 6."""
+        with at_rest(self.discriminator):
+            real_logits = self.discriminator(real) if self.loss.compares else None
+            adversarial = self.loss.generator(real_logits, self.discriminator(fake))
+        self.report("generator", adversarial)
+        loss = self.adversarial_weight * adversarial
+        if self.patch_weight > 0:
+            patches = self._apart(source, fake)
+            self.report("patches", patches)
+            loss = loss + self.patch_weight * patches
+        if self.identity_weight > 0:
+            same = self._apart(real, self.generator(real))
+            self.report("identity", same)
+            loss = loss + self.identity_weight * same
+        return loss
+
+    def _apart(self, source: Tensor, result: Tensor) -> Tensor:
+        """How badly patches of the result find their own place in the source, mean over depths: scalar (eq. 4)."""
+        with torch.no_grad():
+            known = self.generator.features(source)
+        asked, losses = self.generator.features(result), []
+        for head, theirs, ours in zip(self.heads, known, asked, strict=True):
+            size = ours.shape[2] * ours.shape[3]
+            places = torch.randperm(size, device=ours.device)[: self.n_patches]               # (S,)
+            query, key = (_vectors(head, x.flatten(2)[:, :, places]) for x in (ours, theirs))
+            losses.append(patch_nce(query, key.detach(), self.temperature))
+        return torch.stack(losses).mean()
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        ours = [p for net in (self.generator, self.heads) for p in net.parameters()]
+        return [self.generator_optimizer(ours), self.discriminator_optimizer(self.discriminator.parameters())]
+
+    def real(self, batch: Batch, case: str) -> Tensor:
+        return batch["image_b" if case == "a2b" else "image_a"]
+
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        (source,) = cond.values()
+        return self.generator(source)
+
+
+def _head(channels: int, dim: int) -> nn.Sequential:
+    """Two layers, the same for all patches of a depth."""
+    return nn.Sequential(nn.Linear(channels, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+
+def _vectors(head: nn.Module, x: Tensor) -> Tensor:
+    """Of length 1, (B, S, D) float32, of patches (B, C, S)."""
+    return F.normalize(head(x.transpose(1, 2)).float(), dim=2)
