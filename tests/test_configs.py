@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
 
 import train as entry
 from atelier import errors, preflight
@@ -346,6 +349,26 @@ def trained(folder: Path, *overrides: str, changes: dict[str, Any] | None = None
     entry.train(cfg)
     assert (folder / "weights.safetensors").exists() and list((folder / "checkpoints").glob("*.ckpt"))
     return json.loads((folder / "summary.json").read_text())
+
+
+def test_channels_last_is_another_memory_format_of_the_same_net(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formats, weights = [], []
+    original = preflight.match
+
+    def watched(model: nn.Module, data: Any) -> None:
+        original(model, data)
+        layers = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+        formats.append(all(w.is_contiguous(memory_format=torch.channels_last) for w in layers))
+
+    monkeypatch.setattr(preflight, "match", watched)
+    for last in ("false", "true"):
+        trained(tmp_path / last, "model=cgan", *BRIEF, *FEW, f"channels_last={last}")
+        weights.append(load_file(tmp_path / last / "weights.safetensors"))
+    assert formats == [False, True]
+    apart = torch.cat([(weights[1][name] - value).abs().flatten() for name, value in weights[0].items()])
+    assert apart.median() < 1e-6 and apart.max() < 5e-3  # two steps of 1e-3 to either side where a gradient is nothing
 
 
 @pytest.fixture(scope="session")

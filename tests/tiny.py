@@ -99,6 +99,7 @@ TINY: dict[str, list[str]] = {
     ],
     "stylegan2": [
         "model=stylegan2",
+        "channels_last=true",
         "augment@model.augment=ada",
         *COMMON,
         "model.augment.every_images=16",
