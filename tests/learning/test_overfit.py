@@ -26,6 +26,12 @@ COMMON = [
 ]  # fmt: skip
 
 
+STAR = [
+    "adversarial@model.loss=non_saturating", "model.lipschitz_weight=0", "model.r1_gamma=1", "model.n_critic=1",
+    "model.generator.width=16", "model.generator_optimizer.lr=1e-3", "model.discriminator_optimizer.lr=5e-4",
+]  # fmt: skip
+
+
 def learned(folder: Path, *words: str) -> runs.Loaded:
     train.train(composed(*COMMON, *words, run_dir=folder))
     return runs.load(folder, ema=True)
@@ -119,7 +125,8 @@ def test_ddpm_draws_the_image_that_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_gan_draws_the_image_that_is_asked_for(tmp_path: Path) -> None:
-    words = ["model=gan", "model.generator.width=16", "model.discriminator.width=16", "budget.images=24000"]
+    words = ["model=cgan", "model.generator.width=16", "model.discriminator.width=16", "budget.images=24000"]
+    words += ["model.generator.told=norm", "model.r1_gamma=0.3"]
     asked, _ = distances(learned(tmp_path, *words))
     assert asked.median() < 0.3
 
@@ -130,3 +137,37 @@ def test_ldm_draws_the_image_that_is_asked_for(tmp_path: Path, vae: runs.Loaded)
     words += ["model.optimizer.warmup_images=500", "model.guidance=1.0", "model.optimizer.lr=2e-3"]
     asked, _ = distances(learned(tmp_path, *words))
     assert asked.median() < 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["stylegan2", "stylegan", "r3gan"])
+def test_other_gans_draw_the_image_that_is_asked_for(page: str, tmp_path: Path) -> None:
+    size = "model.generator.width=16" if page == "r3gan" else "model.generator.base=256"
+    words = [f"model={page}", size, "budget.images=24000", "data.batch_size=16", "model.r1_gamma=0.3"]
+    if page != "r3gan":
+        words += [f"model.{player}_optimizer.lr=1e-2" for player in ("generator", "discriminator")]
+        words += ["model.mixing=0"]
+    if page == "stylegan":
+        words += ["model.stable_images=1000", "model.fade_images=1000"]
+    asked, _ = distances(learned(tmp_path, *words))
+    assert asked.median() < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    ["pix2pix label_map 22", "srresnet low_resolution 26", "stargan recast 15", "cyclegan fill 15", "cut fill 13"],
+)
+def test_translators_make_the_answers_to_their_sources(page: str, tmp_path: Path) -> None:
+    name, task, decibels = page.split()
+    words = [f"model={name}", f"data.task={task}", "data.batch_size=8", "budget.images=16000"]
+    words += {"srresnet": ["data.image_size=32"], "stargan": STAR, "pix2pix": ["model.generator.levels=7"]}.get(
+        name, []
+    )
+    loaded = learned(tmp_path, *words)
+    batch = loaded.data.split("train").read(list(range(8)), None)
+    for case in loaded.model.cases:
+        with torch.inference_mode():
+            made = loaded.model.sample(loaded.model.condition(batch, case), ImageRngs(1, 0, 8))
+        found = psnr(to_uint8(made), to_uint8(loaded.model.answer(batch, case)))
+        assert found.median() > float(decibels), (case, found)
