@@ -184,6 +184,13 @@ def test_what_does_not_fit_is_one_line(changed: dict[str, Any], line: str) -> No
     assert user_error(caught.value).line().startswith(line)
 
 
+def test_the_weight_of_nobody_is_one_line() -> None:
+    with pytest.raises(Exception) as caught:
+        alone("model.adversarial_weight=0.1")
+    line = "error: model.adversarial_weight=0.1: there is no discriminator. Fix: model.adversarial_weight=0"
+    assert user_error(caught.value).line() == line
+
+
 def test_without_any_net_there_is_no_model() -> None:
     with pytest.raises(Exception) as caught:
         alone("model.net=null")

@@ -39,7 +39,8 @@ class SRGAN(Translator):
         first_stage: the net of a finished run, from whose weights training starts.
 
     Raises:
-        UserError: no net or two; the first stage does not enlarge; a discriminator without its loss or its optimizer.
+        UserError: no net or two; the first stage does not enlarge; a discriminator without its loss or its optimizer, or
+            its weight without it.
     """
 
     needs = frozenset({"source"})
@@ -67,6 +68,9 @@ class SRGAN(Translator):
         self.net = _one(net, first_stage)
         self.enlarges, self.reach = self.net.factor, self.net.reach
         _complete({"discriminator": discriminator, "loss": loss, "discriminator_optimizer": discriminator_optimizer})
+        if discriminator is None and adversarial_weight > 0:
+            problem = "there is no discriminator"
+            raise UserError("model.adversarial_weight", adversarial_weight, problem, "model.adversarial_weight=0")
         self.discriminator, self.loss, self.perceptual, self.pixel = discriminator, loss, perceptual, pixel
         self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
         self.adversarial_weight = adversarial_weight
