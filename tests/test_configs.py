@@ -465,6 +465,10 @@ def test_the_choices_of_diffusion_train(
      "model.identity_weight=0", "adversarial@model.loss=non_saturating"],
     ["model=cut", "data.task=fill", "model.direction=b2a", "model.identity_weight=0", "model.n_patches=3"],
     ["model=cut", "data.task=fill", "model.patch_weight=0", "adversarial@model.loss=relativistic"],
+    ["model=cut", "data.task=fill", "model.generator.norm=instance", "model.generator.padding=reflect",
+     "model.generator.patch=1", "model.generator.downs=2", "model.generator.residual=false",
+     "adversarial@model.loss=relativistic_average"],
+    ["model=rrdbnet", "data.task=low_resolution", "model.pixel=l2", "perceptual@model.perceptual=pyramid"],
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=batch", "model.generator.n_dropout=0",
      "model.generator.levels=7"],
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=none", "adversarial@model.loss=relativistic"],
@@ -563,6 +567,7 @@ def test_an_experiment_trains(
     (["model=vae", "objective=fidd"], "error: objective=fidd: the run has no such metric"),
     (["model=vae", "checkpoint.best=fidd"], "error: checkpoint.best=fidd: no such metric"),
     (["model=vae", "metrics=mobilenet"], "error: metrics.weights="),
+    (["model=cut", "data.task=fill", "data.image_size=18"], "error: data.image_size=18: "),
     (["model=vae", "trainer=cpu", "trainer.precision=16-mixed"], "Fix: trainer.precision=bf16-mixed"),
 ], ids=lambda part: "" if isinstance(part, str) else part[-1])  # fmt: skip
 def test_what_a_constructor_refuses_is_one_line(

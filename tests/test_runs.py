@@ -155,6 +155,7 @@ def test_found_by_path_or_as_the_last(
         ("data.flip=true", "data.flip"),
         ("callbacks.ema.ramp=0.5", "callbacks.ema.ramp"),
         ("seed=1", "seed"),
+        ("channels_last=true", "channels_last"),
     ],
 )
 def test_what_makes_another_run_is_refused_by_its_key(copied: Path, word: str, key: str) -> None:
@@ -177,6 +178,15 @@ def test_another_family_is_refused(copied: Path) -> None:
 def test_what_does_not_is_free(copied: Path, word: str) -> None:
     cfg = composed(*VAE, word, run_dir=copied)
     assert resume.settle(cfg, copied) is cfg
+
+
+def test_a_run_from_before_a_key_goes_on_with_its_default(copied: Path) -> None:
+    stored = OmegaConf.load(copied / "config.yaml")
+    del stored["channels_last"]
+    OmegaConf.save(stored, copied / "config.yaml")
+    cfg = composed(*VAE, run_dir=copied)
+    assert resume.settle(cfg, copied) is cfg
+    assert line_of(*VAE, "channels_last=true", run_dir=copied).startswith("error: channels_last=True: ")
 
 
 def test_a_folder_that_was_moved_goes_on(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ TINY: dict[str, list[str]] = {
     ],
     "srgan": [
         "model=srresnet",
-        "adversarial@model.loss=non_saturating",
+        "adversarial@model.loss=relativistic_average",
         "perceptual@model.perceptual=pyramid",
         *(word for word in COMMON if word != "data.image_size=8"),
         "data.image_size=16",

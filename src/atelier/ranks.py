@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # noqa: F401
 from torch import Tensor
 
 
@@ -25,9 +26,21 @@ def mean(x: Tensor) -> Tensor:
     return summed(x) / dist.get_world_size() if many() else x
 
 
+class _Summed(torch.autograd.Function):
+    """All ranks' x enters what each of them makes of the sum, so gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return summed(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return summed(gradient.clone())
+
+
 def mean_learned(x: Tensor) -> Tensor:
     """`mean`, through which gradients go."""
-    return dist.nn.functional.all_reduce(x) / dist.get_world_size() if many() else x
+    return _Summed.apply(x) / dist.get_world_size() if many() else x
 
 
 def from_first(x: Tensor) -> Tensor:

@@ -77,8 +77,9 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
     Raises:
         UserError: the first key that differs.
     """
-    new = cfg.copy()
+    new, stored = cfg.copy(), stored.copy()
     OmegaConf.set_struct(new, False)
+    stored.setdefault("channels_last", False)  # runs from before there was this key
     for key in FREE:
         new[key] = stored.get(key)  # what refers to it is free too: schedules follow the budget, which may grow
     for key, (old, now) in _differences(plain(stored), plain(new), "").items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from atelier import build
 from atelier.batch import Batch
@@ -77,7 +77,8 @@ def test_features_are_what_passes_through_the_net() -> None:
 def step(model: CUT, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[dict[str, Tensor]]]:
     """One batch: whose turn it was, and the gradients of each player."""
     log: list[str] = []
-    optimizers = [Recording("G", model.generator, log), Recording("D", model.discriminator, log)]
+    ours = nn.ModuleDict({"generator": model.generator, "heads": model.heads})
+    optimizers = [Recording("G", ours, log), Recording("D", model.discriminator, log)]
     monkeypatch.setattr(model, "optimizers", lambda: optimizers)
     monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
     model.zero_grad()
@@ -115,12 +116,13 @@ def test_the_sum_by_hand(identity: float, monkeypatch: pytest.MonkeyPatch) -> No
     if identity:
         loss = loss + identity * contrast(model, b, model.generator(b))
     loss.backward()
-    for name, p in model.generator.named_parameters():
-        torch.testing.assert_close(ours[name], p.grad, msg=name)
+    for part in ("generator", "heads"):
+        for name, p in getattr(model, part).named_parameters():
+            torch.testing.assert_close(ours[f"{part}.{name}"], p.grad, msg=name)
     assert ("identity" in told) == bool(identity)
 
 
-def test_few_patches_are_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_patches_are_drawn_anew() -> None:
     model, x = made("model.n_patches=2"), batch()
     source, result = x["image_a"], x["image_b"]
     drawn = {model._apart(source, result).item() for _ in range(8)}

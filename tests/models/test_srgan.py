@@ -92,7 +92,7 @@ def test_alone_it_may_have_a_perceptual_distance(monkeypatch: pytest.MonkeyPatch
 WEIGHTS = ["model.pixel_weight=0.2", "model.perceptual_weight=0.7", "model.adversarial_weight=0.4"]
 
 
-@pytest.mark.parametrize("kind", ["non_saturating", "relativistic"])
+@pytest.mark.parametrize("kind", ["non_saturating", "relativistic", "relativistic_average"])
 def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Formulas written out here; the net learns before the discriminator, which sees the same results."""
     model = beside(*WEIGHTS, f"adversarial@model.loss={kind}").eval()
@@ -102,7 +102,11 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
     model.zero_grad()
     made = model.net(x["source"])
     real, fake = model.discriminator(x["image"]), model.discriminator(made)
-    heard = F.softplus(-fake).mean() if kind == "non_saturating" else F.softplus(real - fake).mean()
+    heard = {
+        "non_saturating": F.softplus(-fake),
+        "relativistic": F.softplus(real - fake),
+        "relativistic_average": F.softplus(real - fake.mean()) + F.softplus(real.mean() - fake),
+    }[kind].mean()
     content = 0.2 * (x["image"] - made).abs().mean() + 0.7 * Pyramid(levels=1)(x["image"], made).mean()
     loss = content + 0.4 * heard
     assert told["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
@@ -114,8 +118,10 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
     real = model.discriminator(x["image"])
     if kind == "non_saturating":
         judged = F.softplus(-real).mean() + F.softplus(fake).mean()
-    else:
+    elif kind == "relativistic":
         judged = F.softplus(fake - real).mean()
+    else:
+        judged = F.softplus(fake.mean() - real).mean() + F.softplus(fake - real.mean()).mean()
     judged.backward()
     assert told["discriminator"].item() == pytest.approx(judged.item(), rel=1e-5)
     for name, p in model.discriminator.named_parameters():

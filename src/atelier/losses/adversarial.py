@@ -102,7 +102,7 @@ class RelativisticAverage(Adversarial):
     """Each image against the mean of the other kind
 
     (Jolicoeur-Martineau 2019, The Relativistic Discriminator; Wang et al. 2018, ESRGAN, eq. 1 and 2). Means are those
-    of the whole batch, of all ranks.
+    of all that is shown at once, over all ranks.
     """
 
     compares = True

@@ -12,7 +12,7 @@ from atelier.precision import float32
 def patch_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of finding each patch's own place among the S places of its image: scalar float32
 
-    (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 3). Places of other images are
+    (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 2). Places of other images are
     not among the wrong ones.
 
     Args:
@@ -20,6 +20,6 @@ def patch_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
         temperature: that products are divided by.
     """
     with float32(query.device):
-        logits = query.float() @ key.float().transpose(1, 2) / temperature                    # (B, S, S)
-    own = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)         # (B, S)
+        logits = query.float() @ key.float().transpose(1, 2) / temperature  # (B, S, S)
+    own = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)  # (B, S)
     return F.cross_entropy(logits.flatten(0, 1), own.flatten())

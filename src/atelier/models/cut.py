@@ -15,7 +15,7 @@ from atelier.losses.adversarial import Adversarial
 from atelier.losses.contrastive import patch_nce
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.patch import PatchDiscriminator
-from atelier.nets.resnet_translator import ResNetTranslator
+from atelier.nets.resnet_translator import ResNetTranslator, check_divides
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
@@ -23,10 +23,11 @@ from atelier.rng import ImageRngs
 class CUT(Translator):
     """The result must look like the other domain, and each patch of it more like the source there than elsewhere
 
-    (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 1 to 6). Half the weights and
-    half the time of CycleGAN: there is no way back. Each batch is a step of the discriminator, then one of the
-    generator. Images are compared by what the generator's own first half sees in them, through a small net for each
-    depth, which learns with the generator.
+    (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 1 to 3 and 5). There is no way
+    back, so half the weights of CycleGAN do. Each batch is a step of the discriminator, then one of the generator.
+    Images are compared by what the generator's own first half sees in them, through a small net for each depth, which
+    learns with the generator. Where the paper sums over depths and places, this takes means, as its code does; that
+    code also halves both contrasts where images of the target domain are to stay.
 
     Args:
         generator: images to images of the other domain.
@@ -34,13 +35,17 @@ class CUT(Translator):
         direction: "a2b" makes images of domain b from those of domain a.
         loss: of the players; least squares has a factor 1/2 for both.
         adversarial_weight: of the generator's part of it.
-        patch_weight: of the contrast between patches of the result and of the source; published: 1, FastCUT 10.
-        identity_weight: of the same for images of the target domain, which are to stay; published: 1, FastCUT 0.
+        patch_weight: of the contrast between patches of the result and of the source; published: 1 (FastCUT 10).
+        identity_weight: of the same for images of the target domain, which are to stay; published: 1 (FastCUT 0, and
+            mirrored images besides, which are not here).
         n_patches: places of an image that are told apart, or as many as a map has; published: 256.
         patch_dim: size of what stands for a patch; published: 256.
         temperature: of the contrast; published: 0.07.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
+
+    Raises:
+        UserError: the images do not divide as often as the net halves them.
     """
 
     needs = frozenset({"image_a", "image_b"})
@@ -72,6 +77,7 @@ class CUT(Translator):
         self.generator, self.discriminator, self.loss = generator, discriminator, loss
         self.heads = nn.ModuleList(_head(n, patch_dim) for n in generator.looked_at.values())
         self.cases, self.multiple = (direction,), generator.multiple
+        check_divides(discriminator.image_size, self.multiple)
         self.adversarial_weight, self.patch_weight = adversarial_weight, patch_weight
         self.identity_weight = identity_weight
         self.n_patches, self.temperature = n_patches, temperature
@@ -93,7 +99,7 @@ class CUT(Translator):
         return loss
 
     def _generator_loss(self, source: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-        """Eq. 6."""
+        """Eq. 5."""
         with at_rest(self.discriminator):
             real_logits = self.discriminator(real) if self.loss.compares else None
             adversarial = self.loss.generator(real_logits, self.discriminator(fake))
@@ -110,13 +116,13 @@ class CUT(Translator):
         return loss
 
     def _apart(self, source: Tensor, result: Tensor) -> Tensor:
-        """How badly patches of the result find their own place in the source, mean over depths: scalar (eq. 4)."""
+        """How badly patches of the result find their own place in the source, mean over depths: scalar (eq. 3)."""
         with torch.no_grad():
             known = self.generator.features(source)
         asked, losses = self.generator.features(result), []
         for head, theirs, ours in zip(self.heads, known, asked, strict=True):
             size = ours.shape[2] * ours.shape[3]
-            places = torch.randperm(size, device=ours.device)[: self.n_patches]               # (S,)
+            places = torch.randperm(size, device=ours.device)[: self.n_patches]  # (S,)
             query, key = (_vectors(head, x.flatten(2)[:, :, places]) for x in (ours, theirs))
             losses.append(patch_nce(query, key.detach(), self.temperature))
         return torch.stack(losses).mean()

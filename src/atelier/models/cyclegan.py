@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from atelier.batch import Batch
-from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pool import ImagePool
-from atelier.nets.resnet_translator import ResNetTranslator
+from atelier.nets.resnet_translator import ResNetTranslator, check_divides
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
@@ -75,10 +74,7 @@ class CycleGAN(Translator):
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
         self.multiple = max(generator_a2b.multiple, generator_b2a.multiple)
-        size = pool_a.images.shape[-1]
-        if size % self.multiple:
-            fix = f"data.image_size={max(1, round(size / self.multiple)) * self.multiple}"
-            raise UserError("data.image_size", size, f"this net needs a multiple of {self.multiple}", fix)
+        check_divides(pool_a.images.shape[-1], self.multiple)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generators, discriminators = self.optimizers()

@@ -20,7 +20,7 @@ from atelier.rng import ImageRngs
 
 
 class SRGAN(Translator):
-    """Enlarges `source` to `image`, by two players or, without a discriminator, by the net alone (SRResNet).
+    """Enlarges `source` to `image`, by two players or, without a discriminator, by the net alone (SRResNet, RRDBNet).
 
     The net's loss is pixel_weight * pixel + perceptual_weight * content + adversarial_weight * adversarial, each a mean
     over the values of an image or over logits (Ledig et al. 2017, eq. 3, which has no pixel term; Wang et al. 2018,
@@ -39,8 +39,8 @@ class SRGAN(Translator):
         first_stage: the net of a finished run, from whose weights training starts.
 
     Raises:
-        UserError: no net or two; the first stage does not enlarge; a discriminator without its loss or its optimizer, or
-            its weight without it.
+        UserError: no net or two; the first stage does not enlarge; a discriminator without its loss or its optimizer,
+            or its weight without it.
     """
 
     needs = frozenset({"source"})
@@ -134,12 +134,17 @@ class SRGAN(Translator):
         return self.net(cond["source"])
 
 
-def _one(net: SRResNet | RRDBNet | None, first_stage: nn.Module | None) -> SRResNet:
+def _one(net: SRResNet | RRDBNet | None, first_stage: nn.Module | None) -> SRResNet | RRDBNet:
     if (net is None) == (first_stage is None):
         problem = "there is no net" if net is None else "the first stage has the net already"
-        raise UserError("model.net", net and type(net).__name__, problem, "model=srresnet, or model=srgan as it is")
+        raise UserError(
+            "model.net",
+            net and type(net).__name__,
+            problem,
+            "model=srresnet or rrdbnet, or model=srgan or esrgan as it is",
+        )
     if net is None and not isinstance(first_stage, SRResNet | RRDBNet):
-        fix = "model.first_stage.experiment=shapes_srresnet"
+        fix = "model.first_stage.experiment=shapes_srresnet or shapes_rrdbnet"
         raise UserError("model.first_stage", type(first_stage).__name__, "it enlarges no images", fix)
     return first_stage if net is None else net
 
@@ -148,5 +153,5 @@ def _complete(player: dict[str, object]) -> None:
     """Either all that the second player needs or nothing of it."""
     absent = [name for name, part in player.items() if part is None]
     if 0 < len(absent) < len(player):
-        fix = "model=srresnet, which has no discriminator, or model=srgan as it is"
+        fix = "model=srresnet or rrdbnet, which have no discriminator, or model=srgan or esrgan as it is"
         raise UserError(f"model.{absent[0]}", None, f"it goes with model.{min(player.keys() - absent)}", fix)

@@ -39,6 +39,7 @@ class PatchDiscriminator(nn.Module):
         norm: Literal["batch", "instance"],
     ) -> None:
         super().__init__()
+        self.image_size = image_size
         if image_size < 3 * 2**n_layers:
             problem = f"{n_layers} layers need {3 * 2**n_layers} px, the images have {image_size}"
             raise UserError("model.discriminator.n_layers", n_layers, problem, _fix(image_size))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.errors import UserError
 from atelier.nets.layers import as_published
 from atelier.nets.layers import norm as group_norm
 from atelier.ranges import NonNegInt, PositiveInt
@@ -94,6 +95,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))                              # (B, C, H, W)
         return x + self.norm2(self.conv2(h))
+
+
+def check_divides(image_size: int, multiple: int) -> None:
+    """Raises:
+    UserError: images of this size do not divide as often as the nets halve them.
+    """
+    if image_size % multiple:
+        fix = f"data.image_size={max(1, round(image_size / multiple)) * multiple}"
+        raise UserError("data.image_size", image_size, f"this net needs a multiple of {multiple}", fix)
 
 
 def _block(conv: nn.Module, make: Callable[[int], nn.Module]) -> list[nn.Module]:
