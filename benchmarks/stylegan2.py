@@ -65,7 +65,10 @@ def bare(steps: int, batch: int, size: int) -> None:
         optimizers[1].zero_grad()
         loss.backward()
         optimizers[1].step()
-        loss = F.softplus(-D(fake(cond), theirs(cond, batch))).mean()
+        made, known = fake(cond), theirs(cond, batch).detach()
+        D.requires_grad_(False)
+        loss = F.softplus(-D(made, known)).mean()
+        D.requires_grad_(True)
         optimizers[0].zero_grad()
         loss.backward()
         optimizers[0].step()
@@ -89,6 +92,7 @@ def main() -> None:
     loops = {
         "bare": lambda: json.loads(output(again)),
         "train.py": lambda: whole(words, args.steps + WARM, args.batch),
+        "train.py channels_last=true": lambda: whole([*words, "channels_last=true"], args.steps + WARM, args.batch),
     }
     compare(loops, args.rounds, args.batch)
 
