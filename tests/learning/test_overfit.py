@@ -29,6 +29,7 @@ COMMON = [
 STAR = [
     "adversarial@model.loss=non_saturating", "model.lipschitz_weight=0", "model.r1_gamma=1", "model.n_critic=1",
     "model.generator.width=16", "model.generator_optimizer.lr=1e-3", "model.discriminator_optimizer.lr=5e-4",
+    "model.identity_weight=10",
 ]  # fmt: skip
 
 

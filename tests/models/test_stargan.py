@@ -86,6 +86,16 @@ def test_the_generators_loss_by_hand(model: StarGAN) -> None:
     torch.testing.assert_close(model.reported["classifier_fake"], told.detach())
 
 
+def test_an_image_told_its_own_attributes_is_to_stay(model: StarGAN) -> None:
+    data = batch()
+    before = model._generator_loss(data)
+    assert "identity" not in model.reported
+    model.identity_weight = 3.0
+    stays = (model.generator(data["image"], data["attributes"]) - data["image"]).abs().mean()
+    torch.testing.assert_close(model._generator_loss(data) - before, 3 * stays)
+    torch.testing.assert_close(model.reported["identity"], stays.detach())
+
+
 def test_the_discriminators_loss_by_hand(model: StarGAN) -> None:
     """D(G(x, c')) - D(x) + classification of x + 10 (|D'| - 1)^2 between both, D the mean of an image's logits."""
     data = batch()

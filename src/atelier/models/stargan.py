@@ -37,6 +37,8 @@ class StarGAN(Translator):
         classifier_weight: of the attributes: those of real images for the discriminator, those asked for of translated
             images for the generator.
         reconstruction_weight: of the mean |x - G(G(x, target), attributes)|.
+        identity_weight: of the mean |x - G(x, attributes)|; not in the paper (He et al. 2019, AttGAN, eq. 6). Without it
+            an image may come out scrambled in any way that the way back undoes.
         n_critic: discriminator steps per generator step.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
@@ -60,6 +62,7 @@ class StarGAN(Translator):
         r1_gamma: NonNegFloat,
         classifier_weight: NonNegFloat,
         reconstruction_weight: NonNegFloat,
+        identity_weight: NonNegFloat,
         n_critic: PositiveInt,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
@@ -70,7 +73,7 @@ class StarGAN(Translator):
         self.generator, self.discriminator, self.loss = generator, discriminator, loss
         self.lipschitz_weight, self.r1_gamma = lipschitz_weight, r1_gamma
         self.classifier_weight, self.reconstruction_weight = classifier_weight, reconstruction_weight
-        self.n_critic, self.grad_clip = n_critic, grad_clip
+        self.identity_weight, self.n_critic, self.grad_clip = identity_weight, n_critic, grad_clip
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
 
     def condition(self, batch: Batch, case: str) -> Cond:
@@ -108,7 +111,7 @@ class StarGAN(Translator):
         return loss
 
     def _generator_loss(self, batch: Batch) -> Tensor:
-        """Eq. 6."""
+        """Eq. 6, and what an image becomes that is told its own attributes."""
         image, target = batch["image"], batch["target"]
         made = self.generator(image, target)
         back = self.generator(made, batch["attributes"])
@@ -120,7 +123,12 @@ class StarGAN(Translator):
         self.report("generator", adversarial)
         self.report("classifier_fake", classified)
         self.report("rec", reconstruction)
-        return adversarial + self.classifier_weight * classified + self.reconstruction_weight * reconstruction
+        loss = adversarial + self.classifier_weight * classified + self.reconstruction_weight * reconstruction
+        if self.identity_weight > 0:
+            same = (image - self.generator(image, batch["attributes"])).abs().mean()
+            self.report("identity", same)
+            loss = loss + self.identity_weight * same
+        return loss
 
     def configure_optimizers(self) -> list[Optimizer]:
         theirs = self.discriminator_optimizer(self.discriminator.parameters())
