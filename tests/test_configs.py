@@ -472,7 +472,7 @@ def test_the_choices_of_diffusion_train(
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=batch", "model.generator.n_dropout=0",
      "model.generator.levels=7"],
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=none", "adversarial@model.loss=relativistic"],
-    ["model=stargan", "data.task=recast", "model.generator.residual=true",
+    ["model=stargan", "data.task=recast", "model.generator.residual=true", "model.identity_weight=10",
      "adversarial@model.loss=relativistic", "model.lipschitz_weight=0", "model.r1_gamma=1", "model.n_critic=1"],
     ["model=srresnet", "data.task=low_resolution", "model.net.kernel=9", "model.net.batch_norm=true"],
     ["model=srresnet", "data.task=low_resolution", "model.net.residual=false", "model.pixel=l2"],

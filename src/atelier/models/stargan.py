@@ -37,8 +37,8 @@ class StarGAN(Translator):
         classifier_weight: of the attributes: those of real images for the discriminator, those asked for of translated
             images for the generator.
         reconstruction_weight: of the mean |x - G(G(x, target), attributes)|.
-        identity_weight: of the mean |x - G(x, attributes)|; not in the paper (He et al. 2019, AttGAN, eq. 6). Without it
-            an image may come out scrambled in any way that the way back undoes.
+        identity_weight: of the mean |x - G(x, attributes)|; not in the paper (He et al. 2019, AttGAN, has it). Without
+            it an image may come out scrambled in any way that the way back undoes.
         n_critic: discriminator steps per generator step.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
