@@ -14,7 +14,7 @@ import pytest
 from tests.tiny import FOUR, TINY
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.timeout(900)  # of the campaign, three minutes on 2 cores
+pytestmark = pytest.mark.timeout(1700)  # of the campaign, three minutes on 2 cores
 CHAINS, KILLS = 4, 5  # 20 kills for each of the four shapes of module, 5 for every other family
 DROPPED = ("position and clock", "averages", "reseeding", "evaluation due")
 
