@@ -14,7 +14,6 @@ runs.register()
 
 def train(cfg: DictConfig) -> float | None:
     """One run from its config to judged images; gives the metric that `objective` names."""
-    import torch
     from lightning import seed_everything
 
     from atelier import ending
@@ -30,8 +29,6 @@ def train(cfg: DictConfig) -> float | None:
         data = build.data(cfg)
         resume.same_ground(cfg, folder, data)
         model = build.model(cfg, folder)
-        if cfg.channels_last:
-            model.to(memory_format=torch.channels_last)
         preflight.match(model, data)
         callbacks = build.callbacks(cfg)
         with build.loggers(cfg) as loggers:

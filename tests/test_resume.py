@@ -14,7 +14,7 @@ import pytest
 from tests.tiny import FOUR, TINY
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.timeout(1700)  # of the campaign, three minutes on 2 cores
+pytestmark = pytest.mark.timeout(900)  # of the campaign, three minutes on 2 cores
 CHAINS, KILLS = 4, 5  # 20 kills for each of the four shapes of module, 5 for every other family
 DROPPED = ("position and clock", "averages", "reseeding", "evaluation due")
 
@@ -24,7 +24,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("campaign")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.campaign", str(folder), str(CHAINS), str(KILLS)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1600)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "told.json").read_text())
 

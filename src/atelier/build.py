@@ -51,7 +51,15 @@ def data(cfg: DictConfig) -> DataModule:
 
 
 def model(cfg: DictConfig, folder: Path) -> Generator:
-    """The model of a config; a first stage comes from the copy in the run folder."""
+    """The model of a config, in its memory format; a first stage comes from the copy in the run folder."""
+    import torch
+
+    made = _model(cfg, folder)
+    last = cfg.get("channels_last")  # not in the config of a run from before there was this key
+    return made.to(memory_format=torch.channels_last) if last else made
+
+
+def _model(cfg: DictConfig, folder: Path) -> Generator:
     node = cfg.model.copy()
     OmegaConf.set_struct(node, False)
     if "first_stage" not in node:

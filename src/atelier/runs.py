@@ -151,8 +151,6 @@ class Loaded:
 
 def load(folder: Path, ema: bool) -> Loaded:
     """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones."""
-    import torch
-
     from atelier.callbacks.ema import copy_average
     from atelier.callbacks.store import load as load_checkpoint
     from atelier.callbacks.store import newest
@@ -163,8 +161,6 @@ def load(folder: Path, ema: bool) -> Loaded:
         raise UserError("run", folder, "it has no checkpoint yet", "run=last")
     checkpoint = load_checkpoint(path)
     data, model = build.data(cfg), build.model(build.untaught(cfg), folder)
-    if cfg.get("channels_last"):
-        model.to(memory_format=torch.channels_last)
     model.load_state_dict(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
     first = list(averages)[: int(ema)]

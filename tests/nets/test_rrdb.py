@@ -54,6 +54,6 @@ def test_reach_is_how_far_a_gradient_goes(factor: int) -> None:
     side = 2 * model.reach + 5
     x = torch.ones(1, 1, side, side, dtype=torch.double, requires_grad=True)
     half = side // 2 * factor
-    model.double()(x)[..., half : half + factor, half : half + factor].sum().backward()
+    model(x)[..., half : half + factor, half : half + factor].sum().backward()
     seen = x.grad[0, 0].any(0).nonzero().flatten()
     assert (side // 2 - seen[0].item(), seen[-1].item() - side // 2) == (model.reach, model.reach)
