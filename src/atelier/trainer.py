@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 import warnings
 from typing import Literal
 
@@ -17,6 +19,8 @@ from atelier.callbacks.safe_io import SafeIO
 from atelier.errors import UserError
 from atelier.models.base import Generator
 from atelier.ranges import PositiveInt
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h, mallopt(3)
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
@@ -52,6 +56,8 @@ def make_trainer(
         raise UserError("trainer.devices", devices, problem, f"trainer=ddp trainer.devices={ranks // num_nodes}")
     if precision == "16-mixed" and not on_gpu:
         raise UserError("trainer.precision", precision, "a CPU has no float16 training", "trainer.precision=bf16-mixed")
+    if not on_gpu:
+        keep_freed_memory()
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     return Trainer(
         accelerator="gpu" if on_gpu else ("cpu" if accelerator == "auto" else accelerator),
@@ -73,6 +79,17 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, for the next step.
+
+    glibc gives large blocks back to the system, and the next step waits until as many pages are zeroed again: 20,000 of
+    them in a step of StyleGAN2 at 64 px, 7 % of its time. Keeping them takes 2 to 10 % more memory.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_MAX, 0)
 
 
 def resolved(asked: Precision, on_gpu: bool) -> str:

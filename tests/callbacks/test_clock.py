@@ -56,7 +56,7 @@ def test_the_rate_by_hand() -> None:
 
 def test_each_batch_has_noise_of_its_own_and_of_its_rank() -> None:
     drawn = set()
-    model = SimpleNamespace(reported={})
+    model = SimpleNamespace(reported={}, device=torch.device("cpu"))
     for seed, rank, seen in ((0, 0, 0), (0, 0, 8), (0, 1, 0), (1, 0, 0)):
         clock = Clock(1000, None, seed)
         clock.images_seen, clock.base_rates = seen, []

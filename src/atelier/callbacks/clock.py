@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
-from atelier.rng import hashed
+from atelier.rng import hashed, reseed
 
 GPU_CHECK = 50  # batches between looks at the losses where a look waits for the device
 
@@ -68,7 +68,7 @@ class Clock(Callback):
     def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Batch, batch_idx: int) -> None:
         model.reported.clear()
         model.images_seen = self.images_seen
-        torch.manual_seed(hashed(self.seed, trainer.global_rank, self.images_seen))
+        reseed(hashed(self.seed, trainer.global_rank, self.images_seen), model.device)
         for optimizer, rates in zip(trainer.optimizers, self.base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * optimizer.lr_factor(self.images_seen)

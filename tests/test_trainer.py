@@ -1,0 +1,41 @@
+"""What a process that trains does with its memory and its random state."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from atelier.rng import reseed
+
+FAULTS = """
+import resource, sys, torch
+from atelier.trainer import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    torch.zeros(16 * 2**20)  # 64 MiB, every page of it
+step(), step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    faults = {}
+    for way in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, way], check=True, capture_output=True, text=True)
+        faults[way] = int(done.stdout)
+    assert faults["keep"] < 100 < faults["leave"], faults
+
+
+def test_reseed_draws_what_manual_seed_draws() -> None:
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    reseed(5, torch.device("cpu"))
+    assert torch.equal(torch.randn(3), expected)
