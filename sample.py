@@ -25,17 +25,20 @@ def sample(cfg: DictConfig) -> None:
     model = run.model.to(device())
     verb = studio.verb(cfg.do, model)
     options = build.options(cfg, model, studio.maker(verb, model))
-    items = studio.items(verb, model, run.data, cfg.label)
+    items = studio.items(verb, model, run.data, cfg.label, cfg.source is not None)
     case = translating.case(cfg.direction, model)
     given = translating.wanted(build.plain(cfg)["attributes"], cfg.scale, model, run.data)
     request = build.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
     folder = Path(cfg.out or run.folder / "pictures" / runs.stamp())
-    found = [] if cfg.source is None else translating.files(cfg.source, model, folder)
+    found = [] if cfg.source is None else translating.files(cfg.source, model, verb, folder)
     out = studio.Folder(folder, request | ({"n": len(found)} if found else {}))
     with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
         if found:
-            job = translating.Job(model, run.data, case, given, options, cfg.seed)
-            for (name, _), (source, result) in zip(found, job.results(found), strict=True):
+            if verb == "project":
+                made = translating.projections(model, run.data, options, cfg.seed, items, found)
+            else:
+                made = translating.Job(model, run.data, case, given, options, cfg.seed).results(found)
+            for (name, _), (source, result) in zip(found, made, strict=True):
                 out.add(result, len(found), source, [name])
             return out.finish()
         for first in range(0, cfg.n, cfg.batch_size):

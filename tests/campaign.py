@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 
 import train as entry
 from atelier import runs
+from atelier.callbacks import clock
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.evaluation import Evaluation
@@ -133,7 +134,7 @@ IN_THE_LAST_JUDGING = (Judging, "_facts", 5)  # the same batch saved a checkpoin
 DROPS: dict[str, tuple[tuple[type, str, int], Callable[[], None]]] = {
     "position and clock": (AT_THE_START, lambda: setattr(Clock, "load_state_dict", lambda self, state: None)),
     "averages": (AT_THE_START, lambda: setattr(EMA, "load_state_dict", lambda self, state: None)),
-    "reseeding": (AT_THE_START, lambda: setattr(torch, "manual_seed", lambda seed: None)),
+    "reseeding": (AT_THE_START, lambda: setattr(clock, "reseed", lambda seed, device: None)),
     "evaluation due": (IN_THE_LAST_JUDGING, lambda: setattr(Evaluation, "on_train_start", lambda *_: None)),
 }
 

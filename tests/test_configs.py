@@ -470,7 +470,7 @@ def test_the_choices_of_diffusion_train(
      "adversarial@model.loss=relativistic_average"],
     ["model=rrdbnet", "data.task=low_resolution", "model.pixel=l2", "perceptual@model.perceptual=pyramid"],
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=batch", "model.generator.n_dropout=0",
-     "model.generator.levels=7"],
+     "model.generator.levels=7", "model.discriminator.norm=batch"],
     ["model=pix2pix", "data.task=label_map", "model.generator.norm=none", "adversarial@model.loss=relativistic"],
     ["model=stargan", "data.task=recast", "model.generator.residual=true", "model.identity_weight=10",
      "adversarial@model.loss=relativistic", "model.lipschitz_weight=0", "model.r1_gamma=1", "model.n_critic=1"],
@@ -487,6 +487,12 @@ def test_the_choices_of_pages_train(overrides: list[str], tmp_path: Path) -> Non
 def test_the_other_mode_of_the_codec_trains(tmp_path: Path, stands_on: Callable) -> None:
     mode = ["model.codec.mode=mode", "model.codec.scale=2.0", "model.codec.shift=-0.5"]
     trained(tmp_path, "model=ldm", *BRIEF, *FEW, *mode, *stands_on("model=ldm", *FEW))
+
+
+@pytest.mark.parametrize("page", ["srgan", "esrgan"])
+def test_a_discriminator_without_a_perceptual_distance_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
+    small = [f"model={page}", "data.task=low_resolution", *FEW]
+    assert trained(tmp_path, *small, *BRIEF, "model.perceptual=null", *stands_on(*small))["images_seen"] == 8
 
 
 @pytest.mark.parametrize(("page", "n"), {"fast": 4, "overfit": 8, "profiler": 8}.items())

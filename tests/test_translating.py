@@ -85,9 +85,9 @@ def save(path: Path, height: int, width: int) -> None:
 def test_names_and_order(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.png", "a.png", "a.jpg"):
         save(tmp_path / name, 8, 8)
-    found = files(str(tmp_path), Blurs(), tmp_path.parent)
+    found = files(str(tmp_path), Blurs(), "sample", tmp_path.parent)
     assert [name for name, _ in found] == ["a.jpg.png", "a.png.png", "b/2.png", "b/10.png"]
-    assert files(str(tmp_path / "a.jpg"), Blurs(), tmp_path.parent) == [("a.png", tmp_path / "a.jpg")]
+    assert files(str(tmp_path / "a.jpg"), Blurs(), "sample", tmp_path.parent) == [("a.png", tmp_path / "a.jpg")]
 
 
 def test_a_folder_of_sizes_through_the_entry_point(finished: dict[str, Path], tmp_path: Path) -> None:
@@ -147,5 +147,19 @@ def test_results_never_come_among_the_sources(tmp_path: Path) -> None:
         save(tmp_path / name, 8, 8)
     for out in (tmp_path / "in", tmp_path / "in" / "results"):
         with pytest.raises(UserError, match="out"):
-            files(str(tmp_path / "in"), Blurs(), out)
-    assert [name for name, _ in files(str(tmp_path / "in"), Blurs(), tmp_path / "out")] == ["grid.png.png", "x.png"]
+            files(str(tmp_path / "in"), Blurs(), "sample", out)
+    found = files(str(tmp_path / "in"), Blurs(), "sample", tmp_path / "out")
+    assert [name for name, _ in found] == ["grid.png.png", "x.png"]
+    with pytest.raises(UserError, match="out"):
+        files(str(tmp_path / "in" / "x.png"), Blurs(), "sample", tmp_path / "in")
+    assert files(str(tmp_path / "in" / "x.png"), Blurs(), "sample", tmp_path / "in" / "results")  # beside a lone file
+
+
+@pytest.mark.parametrize("family", ["cyclegan", "stargan", "pix2pix", "srgan"])
+def test_a_source_of_a_few_pixels(finished: dict[str, Path], tmp_path: Path, family: str) -> None:
+    save(tmp_path / "in.png", 3, 1)
+    asked = ["attributes=red"] if family == "stargan" else []
+    words = f"run={finished[family]}", f"source={tmp_path / 'in.png'}", f"out={tmp_path / 'out'}", *asked
+    entry.sample(composed(*words, config="sample"))
+    times = 4 if family == "srgan" else 1
+    assert Image.open(tmp_path / "out" / "in.png").size == (times, 3 * times)

@@ -66,15 +66,20 @@ def _makers(model: Generator) -> dict[str, Callable]:
     return makers
 
 
-def items(verb: str, model: Generator, data: DataModule, label: int | None) -> list[int] | None:
+def items(verb: str, model: Generator, data: DataModule, label: int | None, files: bool) -> list[int] | None:
     """The test images whose condition the pictures take in turn: those with this label, or None for all in order.
 
+    Args:
+        files: the request is about image files, whose class only the user knows.
+
     Raises:
-        UserError: nothing here follows a label, or no test image has it.
+        UserError: nothing here follows a label, no test image has it, or it is not told and must be.
     """
     if label is None:
+        if verb == "project" and files and "label" in model.needs:
+            raise UserError("label", None, "of which class are the images?", "label=0")
         return None
-    if verb in ("reconstruct", "resample", "project"):
+    if verb in ("reconstruct", "resample") or (verb == "project" and not files):
         raise UserError("label", label, f"do={verb} is of the test images in order", "do=sample")
     if "label" not in model.needs:
         raise UserError("label", label, f"{type(model).__name__} was trained without labels", "leave label out")

@@ -1,4 +1,4 @@
-"""Images of files by a model that makes images of images: any size that its net allows, in its directions."""
+"""Images of files: what a translator makes of them, any size that its net allows; what a latent comes nearest to."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from atelier.batch import Batch
 from atelier.callbacks.judging import sample
 from atelier.data.base import DataModule
 from atelier.data.folders import image_files
-from atelier.data.reading import SUFFIXES, BadImage, decode, pixels
+from atelier.data.reading import SUFFIXES, BadImage, decode, pixels, square
 from atelier.errors import UserError, nearest
-from atelier.models.base import Generator, Translator
+from atelier.models.base import Generator, Latent, Translator
 from atelier.pixels import to_float, to_uint8
 from atelier.rng import ImageRngs
-from atelier.studio import GRID
+from atelier.studio import GRID, conditions, projection
 
 TILE = 256  # pixels of the source a side; what is larger is made in parts where the net allows it
 MAX_PIXELS = 64_000_000
+LEAST = 8  # pixels a side: nets that halve twice keep more than one place, which their norms need
 
 
 def case(asked: str | None, model: Generator) -> str:
@@ -65,16 +67,18 @@ def wanted(names: list[str] | str | None, scale: int | None, model: Generator, d
     return {"target": torch.tensor([[float(name in chosen) for name in known]])}
 
 
-def files(source: str, model: Generator, out: Path) -> list[tuple[str, Path]]:
+def files(source: str, model: Generator, verb: str, out: Path) -> list[tuple[str, Path]]:
     """Names under which results are written, and the image files: one, or all in a folder.
 
     Raises:
         UserError: there is none, the model makes images of nothing, or results would come among the sources.
     """
-    if not isinstance(model, Translator):
-        raise UserError("source", source, f"{type(model).__name__} makes images of nothing", "leave source out")
+    if not isinstance(model, Translator) and verb != "project":
+        fix = "do=project, or leave source out" if isinstance(model, Latent) else "leave source out"
+        raise UserError("source", source, f"{type(model).__name__} makes images of nothing", fix)
     path = Path(source).expanduser()
-    if out.resolve().is_relative_to((path if path.is_dir() else path.parent).resolve()):
+    inside = out.resolve().is_relative_to(path.resolve()) if path.is_dir() else out.resolve() == path.parent.resolve()
+    if inside:
         raise UserError("out", out, "results would come among the sources", "out=ANOTHER_FOLDER")
     found = [(name, path / name) for name in image_files(path)] if path.is_dir() else []
     if path.is_file():
@@ -89,6 +93,30 @@ def files(source: str, model: Generator, out: Path) -> list[tuple[str, Path]]:
     return [
         (f"{stem if times[stem] == 1 else name}.png", path) for stem, (name, path) in zip(stems, found, strict=True)
     ]
+
+
+def _opened(path: Path, data: DataModule) -> Image.Image:
+    """An image file as the set's own are read, of its own size."""
+    try:
+        return decode(path, data.channels, getattr(data, "background", "white"), MAX_PIXELS)
+    except BadImage as error:
+        raise UserError("source", path, str(error), "another file, or a folder without it") from error
+
+
+def projections(
+    model: Latent,
+    data: DataModule,
+    options: dict[str, Any],
+    seed: int,
+    items: list[int] | None,
+    found: list[tuple[str, Path]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The central square of each file, and the nearest to it that a latent was found for, (1, C, S, S) uint8."""
+    for k, (_, path) in enumerate(found):
+        source = pixels(square(_opened(path, data), data.image_size))[None]
+        cond = conditions(model, data, k, 1, items)
+        near = projection(model, to_float(source).to(model.device), cond, ImageRngs(seed, k, 1), options)
+        yield source, to_uint8(near)
 
 
 @dataclass
@@ -119,11 +147,7 @@ class Job:
     def results(self, found: list[tuple[str, Path]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Source and result of each file, (1, C, H, W) uint8."""
         for k, (_, path) in enumerate(found):
-            try:
-                image = decode(path, self.data.channels, getattr(self.data, "background", "white"), MAX_PIXELS)
-            except BadImage as error:
-                raise UserError("source", path, str(error), "another file, or a folder without it") from error
-            source = pixels(image)[None]
+            source = pixels(_opened(path, self.data))[None]
             yield source, to_uint8(self.result(to_float(source), k))
 
     def result(self, x: Tensor, k: int) -> Tensor:
@@ -148,10 +172,11 @@ class Job:
         return torch.cat(rows, dim=2)
 
     def _whole(self, x: Tensor, k: int) -> Tensor:
-        """Sides that do not divide are continued by their last pixels, and cut off the result."""
+        """Sides that do not divide, or are too short, are continued by their last pixels, and cut off the result."""
         height, width = x.shape[2:]
         m, f = self.model.multiple, self.model.enlarges
-        padded = F.pad(x, (0, -width % m, 0, -height % m), mode="replicate")
+        right, below = (-(-max(side, LEAST) // m) * m - side for side in (width, height))
+        padded = F.pad(x, (0, right, 0, below), mode="replicate")
         cond = self.model.condition(self.given | {self.field: padded}, self.case)
         image = sample(self.model, cond, ImageRngs(self.seed, k, 1), self.options)
         return image[:, :, : f * height, : f * width]

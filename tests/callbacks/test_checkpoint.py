@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import train
 from atelier.callbacks import store
-from atelier.callbacks.checkpoint import lower_is_better
+from atelier.callbacks.checkpoint import Checkpoints, lower_is_better
+from atelier.callbacks.clock import Clock
 from atelier.callbacks.safe_io import SafeIO
 from atelier.callbacks.store import Manifest, load, newest, sha256
 from atelier.callbacks.table import read_rows
@@ -35,6 +37,23 @@ def saved(folder: Path, *images_seen: int) -> list[Path]:
     for n, path in zip(images_seen, paths, strict=True):
         SafeIO().save_checkpoint({"callbacks": {"Clock": {"images_seen": n}}, "w": torch.arange(5_000) + n}, path)
     return paths
+
+
+def test_a_runaway_that_no_look_met_is_not_saved(tmp_path: Path) -> None:
+    """On a GPU what is reported is looked at now and then, and before each save."""
+    clock, kept = Clock(100, None, 0), []
+    clock.images_seen = 24
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    trainer = SimpleNamespace(
+        strategy=strategy, datamodule=SimpleNamespace(batch_size=8), save_checkpoint=lambda *_, **__: kept.append(1)
+    )
+    model = SimpleNamespace(reported={"fake_logit": torch.tensor(9e3)}, limits={"fake_logit": 1e4}, state_dict=dict)
+    checkpoints = Checkpoints(8, None, str(tmp_path), clock, SimpleNamespace(broadcast_buffers=lambda model: None))
+    checkpoints.save(trainer, model)
+    model.reported["fake_logit"] *= 2
+    with pytest.raises(UserError, match="fake_logit is 1.8e.04 in step 3; the last good checkpoint stays"):
+        checkpoints.save(trainer, model)
+    assert kept == [1]
 
 
 # ---- kills

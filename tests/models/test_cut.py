@@ -147,7 +147,7 @@ def test_direction(direction: str) -> None:
     source, target = (f"image_{side}" for side in (direction[0], direction[2]))
     assert model.cases == (direction,)
     cond = model.condition(x, direction)
-    assert set(cond) == {source} and model.real(x, direction) is x[target]
+    assert set(cond) == {source} and model.real_fields[direction] == target
     torch.testing.assert_close(model.sample(cond, ImageRngs(0, 0, 4)), model.generator(x[source]))
 
 

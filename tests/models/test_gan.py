@@ -150,6 +150,13 @@ def test_each_optimizer_owns_its_player(model: GAN) -> None:
     assert held == [{id(p) for net in players for p in net.parameters()} for players in nets]
 
 
+@pytest.mark.parametrize(("words", "k"), [(["model.r1_gamma=0"], 0), (["model.penalty_every=1"], 1), ([], 4)])
+def test_a_step_of_its_own_for_a_penalty_corrects_the_optimizer(words: list[str], k: int) -> None:
+    rate = {0: 1.0, 1: 1.0, 4: 4 / 5}[k]
+    ours, theirs = made("model.penalty_every=4", *words).configure_optimizers()
+    assert theirs.param_groups[0]["lr"] == pytest.approx(rate * ours.param_groups[0]["lr"])
+
+
 def test_projection_by_hand(model: GAN) -> None:
     """score(h) + features(h) . cond / |cond| (Miyato & Koyama 2018, eq. 4, on the unit sphere)."""
     net, x, cond = model.discriminator, torch.randn(3, 3, 8, 8), torch.randn(3, 4)
@@ -180,7 +187,8 @@ def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: py
         z, cond = torch.zeros(2, 4), torch.zeros(2, 4)
         assert model.discriminator(model.generator(z, cond), cond)[0].dtype == torch.float32
         assert model.generator(z, cond).dtype == torch.float32
-    assert set(seen) == {torch.bfloat16}  # autocast was on
+    half = torch.bfloat16  # autocast was on, but for the penalty
+    assert seen == [half, half, torch.float32, half, half]
     assert set(losses) == {torch.float32} and {v.dtype for v in model.reported.values()} == {torch.float32}
 
 

@@ -139,6 +139,8 @@ def test_lazy_steps_correct_their_optimizers(model: StyleGAN2) -> None:
         group = optimizer.param_groups[0]
         assert group["lr"] == pytest.approx(2e-3 * k / (k + 1)) and group["betas"][0] == 0
         assert group["betas"][1] == pytest.approx(0.99 ** (k / (k + 1)))
+    for optimizer in made("model.path_weight=0", "model.r1_gamma=0").configure_optimizers():
+        assert optimizer.param_groups[0]["lr"] == 2e-3 and optimizer.param_groups[0]["betas"] == (0.0, 0.99)
 
 
 def test_a_generator_step_leaves_the_discriminator_alone(model: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:

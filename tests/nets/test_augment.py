@@ -105,6 +105,15 @@ def test_at_p_1_every_image_changes_by_its_own_draw() -> None:
     assert grey.shape == (4, 1, 16, 16)
 
 
+def test_nothing_is_rounded_under_bf16() -> None:
+    x = images(8)
+    torch.manual_seed(1)
+    expected = ada(1.0)(x)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ada(1.0)(x), expected)
+
+
 def test_half_of_the_images_are_flipped_at_p_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all other draws at rest: flips alone are left of the geometry."""
     augment, x = ada(1.0), images(400)

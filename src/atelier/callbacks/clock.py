@@ -79,20 +79,27 @@ class Clock(Callback):
         self.images_seen += trainer.datamodule.batch_size
         if self.images_seen >= self.images:
             trainer.should_stop = True
-        broken = self._diverged(model, batch_idx)
-        if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
-            step = self.images_seen // trainer.datamodule.batch_size
-            problem = f"{broken or 'a loss is not finite'} in step {step}; the last good checkpoint stays"
-            raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
+        if model.device.type == "cpu" or batch_idx % GPU_CHECK == 0:
+            self.guard(trainer, model)
         late = self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
         if trainer.strategy.reduce_boolean_decision(late, all=False):
             self.reason = f"budget.minutes={self.minutes:g} is over"
             trainer.should_stop = True
 
-    def _diverged(self, model: LightningModule, batch_idx: int) -> str:
+    def guard(self, trainer: Trainer, model: LightningModule) -> None:
+        """All ranks look at what was reported of the last batch, now and then and before each save.
+
+        Raises:
+            UserError: training has diverged.
+        """
+        broken = self._diverged(model)
+        if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
+            step = self.images_seen // trainer.datamodule.batch_size
+            problem = f"{broken or 'a loss is not finite'} in step {step}; the last good checkpoint stays"
+            raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
+
+    def _diverged(self, model: LightningModule) -> str:
         """What is wrong with what the model reported, or ""."""
-        if model.device.type != "cpu" and batch_idx % GPU_CHECK:
-            return ""
         for name, value in model.reported.items():
             if not torch.isfinite(value):
                 return f"{name} is not finite"

@@ -45,7 +45,7 @@ class Grids(Callback):
         if trainer.is_global_zero and self.clock.images_seen == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for case in model.cases:
-                real = model.real(trainer.datamodule.test_batch(0, self.n), case)
+                real = trainer.datamodule.test_batch(0, self.n)[model.real_fields[case]]
                 save_png(grid(to_uint8(real)), self.folder / f"{_prefix(case)}real.png")
 
     def on_train_batch_end(

@@ -31,7 +31,7 @@ class Judging:
     """What is judged, and how many of it.
 
     Args:
-        n_samples: generated images.
+        n_samples: generated images; of a translator no more than there are sources.
         n_real: test images they are compared with (all there are, if fewer).
         batch_size: images sampled at once, over all ranks; changes no image by more than a grey level.
         seed: of the samples' noise.
@@ -85,8 +85,9 @@ class Judging:
         progress: Progress,
     ) -> dict[str, float]:
         parts = Parts()
-        for numbers in shares(self.n_samples, self.batch_size):
-            progress("samples", numbers.stop, self.n_samples)
+        n = self._n_samples(model, data)
+        for numbers in shares(n, self.batch_size):
+            progress("samples", numbers.stop, n)
             batch = data.test_batch(numbers.start, len(numbers))
             cond = model.condition(batch, case)
             with context():
@@ -118,10 +119,10 @@ class Judging:
     def _distances(
         self, model: Generator, data: DataModule, case: str, facts: dict[str, Tensor], progress: Progress
     ) -> dict[str, float]:
-        n = min(self.n_real, len(data.split("test")))
-        real = self._real(model, data, case, "test", n, progress)
+        real = self._real(model, data, case, "test", self._n_real(model, data, case), progress)
         values = self.suite.compare(real["features"], facts["features"])
-        other = self._real(model, data, case, "train", min(self.n_samples, data.n_train), progress)
+        n = min(len(facts["features"]), data.count("train", model.real_fields[case]))
+        other = self._real(model, data, case, "train", n, progress)
         values |= {f"real/{name}": v for name, v in self.suite.compare(real["features"], other["features"]).items()}
         if "asked/label" in facts and self.suite.knows_labels:
             values["label/accuracy"] = self.suite.recognised(facts["features"], facts["asked/label"])
@@ -136,16 +137,32 @@ class Judging:
         def compute() -> dict[str, Tensor]:
             parts = Parts()
             for numbers, batch in read(data, split, n, 4 * self.batch_size, f"{split} images", progress):
-                part = {"features": self.suite.features(to_uint8(model.real(batch, case))).cpu()}
+                part = {"features": self.suite.features(to_uint8(batch[model.real_fields[case]])).cpu()}
                 parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
             return parts.gathered()
 
         return self.suite.real(f"{data.fingerprint(split)}{case}{n}", compute, all_ranks)
 
+    def _n_samples(self, model: Generator, data: DataModule) -> int:
+        """A source that comes again would be judged twice."""
+        if not isinstance(model, Translator):
+            return self.n_samples
+        return min(self.n_samples, *(data.count("test", model.source_fields[case]) for case in model.cases))
+
+    def _n_real(self, model: Generator, data: DataModule, case: str) -> int:
+        return min(self.n_real, data.count("test", model.real_fields[case]))
+
     def protocol(self, model: Generator, data: DataModule, options: dict[str, Any]) -> dict[str, Any]:
-        told = {"n_samples": self.n_samples, "seed": self.seed, "split": "test", "data": data.fingerprint("test")}
+        told = {
+            "n_samples": self._n_samples(model, data),
+            "seed": self.seed,
+            "split": "test",
+            "data": data.fingerprint("test"),
+        }
         if self.suite.active:
-            told |= {"n_real": min(self.n_real, len(data.split("test")))} | self.suite.protocol()
+            counts = {case: self._n_real(model, data, case) for case in model.cases}
+            one = len(set(counts.values())) == 1
+            told |= {"n_real": counts[model.cases[0]] if one else counts} | self.suite.protocol()
         given = {name: value if isinstance(value, float) else str(value) for name, value in options.items()}
         if "sampler" in options:
             given["nfe"] = options["sampler"].nfe

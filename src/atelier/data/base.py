@@ -180,8 +180,13 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def n_train(self) -> int:
-        n = len(self.split("train"))
-        return n if self.limit is None else min(n, self.limit)
+        return self.count("train", "image")
+
+    def count(self, split: Split, field: str) -> int:
+        """How many different images of a Batch field there are; domains of one set need not be of one size."""
+        images = self.split(split)
+        n = images.counts[field] if hasattr(images, "counts") else len(images)
+        return n if split == "test" or self.limit is None else min(n, self.limit)
 
     def fingerprint(self, split: Split) -> str:
         """Changes when the pixels or their number would."""

@@ -35,6 +35,7 @@ class UnpairedImages:
 
     def __init__(self, a: Views, b: Views, fingerprint: str) -> None:
         self.a, self.b, self.fingerprint = a, b, fingerprint
+        self.counts = {"image_a": len(a), "image_b": len(b), "image": max(len(a), len(b))}
 
     def __len__(self) -> int:
         return max(len(self.a), len(self.b))

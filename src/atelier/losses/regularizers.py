@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from atelier.precision import float32
+
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
     """E ||dD/dx||^2: R1 where x are real images, R2 where they are generated   (Mescheder et al. 2018, eq. 9 and 10,
@@ -33,7 +35,8 @@ def lipschitz(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     """
     part = torch.rand(len(real), 1, 1, 1, device=real.device)
     x = torch.lerp(fake.float(), real.float(), part).requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
+    with float32(x.device):
+        (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
     return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
 
 

@@ -34,7 +34,8 @@ class Generator(LightningModule, ABC):
     """Makes images.
 
     `training_step` is the family. Everything else that the entry points and callbacks ask is here:
-    `needs` (Batch fields it trains on beside image), `cases` (names judged one by one), `averaged` (attribute names
+    `needs` (Batch fields it trains on beside image), `cases` (names judged one by one), `real_fields` (case -> Batch
+    field of the true images that its samples are judged against), `averaged` (attribute names
     of the nets under EMA), `strategy` (arguments of DDPStrategy), `grad_clip` (global norm, None = off), `limits`
     (reported name -> size beyond which training has diverged and is stopped), `twice` (whether training goes backward
     through a gradient of an averaged net, which no compiled net can).
@@ -42,6 +43,7 @@ class Generator(LightningModule, ABC):
 
     needs: frozenset[str] = frozenset()
     cases: ClassVar[tuple[str, ...]] = ("",)
+    real_fields: ClassVar[dict[str, str]] = {"": "image"}
     averaged: ClassVar[tuple[str, ...]]
     strategy: ClassVar[dict[str, bool]] = {}
     limits: ClassVar[dict[str, float]] = {}
@@ -66,10 +68,6 @@ class Generator(LightningModule, ABC):
     def condition(self, batch: Batch, case: str) -> Cond:
         """What `sample` is told of each image of the batch."""
         return {name: batch[name].to(self.device) for name in sorted(self.needs)}
-
-    def real(self, batch: Batch, case: str) -> Tensor:
-        """The true images that samples of this case are judged against, (B, C, H, W) in [-1, 1]."""
-        return batch["image"]
 
     @abstractmethod
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:

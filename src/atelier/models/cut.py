@@ -54,6 +54,7 @@ class CUT(Translator):
     strategy = {"find_unused_parameters": True}
     limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
     source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}
+    real_fields: ClassVar[dict[str, str]] = {"a2b": "image_b", "b2a": "image_a"}
     answer_fields: ClassVar[dict[str, str]] = {"a2b": "answer_a", "b2a": "answer_b"}
 
     def __init__(
@@ -87,7 +88,7 @@ class CUT(Translator):
     def training_step(self, batch: Batch) -> None:
         ours, theirs = self.optimizers()
         (case,) = self.cases
-        source, real = batch[self.source_fields[case]], self.real(batch, case)
+        source, real = batch[self.source_fields[case]], batch[self.real_fields[case]]
         fake = self.generator(source)
         self.step(theirs, self._judged(real, fake.detach()), "discriminator")
         self.step(ours, self._generator_loss(source, real, fake), "generator")
@@ -130,9 +131,6 @@ class CUT(Translator):
     def configure_optimizers(self) -> list[Optimizer]:
         ours = [p for net in (self.generator, self.heads) for p in net.parameters()]
         return [self.generator_optimizer(ours), self.discriminator_optimizer(self.discriminator.parameters())]
-
-    def real(self, batch: Batch, case: str) -> Tensor:
-        return batch["image_b" if case == "a2b" else "image_a"]
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         (source,) = cond.values()

@@ -41,6 +41,7 @@ class CycleGAN(Translator):
     needs = frozenset({"image_a", "image_b"})
     cases = ("a2b", "b2a")
     source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}
+    real_fields: ClassVar[dict[str, str]] = {"a2b": "image_b", "b2a": "image_a"}
     answer_fields: ClassVar[dict[str, str]] = {"a2b": "answer_a", "b2a": "answer_b"}
     alike = True
     averaged = ("generator_a2b", "generator_b2a")
@@ -115,9 +116,6 @@ class CycleGAN(Translator):
         pairs = [self.generator_a2b, self.generator_b2a], [self.discriminator_a, self.discriminator_b]
         ours, theirs = ([p for net in nets for p in net.parameters()] for nets in pairs)
         return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs)]
-
-    def real(self, batch: Batch, case: str) -> Tensor:
-        return batch["image_b" if case == "a2b" else "image_a"]
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         if "image_a" in cond:

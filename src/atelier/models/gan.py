@@ -17,6 +17,7 @@ from atelier.losses.regularizers import gradient_penalty, lipschitz
 from atelier.models.base import Cond, Latent, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
@@ -25,7 +26,7 @@ class GAN(Latent):
     """Two nets, two optimizers, stepped by hand: each batch is a discriminator step, each n_critic-th a generator step.
 
     Penalties on the discriminator's gradient are computed at every `penalty_every`-th batch and weighted up by as much:
-    at 1 as a part of the loss, else as a step of their own, for which the optimizer is corrected by `lazy_every`
+    at 1 as a part of the loss, else as a step of their own, for which the optimizer is corrected
     (Karras et al. 2020, StyleGAN2, appendix B).
 
     Args:
@@ -113,9 +114,11 @@ class GAN(Latent):
 
     def _penalty_step(self, batch: Batch, optimizer: Optimizer) -> None:
         real, fake, known = self._shown(batch, penalise=True)
-        real_logits = self.discriminator(real, known)[0]
-        fake_logits = self.discriminator(fake, known)[0] if self.r2_gamma > 0 else real_logits
-        self.step(optimizer, self.penalty_every * self._penalty(real, fake, known, real_logits, fake_logits), "penalty")
+        with float32(self.device):
+            real_logits = self.discriminator(real, known)[0]
+            fake_logits = self.discriminator(fake, known)[0] if self.r2_gamma > 0 else real_logits
+            penalty = self._penalty(real, fake, known, real_logits, fake_logits)
+        self.step(optimizer, self.penalty_every * penalty, "penalty")
 
     def _penalty(self, real: Tensor, fake: Tensor, known: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
@@ -161,7 +164,8 @@ class GAN(Latent):
         cond, n = self.condition(batch, ""), len(batch["image"])
         with torch.no_grad():
             real, fake = self._augmented(batch["image"]), self._augmented(self._fake(cond, n))
-        return real.requires_grad_(penalise), fake.requires_grad_(penalise), self.discriminator_embedder(cond, n)
+        known = self.discriminator_embedder(cond, n).float()
+        return real.requires_grad_(penalise), fake.requires_grad_(penalise), known
 
     def _augmented(self, x: Tensor) -> Tensor:
         return x if self.augment is None else self.augment(x)
@@ -176,7 +180,8 @@ class GAN(Latent):
     def configure_optimizers(self) -> list[Optimizer]:
         players = [self.generator, self.generator_embedder], [self.discriminator, self.discriminator_embedder]
         ours, theirs = ([p for net in nets for p in net.parameters()] for nets in players)
-        return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs)]
+        lazy = self.penalty_every if self.penalised else 0
+        return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs, lazy_every=lazy)]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return self._signed(rngs.randn(self.generator.noise_dim, device=self.device))

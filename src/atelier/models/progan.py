@@ -20,7 +20,7 @@ from atelier.models.base import Cond, Latent, Styled, at_rest
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.progan import ProDiscriminator, ProGenerator, StyleGenerator, doubled, seen_at
 from atelier.nets.stylegan2 import mixed
-from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
+from atelier.ranges import Levels, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
 from atelier.rng import ImageRngs
 
 
@@ -66,7 +66,7 @@ class _Progressive(Latent):
         drift: NonNegFloat,
         stable_images: PositiveInt,
         fade_images: NonNegInt,
-        pieces: list[PositiveInt],
+        pieces: Levels,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
@@ -126,7 +126,7 @@ class _Progressive(Latent):
     def _discriminator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
         with torch.no_grad():
             real, fake = seen_at(x, level, self.discriminator.top), self.made(cond, len(x), level)
-        known = self.discriminator_embedder(cond, len(x))
+        known = self.discriminator_embedder(cond, len(x)).float()
         real.requires_grad_(self.r1_gamma > 0)
         real_logits, fake_logits = self.discriminator(real, known, level), self.discriminator(fake, known, level)
         loss = self.loss.discriminator(real_logits, fake_logits)
@@ -189,7 +189,7 @@ class StyleGAN(_Progressive, Styled):
 
     Args:
         mixing: share of images that take the styles of a second latent from a random layer on.
-        mean_memory: of the mean style, per batch.
+        mean_memory: of the mean style, per look at the mapping: each player has one for each piece of a batch.
         truncation: psi of samples, unless another is asked for; 1 = off (Karras et al. 2019, appendix B).
         generator and all others: as above.
     """
@@ -208,7 +208,7 @@ class StyleGAN(_Progressive, Styled):
         drift: NonNegFloat,
         stable_images: PositiveInt,
         fade_images: NonNegInt,
-        pieces: list[PositiveInt],
+        pieces: Levels,
         mixing: Probability,
         mean_memory: Probability,
         truncation: NonNegFloat,

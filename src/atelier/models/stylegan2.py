@@ -17,12 +17,15 @@ from atelier.models.base import Cond, Styled, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator, mixed
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt, Probability
 from atelier.rng import ImageRngs
 
 
 class StyleGAN2(Styled):
-    """Each batch is a discriminator step and a generator step; now and then each has a second one for its penalty.
+    """Each batch is a discriminator step and a generator step; now and then each has a second one for its penalty, for
+
+    which its optimizer is corrected (Karras et al. 2020, appendix B).
 
     Args:
         generator: (z, condition) -> styles -> image.
@@ -105,7 +108,8 @@ class StyleGAN2(Styled):
     def _r1_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
         real = self._augmented(batch["image"]).detach().requires_grad_()
-        r1 = gradient_penalty(self.discriminator(real, self.discriminator_embedder(cond, n)), real)
+        with float32(self.device):
+            r1 = gradient_penalty(self.discriminator(real, self.discriminator_embedder(cond, n)), real)
         self.report("r1", r1)
         self.step(optimizer, self.r1_every * self.r1_gamma / 2 * r1, "r1")
 
@@ -126,8 +130,9 @@ class StyleGAN2(Styled):
         """E (|J^T y| - a)^2, a the running mean of |J^T y| (eq. 4)."""
         n = max(1, len(batch["image"]) // 2)
         cond = {name: value[:n] for name, value in self.condition(batch, "").items()}
-        styles = self._mixed(cond, n)
-        lengths = path_lengths(self._fake(styles), styles)
+        with float32(self.device):
+            styles = self._mixed(cond, n)
+            lengths = path_lengths(self._fake(styles), styles)
         self.path_length.lerp_(ranks.mean(lengths.detach().mean()), 1 - self.path_memory)
         penalty = (lengths - self.path_length).square().mean()
         self.report("path_length", self.path_length)
@@ -152,7 +157,10 @@ class StyleGAN2(Styled):
     def configure_optimizers(self) -> list[Optimizer]:
         players = [self.generator, self.generator_embedder], [self.discriminator, self.discriminator_embedder]
         ours, theirs = ([p for net in nets for p in net.parameters()] for nets in players)
-        return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs)]
+        return [
+            self.generator_optimizer(ours, lazy_every=self.path_every if self.path_weight > 0 else 0),
+            self.discriminator_optimizer(theirs, lazy_every=self.r1_every if self.r1_gamma > 0 else 0),
+        ]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(self.generator.noise_dim, device=self.device)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier import ranks
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveInt, Probability
 
 SHIFT = 1 / 8  # of the image's size
@@ -125,7 +126,8 @@ class ADA(nn.Module):
         return {"ada_p": self.p, "ada_sign": r}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._recoloured(self._moved(x))
+        with float32(x.device):  # where a pixel comes from is no matter of eight bits
+            return self._recoloured(self._moved(x.float()))
 
     def _happens(self, n: int) -> Tensor:
         """(n,) bool, true with probability p."""
@@ -152,7 +154,7 @@ class ADA(nn.Module):
         G = G @ rotation((torch.rand(b, device=device) * 2 - 1) * math.pi * turn)
         G = G @ shift(*(torch.randn(2, b, device=device) * SHIFT * 2 * self._happens(b)))
         grid = F.affine_grid(G[:, :2], list(x.shape), align_corners=False)  # (B, H, W, 2)
-        return F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
     def _recoloured(self, x: Tensor) -> Tensor:
         """x (B, C, H, W); hue and saturation of colours alone."""
