@@ -129,7 +129,8 @@ def test_a_run_writes_curves_and_evaluations(finished: dict[str, Path]) -> None:
     rows = read_rows(finished["gan"] / "metrics.csv")
     curve = [row for row in rows if "train/lr" in row]
     assert [row["images_seen"] for row in curve] == list(range(8, 97, 8))
-    assert {"train/discriminator", "train/real_logit", "train/fake_logit"} <= set(curve[0])
+    health = "discriminator discriminator_gradient penalty_gradient real_logit fake_logit ada_p ada_sign"
+    assert {f"train/{name}" for name in health.split()} <= set(curve[0]) and "train/generator_gradient" in curve[1]
     assert ["train/generator" in row for row in curve] == [False, True] * 6  # n_critic = 2: nothing sticks
     assert ["train/r1" in row for row in curve] == [True, False, False] * 4
     assert all(row["perf/images_per_second"] > 0 for row in curve)

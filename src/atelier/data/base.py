@@ -183,9 +183,8 @@ class DataModule(LightningDataModule, ABC):
         return self.count("train", "image")
 
     def count(self, split: Split, field: str) -> int:
-        """How many different images of a Batch field there are; domains of one set need not be of one size."""
-        images = self.split(split)
-        n = images.counts[field] if hasattr(images, "counts") else len(images)
+        """How many different images of a Batch field there are."""
+        n = len(self.split(split))
         return n if split == "test" or self.limit is None else min(n, self.limit)
 
     def fingerprint(self, split: Split) -> str:

@@ -35,7 +35,6 @@ class UnpairedImages:
 
     def __init__(self, a: Views, b: Views, fingerprint: str) -> None:
         self.a, self.b, self.fingerprint = a, b, fingerprint
-        self.counts = {"image_a": len(a), "image_b": len(b), "image": max(len(a), len(b))}
 
     def __len__(self) -> int:
         return max(len(self.a), len(self.b))
@@ -92,6 +91,10 @@ class Unpaired(Folder):
     def images(self, split: Split) -> UnpairedImages:
         a, b = (self._views(split, domain) for domain in DOMAINS)
         return UnpairedImages(a, b, self.told(split))
+
+    def count(self, split: Split, field: str) -> int:
+        domains = self.split(split)
+        return {"image_a": len(domains.a), "image_b": len(domains.b), "image": len(domains)}[field]
 
     def n_repeated(self) -> int:
         """How many contents lie in more than one of the two domains of the two splits; only files of the same size
