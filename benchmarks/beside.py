@@ -95,7 +95,9 @@ def bare(words: list[str], make: Callable[[DictConfig], Step]) -> None:
     from hydra import compose, initialize_config_dir
 
     from atelier import runs
+    from atelier.trainer import keep_freed_memory
 
+    keep_freed_memory()
     runs.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         step = make(compose("train", [*words, "run_dir=unused"]))

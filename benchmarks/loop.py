@@ -11,7 +11,13 @@ import beside
 from omegaconf import DictConfig
 
 WORDS = ["experiment=cifar10_ddpm", "data=shapes", "data.image_size=32", "data.flip=false", "metrics=none"]
-WORDS += ["eval.n_samples=1", "model.sampler.steps=1", "callbacks.grids.n=1", "trainer.precision=32-true"]
+WORDS += [
+    "eval.n_samples=1",
+    "model.sampler.steps=1",
+    "callbacks.grids.n=1",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+]
 
 
 def make(cfg: DictConfig) -> beside.Step:

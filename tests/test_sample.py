@@ -16,11 +16,12 @@ from torch import Tensor
 import sample as entry
 from atelier import runs, studio
 from atelier.callbacks.judging import sample
+from atelier.data.reading import pixels, square
 from atelier.errors import UserError
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond
 from atelier.models.vae import VAE
-from atelier.pixels import to_uint8
+from atelier.pixels import to_float, to_uint8
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.tiny import TINY
@@ -297,21 +298,23 @@ def test_projection_comes_nearer_than_the_draws_it_starts_from(
 def test_an_image_of_the_users_own_is_projected(
     finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A test image in a file, larger than the net's, comes back as near as the test image itself."""
+    """Its central square at the net's size is what is looked for."""
     monkeypatch.setattr(studio, "PROJECTION_STEPS", 20)
     run = runs.load(finished["gan"], ema=True)
     batch = run.data.test_batch(0, 1)
-    label, image = int(batch["label"]), to_uint8(batch["image"])[0].permute(1, 2, 0).numpy()
-    Image.fromarray(image).save(tmp_path / "mine.png")
+    label = int(batch["label"])
+    mine = Image.fromarray(to_uint8(batch["image"])[0].permute(1, 2, 0).numpy()).resize((20, 13))
+    mine.save(tmp_path / "mine.png")
+    x = to_float(pixels(square(mine, 8)))[None]
     words = f"run={finished['gan']}", "do=project", f"source={tmp_path / 'mine.png'}"
     assert "of which class are the images?" in refused(*words, f"out={tmp_path / 'out'}")
     entry.sample(composed(*words, f"label={label}", f"out={tmp_path / 'out'}", config="sample"))
     found = torch.from_numpy(np.array(Image.open(tmp_path / "out" / "mine.png"))).permute(2, 0, 1)
     with torch.inference_mode():
         cond = studio.conditions(run.model, run.data, 0, 1, studio.items("project", run.model, run.data, label, True))
-        expected = studio.projection(run.model, batch["image"], cond, ImageRngs(0, 0, 1), {})
+        expected = studio.projection(run.model, x, cond, ImageRngs(0, 0, 1), {})
     assert torch.equal(found, to_uint8(expected)[0])
-    assert Image.open(tmp_path / "out" / "grid.png").size[0] > 2 * image.shape[1]  # the source beside it
+    assert Image.open(tmp_path / "out" / "grid.png").size[0] > 2 * 8  # the source beside it
     assert "Fix: do=project" in refused(f"run={finished['gan']}", f"source={tmp_path / 'mine.png'}")
 
 

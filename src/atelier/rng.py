@@ -21,10 +21,10 @@ def generator(*numbers: int) -> torch.Generator:
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """torch.manual_seed of the CPU and this device, without its look for all others, which is a millisecond."""
+    """torch.manual_seed of the CPU and this kind of device, without a look for all others, which is a millisecond."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)
 
 
 class ImageRngs:

@@ -78,7 +78,7 @@ def files(source: str, model: Generator, verb: str, out: Path) -> list[tuple[str
         raise UserError("source", source, f"{type(model).__name__} makes images of nothing", fix)
     path = Path(source).expanduser()
     inside = out.resolve().is_relative_to(path.resolve()) if path.is_dir() else out.resolve() == path.parent.resolve()
-    if inside:
+    if path.exists() and inside:
         raise UserError("out", out, "results would come among the sources", "out=ANOTHER_FOLDER")
     found = [(name, path / name) for name in image_files(path)] if path.is_dir() else []
     if path.is_file():

@@ -60,7 +60,7 @@ def test_without_generators_the_smaller_domain_begins_anew(tmp_path, n_a, n_b):
     assert module.provides == {"image_a", "image_b"}
     n = max(n_a, n_b)
     assert len(module.split("test")) == n
-    assert [module.count("test", field) for field in ("image_a", "image_b", "image")] == [n_a, n_b, n]
+    assert [module.count("test", field) for field in ("image_a", "image_b", "image")] == [n_a, n_b, n_b]
     batch = module.test_batch(0, n)
     assert set(batch) == {"image", "image_a", "image_b", "index"} and batch["image_a"].shape == (n, 3, 4, 4)
     assert greys(batch["image_a"]) == [60 + k % n_a for k in range(n)]

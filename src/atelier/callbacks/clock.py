@@ -87,7 +87,7 @@ class Clock(Callback):
             trainer.should_stop = True
 
     def guard(self, trainer: Trainer, model: LightningModule) -> None:
-        """All ranks look at what was reported of the last batch, now and then and before each save.
+        """All ranks look at what was reported of the last batch.
 
         Raises:
             UserError: training has diverged.
@@ -99,8 +99,10 @@ class Clock(Callback):
             raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
 
     def _diverged(self, model: LightningModule) -> str:
-        """What is wrong with what the model reported, or ""."""
+        """What is wrong with what the model reported, or ""; not its gradients, of which float16 may skip some."""
         for name, value in model.reported.items():
+            if name.endswith("_gradient"):
+                continue
             if not torch.isfinite(value):
                 return f"{name} is not finite"
             if abs(value) > model.limits.get(name, math.inf):

@@ -31,7 +31,7 @@ class Judging:
     """What is judged, and how many of it.
 
     Args:
-        n_samples: generated images; of a translator no more than there are sources.
+        n_samples: generated images; of a translator no more than the fewest sources of a direction.
         n_real: test images they are compared with (all there are, if fewer).
         batch_size: images sampled at once, over all ranks; changes no image by more than a grey level.
         seed: of the samples' noise.

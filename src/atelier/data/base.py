@@ -180,7 +180,8 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def n_train(self) -> int:
-        return self.count("train", "image")
+        n = len(self.split("train"))
+        return n if self.limit is None else min(n, self.limit)
 
     def count(self, split: Split, field: str) -> int:
         """How many different images of a Batch field there are."""

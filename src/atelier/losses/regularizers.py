@@ -1,4 +1,4 @@
-"""Penalties on a net's gradients, in float32."""
+"""Penalties on a net's gradients, summed in float32."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ class StyleGAN(_Progressive, Styled):
 
     Args:
         mixing: share of images that take the styles of a second latent from a random layer on.
-        mean_memory: of the mean style, per look at the mapping: each player has one for each piece of a batch.
+        mean_memory: of the mean style, per call of the mapping: each player calls it once per piece of a batch.
         truncation: psi of samples, unless another is asked for; 1 = off (Karras et al. 2019, appendix B).
         generator and all others: as above.
     """

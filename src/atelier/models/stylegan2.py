@@ -23,9 +23,9 @@ from atelier.rng import ImageRngs
 
 
 class StyleGAN2(Styled):
-    """Each batch is a discriminator step and a generator step; now and then each has a second one for its penalty, for
+    """Each batch is a discriminator step and a generator step; now and then each has a second one for its penalty.
 
-    which its optimizer is corrected (Karras et al. 2020, appendix B).
+    Where it has, its optimizer is corrected (Karras et al. 2020, appendix B).
 
     Args:
         generator: (z, condition) -> styles -> image.
