@@ -31,7 +31,7 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     for way in ("keep", "leave"):
         done = subprocess.run([sys.executable, "-c", FAULTS, way], check=True, capture_output=True, text=True)
         faults[way] = int(done.stdout)
-    assert faults["keep"] < 100 < faults["leave"], faults
+    assert 2 * faults["keep"] < faults["leave"], faults  # a block of another size may move it once
 
 
 def test_reseed_draws_what_manual_seed_draws() -> None:
