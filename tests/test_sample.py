@@ -31,8 +31,6 @@ AUTOENCODERS = ("ae", "vae", "vqvae", "first_stage")
 NOISELESS = ("cyclegan", "cut", "stargan", "srgan")  # an image of a source, whatever the seed
 HAD = 25  # the label of the tiny test split's first image
 
-LATENT = ["stylegan2", "gan", "progan", "vae", "ae", "vqvae", "first_stage", "normalizing_flow"]
-
 
 def drawn(run: Path, out: Path, *words: str) -> Tensor:
     """The pictures of a request, (n, C, H, W) int16."""
@@ -278,21 +276,34 @@ def test_where_memory_runs_out_the_pictures_stay_the_same() -> None:
     torch.testing.assert_close(pictures, ImageRngs(0, 5, 7).randn(3, 2, 2) + shift.view(-1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("family", LATENT)
-def test_projection_comes_nearer_than_the_draws_it_starts_from(
+@pytest.mark.parametrize("family", ["stylegan2", "gan", "vae"])
+def test_projection_comes_nearer_than_the_draws_it_starts_from(finished: dict[str, Path], family: str) -> None:
+    x, found, started = searched(finished[family])
+    nearer = (found - x).abs().mean((1, 2, 3)) / (started - x).abs().mean((1, 2, 3))
+    assert (nearer < 1).all() and nearer.mean() < 0.97
+
+
+@pytest.mark.parametrize("family", ["progan", "ae", "vqvae", "first_stage", "normalizing_flow"])
+def test_projection_brings_down_what_it_searches_by(
     finished: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In fewer steps, of tiny nets whose latents change little."""
     monkeypatch.setattr(studio, "PROJECTION_STEPS", 60)
-    loaded = runs.load(finished[family], ema=True)
+    x, found, started = searched(finished[family])
+    edges = Pyramid(levels=3)
+    far, before = ((y - x).abs().mean((1, 2, 3)) + edges(y, x) for y in (found, started))
+    assert (far < before).all() and (far / before).mean() < 0.996
+
+
+def searched(run: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Three test images, what was found for them, and the draws that the search started from."""
+    loaded = runs.load(run, ema=True)
     batch = loaded.data.test_batch(0, 3)
     x, cond, rngs = batch["image"], loaded.model.condition(batch, ""), ImageRngs(0, 0, 3)
     with torch.inference_mode():
         found = studio.projection(loaded.model, x, cond, rngs, {})
         started = loaded.model.render(loaded.model.draw(rngs.again(), cond), cond, rngs.again())
-        found, started = found.clone(), started.clone()
-    edges = Pyramid(levels=3)
-    far, before = ((y - x).abs().mean((1, 2, 3)) + edges(y, x) for y in (found, started))
-    assert (far < before).all() and (far / before).mean() < 0.996
+        return x, found.clone(), started.clone()
 
 
 def test_an_image_of_the_users_own_is_projected(

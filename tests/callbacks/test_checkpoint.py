@@ -307,8 +307,6 @@ def test_keep_best_follows_the_direction(tmp_path: Path, metric: str) -> None:
 
 def kept(folder: Path, metric: str, values: list[float]) -> list[int]:
     """After which evaluations a checkpoint was saved as the best so far."""
-    from atelier.callbacks.checkpoint import Checkpoints
-
     clock = SimpleNamespace(images_seen=0, guard=lambda trainer, model: None)
     ema = SimpleNamespace(broadcast_buffers=lambda model: None)
     trainer = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(reduce_boolean_decision=lambda x, all: x))

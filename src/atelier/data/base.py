@@ -185,8 +185,7 @@ class DataModule(LightningDataModule, ABC):
 
     def count(self, split: Split, field: str) -> int:
         """How many different images of a Batch field there are."""
-        n = len(self.split(split))
-        return n if split == "test" or self.limit is None else min(n, self.limit)
+        return self.n_train if split == "train" else len(self.split(split))
 
     def fingerprint(self, split: Split) -> str:
         """Changes when the pixels or their number would."""

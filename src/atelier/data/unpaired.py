@@ -94,7 +94,7 @@ class Unpaired(Folder):
 
     def count(self, split: Split, field: str) -> int:
         domains = self.split(split)
-        return {"image_a": len(domains.a), "image_b": len(domains.b), "image": len(domains.b)}[field]
+        return len(domains.a if field == "image_a" else domains.b)
 
     def n_repeated(self) -> int:
         """How many contents lie in more than one of the two domains of the two splits; only files of the same size
