@@ -199,15 +199,25 @@ def test_a_discriminator_normalises_nothing(model: GAN) -> None:
     torch.testing.assert_close(whole[2:3], model.discriminator(x[2:3], cond[2:3])[0])
 
 
-def test_noise_of_signs() -> None:
-    """The first numbers are -1 or 1, the others are normal, in training and in samples alike."""
-    model = made("model.n_signs=3")
-    z = model.draw(ImageRngs(0, 0, 400), {})
-    assert z.shape == (400, 4) and set(z[:, :3].flatten().tolist()) == {-1.0, 1.0}
-    assert abs(z[:, :3].mean()) < 0.1 and 0.8 < z[:, 3].std() < 1.2
-    plain = made().draw(ImageRngs(0, 0, 400), {})
-    assert torch.equal(z[:, 3], plain[:, 3]) and torch.equal(z[:, :3], plain[:, :3].sign())
+def test_codes_of_the_noise() -> None:
+    """Two codes, of 2 and of 3 values, each as likely; the rest is normal, in training and in samples alike."""
+    sizes = ["model.generator.noise_dim=6"]
+    model = made("model.codes=[2,3]", *sizes)
+    z = model.draw(ImageRngs(0, 0, 600), {})
+    plain = made(*sizes).draw(ImageRngs(0, 0, 600), {})
+    assert z.shape == (600, 6) and torch.equal(z[:, 5], plain[:, 5]) and 0.9 < z[:, 5].std() < 1.1
+    for first, n in ((0, 2), (2, 3)):
+        code = z[:, first : first + n]
+        assert torch.equal(code.argmax(1), plain[:, first : first + n].argmax(1))
+        torch.testing.assert_close(code.sort(1).values, torch.tensor([*[0.0] * (n - 1), n**0.5]).expand(600, n))
+        assert ((code > 0).float().mean(0) - 1 / n).abs().max() < 0.07
     seen = []
     model.generator.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
     model._fake(model.condition(batch(), ""), 6)
-    assert set(seen[0][:, :3].abs().flatten().tolist()) == {1.0} and not (seen[0][:, 3].abs() == 1).any()
+    assert ((seen[0][:, :5] > 0).sum(1) == 2).all() and (seen[0][:, 5] != 0).all()
+
+
+def test_codes_that_the_noise_has_no_room_for_are_refused() -> None:
+    with pytest.raises(Exception, match=r"longer than the noise of 4. Fix: model.generator.noise_dim=5") as caught:
+        made("model.codes=[2,3]")
+    assert isinstance(caught.value.__cause__, UserError)

@@ -30,11 +30,41 @@ def test_dcgan_64_has_the_published_counts() -> None:
 
 def test_dcgan_starts_as_published() -> None:
     net = DCGenerator(image_size=64, image_channels=3, noise_dim=100, width=64, most=512)
-    for layer in net.layers:
+    for layer in net.modules():
         if isinstance(layer, nn.ConvTranspose2d):
             assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05) and abs(layer.weight.mean()) < 1e-3
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.weight.mean().item() == pytest.approx(1, abs=0.01) and not layer.bias.any()
+
+
+def test_a_mapped_z_scales_and_shifts_behind_each_batch_norm() -> None:
+    """At first it changes nothing, as published; then maps are those of z alone, times 1 + scale, plus shift."""
+    sizes = {"image_size": 8, "image_channels": 3, "noise_dim": 5, "width": 4, "most": 8}
+    net, z = DCGenerator(**sizes, mapping=6), torch.randn(7, 5)
+    net(z, z)
+    (norm,) = net.norms
+    x = torch.randn(7, 4, 4, 4)
+    torch.testing.assert_close(norm(x, net.mapping(z)), F.batch_norm(x, None, None, training=True))
+    nn.init.normal_(norm.told.weight)
+    first, second = (net.mapping[k] for k in (0, 2))
+    style = F.leaky_relu(z @ (first.weight / 5**0.5).T, 0.2)
+    style = F.leaky_relu(style @ (second.weight / 6**0.5).T, 0.2)
+    scale, shift = (style @ norm.told.weight.T)[:, :, None, None].chunk(2, dim=1)
+    normed = F.batch_norm(net.convs[0](z[:, :, None, None]), None, None, training=True)
+    expected = net.last(F.relu(normed * (1 + scale) + shift)).tanh()
+    torch.testing.assert_close(net(z, z), expected)
+
+
+def test_a_discriminator_sees_how_much_a_group_differs() -> None:
+    """With a group, an image alone and one beside a stranger differ in their logits; without, they do not."""
+    x, near, far = torch.randn(1, 3, 8, 8), 1e-2 * torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)
+    for group in (0, 2):
+        sizes = {"image_size": 8, "image_channels": 3, "width": 4, "most": 8, "norm": "none", "group": group}
+        net = DCDiscriminator(**sizes)
+        for p in net.parameters():
+            nn.init.normal_(p, 0, 0.3)
+        logits = [net(torch.cat([x, x + other]), x)[0][0].item() for other in (near, far)]
+        assert (abs(logits[0] - logits[1]) > 1e-3) == (group > 0)
 
 
 def test_a_transposed_convolution_is_zeros_between_then_correlation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from atelier.models.base import Cond, Latent, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
 from atelier.precision import float32
-from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
+from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
 
@@ -40,13 +41,14 @@ class GAN(Latent):
         penalty_every: batches.
         classifier_weight: of the cross-entropy of the label, for both players.
         n_critic: discriminator steps per generator step.
-        n_signs: how many numbers of the noise are -1 or 1 instead of normal (Brock et al. 2019, BigGAN, appendix E:
-            Bernoulli): what an image either has or has not needs no steep slope then.
+        codes: numbers of values. Each code takes the place of so many numbers of the noise, of which one, each as
+            likely, is not 0 (Chen et al. 2016, InfoGAN, section 5, here without the loss that tells codes apart); the
+            other numbers are normal. What an image either has or has not needs no steep slope then.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
     Raises:
-        UserError: a penalty on a discriminator that sees images together.
+        UserError: a penalty on a discriminator that sees images together; codes that the noise has no room for.
     """
 
     averaged = ("generator", "generator_embedder")
@@ -67,10 +69,10 @@ class GAN(Latent):
         penalty_every: PositiveInt,
         classifier_weight: NonNegFloat,
         n_critic: PositiveInt,
+        codes: list[PositiveInt],
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
-        n_signs: NonNegInt = 0,
     ) -> None:
         super().__init__()
         self.penalised = max(r1_gamma, r2_gamma, lipschitz_weight) > 0
@@ -84,7 +86,10 @@ class GAN(Latent):
         self.loss, self.augment = loss, augment
         self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
         self.penalty_every, self.classifier_weight, self.n_critic = penalty_every, classifier_weight, n_critic
-        self.n_signs = n_signs
+        self.codes = list(codes)
+        if sum(codes) > generator.noise_dim:
+            problem = f"their one-hot vectors are longer than the noise of {generator.noise_dim}"
+            raise UserError("model.codes", codes, problem, f"model.generator.noise_dim={sum(codes)}")
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
 
@@ -171,11 +176,14 @@ class GAN(Latent):
         return x if self.augment is None else self.augment(x)
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
-        z = self._signed(torch.randn(n, self.generator.noise_dim, device=self.device))
+        z = self._coded(torch.randn(n, self.generator.noise_dim, device=self.device))
         return self.generator(z, self.generator_embedder(cond, n))
 
-    def _signed(self, z: Tensor) -> Tensor:
-        return torch.cat([z[:, : self.n_signs].sign(), z[:, self.n_signs :]], dim=1)
+    def _coded(self, z: Tensor) -> Tensor:
+        """Noise (B, Z) with its first numbers as codes: of n numbers the largest becomes sqrt(n), the others 0."""
+        *groups, rest = z.split([*self.codes, z.shape[1] - sum(self.codes)], dim=1)
+        hot = [F.one_hot(group.argmax(1), group.shape[1]) * math.sqrt(group.shape[1]) for group in groups]
+        return torch.cat([*hot, rest], dim=1)
 
     def configure_optimizers(self) -> list[Optimizer]:
         players = [self.generator, self.generator_embedder], [self.discriminator, self.discriminator_embedder]
@@ -184,7 +192,7 @@ class GAN(Latent):
         return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs, lazy_every=lazy)]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
-        return self._signed(rngs.randn(self.generator.noise_dim, device=self.device))
+        return self._coded(rngs.randn(self.generator.noise_dim, device=self.device))
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(z, self.generator_embedder(cond, len(z)))

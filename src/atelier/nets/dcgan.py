@@ -6,12 +6,14 @@ import math
 from itertools import pairwise
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from atelier.nets.gan import n_halvings
+from atelier.nets.equalized import Linear, MinibatchStd
+from atelier.nets.gan import BatchNorm, n_halvings
 from atelier.nets.layers import as_published
-from atelier.ranges import PositiveInt, Probability
+from atelier.ranges import NonNegInt, PositiveInt, Probability
 
 SLOPE = 0.2  # of leaky ReLU
 
@@ -74,6 +76,12 @@ class MLPDiscriminator(nn.Module):
         return self.score(h).squeeze(1).float(), None                      # (B,)
 
 
+def mapping_of(noise_dim: int, width: int) -> nn.Sequential:
+    """Two dense layers (B, Z) -> (B, W)."""
+    first, second = Linear(noise_dim, width), Linear(width, width)
+    return nn.Sequential(first, nn.LeakyReLU(SLOPE), second, nn.LeakyReLU(SLOPE))
+
+
 class DCGenerator(nn.Module):
     """4x4 maps doubled by transposed convolutions, batch norm and ReLU between (Radford et al. 2016, DCGAN, figure 1).
 
@@ -83,6 +91,8 @@ class DCGenerator(nn.Module):
         noise_dim: size of z.
         width: channels of the last hidden map, half the image's size; twice as many at each halving.
         most: channels of any map.
+        mapping: units of two dense layers through which z also scales and shifts behind each batch norm (Chen et al.
+            2019, On Self Modulation for GANs, eq. 3 and 4; here one mapping serves all); 0: it does not.
     """
 
     def __init__(
@@ -93,19 +103,25 @@ class DCGenerator(nn.Module):
         noise_dim: PositiveInt,
         width: PositiveInt,
         most: PositiveInt,
+        mapping: NonNegInt = 0,
     ) -> None:
         super().__init__()
         self.noise_dim = noise_dim
+        self.mapping = mapping_of(noise_dim, mapping) if mapping else None
         widths = [min(most, width * 2**i) for i in range(n_halvings(image_size))][::-1]
-        layers: list[nn.Module] = [nn.Unflatten(1, (noise_dim, 1, 1))]
-        layers += [nn.ConvTranspose2d(noise_dim, widths[0], 4, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
-        for n_in, n_out in pairwise(widths):
-            layers += [nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(widths[-1], image_channels, 4, 2, 1, bias=False), nn.Tanh()]
-        self.layers = nn.Sequential(*layers).apply(as_published)
+        first = nn.ConvTranspose2d(noise_dim, widths[0], 4, bias=False)
+        later = (nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False) for n_in, n_out in pairwise(widths))
+        self.convs = nn.ModuleList([first, *later])
+        self.norms = nn.ModuleList(BatchNorm(n, mapping) for n in widths)
+        self.last = nn.ConvTranspose2d(widths[-1], image_channels, 4, 2, 1, bias=False)
+        self.apply(as_published)
 
     def forward(self, z: Tensor, cond: Tensor) -> Tensor:
-        return self.layers(z).float()                                      # (B, C, H, W)
+        style = z if self.mapping is None else self.mapping(z)             # (B, M)
+        h = z[:, :, None, None]                                            # (B, Z, 1, 1)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            h = F.relu(norm(conv(h), style))                               # (B, C, H, W)
+        return self.last(h).tanh().float()                                 # (B, C, H, W)
 
 
 class DCDiscriminator(nn.Module):
@@ -116,6 +132,8 @@ class DCDiscriminator(nn.Module):
         image_channels: of the images.
         width: channels of the first hidden map, half the image's size; twice as many at each halving.
         most: channels of any map.
+        group: images whose deviation is one more channel of the 4x4 map, with a 3x3 convolution behind it (Karras et
+            al. 2018, ProGAN, section 3); 0: neither.
         norm: "spectral": weights divided by their largest singular value (Miyato et al. 2018, SNGAN, eq. 8) and no
             batch norm; "none": neither. With batch norm an image's logit depends on the others of its batch, which a
             penalty on its gradient cannot have.
@@ -129,6 +147,7 @@ class DCDiscriminator(nn.Module):
         width: PositiveInt,
         most: PositiveInt,
         norm: Literal["batch", "spectral", "none"],
+        group: NonNegInt = 0,
     ) -> None:
         super().__init__()
         widths = [min(most, width * 2**i) for i in range(n_halvings(image_size))]
@@ -138,6 +157,8 @@ class DCDiscriminator(nn.Module):
             layers.append(nn.Conv2d(n_in, n_out, 4, 2, 1, bias=norm != "batch"))
             layers += [nn.BatchNorm2d(n_out)] if norm == "batch" and n_in != image_channels else []
             layers.append(nn.LeakyReLU(SLOPE))
+        if group:
+            layers += [MinibatchStd(group), nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1), nn.LeakyReLU(SLOPE)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, bias=norm != "batch"))
         self.layers = nn.Sequential(*layers).apply(as_published)
         if norm == "spectral":
