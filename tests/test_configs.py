@@ -311,7 +311,7 @@ SMALL = {
     "width": 4,
     "cond_dim": 8,
     "dim": 8,
-    "noise_dim": 8,
+    "noise_dim": 40,
     "multipliers": [1, 2],
     "steps": 2,
     "blocks": 1,
@@ -539,6 +539,13 @@ def test_a_set_trains(page: str, tmp_path: Path, data_of: Callable[[str], list[s
     more = ["data.n_classes=2"] if page == "classes" else []
     flat = [f"data.root={tmp_path / 'set' / 'train'}"] if page in ("classes", "images") else []
     trained(tmp_path / "run", f"data={page}", "model=flow", *BRIEF, "data.num_workers=0", *data_of(page), *more, *flat)
+
+
+def test_stargan_trains_between_class_folders(tmp_path: Path, data_of: Callable[[str], list[str]]) -> None:
+    data_of("classes")
+    found = [f"data.root={tmp_path / 'set' / 'train'}", "data.n_classes=2", "data.n_attributes=2"]
+    words = ["model=stargan", "model.exclusive=true", "data=classes", *BRIEF, *found]
+    assert trained(tmp_path / "run", *words)["images_seen"] == 8
 
 
 @pytest.mark.parametrize("page", pages("experiment"))

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 import atelier.data.folders as folders
-from atelier.data.folders import ClassFolders, ImageFolder, check_files, hold_out, image_files, natural
+from atelier.data.classes import ClassFolders
+from atelier.data.folders import ImageFolder, check_files, hold_out, image_files, natural
 from atelier.errors import UserError
 from atelier.rng import generator
 
@@ -216,6 +217,25 @@ def test_labels_number_the_class_folders(tmp_path):
     batch = module.test_batch(0, 6)
     assert batch["label"].tolist() == [0, 1, 1, 1, 2, 2]  # c1, c2, c10
     assert batch["label"].dtype == torch.int64
+
+
+def test_classes_as_attributes(tmp_path):
+    """Each image has the one that is its class; it is to become another: at test each in turn, else another image's."""
+    module = data(ClassFolders, classes(tmp_path, happy=4, sad=3, angry=2), n_classes=3, n_attributes=3)
+    assert module.provides == {"label", "attributes", "target"} and module.attribute_names == ["angry", "happy", "sad"]
+    batch = module.test_batch(0, 9)
+    assert batch["label"].tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
+    assert torch.equal(batch["attributes"], torch.eye(3)[batch["label"]])
+    assert batch["target"].argmax(1).tolist() == [1, 2, 2, 0, 2, 0, 0, 1, 0] and (batch["target"].sum(1) == 1).all()
+    drawn = module.split("train").read([0] * 400, [generator(k) for k in range(400)])["target"]
+    assert (drawn.sum(1) == 1).all()
+    assert (drawn.mean(0) - torch.tensor([1, 4, 3]) / 8).abs().max() < 0.08  # of the 8 others 1, 4 and 3
+
+
+@pytest.mark.parametrize(("n_classes", "n_attributes"), [(2, 3), (1, 1)])
+def test_attributes_of_class_folders_are_the_classes(tmp_path, n_classes, n_attributes):
+    with pytest.raises(UserError, match=f"data.n_attributes={n_attributes}: attributes are the {n_classes} classes"):
+        data(ClassFolders, tmp_path, n_classes=n_classes, n_attributes=n_attributes)
 
 
 def test_each_class_is_held_out_from(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
+import random
 import struct
 import threading
 import time
@@ -17,10 +18,11 @@ from PIL import Image
 from torchvision import datasets
 
 from atelier.data.base import DataModule
-from atelier.data.celeba import CROPS, HAIR, CelebA, changed
+from atelier.data.celeba import CROPS, HAIR, CelebA
 from atelier.data.cifar10 import CIFAR10
 from atelier.data.mnist import MNIST, FashionMNIST, read_idx
 from atelier.data.published import fetch, resized, with_channels
+from atelier.data.recast import changed
 from atelier.errors import UserError
 from atelier.rng import generator
 
@@ -275,7 +277,7 @@ def test_the_names_of_hair_are_those_of_the_file(tmp_path):
     names = ["Male", *HAIR]
     file.write_text(file.read_text().replace(" ".join(f"A{a}" for a in range(5)), " ".join(names)))
     images = data(CelebA, tmp_path, attributes=[*HAIR, "Male"], n_attributes=5).split("test")
-    assert images.hair == [0, 1, 2, 3]
+    assert images.changed.keywords == {"exclusive": [0, 1, 2, 3]}
 
 
 @pytest.mark.parametrize(("crop", "row", "column", "side"), [
@@ -292,6 +294,25 @@ def test_celeba_crops(tmp_path, crop, row, column, side):
         small[:2, 32, 32].float(), torch.tensor([row, column]) + side / 128 - 0.5, atol=1, rtol=0
     )
     assert set(CROPS) == {"ddim", "score_sde", "mimicry"}
+
+
+def test_celeba_as_stargan_keeps_it(tmp_path):
+    """images/ and no list of parts: of 40 lines the first 4 after a shuffle with seed 1234 test, the others train."""
+    folder = tmp_path / "celeba" / "images"
+    folder.mkdir(parents=True)
+    names = [f"{k:06d}.jpg" for k in range(1, 41)]
+    for k, name in enumerate(names):
+        Image.fromarray(np.full((218, 178, 3), k, np.uint8)).save(folder / name, "PNG")
+    rows = [f"{name} {' '.join('1' if k == a else '-1' for a in range(40))}" for k, name in enumerate(names)]
+    lines = ["40", " ".join(f"A{a}" for a in range(40)), *rows]
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+    module = data(CelebA, tmp_path, image_size=8)
+    assert (len(module.split("train")), len(module.split("test"))) == (36, 4)
+    random.seed(1234)
+    random.shuffle(rows)
+    assert [path.name for path in module.split("test").files.paths] == [row.split()[0] for row in rows[:4]]
+    batch = module.test_batch(0, 4)
+    assert torch.equal(batch["attributes"].argmax(1), grey_levels(batch)[:, 0, 0, 0].long())  # each has its own
 
 
 def test_celeba_with_missing_photographs_is_refused(tmp_path):

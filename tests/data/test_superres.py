@@ -150,6 +150,54 @@ def test_a_share_of_the_pairs_is_held_out(tmp_path):
         assert {path.parent.name for path in images.paths} == {"HR"}
 
 
+@pytest.mark.parametrize("sources", [True, False])
+def test_div2k_as_it_is_published(tmp_path, sources):
+    """0001.png with X4/0001x4.png; where there are no sources they are made."""
+    made = {}
+    for part, names in (("train", ["0001", "0002"]), ("valid", ["0801"])):
+        for name in names:
+            large = noise(tmp_path / f"DIV2K_{part}_HR" / f"{name}.png", 8, 8, int(name))
+            made[name] = reduced(to_float(large)[None], 4)
+            for factor in (2, 4) if sources else ():
+                folder = tmp_path / f"DIV2K_{part}_LR_bicubic" / f"X{factor}"
+                made[name] = to_float(noise(folder / f"{name}x{factor}.png", 8 // factor, 8 // factor, 9))[None]
+    module = data(tmp_path)
+    assert [path.name for path in module.split("train").paths] == ["0001.png", "0002.png"]
+    batch = module.test_batch(0, 1)
+    assert [path.name for path in module.split("test").paths] == ["0801.png"]
+    assert torch.equal(levels(batch["source"]), levels(made["0801"]))
+    if sources:
+        (tmp_path / "DIV2K_valid_LR_bicubic" / "X4" / "0801x4.png").unlink()
+        problem = "1 of 1 files of DIV2K_valid_HR have none in DIV2K_valid_LR_bicubic/X4"
+        assert refusal(tmp_path).problem.startswith(problem)
+
+
+def test_a_part_of_div2k_is_held_out_where_there_is_no_other(tmp_path):
+    for k in range(20):
+        noise(tmp_path / "DIV2K_train_HR" / f"{k:04d}.png", 8, 8, k)
+    module = data(tmp_path, holdout=0.3)
+    assert len(module.split("train")) + len(module.split("test")) == 20 and len(module.split("test")) > 0
+
+
+def test_set5_as_it_is_published(tmp_path):
+    """A folder for each factor; pairs are told by the ends of their names."""
+    small = {}
+    for factor in (2, 4):
+        for k in (1, 2):
+            name = f"image_SRF_{factor}/img_00{k}_SRF_{factor}"
+            noise(tmp_path / f"{name}_HR.png", 8, 8, k)
+            small[factor, k] = noise(tmp_path / f"{name}_LR.png", 8 // factor, 8 // factor, 10 * factor + k)
+    for factor in (2, 4):
+        module = data(tmp_path, factor=factor)
+        paths = [path.name for path in module.split("test").paths]
+        assert paths == [f"img_00{k}_SRF_{factor}_HR.png" for k in (1, 2)]
+        expected = torch.stack([small[factor, 1], small[factor, 2]])
+        assert torch.equal(levels(module.test_batch(0, 2)["source"]), expected)
+    assert refusal(tmp_path, factor=3, image_size=6).line() == (
+        "error: data.factor=3: its images are made for 2, 4. Fix: data.factor=2"
+    )
+
+
 def test_without_both_folders_all_files_are_images(tmp_path):
     noise(tmp_path / "HR" / "a.png", 8, 8)
     noise(tmp_path / "b.png", 8, 8)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atelier import build
 from atelier.losses.regularizers import lipschitz
-from atelier.models.stargan import StarGAN, _classified
+from atelier.models.stargan import StarGAN
 from atelier.rng import ImageRngs
 from tests.compose import composed
 from tests.players import Watching
@@ -66,9 +66,16 @@ def test_attributes_are_classified_by_hand() -> None:
     """Logits 0 cost log 2 each; log 3 for an attribute that is there costs log(4 / 3), for one that is not log 4."""
     three = torch.log(torch.tensor(3.0)).item()
     logits = torch.tensor([[0.0, 0.0, 0.0], [three, three, 0.0]])
-    found = _classified(logits, torch.tensor([[0.0, 1, 1], [1.0, 0, 1]]))
+    found = made()._classified(logits, torch.tensor([[0.0, 1, 1], [1.0, 0, 1]]))
     expected = (torch.tensor(2.0).log() * 4 + torch.tensor(4 / 3).log() + torch.tensor(4.0).log()) / 2
     torch.testing.assert_close(found, expected)
+
+
+def test_of_exclusive_attributes_one_is_chosen() -> None:
+    """Logits 0, 0, 0 cost log 3 whichever it is; log 3, 0, 0 cost log(5 / 3) where it is the first."""
+    logits = torch.tensor([[0.0, 0.0, 0.0], [torch.tensor(3.0).log().item(), 0.0, 0.0]])
+    found = made("model.exclusive=true")._classified(logits, torch.tensor([[0.0, 1, 0], [1.0, 0, 0]]))
+    torch.testing.assert_close(found, (torch.tensor(3.0).log() + torch.tensor(5 / 3).log()) / 2)
 
 
 def test_the_generators_loss_by_hand(model: StarGAN) -> None:
@@ -123,7 +130,7 @@ def test_r1_in_place_of_the_lipschitz_penalty(monkeypatch: pytest.MonkeyPatch) -
     real, attributes = model.discriminator(image)
     (slope,) = torch.autograd.grad(real.mean((1, 2, 3)).sum(), image, retain_graph=True)
     fake = model.discriminator(there)[0]
-    expected = F.softplus(-real).mean() + F.softplus(fake).mean() + _classified(attributes, data["attributes"])
+    expected = F.softplus(-real).mean() + F.softplus(fake).mean() + model._classified(attributes, data["attributes"])
     expected = expected + 1.5 * slope.square().sum((1, 2, 3)).mean()
     torch.testing.assert_close(model._discriminator_loss(data), expected)
     assert "lipschitz" not in model.reported and not data["image"].requires_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,20 +13,20 @@ import numpy as np
 import torch
 from annotated_types import MinLen
 from torch import Tensor
-from torch.nn.functional import one_hot
 from torchvision import datasets
 
-from atelier.batch import Batch
 from atelier.data.base import DataModule, Split
 from atelier.data.folders import FileImages
 from atelier.data.published import absent, fetch
 from atelier.data.reading import Box, read
+from atelier.data.recast import Recast, changed
 from atelier.errors import UserError, nearest
 from atelier.ranges import Name, PositiveInt
 
 SOURCE = "mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 ATTRIBUTES, PARTITION, PHOTOGRAPHS = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
 PARTS = {"train": 0, "test": 2}  # 1 is the validation part
+STARGAN, STARGAN_SEED, STARGAN_TEST = "images", 1234, 1999  # its folder, and how it takes a test part out
 MAX_PIXELS = 1 << 20
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")  # a face is given one of them at most
 CROPS: dict[str, Box] = {
@@ -43,8 +44,10 @@ class CelebA(DataModule):
     images it is their own with one changed: see `changed`.
 
     Files in torchvision's layout: `<root>/celeba/` with img_align_celeba/, list_attr_celeba.txt and
-    list_eval_partition.txt; the other lists are not needed. Crops of the 178 x 218 photographs, each then
-    resized (antialiased bicubic) to `image_size`; an FID is comparable only under the same crop:
+    list_eval_partition.txt; the other lists are not needed. Or in StarGAN's (Choi et al. 2018): `<root>/celeba/` with
+    images/ and list_attr_celeba.txt; 1,999 test images are those that its code takes, a tenth where there are fewer
+    than 20,000, and all others train. Crops of the 178 x 218 photographs, each then resized (antialiased bicubic) to
+    `image_size`; an FID is comparable only under the same crop:
 
         ddim       128 x 128 centred at row 121, column 89 (Song, Meng, Ermon 2021; DDIM)
         score_sde  140 x 140 in the centre (Song et al. 2021; also WAE)
@@ -81,18 +84,24 @@ class CelebA(DataModule):
         """What each of `attributes` is called."""
         return self.known_names if self.attributes is None else self.attributes
 
+    @property
+    def photographs(self) -> Path:
+        """The folder of the image files."""
+        theirs = self.folder / STARGAN
+        return theirs if theirs.is_dir() and not (self.folder / PHOTOGRAPHS).exists() else self.folder / PHOTOGRAPHS
+
     def prepare_data(self) -> None:
-        needed = (ATTRIBUTES, PARTITION, PHOTOGRAPHS)
+        needed = (ATTRIBUTES, self.photographs.name, *([] if self.photographs.name == STARGAN else [PARTITION]))
         if self.download and not all((self.folder / name).exists() for name in needed):
             fetch(self.root, lambda: datasets.CelebA(self.root, download=True))
 
-    def images(self, split: Split) -> FaceImages:
+    def images(self, split: Split) -> Recast:
         names, attributes = self._table(split)
         attributes = attributes[:, self._columns()]
         self._all_there(names)
         megabytes = len(names) * self.channels * self.image_size**2 / 2**20
         files = FileImages(
-            [self.folder / PHOTOGRAPHS / name for name in names],
+            [self.photographs / name for name in names],
             partial(
                 read,
                 size=self.image_size,
@@ -106,7 +115,8 @@ class CelebA(DataModule):
             megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
             hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
         )
-        return FaceImages(files, self.attribute_names)
+        hair = [k for k, name in enumerate(self.attribute_names) if name in HAIR]
+        return Recast(files, partial(changed, exclusive=hair))
 
     def _columns(self) -> list[int]:
         """Places of the asked attributes in the file."""
@@ -123,9 +133,14 @@ class CelebA(DataModule):
 
     def _table(self, split: Split) -> tuple[list[str], Tensor]:
         """File names of a split and their attributes (N, 40) float32."""
-        parts = dict(line.split() for line in self._lines(PARTITION))
         rows = [line.split() for line in self._lines(ATTRIBUTES)[2:]]
-        rows = [row for row in rows if parts.get(row[0]) == str(PARTS[split])]
+        if self.photographs.name == STARGAN:
+            random.Random(STARGAN_SEED).shuffle(rows)
+            n_test = max(1, min(STARGAN_TEST, len(rows) // 10))
+            rows = rows[:n_test] if split == "test" else rows[n_test:]
+        else:
+            parts = dict(line.split() for line in self._lines(PARTITION))
+            rows = [row for row in rows if parts.get(row[0]) == str(PARTS[split])]
         values = np.array([row[1:] for row in rows], dtype=np.int8)
         return [row[0] for row in rows], torch.from_numpy((values > 0).astype(np.float32))
 
@@ -136,7 +151,7 @@ class CelebA(DataModule):
         return file.read_text().splitlines()
 
     def _all_there(self, names: list[str]) -> None:
-        folder = self.folder / PHOTOGRAPHS
+        folder = self.photographs
         if not folder.is_dir():
             raise self._absent(f"no {folder}/")
         missing = sorted(set(names) - {file.name for file in folder.iterdir()})
@@ -146,52 +161,3 @@ class CelebA(DataModule):
 
     def _absent(self, missing: str) -> UserError:
         return absent(self.root, missing, SOURCE, self.download)
-
-
-class FaceImages:
-    """Photographs with their attributes, and with those that each is to get.
-
-    Args:
-        files: of a split, with the field `attributes`.
-        names: of the attributes.
-    """
-
-    def __init__(self, files: FileImages, names: list[str]) -> None:
-        self.files, self.fingerprint = files, files.fingerprint
-        self.hair = [k for k, name in enumerate(names) if name in HAIR]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
-        batch = self.files.read(indices, rngs)
-        if rngs is None:
-            batch["target"] = changed(batch["attributes"], batch["index"], self.hair)
-        else:
-            others = [self._other(index, rng) for index, rng in zip(indices, rngs, strict=True)]
-            batch["target"] = self.files.fields["attributes"][others]
-        return batch
-
-    def _other(self, index: int, rng: torch.Generator) -> int:
-        """Another image, each as likely; the same one where there is only one."""
-        step = 1 + torch.randint(max(1, len(self) - 1), (), generator=rng)
-        return (index + int(step)) % len(self)
-
-
-def changed(attributes: Tensor, index: Tensor, exclusive: list[int]) -> Tensor:
-    """The attributes with number (index mod A) of each row turned over.
-
-    Where one of the exclusive ones is set so, the others are cleared (the colours of hair; Choi et al. 2018 do so
-    in their test, where a colour that is there already is left alone).
-
-    Args:
-        attributes: (B, A) of 0 and 1.
-        index: (B,) int64.
-        exclusive: numbers of attributes of which a row has one at most.
-    """
-    chosen = one_hot(index % attributes.shape[1], attributes.shape[1]).to(attributes.dtype)  # (B, A)
-    target = (attributes - chosen).abs()
-    group = torch.zeros_like(target)
-    group[:, exclusive] = 1
-    is_set = (chosen * group * target).sum(1, keepdim=True)  # (B, 1): one of the group has been set
-    return target * (1 - is_set * group * (1 - chosen))

@@ -1,5 +1,4 @@
-"""Sets that are folders of image files: `images` without labels, `classes` with a folder for each class; and what the
-other sets of files are made of."""
+"""Sets that are folders of image files: `images`, without labels, and what the other sets of files are made of."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import PIL
 import torch
@@ -296,49 +295,6 @@ class ImageFolder(Folder):
         return any_images(self.root, self.holdout)
 
 
-@dataclass(kw_only=True, eq=False)
-class ClassFolders(Folder):
-    """A folder for each class; labels number the folders in natural order.
-
-    Layouts: <root>/<class>/ with a share of each class held out (`holdout`), or <root>/train/<class>/ and
-    <root>/test/<class>/ (or val/, validation/). `n_classes` must be the number of class folders.
-    """
-
-    provides: ClassVar[frozenset[str]] = frozenset({"label"})
-
-    def layout(self) -> dict[Split, list[Item]]:
-        train, test = split_folders(self.root)
-        classes = self._classes(train)
-        files = [
-            [Item(name, k) for name in files_of(self.root, os.path.join(train, one))] for k, one in enumerate(classes)
-        ]
-        if test is None:
-            parts = [hold_out(items, self.holdout) for items in files]
-            return {split: [item for part in parts for item in part[split]] for split in ("train", "test")}
-        unknown = [one for one in subfolders(Path(self.root, test)) if one not in classes]
-        if unknown:
-            problem = f"{test}/ has the class {printable(unknown[0])}, {train}/ has not"
-            fix = f"the same class folders in {train}/ and {test}/"
-            raise UserError("data.root", printable(self.root), problem, fix)
-        held = [
-            Item(name, classes.index(one))
-            for one in subfolders(Path(self.root, test))
-            for name in files_of(self.root, os.path.join(test, one))
-        ]
-        return {"train": [item for items in files for item in items], "test": held}
-
-    def _classes(self, train: str) -> list[str]:
-        classes = subfolders(Path(self.root, train))
-        if not classes:
-            problem = f"no class folders in {printable(Path(self.root, train))}"
-            raise UserError("data.root", printable(self.root), problem, _other_root(self.root, "data=images"))
-        if len(classes) != self.n_classes:
-            named = ", ".join(map(printable, classes[:5])) + (", ..." if len(classes) > 5 else "")
-            problem = f"{printable(Path(self.root, train))} has {len(classes)} class folders ({named})"
-            raise UserError("data.n_classes", self.n_classes, problem, f"data.n_classes={len(classes)}")
-        return classes
-
-
 def any_images(
     root: str, holdout: float, items_of: Callable[[str], list[Item]] | None = None
 ) -> dict[Split, list[Item]]:
@@ -357,7 +313,7 @@ def must_be_folder(root: str) -> None:
     """Raises UserError where `root` is none."""
     if not os.path.isdir(root):
         what = "this is no folder" if os.path.exists(root) else "no such folder"
-        raise UserError("data.root", printable(root), what, _other_root(root, "data=shapes"))
+        raise UserError("data.root", printable(root), what, other_root(root, "data=shapes"))
 
 
 def split_folders(root: str) -> tuple[str, str | None]:
@@ -377,7 +333,7 @@ def files_of(root: str, folder: str) -> list[str]:
     names = image_files(Path(root, folder))
     if not names:
         problem = f"0 images ({' '.join(SUFFIXES)}) under {printable(Path(root, folder))}"
-        raise UserError("data.root", printable(root), problem, _other_root(root, "data=shapes"))
+        raise UserError("data.root", printable(root), problem, other_root(root, "data=shapes"))
     return [os.path.join(folder, name) for name in names]
 
 
@@ -507,7 +463,7 @@ def _uniform(name: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:7], "big") / 2**56
 
 
-def _other_root(root: str, instead: str) -> str:
+def other_root(root: str, instead: str) -> str:
     """What to type: the folder beside `root` with the closest name, if there is one, else another set."""
     here = Path(os.path.abspath(root))
     beside = []

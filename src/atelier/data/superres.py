@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,13 +17,15 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.bicubic import reduced
 from atelier.data.base import Split
-from atelier.data.folders import Folder, Item, any_images, decoded, files_of, printable
+from atelier.data.folders import Folder, Item, any_images, decoded, files_of, hold_out, printable
 from atelier.data.reading import Background, decode, pixels, upright_size
 from atelier.errors import UserError
 from atelier.pixels import to_float, to_uint8
 from atelier.ranges import PositiveInt
 
 LARGE, SMALL = "HR", "LR"
+DIV2K = {"train": "train", "test": "valid"}  # what its folders call the splits
+SRF = re.compile(r"_SRF_(\d)_HR(?=\.\w+$)")  # the end of a name in the folders image_SRF_2 .. 4 of Set5, Set14, BSD100
 
 
 @dataclass(kw_only=True, eq=False)
@@ -32,8 +35,11 @@ class SuperRes(Folder):
     The place is random in training and the middle at test. A source is the MATLAB bicubic reduction of the square
     (`atelier.bicubic`), rounded to 8 bits as in a file; or, where there are HR/ and LR/ with files of the same names,
     it is cut out of that in LR/, which must be exactly `factor` times smaller. Layouts: <root>/train/ beside test/,
-    val/ or validation/, or <root>/ with a share held out; HR/ and LR/ lie in each of these. The search of files, and
-    what is kept in memory: as in `Folder`, but files are kept as large as they are.
+    val/ or validation/, or <root>/ with a share held out; HR/ and LR/ lie in each of these. As they are published:
+    DIV2K (Agustsson & Timofte 2017), DIV2K_train_HR/ beside DIV2K_valid_HR/ with the sources
+    DIV2K_train_LR_bicubic/X4/0001x4.png where they are; Set5, Set14, BSD100 and Urban100 as Huang, Singh and Ahuja
+    2015 give them away, image_SRF_4/img_001_SRF_4_HR.png beside _LR.png. The search of files, and what is kept in
+    memory: as in `Folder`, but files are kept as large as they are.
 
     Args:
         factor: how many times as wide an image is as its source; `image_size` is a multiple of it.
@@ -60,19 +66,45 @@ class SuperRes(Folder):
             raise UserError("data.resize", self.resize, problem, f"data.resize={self.image_size}")
 
     def layout(self) -> dict[Split, list[Item]]:
-        return any_images(self.root, self.holdout, self._files)
+        parts = {split: part for split, part in DIV2K.items() if Path(self.root, f"DIV2K_{part}_HR").is_dir()}
+        if "train" not in parts:
+            return any_images(self.root, self.holdout, self._files)
+        files = {split: self._div2k(part) for split, part in parts.items()}
+        return files if "test" in files else hold_out(files["train"], self.holdout)
+
+    def _div2k(self, part: str) -> list[Item]:
+        """All images of a part of DIV2K; with their sources where there are any."""
+        large, small = f"DIV2K_{part}_HR", f"DIV2K_{part}_LR_bicubic/X{self.factor}"
+        names = files_of(self.root, large)
+        if not Path(self.root, small).is_dir():
+            return list(map(Item, names))
+        sources = (Path(small, f"{Path(name).stem}x{self.factor}{Path(name).suffix}") for name in names)
+        return self._pairs(names, map(str, sources), large, small)
 
     def _files(self, folder: str) -> list[Item]:
-        """All images under a folder; with their sources where it has HR/ and LR/."""
+        """All images under a folder; with their sources where it has HR/ and LR/, or names that say which they are."""
         large, small = (os.path.join(folder, name) for name in (LARGE, SMALL))
-        if not all(Path(self.root, inside).is_dir() for inside in (large, small)):
-            return list(map(Item, files_of(self.root, folder)))
-        names = files_of(self.root, large)
-        items = [Item(name, partner=os.path.join(small, os.path.relpath(name, large))) for name in names]
+        if all(Path(self.root, inside).is_dir() for inside in (large, small)):
+            names = files_of(self.root, large)
+            sources = (os.path.join(small, os.path.relpath(name, large)) for name in names)
+            return self._pairs(names, sources, f"{LARGE}/", f"{SMALL}/")
+        names = files_of(self.root, folder)
+        factors = {name: int(end[1]) for name in names if (end := SRF.search(name))}
+        if not factors:
+            return list(map(Item, names))
+        names = [name for name, factor in factors.items() if factor == self.factor]
+        if not names:
+            problem = f"its images are made for {', '.join(map(str, sorted(set(factors.values()))))}"
+            raise UserError("data.factor", self.factor, problem, f"data.factor={min(factors.values())}")
+        sources = (SRF.sub(f"_SRF_{self.factor}_LR", name) for name in names)
+        return self._pairs(names, sources, "*_HR", "*_LR")
+
+    def _pairs(self, names: list[str], sources: Iterable[str], large: str, small: str) -> list[Item]:
+        items = [Item(name, partner=source) for name, source in zip(names, sources, strict=True)]
         missing = [item.partner for item in items if not Path(self.root, item.partner).is_file()]
         if missing:
-            problem = f"{len(missing)} of {len(items)} files of {LARGE}/ have none in {SMALL}/, first {missing[0]}"
-            raise self._refused(printable(problem), f"files of the same names in {LARGE}/ and {SMALL}/")
+            problem = f"{len(missing)} of {len(items)} files of {large} have none in {small}, first {missing[0]}"
+            raise self._refused(printable(problem), f"the sources of all files of {large} in {small}")
         return items
 
     @cached_property

@@ -36,6 +36,8 @@ class StarGAN(Translator):
         r1_gamma: weight of the squared gradient at real images, halved: the cheaper penalty, for other losses.
         classifier_weight: of the attributes: those of real images for the discriminator, those asked for of translated
             images for the generator.
+        exclusive: an image has exactly one attribute, its domain, and the classifier chooses one; else each attribute
+            is there or not.
         reconstruction_weight: of the mean |x - G(G(x, target), attributes)|.
         identity_weight: of the mean |x - G(x, attributes)|; not in the paper (He et al. 2019, AttGAN, has it). Without
             it an image may come out scrambled in any way that the way back undoes.
@@ -61,6 +63,7 @@ class StarGAN(Translator):
         lipschitz_weight: NonNegFloat,
         r1_gamma: NonNegFloat,
         classifier_weight: NonNegFloat,
+        exclusive: bool,
         reconstruction_weight: NonNegFloat,
         identity_weight: NonNegFloat,
         n_critic: PositiveInt,
@@ -73,6 +76,7 @@ class StarGAN(Translator):
         self.generator, self.discriminator, self.loss = generator, discriminator, loss
         self.lipschitz_weight, self.r1_gamma = lipschitz_weight, r1_gamma
         self.classifier_weight, self.reconstruction_weight = classifier_weight, reconstruction_weight
+        self.exclusive = exclusive
         self.identity_weight, self.n_critic, self.grad_clip = identity_weight, n_critic, grad_clip
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
 
@@ -92,7 +96,7 @@ class StarGAN(Translator):
         image = batch["image"].detach().requires_grad_(self.r1_gamma > 0)
         real, attributes = self.discriminator(image)
         fake = self.discriminator(made)[0]
-        loss, classified = self.loss.discriminator(real, fake), _classified(attributes, batch["attributes"])
+        loss, classified = self.loss.discriminator(real, fake), self._classified(attributes, batch["attributes"])
         self.report_game(loss, real, fake)
         self.report("classifier_real", classified)
         return loss + self.classifier_weight * classified + self._penalty(image, made, real)
@@ -118,7 +122,7 @@ class StarGAN(Translator):
         with at_rest(self.discriminator):
             fake, attributes = self.discriminator(made)
             real = self.discriminator(image)[0] if self.loss.compares else None
-        adversarial, classified = self.loss.generator(real, fake), _classified(attributes, target)
+        adversarial, classified = self.loss.generator(real, fake), self._classified(attributes, target)
         reconstruction = (image - back).abs().mean()
         self.report("generator", adversarial)
         self.report("classifier_fake", classified)
@@ -137,7 +141,8 @@ class StarGAN(Translator):
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(cond["image"], cond["target"])
 
-
-def _classified(logits: Tensor, attributes: Tensor) -> Tensor:
-    """Cross-entropy of attributes (B, A), 0 or 1, summed over them, mean over images: scalar (eq. 2 and 3)."""
-    return F.binary_cross_entropy_with_logits(logits, attributes, reduction="sum") / len(logits)
+    def _classified(self, logits: Tensor, attributes: Tensor) -> Tensor:
+        """Cross-entropy of attributes (B, A), 0 or 1, summed over them, mean over images: scalar (eq. 2 and 3)."""
+        if self.exclusive:
+            return F.cross_entropy(logits, attributes.argmax(1))
+        return F.binary_cross_entropy_with_logits(logits, attributes, reduction="sum") / len(logits)
