@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from atelier import runs
+from atelier.bicubic import enlarged, reduced
 from atelier.judge import judge
 from atelier.metrics.shapes import judge_values
 from atelier.pixels import to_float, to_uint8
 from atelier.rng import ImageRngs
-from studies import pixel_mixture, temperatures
+from studies import pixel_mixture, temperatures, whole_images
 
 
 def test_one_gaussian_has_the_mean_and_deviation_of_its_levels() -> None:
@@ -51,3 +54,28 @@ def test_shares_of_all_samples(finished: dict[str, Path], monkeypatch: pytest.Mo
     expected = judge_values(judge(images), cond, images)
     assert told["valid"] == expected["judge/valid"] and told["loose"] == expected["judge/loose"]
     assert {"colour", "ground", "shape"} < set(told) and all(0 <= share <= 1 for share in told.values())
+
+
+def test_whole_images_of_their_own_sizes(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bicubic beside the net, in the protocol of the literature: cut to a multiple of 4, a border of 4 px left out."""
+    levels = {}
+    for k, (width, height) in enumerate(((33, 26), (24, 41))):
+        levels[k] = np.random.default_rng(k).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(levels[k]).save(tmp_path / f"{k}.png")
+    words = ["whole_images", str(tmp_path), "--run", str(finished["srgan"])]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.chdir(tmp_path)
+    whole_images.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 4 + 2
+    for k, line in ((0, lines[2]), (1, lines[4])):
+        assert line.startswith(f"| {k}.png, bicubic | ") and f"| {k}.png, SRGAN | " in lines[3 + 2 * k]
+        height, width = (side // 4 * 4 for side in levels[k].shape[:2])
+        image = torch.from_numpy(levels[k][:height, :width]).permute(2, 0, 1)[None]
+        made = to_uint8(enlarged(to_float(to_uint8(reduced(to_float(image), 4))), 4))
+        wrong = (made[..., 4:-4, 4:-4].double() - image[..., 4:-4, 4:-4].double()).square().mean()
+        assert f"| {10 * math.log10(255**2 / wrong):.2f} dB |" in line
+    mean = sum(float(line.split(" | ")[2][:-3]) for line in (lines[3], lines[5])) / 2
+    assert float(lines[7].split(" | ")[2][:-3]) == pytest.approx(mean, abs=0.011) and "mean of 2, SRGAN" in lines[7]

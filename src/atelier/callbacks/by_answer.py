@@ -29,18 +29,19 @@ def compared(
     if answer is None:
         return {}
     source, target = cond[model.source_fields[case]], to_uint8(answer).to(images.device)
-    facts = _distances("", images, target, model.enlarges)
+    facts = distances("", images, target, model.enlarges)
     if suite.lpips is not None:
         facts["pair/lpips"] = suite.lpips(to_float(images), to_float(target))
     if model.enlarges > 1:
-        facts |= _distances("bicubic_", to_uint8(enlarged(source, model.enlarges)), target, model.enlarges)
+        facts |= distances("bicubic_", to_uint8(enlarged(source, model.enlarges)), target, model.enlarges)
     if judged:
         facts |= judge(answer.cpu()).rows("answer/")
         facts |= judge(source.cpu()).rows("before/") if model.alike else {}
     return facts
 
 
-def _distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict[str, Tensor]:
+def distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict[str, Tensor]:
+    """PSNR and SSIM of uint8 pairs, (N,) each; from factor 2 up of their luma too, without a border so wide."""
     border = factor if factor > 1 else 0
     a, b = shaved(images, border), shaved(target, border)
     kinds = {"": (a, b)} | ({"_y": (luma(a), luma(b))} if factor > 1 else {})

@@ -1,0 +1,89 @@
+"""PSNR and SSIM of whole images, each of its own size, as papers on super-resolution tell them.
+
+    python studies/whole_images.py FOLDER --run RUN
+
+FOLDER is any that data=superres reads: Set5, Set14, BSD100, Urban100 and DIV2K as they are published (its validation
+part), or images. Sources are files where there are any, else MATLAB's bicubic reduction of each image, cut to a
+multiple of the factor first. Prints a line for each image and the means, of bicubic enlargement and of the net: of
+RGB and of luma, without a border of as many pixels as the factor, SSIM over windows inside of the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from atelier import build, runs
+from atelier.bicubic import enlarged, reduced
+from atelier.callbacks.by_answer import PAIR, distances
+from atelier.data.reading import decode, pixels
+from atelier.data.superres import SuperRes
+from atelier.pixels import to_float, to_uint8
+from atelier.translating import Job
+
+KINDS = ("psnr", "psnr_y", "ssim", "ssim_y")
+
+
+def images_of(folder: str, factor: int) -> SuperRes:
+    words = [
+        "data=superres",
+        f"data.root='{folder}'",
+        f"data.factor={factor}",
+        "data.holdout=0",
+        f"data.image_size={factor}",
+    ]
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return build.data(compose("train", words))
+
+
+def pairs(data: SuperRes) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, source and image, (1, 3, h, w) and (1, 3, factor h, factor w) uint8, of each test image."""
+    for item in data.index["test"]:
+        files = [pixels(data.reader(decode)(Path(data.root, name)))[None] for name in item.names]
+        image = files[0]
+        height, width = (side // data.factor * data.factor for side in image.shape[2:])
+        image = image[:, :, :height, :width]
+        source = files[1] if item.partner else to_uint8(reduced(to_float(image), data.factor))
+        yield item.name, source, image
+
+
+def measured(made: Tensor, image: Tensor, factor: int) -> list[float]:
+    told = distances("", made, image, factor)
+    return [told[f"{PAIR}{kind}"].item() for kind in KINDS]
+
+
+def row(name: str, values: list[float]) -> str:
+    told = [f"{value:.2f} dB" if "psnr" in kind else f"{value:.4f}" for kind, value in zip(KINDS, values, strict=True)]
+    return f"| {name} | {' | '.join(told)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--run", help="of srresnet, srgan, rrdbnet or esrgan; without: bicubic alone")
+    parser.add_argument("--factor", type=int, default=4, help="of bicubic; a run has its own")
+    asked = parser.parse_args()
+    run = runs.load(runs.find(asked.run), ema=True) if asked.run else None
+    factor = run.model.enlarges if run else asked.factor
+    job = Job(run.model, run.data, "", {}, {}, 0) if run else None
+    found: dict[str, list[list[float]]] = {}
+    print("| image | PSNR | PSNR of luma | SSIM | SSIM of luma |\n| --- | --- | --- | --- | --- |")
+    with torch.inference_mode():
+        for k, (name, source, image) in enumerate(pairs(images_of(asked.folder, factor))):
+            made = {"bicubic": to_uint8(enlarged(to_float(source), factor))}
+            if job is not None:
+                made[type(run.model).__name__] = to_uint8(job.result(to_float(source), k))
+            for way, result in made.items():
+                found.setdefault(way, []).append(measured(result, image, factor))
+                print(row(f"{name}, {way}", found[way][-1]), flush=True)
+    for way, rows in found.items():
+        print(row(f"mean of {len(rows)}, {way}", torch.tensor(rows).mean(0).tolist()))
+
+
+if __name__ == "__main__":
+    main()
