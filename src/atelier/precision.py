@@ -10,8 +10,14 @@ from torch.backends import cudnn
 
 
 @contextmanager
-def float32(device: torch.device) -> Iterator[None]:
-    """Inside, float32 is float32: no autocast, and no TF32 in convolutions, which PyTorch otherwise allows itself."""
+def float32(device: torch.device, wanted: bool = True) -> Iterator[None]:
+    """Inside, float32 is float32: no autocast, and no TF32 in convolutions, which PyTorch otherwise allows itself.
+
+    Where it is not `wanted`, nothing changes.
+    """
+    if not wanted:
+        yield
+        return
     kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
     with torch.autocast(device.type, enabled=False), cudnn.flags(enabled=True, allow_tf32=False, **kept):
         yield

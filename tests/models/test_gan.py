@@ -187,8 +187,11 @@ def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: py
         z, cond = torch.zeros(2, 4), torch.zeros(2, 4)
         assert model.discriminator(model.generator(z, cond), cond)[0].dtype == torch.float32
         assert model.generator(z, cond).dtype == torch.float32
-    half = torch.bfloat16  # autocast was on, but for the penalty
-    assert seen == [half, half, torch.float32, half, half]
+    half, whole = torch.bfloat16, torch.float32  # autocast was on, but for what a penalty is taken of
+    assert seen == [whole, whole, whole, half, half]
+    with torch.autocast("cpu", dtype=half):
+        model._discriminator_step(batch(), None, penalise=False)
+    assert seen[5:] == [half, half]
     assert set(losses) == {torch.float32} and {v.dtype for v in model.reported.values()} == {torch.float32}
 
 

@@ -146,12 +146,14 @@ def test_a_generator_step_leaves_the_discriminator_alone(model: ProGAN | StyleGA
 
 
 def test_losses_and_images_are_float32_under_bf16(model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = []
+    losses, seen = [], []
     taken(model, monkeypatch)
     monkeypatch.setattr(model, "manual_backward", lambda loss: losses.append(loss.dtype))
-    model.images_seen = 24
+    model.discriminator.score.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
+    model.images_seen, model.r1_gamma, model.lipschitz_weight = 24, 1.0, 0.0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.training_step(batch())
         x = model.sample(cond(2), ImageRngs(0, 0, 2))
     assert set(losses) == {x.dtype} == {torch.float32}
     assert {v.dtype for v in model.reported.values()} == {torch.float32}
+    assert seen == 4 * [torch.float32] + 2 * [torch.bfloat16]  # what R1 is taken of, in two pieces; the generator's

@@ -104,8 +104,9 @@ class GAN(Latent):
 
     def _discriminator_step(self, batch: Batch, optimizer: Optimizer, penalise: bool) -> None:
         real, fake, known = self._shown(batch, penalise)
-        real_logits, real_classes = self.discriminator(real, known)
-        fake_logits, fake_classes = self.discriminator(fake, known)
+        with float32(self.device, penalise):
+            real_logits, real_classes = self.discriminator(real, known)
+            fake_logits, fake_classes = self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_game(loss, real_logits, fake_logits)
         if self.augment is not None:
@@ -114,7 +115,8 @@ class GAN(Latent):
         if real_classes is not None:
             loss = loss + self._classified(torch.cat([real_classes, fake_classes]), batch["label"].repeat(2))
         if penalise:
-            loss = loss + self._penalty(real, fake, known, real_logits, fake_logits)
+            with float32(self.device):
+                loss = loss + self._penalty(real, fake, known, real_logits, fake_logits)
         self.step(optimizer, loss, "discriminator")
 
     def _penalty_step(self, batch: Batch, optimizer: Optimizer) -> None:

@@ -20,6 +20,7 @@ from atelier.models.base import Cond, Latent, Styled, at_rest
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.progan import ProDiscriminator, ProGenerator, StyleGenerator, doubled, seen_at
 from atelier.nets.stylegan2 import mixed
+from atelier.precision import float32
 from atelier.ranges import Levels, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
 from atelier.rng import ImageRngs
 
@@ -128,12 +129,14 @@ class _Progressive(Latent):
             real, fake = seen_at(x, level, self.discriminator.top), self.made(cond, len(x), level)
         known = self.discriminator_embedder(cond, len(x)).float()
         real.requires_grad_(self.r1_gamma > 0)
-        real_logits, fake_logits = self.discriminator(real, known, level), self.discriminator(fake, known, level)
+        with float32(self.device, self.r1_gamma > 0):
+            real_logits, fake_logits = self.discriminator(real, known, level), self.discriminator(fake, known, level)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_game(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
         if self.r1_gamma > 0:
-            r1 = gradient_penalty(real_logits, real)
+            with float32(self.device):
+                r1 = gradient_penalty(real_logits, real)
             self.report("r1", r1)
             loss = loss + self.r1_gamma / 2 * r1
         if self.lipschitz_weight > 0:

@@ -15,6 +15,7 @@ from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, lipschitz
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.stargan import StarDiscriminator, StarGenerator
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.rng import ImageRngs
 
@@ -94,8 +95,9 @@ class StarGAN(Translator):
         with torch.no_grad():
             made = self.generator(batch["image"], batch["target"])
         image = batch["image"].detach().requires_grad_(self.r1_gamma > 0)
-        real, attributes = self.discriminator(image)
-        fake = self.discriminator(made)[0]
+        with float32(self.device, self.r1_gamma > 0):
+            real, attributes = self.discriminator(image)
+            fake = self.discriminator(made)[0]
         loss, classified = self.loss.discriminator(real, fake), self._classified(attributes, batch["attributes"])
         self.report_game(loss, real, fake)
         self.report("classifier_real", classified)
@@ -105,7 +107,8 @@ class StarGAN(Translator):
         """gamma / 2 R1 + weight times what WGAN-GP adds: scalar."""
         loss = real.new_zeros(())
         if self.r1_gamma > 0:
-            r1 = gradient_penalty(real.flatten(1).mean(1), image)
+            with float32(self.device):
+                r1 = gradient_penalty(real.flatten(1).mean(1), image)
             self.report("r1", r1)
             loss = loss + self.r1_gamma / 2 * r1
         if self.lipschitz_weight > 0:
