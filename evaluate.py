@@ -21,7 +21,7 @@ def evaluate(cfg: DictConfig) -> None:
     from atelier.trainer import autocast, device, resolved
 
     preflight.check(cfg)
-    run = runs.load(runs.find(cfg.run), cfg.ema)
+    run = runs.load(runs.find(cfg.run), cfg.ema, cfg.root)
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample)
     judging = build.judging(cfg)

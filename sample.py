@@ -21,7 +21,7 @@ def sample(cfg: DictConfig) -> None:
     from atelier.trainer import autocast, device
 
     preflight.check(cfg)
-    run = runs.load(runs.find(cfg.run), cfg.ema)
+    run = runs.load(runs.find(cfg.run), cfg.ema, cfg.root)
     model = run.model.to(device())
     verb = studio.verb(cfg.do, model)
     options = build.options(cfg, model, studio.maker(verb, model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import evaluate
 import train
 from atelier import build, errors, first_stages, resume, runs
 from atelier.callbacks.store import load, newest
@@ -416,3 +419,24 @@ def test_a_slurm_step_has_one_rank_and_one_folder(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     assert errors.rank() == 3
     assert runs.stamp.__wrapped__() == "job_17_0"
+
+
+def test_a_run_finds_its_set_in_another_place(
+    tmp_path: Path, finished: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    for part, n in (("train", 6), ("test", 4)):
+        (tmp_path / "here" / part).mkdir(parents=True)
+        for k in range(n):
+            Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(tmp_path / "here" / part / f"{k}.png")
+    words = ["data=images", f"data.root={tmp_path / 'here'}", f"data.cache={tmp_path / 'cache'}"]
+    words += [word for word in overrides("vae") if word != "data=shapes" and "scenes" not in word]
+    train.train(composed(*words, "budget.images=8", run_dir=tmp_path / "run"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    words = ["metrics=none", "eval.n_samples=4", "eval.n_real=4"]
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate.evaluate(composed(f"run={tmp_path / 'run'}", *words, config="evaluate"))
+    evaluate.evaluate(composed(f"run={tmp_path / 'run'}", f"root={tmp_path / 'there'}", *words, config="evaluate"))
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["protocol"]["data"] == json.loads((tmp_path / "run/summary.json").read_text())["protocol"]["data"]
+    with pytest.raises(UserError, match="root=x: the set of this run has no files. Fix: leave root out"):
+        runs.load(finished["vae"], ema=True, root="x")

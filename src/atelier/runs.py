@@ -149,8 +149,15 @@ class Loaded:
     ema: list[int]  # half-life of the averaged weights, in images; [] for the raw ones
 
 
-def load(folder: Path, ema: bool) -> Loaded:
-    """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones."""
+def load(folder: Path, ema: bool, root: str | None = None) -> Loaded:
+    """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones.
+
+    Args:
+        root: where its set lies; None: where training found it.
+
+    Raises:
+        UserError: there is no checkpoint, or its set has no files.
+    """
     from atelier.callbacks.ema import copy_average
     from atelier.callbacks.store import load as load_checkpoint
     from atelier.callbacks.store import newest
@@ -160,6 +167,10 @@ def load(folder: Path, ema: bool) -> Loaded:
     if path is None:
         raise UserError("run", folder, "it has no checkpoint yet", "run=last")
     checkpoint = load_checkpoint(path)
+    if root is not None:
+        if "root" not in cfg.data:
+            raise UserError("root", root, "the set of this run has no files", "leave root out")
+        cfg.data.root = root
     data, model = build.data(cfg), build.model(build.untaught(cfg), folder)
     model.load_state_dict(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
