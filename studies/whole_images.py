@@ -29,12 +29,13 @@ from atelier.translating import Job
 KINDS = ("psnr", "psnr_y", "ssim", "ssim_y")
 
 
-def images_of(folder: str, factor: int) -> SuperRes:
+def images_of(folder: str, factor: int, channels: int) -> SuperRes:
     words = [
         "data=superres",
         f"data.root='{folder}'",
         f"data.factor={factor}",
         "data.holdout=0",
+        f"data.channels={channels}",
         f"data.image_size={factor}",
     ]
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
@@ -42,7 +43,8 @@ def images_of(folder: str, factor: int) -> SuperRes:
 
 
 def pairs(data: SuperRes) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, source and image, (1, 3, h, w) and (1, 3, factor h, factor w) uint8, of each test image."""
+    """Name, source and image, (1, C, h, w) and (1, C, factor h, factor w) uint8, of each test image."""
+    _ = data.sides  # refuses pairs that do not fit
     for item in data.index["test"]:
         files = [pixels(data.reader(decode)(Path(data.root, name)))[None] for name in item.names]
         image = files[0]
@@ -66,15 +68,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--run", help="of srresnet, srgan, rrdbnet or esrgan; without: bicubic alone")
-    parser.add_argument("--factor", type=int, default=4, help="of bicubic; a run has its own")
+    parser.add_argument("--factor", type=int, choices=(2, 3, 4), default=4, help="of bicubic; a run has its own")
     asked = parser.parse_args()
     run = runs.load(runs.find(asked.run), ema=True) if asked.run else None
     factor = run.model.enlarges if run else asked.factor
     job = Job(run.model, run.data, "", {}, {}, 0) if run else None
+    data = images_of(asked.folder, factor, run.data.channels if run else 3)
     found: dict[str, list[list[float]]] = {}
     print("| image | PSNR | PSNR of luma | SSIM | SSIM of luma |\n| --- | --- | --- | --- | --- |")
     with torch.inference_mode():
-        for k, (name, source, image) in enumerate(pairs(images_of(asked.folder, factor))):
+        for k, (name, source, image) in enumerate(pairs(data)):
             made = {"bicubic": to_uint8(enlarged(to_float(source), factor))}
             if job is not None:
                 made[type(run.model).__name__] = to_uint8(job.result(to_float(source), k))

@@ -440,3 +440,19 @@ def test_a_run_finds_its_set_in_another_place(
     assert told["protocol"]["data"] == json.loads((tmp_path / "run/summary.json").read_text())["protocol"]["data"]
     with pytest.raises(UserError, match="root=x: the set of this run has no files. Fix: leave root out"):
         runs.load(finished["vae"], ema=True, root="x")
+
+
+@pytest.mark.parametrize("change", ["argument", "weights"])
+def test_a_run_of_another_version_is_one_line(tmp_path: Path, finished: dict[str, Path], change: str) -> None:
+    folder = shutil.copytree(finished["gan"], tmp_path / "run")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    if change == "argument":
+        cfg.model.n_signs = 0
+    else:
+        cfg.model.generator.told = "norm"
+    OmegaConf.save(cfg, folder / "config.yaml")
+    with pytest.raises(UserError) as error:
+        runs.load(folder, ema=True)
+    reason = {"argument": "unexpected keyword argument", "weights": "loading state_dict for GAN"}[change]
+    line = error.value.line()
+    assert line.startswith("error: run=") and reason in line and line.endswith("Fix: train it anew, or that version")

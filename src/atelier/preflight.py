@@ -274,6 +274,8 @@ def match(model: Any, data: Any) -> None:
         problem = f"{type(model).__name__} needs {', '.join(missing)}, {type(data).__name__} has {has}"
         tasks = [name for name, fields in getattr(data, "tasks", {}).items() if set(missing) <= fields]
         fix = f"data.task={'|'.join(tasks)}" if tasks else "data=shapes has every field; or data.conditions=[]"
+        if "target" in missing and not tasks:
+            fix = "data=celeba, data=classes data.n_attributes=N, or data=shapes data.task=recast"
         raise UserError("model", type(model).__name__, problem, fix)
 
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from atelier import build, preflight
@@ -149,6 +150,19 @@ class Loaded:
     ema: list[int]  # half-life of the averaged weights, in images; [] for the raw ones
 
 
+@contextlib.contextmanager
+def _of_this_version(folder: Path) -> Iterator[None]:
+    """A config whose objects take other arguments, or weights of other names, are of another version of the project."""
+    try:
+        yield
+    except (InstantiationException, RuntimeError) as error:
+        if not isinstance(error, RuntimeError) and not isinstance(error.__cause__, TypeError):
+            raise
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(": ")
+        problem = f"another version of the project made it ({reason})"
+        raise UserError("run", folder, problem, "train it anew, or that version") from error
+
+
 def load(folder: Path, ema: bool, root: str | None = None) -> Loaded:
     """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones.
 
@@ -156,7 +170,7 @@ def load(folder: Path, ema: bool, root: str | None = None) -> Loaded:
         root: where its set lies; None: where training found it.
 
     Raises:
-        UserError: there is no checkpoint, or its set has no files.
+        UserError: there is no checkpoint, its set has no files, or its model is not what that is today.
     """
     from atelier.callbacks.ema import copy_average
     from atelier.callbacks.store import load as load_checkpoint
@@ -171,8 +185,9 @@ def load(folder: Path, ema: bool, root: str | None = None) -> Loaded:
         if "root" not in cfg.data:
             raise UserError("root", root, "the set of this run has no files", "leave root out")
         cfg.data.root = root
-    data, model = build.data(cfg), build.model(build.untaught(cfg), folder)
-    model.load_state_dict(checkpoint["state_dict"])
+    with _of_this_version(folder):
+        data, model = build.data(cfg), build.model(build.untaught(cfg), folder)
+        model.load_state_dict(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
     first = list(averages)[: int(ema)]
     for half_life in first:

@@ -232,10 +232,14 @@ def test_classes_as_attributes(tmp_path):
     assert (drawn.mean(0) - torch.tensor([1, 4, 3]) / 8).abs().max() < 0.08  # of the 8 others 1, 4 and 3
 
 
-@pytest.mark.parametrize(("n_classes", "n_attributes"), [(2, 3), (1, 1)])
-def test_attributes_of_class_folders_are_the_classes(tmp_path, n_classes, n_attributes):
-    with pytest.raises(UserError, match=f"data.n_attributes={n_attributes}: attributes are the {n_classes} classes"):
+@pytest.mark.parametrize(("n_classes", "n_attributes", "fix"), [
+    (2, 3, "data.n_classes=3, or data.n_attributes=2"), (1, 1, "data.n_attributes=0"), (1, 4, "data.n_attributes=0"),
+])  # fmt: skip
+def test_attributes_of_class_folders_are_the_classes(tmp_path, n_classes, n_attributes, fix):
+    problem = f"attributes are the classes here, and there are {n_classes}"
+    with pytest.raises(UserError) as error:
         data(ClassFolders, tmp_path, n_classes=n_classes, n_attributes=n_attributes)
+    assert error.value.line() == f"error: data.n_attributes={n_attributes}: {problem}. Fix: {fix}"
 
 
 def test_each_class_is_held_out_from(tmp_path):

@@ -172,11 +172,14 @@ def test_div2k_as_it_is_published(tmp_path, sources):
         assert refusal(tmp_path).problem.startswith(problem)
 
 
-def test_a_part_of_div2k_is_held_out_where_there_is_no_other(tmp_path):
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_of_a_part_of_div2k_a_share_is_held_out_where_there_is_no_other(tmp_path, part):
     for k in range(20):
-        noise(tmp_path / "DIV2K_train_HR" / f"{k:04d}.png", 8, 8, k)
-    module = data(tmp_path, holdout=0.3)
-    assert len(module.split("train")) + len(module.split("test")) == 20 and len(module.split("test")) > 0
+        noise(tmp_path / f"DIV2K_{part}_HR" / f"{k:04d}.png", 8, 8, k)
+        noise(tmp_path / f"DIV2K_{part}_LR_bicubic" / "X4" / f"{k:04d}x4.png", 2, 2, k)
+    train, test = (data(tmp_path, holdout=0.3).split(split) for split in ("train", "test"))
+    assert len(train) + len(test) == 20 and len(test) > 0
+    assert [path.name for path in test.sources] == [f"{path.stem}x4.png" for path in test.paths]
 
 
 def test_set5_as_it_is_published(tmp_path):
@@ -194,7 +197,7 @@ def test_set5_as_it_is_published(tmp_path):
         expected = torch.stack([small[factor, 1], small[factor, 2]])
         assert torch.equal(levels(module.test_batch(0, 2)["source"]), expected)
     assert refusal(tmp_path, factor=3, image_size=6).line() == (
-        "error: data.factor=3: its images are made for 2, 4. Fix: data.factor=2"
+        f"error: data.factor=3: the images of {tmp_path} are made for 2, 4. Fix: data.factor=2"
     )
 
 
@@ -253,7 +256,7 @@ def test_pairs_that_do_not_fit_are_named(tmp_path):
     pair(tmp_path, "bb.png", 12, 16, factor=3)
     error = refusal(tmp_path)
     assert error.problem == "HR/bb.png (12 x 16) is not 4 times LR/bb.png (4 x 5)"
-    assert refusal(tmp_path, resize=16).line().startswith("error: data.resize=16: the sources are files in LR/. Fix: ")
+    assert refusal(tmp_path, resize=16).line().startswith("error: data.resize=16: the sources are files. Fix: ")
     (tmp_path / "LR" / "a.png").unlink()
     error = refusal(tmp_path)
     assert error.problem == "1 of 2 files of HR/ have none in LR/, first LR/a.png"

@@ -195,6 +195,21 @@ def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: py
     assert set(losses) == {torch.float32} and {v.dtype for v in model.reported.values()} == {torch.float32}
 
 
+def test_gradients_of_a_penalty_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backward pass multiplies anew, and is not to do so in bf16."""
+    model = made("data.conditions=[]")
+    monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
+    monkeypatch.setattr(model, "take", lambda optimizer, name: None)
+    optimizer, data, found = torch.optim.SGD(model.discriminator.parameters()), batch(), []
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            model._penalty_step(data, optimizer)
+        found.append([p.grad.clone() for p in model.discriminator.parameters() if p.grad is not None])
+    assert any(gradient.abs().max() > 0 for gradient in found[0])
+    for exact, gradient in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=1e-5, atol=1e-8)
+
+
 def test_a_discriminator_normalises_nothing(model: GAN) -> None:
     """R1 is a sum over images only if none sees another."""
     x, cond = torch.randn(4, 3, 8, 8), torch.randn(4, 4)

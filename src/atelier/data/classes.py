@@ -29,9 +29,12 @@ class ClassFolders(Folder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_attributes and (self.n_attributes != self.n_classes or self.n_classes == 1):
-            problem = f"attributes are the {self.n_classes} classes here, of which there must be two"
-            fix = f"data.n_attributes={self.n_classes}, or 0"
+        if self.n_attributes and self.n_classes < 2:
+            problem = f"attributes are the classes here, and there are {self.n_classes}"
+            raise UserError("data.n_attributes", self.n_attributes, problem, "data.n_attributes=0")
+        if self.n_attributes not in (0, self.n_classes):
+            problem = f"attributes are the classes here, and there are {self.n_classes}"
+            fix = f"data.n_classes={self.n_attributes}, or data.n_attributes={self.n_classes}"
             raise UserError("data.n_attributes", self.n_attributes, problem, fix)
 
     @property

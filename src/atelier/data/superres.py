@@ -25,7 +25,7 @@ from atelier.ranges import PositiveInt
 
 LARGE, SMALL = "HR", "LR"
 DIV2K = {"train": "train", "test": "valid"}  # what its folders call the splits
-SRF = re.compile(r"_SRF_(\d)_HR(?=\.\w+$)")  # the end of a name in the folders image_SRF_2 .. 4 of Set5, Set14, BSD100
+SRF = re.compile(r"_SRF_([234])_HR(?=\.\w+$)")  # the end of a name in image_SRF_2/ to image_SRF_4/
 
 
 @dataclass(kw_only=True, eq=False)
@@ -67,10 +67,10 @@ class SuperRes(Folder):
 
     def layout(self) -> dict[Split, list[Item]]:
         parts = {split: part for split, part in DIV2K.items() if Path(self.root, f"DIV2K_{part}_HR").is_dir()}
-        if "train" not in parts:
+        if not parts:
             return any_images(self.root, self.holdout, self._files)
         files = {split: self._div2k(part) for split, part in parts.items()}
-        return files if "test" in files else hold_out(files["train"], self.holdout)
+        return files if len(files) == 2 else hold_out(*files.values(), self.holdout)
 
     def _div2k(self, part: str) -> list[Item]:
         """All images of a part of DIV2K; with their sources where there are any."""
@@ -94,7 +94,8 @@ class SuperRes(Folder):
             return list(map(Item, names))
         names = [name for name, factor in factors.items() if factor == self.factor]
         if not names:
-            problem = f"its images are made for {', '.join(map(str, sorted(set(factors.values()))))}"
+            made = ", ".join(map(str, sorted(set(factors.values()))))
+            problem = f"the images of {printable(self.root)} are made for {made}"
             raise UserError("data.factor", self.factor, problem, f"data.factor={min(factors.values())}")
         sources = (SRF.sub(f"_SRF_{self.factor}_LR", name) for name in names)
         return self._pairs(names, sources, "*_HR", "*_LR")
@@ -139,7 +140,7 @@ class SuperRes(Folder):
     def images(self, split: Split) -> Squares:
         items = self.index[split]
         if items[0].partner and self.resize is not None:
-            raise UserError("data.resize", self.resize, f"the sources are files in {SMALL}/", "data.resize=null")
+            raise UserError("data.resize", self.resize, "the sources are files", "data.resize=null")
         n_bytes = sum(width * height for width, height in self.sides.values()) * self.channels
         return Squares(
             [Path(self.root, item.name) for item in items],

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -101,8 +102,16 @@ class Generator(LightningModule, ABC):
     def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
         """One step of this optimizer down this loss, by hand, for families with more than one player."""
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        self.descend(loss)
         self.take(optimizer, name)
+
+    def descend(self, loss: Tensor) -> None:
+        """Gradients of a loss, each in the precision of what it is the gradient of.
+
+        Autocast is off: of a penalty, whose backward pass multiplies anew, it would make bf16 of float32.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
 
     def take(self, optimizer: Optimizer, name: str) -> None:
         """A step down the gradients that are there; their norm before they are clipped is `<name>_gradient`."""

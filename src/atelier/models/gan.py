@@ -42,13 +42,13 @@ class GAN(Latent):
         classifier_weight: of the cross-entropy of the label, for both players.
         n_critic: discriminator steps per generator step.
         codes: numbers of values. Each code takes the place of so many numbers of the noise, of which one, each as
-            likely, is not 0 (Chen et al. 2016, InfoGAN, section 5, here without the loss that tells codes apart); the
+            likely, is not 0 (Chen et al. 2016, InfoGAN, section 4, here without the loss that tells codes apart); the
             other numbers are normal. What an image either has or has not needs no steep slope then.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
     Raises:
-        UserError: a penalty on a discriminator that sees images together; codes that the noise has no room for.
+        UserError: a penalty on a discriminator with batch norm; codes that the noise has no room for.
     """
 
     averaged = ("generator", "generator_embedder")
@@ -69,10 +69,10 @@ class GAN(Latent):
         penalty_every: PositiveInt,
         classifier_weight: NonNegFloat,
         n_critic: PositiveInt,
-        codes: list[PositiveInt],
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
+        codes: list[PositiveInt] | None = None,
     ) -> None:
         super().__init__()
         self.penalised = max(r1_gamma, r2_gamma, lipschitz_weight) > 0
@@ -86,10 +86,10 @@ class GAN(Latent):
         self.loss, self.augment = loss, augment
         self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
         self.penalty_every, self.classifier_weight, self.n_critic = penalty_every, classifier_weight, n_critic
-        self.codes = list(codes)
-        if sum(codes) > generator.noise_dim:
+        self.codes = codes or []
+        if sum(self.codes) > generator.noise_dim:
             problem = f"their one-hot vectors are longer than the noise of {generator.noise_dim}"
-            raise UserError("model.codes", codes, problem, f"model.generator.noise_dim={sum(codes)}")
+            raise UserError("model.codes", codes, problem, f"model.generator.noise_dim={sum(self.codes)}")
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
 

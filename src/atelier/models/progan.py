@@ -121,7 +121,7 @@ class _Progressive(Latent):
         n = sum(len(x) for x, _ in pieces)
         optimizer.zero_grad()
         for x, cond in pieces:
-            self.manual_backward(loss(x, cond, level) * (len(x) / n))
+            self.descend(loss(x, cond, level) * (len(x) / n))
         self.take(optimizer, name)
 
     def _discriminator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:

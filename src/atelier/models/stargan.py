@@ -64,13 +64,13 @@ class StarGAN(Translator):
         lipschitz_weight: NonNegFloat,
         r1_gamma: NonNegFloat,
         classifier_weight: NonNegFloat,
-        exclusive: bool,
         reconstruction_weight: NonNegFloat,
         identity_weight: NonNegFloat,
         n_critic: PositiveInt,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -145,7 +145,10 @@ class StarGAN(Translator):
         return self.generator(cond["image"], cond["target"])
 
     def _classified(self, logits: Tensor, attributes: Tensor) -> Tensor:
-        """Cross-entropy of attributes (B, A), 0 or 1, summed over them, mean over images: scalar (eq. 2 and 3)."""
+        """Cross-entropy of attributes (B, A), 0 or 1, summed over them, or of the one that is 1 where they exclude each
+
+        other; mean over images: scalar (eq. 2 and 3).
+        """
         if self.exclusive:
             return F.cross_entropy(logits, attributes.argmax(1))
         return F.binary_cross_entropy_with_logits(logits, attributes, reduction="sum") / len(logits)

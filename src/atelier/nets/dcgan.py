@@ -133,7 +133,8 @@ class DCDiscriminator(nn.Module):
         width: channels of the first hidden map, half the image's size; twice as many at each halving.
         most: channels of any map.
         group: images whose deviation is one more channel of the 4x4 map, with a 3x3 convolution behind it (Karras et
-            al. 2018, ProGAN, section 3); 0: neither.
+            al. 2018, ProGAN, section 3); 0: neither. Penalties take a logit for that of its image alone all the same,
+            as in StyleGAN2.
         norm: "spectral": weights divided by their largest singular value (Miyato et al. 2018, SNGAN, eq. 8) and no
             batch norm; "none": neither. With batch norm an image's logit depends on the others of its batch, which a
             penalty on its gradient cannot have.
