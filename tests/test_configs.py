@@ -557,7 +557,7 @@ def test_an_experiment_trains(
     if data == "classes":
         found += ["data.n_classes=2", f"data.root={tmp_path / 'set' / 'train'}"]
     if data == "unpaired":
-        found += ["data.folders=[trainA,trainB,testA,testB]"]
+        found += ["data.folders=[trainA,trainB,testA,testB]", "data.image_size=24"]
     trained(tmp_path / "run", f"experiment={page}", *BRIEF, *found, *stands_on(f"experiment={page}", *found))
 
 

@@ -98,7 +98,7 @@ def lively(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs come back with weights that listen to their conditions; 96 images of training leave them near zero."""
     original = runs.load
 
-    def load(folder: Path, ema: bool) -> runs.Loaded:
+    def load(folder: Path, ema: bool, root: str | None = None) -> runs.Loaded:
         loaded, random = original(folder, ema), torch.Generator().manual_seed(0)
         for parameter in loaded.model.parameters():
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=random)

@@ -36,6 +36,7 @@ ROOT: dict[str, Any] = {
     "run": Name,
     "n": PositiveInt,
     "out": Name | None,
+    "root": Name | None,
     "batch_size": PositiveInt,
     "do": Name | None,
     "guidance": NonNegFloat | None,
