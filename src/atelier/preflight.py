@@ -274,9 +274,12 @@ def match(model: Any, data: Any) -> None:
         has = ", ".join(sorted(data.provides)) or "images alone"
         problem = f"{type(model).__name__} needs {', '.join(missing)}, {type(data).__name__} has {has}"
         tasks = [name for name, fields in getattr(data, "tasks", {}).items() if set(missing) <= fields]
-        fix = f"data.task={'|'.join(tasks)}" if tasks else "data=shapes has every field; or data.conditions=[]"
-        if "target" in missing and not tasks:
+        if tasks:
+            fix = f"data.task={'|'.join(tasks)}"
+        elif "target" in missing:
             fix = "data=celeba, data=classes data.n_attributes=N, or data=shapes data.task=recast"
+        else:
+            fix = "data=shapes has every field; or data.conditions=[]"
         raise UserError("model", type(model).__name__, problem, fix)
 
 

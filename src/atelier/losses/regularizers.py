@@ -20,7 +20,8 @@ def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
         logits: (B,), each of its x alone.
         x: (B, C, H, W), requires grad.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    with float32(x.device):
+        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.float().square().flatten(1).sum(1).mean()
 
 

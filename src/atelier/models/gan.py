@@ -115,8 +115,7 @@ class GAN(Latent):
         if real_classes is not None:
             loss = loss + self._classified(torch.cat([real_classes, fake_classes]), batch["label"].repeat(2))
         if penalise:
-            with float32(self.device):
-                loss = loss + self._penalty(real, fake, known, real_logits, fake_logits)
+            loss = loss + self._penalty(real, fake, known, real_logits, fake_logits)
         self.step(optimizer, loss, "discriminator")
 
     def _penalty_step(self, batch: Batch, optimizer: Optimizer) -> None:

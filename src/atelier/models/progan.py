@@ -135,8 +135,7 @@ class _Progressive(Latent):
         self.report_game(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
         if self.r1_gamma > 0:
-            with float32(self.device):
-                r1 = gradient_penalty(real_logits, real)
+            r1 = gradient_penalty(real_logits, real)
             self.report("r1", r1)
             loss = loss + self.r1_gamma / 2 * r1
         if self.lipschitz_weight > 0:

@@ -107,8 +107,7 @@ class StarGAN(Translator):
         """gamma / 2 R1 + weight times what WGAN-GP adds: scalar."""
         loss = real.new_zeros(())
         if self.r1_gamma > 0:
-            with float32(self.device):
-                r1 = gradient_penalty(real.flatten(1).mean(1), image)
+            r1 = gradient_penalty(real.flatten(1).mean(1), image)
             self.report("r1", r1)
             loss = loss + self.r1_gamma / 2 * r1
         if self.lipschitz_weight > 0:
