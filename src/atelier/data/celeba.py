@@ -99,9 +99,10 @@ class CelebA(DataModule):
         names, attributes = self._table(split)
         attributes = attributes[:, self._columns()]
         self._all_there(names)
+        folder = self.photographs
         megabytes = len(names) * self.channels * self.image_size**2 / 2**20
         files = FileImages(
-            [self.photographs / name for name in names],
+            [folder / name for name in names],
             partial(
                 read,
                 size=self.image_size,
