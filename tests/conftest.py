@@ -17,7 +17,9 @@ from tests.compose import composed
 from tests.tiny import TINY, tiny
 
 torch.set_num_threads(1)
-os.environ.setdefault("ATELIER_CACHE", tempfile.mkdtemp(prefix="atelier-cache-"))  # before the workers start
+if "ATELIER_CACHE" not in os.environ:  # the workers take that of the process that starts them
+    CACHE = tempfile.TemporaryDirectory(prefix="atelier-cache-")  # gone when that process ends
+    os.environ["ATELIER_CACHE"] = CACHE.name
 
 
 def overrides(family: str, first: Path | str = "FIRST") -> list[str]:
