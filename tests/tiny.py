@@ -32,7 +32,9 @@ UNET = [
 ]
 STANDS_ON = {"ldm": "vae", "vqprior": "vqvae"}  # a family -> the one whose run it needs, which comes before it
 FOUR = ("ddpm", "gan", "vae", "ldm")  # the shapes of module: one optimizer, two, an autoencoder, one on another run
-SR_DISCRIMINATOR = "_target_:atelier.nets.srgan.SRDiscriminator,image_size:16,image_channels:3,width:2,dense:4"
+SR_DISCRIMINATOR = (
+    "_target_:atelier.nets.srgan.SRDiscriminator,image_size:16,image_channels:3,width:2,dense:4,batch_norm:true"
+)
 SR_OPTIMIZER = (
     "_target_:atelier.optim.adamw,_partial_:true,lr:1e-3,betas:[0.9,0.99],weight_decay:0.0,warmup_images:0,"
     "decay:constant,decay_from:0,decay_to:96"

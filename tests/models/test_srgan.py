@@ -128,6 +128,50 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
         torch.testing.assert_close(theirs[name], p.grad)
 
 
+ALONE = ["model.discriminator.batch_norm=false"]
+
+
+def test_penalties_of_the_discriminator_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Squared gradients at images and at results, of each image alone, halved; the net has none of it."""
+    model = beside(*ALONE, "model.r1_gamma=0.6", "model.r2_gamma=0.2")
+    _, (ours, theirs) = step(model, monkeypatch)
+    x, told = batch(), model.reported
+    model.zero_grad()
+    made = model.net(x["source"]).detach()
+    loss = F.softplus(-model.discriminator(x["image"])).mean() + F.softplus(model.discriminator(made)).mean()
+    assert told["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
+    for name, gamma, shown in (("r1", 0.6, x["image"]), ("r2", 0.2, made)):
+        gradients = []
+        for image in shown:
+            at = image[None].requires_grad_()
+            gradients.append(torch.autograd.grad(model.discriminator(at).sum(), at, create_graph=True)[0])
+        penalty = torch.cat(gradients).square().sum((1, 2, 3)).mean()
+        assert told[name].item() == pytest.approx(penalty.item(), rel=1e-4)
+        loss = loss + gamma / 2 * penalty
+    loss.backward()
+    for name, p in model.discriminator.named_parameters():
+        torch.testing.assert_close(theirs[name], p.grad, rtol=1e-4, atol=1e-7)
+    free = beside(*ALONE)
+    _, (unchanged, _) = step(free, monkeypatch)
+    assert all(torch.equal(ours[name], gradient) for name, gradient in unchanged.items())
+    assert not {"r1", "r2"} & set(free.reported)
+
+
+def test_penalties_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = beside(*ALONE, "model.r1_gamma=1"), []
+    model.discriminator.head.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step(model, monkeypatch)
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]  # for the net, then its own step
+
+
+@pytest.mark.parametrize("name", ["r1_gamma", "r2_gamma"])
+def test_a_penalty_with_batch_norm_is_one_line(name: str) -> None:
+    with pytest.raises(Exception) as caught:
+        beside(f"model.{name}=0.1")
+    assert user_error(caught.value).line().startswith("error: model.discriminator.batch_norm=True: with it a gradient")
+
+
 @pytest.mark.parametrize(("kind", "shown"), [("hinge", 2), ("relativistic", 3)])
 def test_real_images_are_shown_once_unless_they_are_compared(
     kind: str, shown: int, monkeypatch: pytest.MonkeyPatch
@@ -190,10 +234,11 @@ def test_what_does_not_fit_is_one_line(changed: dict[str, Any], line: str) -> No
     assert user_error(caught.value).line().startswith(line)
 
 
-def test_the_weight_of_nobody_is_one_line() -> None:
+@pytest.mark.parametrize("name", ["adversarial_weight", "r1_gamma", "r2_gamma"])
+def test_the_weight_of_nobody_is_one_line(name: str) -> None:
     with pytest.raises(Exception) as caught:
-        alone("model.adversarial_weight=0.1")
-    line = "error: model.adversarial_weight=0.1: there is no discriminator. Fix: model.adversarial_weight=0"
+        alone(f"model.{name}=0.1")
+    line = f"error: model.{name}=0.1: there is no discriminator. Fix: model.{name}=0"
     assert user_error(caught.value).line() == line
 
 

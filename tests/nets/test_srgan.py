@@ -115,7 +115,7 @@ def test_the_reach_of_the_published_net() -> None:
 
 def test_the_published_discriminator() -> None:
     """k3n64s1 ... k3n512s2, norms behind all but the first, dense 1024 and 1; crops of 96 px."""
-    model = SRDiscriminator(image_size=96, image_channels=3, width=64, dense=1024)
+    model = SRDiscriminator(image_size=96, image_channels=3, width=64, dense=1024, batch_norm=True)
     told = [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in model.modules() if isinstance(c, nn.Conv2d)]
     widths, strides = (64, 64, 128, 128, 256, 256, 512, 512), (1, 2) * 4
     assert told == [(n, 3, s) for n, s in zip(widths, strides, strict=True)]
@@ -124,9 +124,22 @@ def test_the_published_discriminator() -> None:
     assert [layer.negative_slope for layer in model.modules() if isinstance(layer, nn.LeakyReLU)] == [0.2] * 9
 
 
+def test_without_norms_sizes_are_kept_and_a_logit_is_of_its_image_alone() -> None:
+    torch.manual_seed(0)
+    small = dict(image_size=64, image_channels=3, width=16, dense=4)
+    model, x = SRDiscriminator(**small, batch_norm=False), torch.randn(8, 3, 64, 64)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    assert all(layer.bias is not None for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    assert 0.5 < model.layers(x).square().mean().sqrt() < 2
+    torch.testing.assert_close(model(x)[:2], model(x[:2]), rtol=1e-4, atol=1e-5)
+    with_norms = SRDiscriminator(**small, batch_norm=True)
+    assert not torch.allclose(with_norms(x)[:2], with_norms(x[:2]), atol=1e-3)
+    assert (model.alone, with_norms.alone) == (True, False)
+
+
 @pytest.mark.parametrize("size", [8, 20, 64])
 def test_logits_of_any_size_of_image_are_float32(size: int) -> None:
-    model = SRDiscriminator(image_size=size, image_channels=1, width=2, dense=3)
+    model = SRDiscriminator(image_size=size, image_channels=1, width=2, dense=3, batch_norm=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(torch.rand(3, 1, size, size))
     assert logits.shape == (3,) and logits.dtype == torch.float32

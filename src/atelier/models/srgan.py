@@ -12,9 +12,11 @@ from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
+from atelier.losses.regularizers import gradient_penalty
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.rrdb import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
+from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveFloat
 from atelier.rng import ImageRngs
 
@@ -33,6 +35,8 @@ class SRGAN(Translator):
         perceptual: distance of images; None: there is none.
         pixel: "l1": mean |x - x'|, "l2": mean (x - x')^2, which alone is what PSNR asks for.
         pixel_weight, perceptual_weight, adversarial_weight: of the three terms.
+        r1_gamma, r2_gamma: weights of the discriminator's squared gradient at images and at results, each halved
+            (Mescheder et al. 2018, eq. 9 and 10): it cannot run ahead of a net that follows slowly.
         generator_optimizer: of the net, parameters -> optimizer.
         discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
@@ -40,7 +44,7 @@ class SRGAN(Translator):
 
     Raises:
         UserError: no net or two; the first stage does not enlarge; a discriminator without its loss or its optimizer,
-            or its weight without it.
+            or its weight or penalty without it; a penalty on one with batch norm.
     """
 
     needs = frozenset({"source"})
@@ -58,6 +62,8 @@ class SRGAN(Translator):
         pixel_weight: NonNegFloat,
         perceptual_weight: NonNegFloat,
         adversarial_weight: NonNegFloat,
+        r1_gamma: NonNegFloat,
+        r2_gamma: NonNegFloat,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable | None,
         grad_clip: PositiveFloat | None,
@@ -68,12 +74,17 @@ class SRGAN(Translator):
         self.net = _one(net, first_stage)
         self.enlarges, self.reach = self.net.factor, self.net.reach
         _complete({"discriminator": discriminator, "loss": loss, "discriminator_optimizer": discriminator_optimizer})
-        if discriminator is None and adversarial_weight > 0:
-            problem = "there is no discriminator"
-            raise UserError("model.adversarial_weight", adversarial_weight, problem, "model.adversarial_weight=0")
+        weights = {"adversarial_weight": adversarial_weight, "r1_gamma": r1_gamma, "r2_gamma": r2_gamma}
+        for name, weight in weights.items():
+            if discriminator is None and weight > 0:
+                raise UserError(f"model.{name}", weight, "there is no discriminator", f"model.{name}=0")
+        self.penalised = max(r1_gamma, r2_gamma) > 0
+        if self.penalised and not discriminator.alone:
+            problem = "with it a gradient is not of one image, as penalties want"
+            raise UserError("model.discriminator.batch_norm", True, problem, "model.discriminator.batch_norm=false")
         self.discriminator, self.loss, self.perceptual, self.pixel = discriminator, loss, perceptual, pixel
         self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
-        self.adversarial_weight = adversarial_weight
+        self.adversarial_weight, self.r1_gamma, self.r2_gamma = adversarial_weight, r1_gamma, r2_gamma
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         self.grad_clip = grad_clip
 
@@ -89,7 +100,7 @@ class SRGAN(Translator):
         loss = loss + self.adversarial_weight * self._adversarial(x, made)
         self.report("loss", loss)
         self.step(ours, loss, "generator")
-        self.step(theirs, self._judged(x, made.detach()), "discriminator")
+        self.step(theirs, self._judged(x, made), "discriminator")
 
     def _source(self, batch: Batch) -> Tensor:
         source, size = batch["source"], batch["image"].shape[-1]
@@ -118,9 +129,16 @@ class SRGAN(Translator):
         return heard
 
     def _judged(self, x: Tensor, made: Tensor) -> Tensor:
-        real, fake = self.discriminator(x), self.discriminator(made)
+        x, made = (shown.detach().requires_grad_(self.penalised) for shown in (x, made))
+        with float32(self.device, self.penalised):
+            real, fake = self.discriminator(x), self.discriminator(made)
         loss = self.loss.discriminator(real, fake)
         self.report_game(loss, real, fake)
+        for name, gamma, logits, shown in (("r1", self.r1_gamma, real, x), ("r2", self.r2_gamma, fake, made)):
+            if gamma > 0:
+                penalty = gradient_penalty(logits, shown)
+                self.report(name, penalty)
+                loss = loss + gamma / 2 * penalty
         return loss
 
     def configure_optimizers(self) -> list[Optimizer]:

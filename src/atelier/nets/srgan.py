@@ -21,6 +21,7 @@ STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2)}  # factor -> 
 INNER = 3  # kernel of all convolutions but the first and the last
 CUBIC = 2  # pixels of the source to either side that a bicubic enlargement looks at
 WIDTHS, STRIDES = (1, 1, 2, 2, 4, 4, 8, 8), (1, 2, 1, 2, 1, 2, 1, 2)
+SLOPE = 0.2  # of the discriminator's leaky ReLU
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
@@ -114,31 +115,49 @@ def _reach(blocks: int, factor: int, kernel: int) -> int:
 class SRDiscriminator(nn.Module):
     """Images to one logit each (Ledig et al. 2017, figure 4): eight 3x3 convolutions of strides 1, 2, 1, 2, ..., batch
 
-    norm behind all but the first, leaky ReLU 0.2, then two dense layers, so that it sees one size only.
+    norm behind all but the first, leaky ReLU 0.2, then two dense layers, so that it sees one size only. `alone`:
+    whether a logit is of its image alone, as penalties want.
 
     Args:
         image_size: height and width.
         image_channels: of the images.
         width: channels of the first two convolutions, doubled at every second one; 64 as published.
         dense: size of the first dense layer; 1024 as published.
+        batch_norm: as published; without, weights of convolutions start as large as keeps the size of activations
+            (He et al. 2015, eq. 15), which nothing else does then.
     """
 
     def __init__(
-        self, *, image_size: PositiveInt, image_channels: PositiveInt, width: PositiveInt, dense: PositiveInt
+        self,
+        *,
+        image_size: PositiveInt,
+        image_channels: PositiveInt,
+        width: PositiveInt,
+        dense: PositiveInt,
+        batch_norm: bool,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, INNER, padding=1), nn.LeakyReLU(0.2)]
+        self.alone = not batch_norm
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, INNER, padding=1), nn.LeakyReLU(SLOPE)]
         for (n_in, n_out), stride in zip(pairwise(width * k for k in WIDTHS), STRIDES[1:], strict=True):
-            convolution = nn.Conv2d(n_in, n_out, INNER, stride, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
+            norm = [nn.BatchNorm2d(n_out)] if batch_norm else []
+            layers += [nn.Conv2d(n_in, n_out, INNER, stride, padding=1, bias=self.alone), *norm, nn.LeakyReLU(SLOPE)]
         self.layers = nn.Sequential(*layers)
+        if self.alone:
+            self.layers.apply(_kept_in_size)
         side = -(-image_size // 2 ** STRIDES.count(2))  # each stride rounds up
-        self.head = nn.Sequential(nn.Linear(8 * width * side**2, dense), nn.LeakyReLU(0.2), nn.Linear(dense, 1))
+        self.head = nn.Sequential(nn.Linear(8 * width * side**2, dense), nn.LeakyReLU(SLOPE), nn.Linear(dense, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B,) float32 of images (B, C, S, S)."""
         h = self.layers(x)                                                 # (B, 8 N, S / 16, S / 16)
         return self.head(h.flatten(1)).squeeze(1).float()                  # (B,)
+
+
+def _kept_in_size(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, SLOPE)
+        nn.init.zeros_(layer.bias)
 
 
 class VGG54(nn.Module):
