@@ -324,6 +324,11 @@ def test_auto_trains_it_in_a_process_without_this_ones_ranks(
         first_stages.require("shapes_vea", cfg, lock)
 
 
+def test_of_two_experiments_on_another_set_the_first_by_name_is_taken() -> None:
+    page = first_stages.ROOT / "conf" / "experiment" / "clothing_srresnet.yaml"
+    assert first_stages._recipe(page, "shapes")[1] == "experiment=shapes_srresnet"
+
+
 # ---- ranks
 
 

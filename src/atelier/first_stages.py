@@ -98,7 +98,8 @@ def require(experiment: str, cfg: DictConfig, lock: Path) -> Path:
 def _recipe(page: Path, data: str) -> tuple[Path, str]:
     """The page, and the word that chooses it, of an experiment's model on this set.
 
-    An experiment of another set gives way to one of this set with the same model, or else to the model's own page.
+    An experiment of another set gives way to one of this set with the same model, the first by name, or else to the
+    model's own page.
     """
     chosen = _chosen(page)
     if chosen.get("/data", data) == data:

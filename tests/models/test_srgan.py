@@ -131,14 +131,17 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
 ALONE = ["model.discriminator.batch_norm=false"]
 
 
-def test_penalties_of_the_discriminator_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["non_saturating", "relativistic"])
+def test_penalties_of_the_discriminator_by_hand(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Squared gradients at images and at results, of each image alone, halved; the net has none of it."""
-    model = beside(*ALONE, "model.r1_gamma=0.6", "model.r2_gamma=0.2")
+    page = [*ALONE, f"adversarial@model.loss={kind}"]
+    model = beside(*page, "model.r1_gamma=0.6", "model.r2_gamma=0.2")
     _, (ours, theirs) = step(model, monkeypatch)
     x, told = batch(), model.reported
     model.zero_grad()
     made = model.net(x["source"]).detach()
-    loss = F.softplus(-model.discriminator(x["image"])).mean() + F.softplus(model.discriminator(made)).mean()
+    real, fake = model.discriminator(x["image"]), model.discriminator(made)
+    loss = F.softplus(fake - real).mean() if kind == "relativistic" else (F.softplus(-real) + F.softplus(fake)).mean()
     assert told["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
     for name, gamma, shown in (("r1", 0.6, x["image"]), ("r2", 0.2, made)):
         gradients = []
@@ -151,10 +154,25 @@ def test_penalties_of_the_discriminator_by_hand(monkeypatch: pytest.MonkeyPatch)
     loss.backward()
     for name, p in model.discriminator.named_parameters():
         torch.testing.assert_close(theirs[name], p.grad, rtol=1e-4, atol=1e-7)
-    free = beside(*ALONE)
+    free = beside(*page)
     _, (unchanged, _) = step(free, monkeypatch)
     assert all(torch.equal(ours[name], gradient) for name, gradient in unchanged.items())
     assert not {"r1", "r2"} & set(free.reported)
+
+
+@pytest.mark.parametrize(("name", "other"), [("r1", "r2"), ("r2", "r1")])
+def test_one_penalty_alone(name: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = beside(*ALONE, f"model.{name}_gamma=1")
+    step(model, monkeypatch)
+    assert model.reported[name] > 0 and other not in model.reported
+
+
+def test_a_run_from_before_there_were_penalties_is_built() -> None:
+    node = build.plain(composed("model=srgan", *DATA, *PLAYER))["model"]
+    old = {key: value for key, value in node.items() if key not in ("first_stage", "r1_gamma", "r2_gamma")}
+    del old["discriminator"]["batch_norm"]
+    model = instantiate(old, _convert_="all", _partial_=True)(first_stage=alone().net)
+    assert not model.penalised and not model.discriminator.alone
 
 
 def test_penalties_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +187,7 @@ def test_penalties_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_penalty_with_batch_norm_is_one_line(name: str) -> None:
     with pytest.raises(Exception) as caught:
         beside(f"model.{name}=0.1")
-    assert user_error(caught.value).line().startswith("error: model.discriminator.batch_norm=True: with it a gradient")
+    assert user_error(caught.value).line().startswith("error: model.discriminator.batch_norm=True: with batch norm")
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("hinge", 2), ("relativistic", 3)])

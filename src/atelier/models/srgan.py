@@ -35,12 +35,12 @@ class SRGAN(Translator):
         perceptual: distance of images; None: there is none.
         pixel: "l1": mean |x - x'|, "l2": mean (x - x')^2, which alone is what PSNR asks for.
         pixel_weight, perceptual_weight, adversarial_weight: of the three terms.
-        r1_gamma, r2_gamma: weights of the discriminator's squared gradient at images and at results, each halved
-            (Mescheder et al. 2018, eq. 9 and 10): it cannot run ahead of a net that follows slowly.
         generator_optimizer: of the net, parameters -> optimizer.
         discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
         first_stage: the net of a finished run, from whose weights training starts.
+        r1_gamma, r2_gamma: weights of the discriminator's squared gradient at images and at results, each halved
+            (Mescheder et al. 2018, eq. 9 and 10), which keep it from running far ahead of the net.
 
     Raises:
         UserError: no net or two; the first stage does not enlarge; a discriminator without its loss or its optimizer,
@@ -62,12 +62,12 @@ class SRGAN(Translator):
         pixel_weight: NonNegFloat,
         perceptual_weight: NonNegFloat,
         adversarial_weight: NonNegFloat,
-        r1_gamma: NonNegFloat,
-        r2_gamma: NonNegFloat,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable | None,
         grad_clip: PositiveFloat | None,
         first_stage: nn.Module | None = None,
+        r1_gamma: NonNegFloat = 0.0,
+        r2_gamma: NonNegFloat = 0.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -80,7 +80,7 @@ class SRGAN(Translator):
                 raise UserError(f"model.{name}", weight, "there is no discriminator", f"model.{name}=0")
         self.penalised = max(r1_gamma, r2_gamma) > 0
         if self.penalised and not discriminator.alone:
-            problem = "with it a gradient is not of one image, as penalties want"
+            problem = "with batch norm a gradient is not of one image, as penalties want"
             raise UserError("model.discriminator.batch_norm", True, problem, "model.discriminator.batch_norm=false")
         self.discriminator, self.loss, self.perceptual, self.pixel = discriminator, loss, perceptual, pixel
         self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
@@ -129,7 +129,7 @@ class SRGAN(Translator):
         return heard
 
     def _judged(self, x: Tensor, made: Tensor) -> Tensor:
-        x, made = (shown.detach().requires_grad_(self.penalised) for shown in (x, made))
+        x, made = x.detach().requires_grad_(self.r1_gamma > 0), made.detach().requires_grad_(self.r2_gamma > 0)
         with float32(self.device, self.penalised):
             real, fake = self.discriminator(x), self.discriminator(made)
         loss = self.loss.discriminator(real, fake)

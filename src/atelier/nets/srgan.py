@@ -113,18 +113,18 @@ def _reach(blocks: int, factor: int, kernel: int) -> int:
 
 
 class SRDiscriminator(nn.Module):
-    """Images to one logit each (Ledig et al. 2017, figure 4): eight 3x3 convolutions of strides 1, 2, 1, 2, ..., batch
+    """Images to one logit each (Ledig et al. 2017, figure 4): eight 3x3 convolutions of strides 1, 2, 1, 2, ...,
 
-    norm behind all but the first, leaky ReLU 0.2, then two dense layers, so that it sees one size only. `alone`:
-    whether a logit is of its image alone, as penalties want.
+    leaky ReLU 0.2 and, with `batch_norm`, a norm behind all but the first; then two dense layers, so that it sees one
+    size only. Attribute `alone`: whether a logit is of its image alone, as penalties want.
 
     Args:
         image_size: height and width.
         image_channels: of the images.
         width: channels of the first two convolutions, doubled at every second one; 64 as published.
         dense: size of the first dense layer; 1024 as published.
-        batch_norm: as published; without, weights of convolutions start as large as keeps the size of activations
-            (He et al. 2015, eq. 15), which nothing else does then.
+        batch_norm: as published. Without, convolutions start from weights that keep the size of activations as norms
+            would (He et al. 2015, eq. 15).
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class SRDiscriminator(nn.Module):
         image_channels: PositiveInt,
         width: PositiveInt,
         dense: PositiveInt,
-        batch_norm: bool,
+        batch_norm: bool = True,
     ) -> None:
         super().__init__()
         self.alone = not batch_norm
