@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from atelier.batch import Batch
+from atelier.losses.regularizers import gradient_penalty
 from atelier.rng import ImageRngs
 
 Cond = dict[str, Tensor]
@@ -65,6 +66,14 @@ class Generator(LightningModule, ABC):
         self.report("discriminator", loss)
         self.report("real_logit", real.mean())
         self.report("fake_logit", fake.mean())
+
+    def zero_centred(self, name: str, gamma: float, logits: Tensor, x: Tensor) -> Tensor:
+        """gamma / 2 times the penalty of `gradient_penalty`, which is logged as `name`; 0 and not logged at gamma 0."""
+        if gamma == 0:
+            return logits.new_zeros(())
+        penalty = gradient_penalty(logits, x)
+        self.report(name, penalty)
+        return gamma / 2 * penalty
 
     def condition(self, batch: Batch, case: str) -> Cond:
         """What `sample` is told of each image of the batch."""

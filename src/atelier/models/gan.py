@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
-from atelier.losses.regularizers import gradient_penalty, lipschitz
+from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Latent, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
@@ -128,15 +128,8 @@ class GAN(Latent):
 
     def _penalty(self, real: Tensor, fake: Tensor, known: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
-        loss = real_logits.new_zeros(())
-        if self.r1_gamma > 0:
-            r1 = gradient_penalty(real_logits, real)
-            self.report("r1", r1)
-            loss = loss + self.r1_gamma / 2 * r1
-        if self.r2_gamma > 0:
-            r2 = gradient_penalty(fake_logits, fake)
-            self.report("r2", r2)
-            loss = loss + self.r2_gamma / 2 * r2
+        loss = self.zero_centred("r1", self.r1_gamma, real_logits, real)
+        loss = loss + self.zero_centred("r2", self.r2_gamma, fake_logits, fake)
         if self.lipschitz_weight > 0:
             length = lipschitz(lambda x: self.discriminator(x, known)[0], real.detach(), fake.detach())
             self.report("lipschitz", length)

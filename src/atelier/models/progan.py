@@ -15,7 +15,7 @@ from atelier import ranks
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
-from atelier.losses.regularizers import gradient_penalty, lipschitz
+from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Latent, Styled, at_rest
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.progan import ProDiscriminator, ProGenerator, StyleGenerator, doubled, seen_at
@@ -134,10 +134,7 @@ class _Progressive(Latent):
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_game(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
-        if self.r1_gamma > 0:
-            r1 = gradient_penalty(real_logits, real)
-            self.report("r1", r1)
-            loss = loss + self.r1_gamma / 2 * r1
+        loss = loss + self.zero_centred("r1", self.r1_gamma, real_logits, real)
         if self.lipschitz_weight > 0:
             length = lipschitz(lambda x: self.discriminator(x, known, level), real.detach(), fake)
             self.report("lipschitz", length)

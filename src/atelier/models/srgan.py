@@ -12,7 +12,6 @@ from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
-from atelier.losses.regularizers import gradient_penalty
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.rrdb import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
@@ -134,12 +133,8 @@ class SRGAN(Translator):
             real, fake = self.discriminator(x), self.discriminator(made)
         loss = self.loss.discriminator(real, fake)
         self.report_game(loss, real, fake)
-        for name, gamma, logits, shown in (("r1", self.r1_gamma, real, x), ("r2", self.r2_gamma, fake, made)):
-            if gamma > 0:
-                penalty = gradient_penalty(logits, shown)
-                self.report(name, penalty)
-                loss = loss + gamma / 2 * penalty
-        return loss
+        loss = loss + self.zero_centred("r1", self.r1_gamma, real, x)
+        return loss + self.zero_centred("r2", self.r2_gamma, fake, made)
 
     def configure_optimizers(self) -> list[Optimizer]:
         ours = self.generator_optimizer(self.net.parameters())

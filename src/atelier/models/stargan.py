@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from atelier.batch import Batch
 from atelier.losses.adversarial import Adversarial
-from atelier.losses.regularizers import gradient_penalty, lipschitz
+from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.stargan import StarDiscriminator, StarGenerator
 from atelier.precision import float32
@@ -105,11 +105,7 @@ class StarGAN(Translator):
 
     def _penalty(self, image: Tensor, made: Tensor, real: Tensor) -> Tensor:
         """gamma / 2 R1 + weight times what WGAN-GP adds: scalar."""
-        loss = real.new_zeros(())
-        if self.r1_gamma > 0:
-            r1 = gradient_penalty(real.flatten(1).mean(1), image)
-            self.report("r1", r1)
-            loss = loss + self.r1_gamma / 2 * r1
+        loss = self.zero_centred("r1", self.r1_gamma, real.flatten(1).mean(1), image)
         if self.lipschitz_weight > 0:
             length = lipschitz(lambda x: self.discriminator(x)[0].flatten(1).mean(1), image.detach(), made)
             self.report("lipschitz", length)
