@@ -34,7 +34,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "jobs": {"runs"},
     "resume": {"pretrained", "runs", "build", "data.base", "callbacks.store"},
     "pretrained": {"build", "preflight", "runs", "callbacks.store"},
-    "runs": {"build", "preflight", "models.base", "data.base", "callbacks"},
+    "runs": {"build", "preflight", "models.base", "data", "callbacks"},
     "build": {"preflight", "diffusers_folder", "models.base", "data.base", "callbacks", "metrics"},
     "diffusers_folder": {"nets"},
     "preflight": {"data.base", "models.base", "nets.stages"},

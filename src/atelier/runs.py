@@ -46,9 +46,27 @@ def stamp() -> str:
 
 
 def register() -> None:
-    """Make `${stamp:}` known to configs; called once before composing."""
+    """Make known to configs what their pages ask for; called before composing.
+
+    `${stamp:}` is the time of this command; `${listed:ROOT,ATTRIBUTES}` and `${folders:ROOT}` are what a set on disk
+    has, which is looked at where the value is needed.
+    """
     if not OmegaConf.has_resolver("stamp"):
         OmegaConf.register_new_resolver("stamp", stamp, use_cache=True)
+        OmegaConf.register_new_resolver("listed", _listed)
+        OmegaConf.register_new_resolver("folders", _class_folders)
+
+
+def _listed(root: str, attributes: list[str] | None) -> int:
+    from atelier.data.celeba import n_listed
+
+    return n_listed(root, attributes)
+
+
+def _class_folders(root: str) -> int:
+    from atelier.data.classes import n_folders
+
+    return n_folders(root)
 
 
 @contextlib.contextmanager

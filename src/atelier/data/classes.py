@@ -84,3 +84,11 @@ class ClassFolders(Folder):
             problem = f"{printable(Path(self.root, train))} has {len(classes)} class folders ({named})"
             raise UserError("data.n_classes", self.n_classes, problem, f"data.n_classes={len(classes)}")
         return classes
+
+
+def n_folders(root: str) -> int:
+    """How many classes there are in `root`; 1 where it cannot be read, which is told when the set is opened."""
+    try:
+        return max(1, len(subfolders(Path(root, split_folders(root)[0]))))
+    except UserError:
+        return 1
