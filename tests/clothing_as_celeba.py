@@ -15,7 +15,7 @@ SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
 def lay_out(source: Path, target: Path) -> list[str]:
-    """Write <target>/celeba/{img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt}; gives the attributes."""
+    """Write <target>/celeba/ with the photographs and the two lists; gives the attributes."""
     found = [(path, part) for split, part in SPLITS.items() for path in sorted((source / split).glob("*/*.jpg"))]
     classes = sorted({path.parent.name for path, _ in found})
     folder = target / "celeba" / "img_align_celeba"

@@ -187,7 +187,7 @@ def box(crop: str | int) -> Box | None:
 
 
 def n_listed(root: str, attributes: list[str] | None) -> int:
-    """How many attributes there are in `root`: those asked for, else those of its list; 40 where there is no list yet."""
+    """How many attributes a set has: those asked for, else those of its list; 40 where there is no list yet."""
     if attributes is not None:
         return len(attributes)
     try:
