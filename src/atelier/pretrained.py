@@ -33,7 +33,9 @@ FORMS = {  # what describes a part in its folder, and its weights beside it: a r
     "config.json": "diffusion_pytorch_model.safetensors",
 }
 PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training is told too
-ITS_OWN = {"batch_size", "budget", "flip", "jitter", "turn", "num_workers", "seed"}  # of the data: how images are shown
+ITS_OWN = set(  # of the data: how images are shown, and what is told of them
+    "batch_size budget flip jitter turn num_workers seed conditions label_factors".split()
+)
 NO_MATTER = set(  # for which images those are
     "seed budget num_workers root download memory_mb cache conditions label_factors".split()
 )
@@ -177,9 +179,9 @@ def typed_value(value: Any) -> str:
 
 def _composed(words: list[str]) -> DictConfig:
     """The config of `python train.py words`, without a folder; everything in it is resolved."""
-    ready = GlobalHydra.instance().is_initialized()
-    root = initialize_config_dir(str(ROOT / "conf"), version_base="1.3")
-    with contextlib.nullcontext() if ready else root:
+    with contextlib.ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # outside of a command
+            stack.enter_context(initialize_config_dir(str(ROOT / "conf"), version_base="1.3"))
         cfg = compose("train", words, return_hydra_config=True)
     chosen = cfg.hydra.runtime.choices
     OmegaConf.set_struct(cfg, False)
