@@ -82,7 +82,7 @@ def test_lpips_of_reconstructions_is_measured_where_it_is_asked_for(
     assert found == json.loads((tmp_path / "summary.json").read_text())["metrics"]
     run = runs.load(tmp_path, ema=True)
     with torch.inference_mode():
-        x = run.data.split("test").read(list(range(8)), None)["image"]
+        x = run.data.test_batch(0, 8)["image"]
         expected = LPIPS(**lpips_files)(to_float(to_uint8(run.model.decode(run.model.encode(x)))), x).mean()
     assert found["recon/lpips"] == pytest.approx(expected.item(), rel=1e-4)
 

@@ -20,7 +20,7 @@ def test_a_count_is_of_different_images() -> None:
     """The smaller domain comes round again while the larger is read; a generator has new noise for each."""
     judges = judging.Judging(9, 4, 2, 0, SimpleNamespace(active=True, protocol=dict))
     counts = {"image": 3, "image_a": 5, "image_b": 3}
-    data = SimpleNamespace(count=lambda split, field: counts[field], fingerprint=lambda split: "")
+    data = SimpleNamespace(count=lambda split, field: counts[field], fingerprint=lambda split: "", choice=lambda _: "")
     told = judges.protocol(object.__new__(CycleGAN), data, {})
     assert told["n_samples"] == 3 and told["n_real"] == {"a2b": 3, "b2a": 4}
     generator = object.__new__(GAN)

@@ -214,7 +214,7 @@ def test_labels_number_the_class_folders(tmp_path):
     classes(tmp_path, c2=3, c10=2, c1=1)
     module = data(ClassFolders, tmp_path, n_classes=3)
     assert module.provides == {"label"}
-    batch = module.test_batch(0, 6)
+    batch = module.split("test").read(list(range(6)), None)
     assert batch["label"].tolist() == [0, 1, 1, 1, 2, 2]  # c1, c2, c10
     assert batch["label"].dtype == torch.int64
 
@@ -223,7 +223,7 @@ def test_classes_as_attributes(tmp_path):
     """Each image has the one that is its class; it is to become another: at test each in turn, else another image's."""
     module = data(ClassFolders, classes(tmp_path, happy=4, sad=3, angry=2), n_classes=3, n_attributes=3)
     assert module.provides == {"label", "attributes", "target"} and module.attribute_names == ["angry", "happy", "sad"]
-    batch = module.test_batch(0, 9)
+    batch = module.split("test").read(list(range(9)), None)
     assert batch["label"].tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
     assert torch.equal(batch["attributes"], torch.eye(3)[batch["label"]])
     assert batch["target"].argmax(1).tolist() == [1, 2, 2, 0, 2, 0, 0, 1, 0] and (batch["target"].sum(1) == 1).all()

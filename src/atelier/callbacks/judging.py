@@ -47,7 +47,7 @@ class Judging:
 
     def prepare(self, data: DataModule, device: torch.device) -> str | None:
         """Get the feature net ready; gives one line to tell the user, or None."""
-        return self.suite.prepare(data.fingerprint("train"), lambda: training_set(data), device)
+        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device)
 
     def __call__(
         self, model: Generator, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
@@ -132,7 +132,7 @@ class Judging:
     def _real(
         self, model: Generator, data: DataModule, case: str, split: str, n: int, progress: Progress
     ) -> dict[str, Tensor]:
-        """Features (and labels) of the first n images of a split, in order."""
+        """Features (and labels) of the n images that stand for a split, in order."""
 
         def compute() -> dict[str, Tensor]:
             parts = Parts()
@@ -141,7 +141,7 @@ class Judging:
                 parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
             return parts.gathered()
 
-        return self.suite.real(f"{data.fingerprint(split)}{case}{n}", compute, all_ranks)
+        return self.suite.real(f"{_told(data, split)}{case}{n}", compute, all_ranks)
 
     def _n_samples(self, model: Generator, data: DataModule) -> int:
         """A source that comes again would be judged twice."""
@@ -157,6 +157,7 @@ class Judging:
             "n_samples": self._n_samples(model, data),
             "seed": self.seed,
             "split": "test",
+            "choice": data.choice("test"),
             "data": data.fingerprint("test"),
         }
         if self.suite.active:
@@ -206,7 +207,12 @@ def intervals(values: dict[str, float], n: int) -> dict[str, tuple[float, float]
 
 
 def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
-    """Images (uint8) and labels, attributes or None of the first training images; for a classifier of the set."""
-    batch = data.split("train").read(list(range(min(N_TRAINING, len(data.split("train"))))), None)
+    """Images (uint8) and labels, attributes or None of chosen training images; for a classifier of the set."""
+    batch = data.chosen("train", range(min(N_TRAINING, len(data.split("train")))))
     targets = batch.get("label", batch.get("attributes"))
     return to_uint8(batch["image"]), targets
+
+
+def _told(data: DataModule, split: str) -> str:
+    """Changes when the images of a split would, or which of them are chosen."""
+    return f"{data.fingerprint(split)}{data.choice(split)}"
