@@ -14,6 +14,7 @@ import train
 from atelier import runs
 from atelier.errors import UserError
 from atelier.losses.perceptual import LPIPS
+from atelier.metrics.shapes import wilson
 from atelier.pixels import to_float, to_uint8
 from tests.compose import composed
 from tests.conftest import overrides
@@ -53,6 +54,15 @@ def test_gives_the_figures_of_training(finished: dict[str, Path], capsys: pytest
     low, high = found["intervals"]["judge/valid"]
     assert low <= found["metrics"]["judge/valid"] <= high
     assert high == pytest.approx(0.324, abs=1e-3)  # 0 of 8
+
+
+def test_shares_of_test_images_are_of_as_many_as_there_are(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    found = told(finished["vae"], capsys, "metrics=none", "eval.n_samples=20")
+    assert (found["protocol"]["n_samples"], found["protocol"]["n_test"]) == (20, 16)
+    k = round(16 * found["metrics"]["recon/valid"])
+    assert found["intervals"]["recon/valid"] == list(wilson(k, 16)) != list(wilson(k, 20))
 
 
 def test_each_line_is_kept(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
