@@ -14,6 +14,7 @@ import train
 from atelier import runs
 from atelier.errors import UserError
 from atelier.losses.perceptual import LPIPS
+from atelier.metrics import features
 from atelier.metrics.shapes import wilson
 from atelier.pixels import to_float, to_uint8
 from tests.compose import composed
@@ -63,6 +64,19 @@ def test_shares_of_test_images_are_of_as_many_as_there_are(
     assert (found["protocol"]["n_samples"], found["protocol"]["n_test"]) == (20, 16)
     k = round(16 * found["metrics"]["recon/valid"])
     assert found["intervals"]["recon/valid"] == list(wilson(k, 16)) != list(wilson(k, 20))
+
+
+def test_shapes_are_judged_without_a_distance_unless_one_is_asked_for(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(features, "train_classifier", lambda *_: pytest.fail("trained"))
+    entry.evaluate(composed(f"run={finished['vae']}", *AS_TRAINING, config="evaluate"))
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert {"judge/valid", "recon/psnr"} <= set(found["metrics"])
+    assert not [name for name in found["metrics"] if "fd_" in name] and "n_real" not in found["protocol"]
+    assert printed.err.startswith("no distance is measured") and "metrics=classifier" in printed.err
 
 
 def test_each_line_is_kept(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:

@@ -47,7 +47,7 @@ class Judging:
 
     def prepare(self, data: DataModule, device: torch.device) -> str | None:
         """Get the feature net ready; gives one line to tell the user, or None."""
-        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device)
+        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device, data.judged)
 
     def __call__(
         self, model: Generator, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
