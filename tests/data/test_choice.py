@@ -127,6 +127,15 @@ def test_n_images_of_a_sorted_set_have_every_label_as_often(taker: str, tmp_path
     assert torch.tensor(TAKERS[taker](tmp_path)).bincount(minlength=CLASSES).tolist() == [N // CLASSES] * CLASSES
 
 
+@pytest.mark.parametrize("taker", ["real.png", "samples", "samples of a request"])
+def test_a_set_smaller_than_n_comes_round_again(taker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of what is given back, each image is judged once."""
+    monkeypatch.setattr(f"{__name__}.EACH", 1)
+    monkeypatch.setattr(f"{__name__}.CLASSES", 6)
+    assert TAKERS[taker](tmp_path) == (made().order("test") * 4)[:N]
+    assert judged(made())["reconstructed"] == made().order("test")
+
+
 def test_an_order_begins_anew_at_its_end_and_is_no_matter_of_the_seed() -> None:
     data, n = made(), CLASSES * EACH
     batch = data.test_batch(n - 1, 3)
