@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -108,10 +109,16 @@ def trained_on(data: DataModule) -> list[int]:
     return next(iter(data.train_dataloader()))["label"].tolist()
 
 
+def taught(data: DataModule) -> list[int]:
+    """The labels that a classifier of N images learns from."""
+    with patch("atelier.callbacks.judging.N_TRAINING", N):
+        return training_set(data)[1].tolist()
+
+
 TAKERS: dict[str, Callable[[Path], list[int]]] = {
     "test_batch": lambda _: made().test_batch(0, N)["label"].tolist(),
     "train": lambda _: [k for _, b in read(made(), "train", N, 8, "", lambda *_: None) for k in b["label"].tolist()],
-    "classifier": lambda _: training_set(made())[1][:N].tolist(),
+    "classifier": lambda _: taught(made()),
     "limit": lambda _: trained_on(made(limit=N)),
     "samples of a request": lambda _: conditions(Mirror(), made(), 0, N, None)["label"].tolist(),
     "real.png": lambda folder: picture(made(), folder),

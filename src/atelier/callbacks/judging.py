@@ -217,7 +217,7 @@ def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int
 
 def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
     """Images (uint8) and labels, attributes or None of chosen training images; for a classifier of the set."""
-    batch = data.chosen("train", range(min(N_TRAINING, len(data.split("train")))))
+    batch = data.split("train").read(sorted(data.order("train")[:N_TRAINING]), None)
     targets = batch.get("label", batch.get("attributes"))
     return to_uint8(batch["image"]), targets
 
