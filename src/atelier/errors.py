@@ -120,7 +120,8 @@ def user_error(error: BaseException) -> UserError | None:
                 return UserError(_full_key(outer) + cause.key, cause.value, cause.problem, cause.fix)
             return cause
         outer += f"{cause}\n"
-    return _composition_error(list(causes(error))) or _memory(list(causes(error)))
+    chain = list(causes(error))
+    return _composition_error(chain) or _loader(chain) or _memory(chain)
 
 
 def rank() -> int:
@@ -244,6 +245,17 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
             return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
     return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+
+
+def _loader(chain: list[BaseException]) -> UserError | None:
+    """A loader process that is gone, which torch tells in the training process, wherever that is."""
+    pattern = r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: [\w ]+|exited unexpectedly)"
+    found = re.search(pattern, "\n".join(map(str, chain)))
+    if found is None:
+        return None
+    end = found.group(1).replace("killed", "was killed")
+    problem = f"a loader process {end}; memory may have run out"
+    return UserError("data.num_workers", "", problem, "data.num_workers=0")
 
 
 def _memory(chain: list[BaseException]) -> UserError | None:

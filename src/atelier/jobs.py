@@ -14,10 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from atelier import stopping
 from atelier.errors import UserError, check_words, one_line, report, user_error
-from atelier.runs import OUTPUTS, shorter
-
-STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
+from atelier.runs import OUTPUTS, saved, shorter
 
 
 def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
@@ -31,6 +30,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     OmegaConf.set_readonly(cfg, False)
     cfg.run_dir = str(folder)
     if many:
+        stopping.listen()  # a launcher's process began elsewhere
         own = [word for word in hydra.overrides.task if word not in sys.argv]
         print(f"\njob {hydra.job.num}: {' '.join(own)}", flush=True)
     try:
@@ -42,9 +42,11 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             _note(folder, "done", "")
         return value
     except SystemExit as leaving:
-        if leaving.code in STOPPED:
+        if leaving.code in stopping.CODES:
             words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
-            print(f"go on with: python train.py {shlex.join([*words, f'run_dir={folder}'])}", flush=True)
+            command = f"python train.py {shlex.join([*words, f'run_dir={folder}'])}"
+            stopped = "stopped by a signal before there was anything to save"
+            stopping.say(f"go on with: {command}" if saved(folder) else stopped)
         raise
     except Exception as error:
         known = user_error(error)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from atelier import build, preflight
+from atelier import build, preflight, stopping
 from atelier.errors import UserError, nearest, rank
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def register() -> None:
 
 @contextlib.contextmanager
 def held(cfg: DictConfig) -> Iterator[Path]:
-    """The run folder, made and, on rank 0, locked; an empty one is removed again.
+    """The run folder, made and, on rank 0, locked; a run that ends before its first checkpoint leaves it as it was.
 
     Raises:
         UserError: it cannot be written, another process holds it, or `resume=never` and it holds a run.
@@ -62,15 +62,25 @@ def held(cfg: DictConfig) -> Iterator[Path]:
     if cfg.resume == "never" and rank() == 0 and (folder / "config.yaml").exists():
         raise UserError("resume", "never", f"{folder} holds a run", "run_dir=ANOTHER_FOLDER")
     with locked(folder) if rank() == 0 else contextlib.nullcontext():
-        begun = (folder / "config.yaml").exists()
+        begun, before = (folder / "config.yaml").exists(), set(folder.iterdir())
         try:
             yield folder
-        except Exception:
-            if not begun and rank() == 0 and not list(folder.glob("checkpoints/*.ckpt")):
-                for name in ("config.yaml", "ground.json"):  # nothing to go on from: the next try starts anew
-                    (folder / name).unlink(missing_ok=True)
-                shutil.rmtree(folder / "frozen", ignore_errors=True)
+        except BaseException as error:
+            if not begun and rank() == 0 and not saved(folder):  # nothing to go on from: the next try starts anew
+                started = {folder / name for name in ("config.yaml", "ground.json", "frozen")}
+                with stopping.undisturbed():
+                    _remove(started if isinstance(error, Exception) else set(folder.iterdir()) - before)
             raise
+
+
+def saved(folder: Path) -> bool:
+    """Whether a run has left a checkpoint."""
+    return any(folder.glob("checkpoints/*.ckpt"))
+
+
+def _remove(paths: set[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -119,7 +129,7 @@ def find(run: str) -> Path:
         UserError: there is none.
     """
     if run == "last":
-        runs = [f for f in all_runs() if list((f / "checkpoints").glob("*.ckpt"))]
+        runs = [f for f in all_runs() if saved(f)]
         if not runs:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
         return runs[-1]
