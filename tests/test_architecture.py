@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = {"batch", "bicubic", "errors", "pixels", "precision", "ranges", "ranks", "rng", "stopping"}
+LEAVES = {"batch", "bicubic", "errors", "launchers", "pixels", "precision", "ranges", "ranks", "rng", "stopping"}
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -42,6 +42,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "batch": set(),
     "bicubic": set(),
     "errors": set(),
+    "launchers": set(),
     "pixels": set(),
     "precision": set(),
     "ranges": set(),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
-from atelier import build, errors, first_stages, resume, runs
+from atelier import build, first_stages, resume, runs
 from atelier.callbacks.store import load, newest
 from atelier.errors import UserError
 from tests.callbacks.test_checkpoint import TMPFS
@@ -414,16 +414,6 @@ def test_other_images_are_refused_on_resume(tmp_path: Path, capsys: pytest.Captu
     data.fingerprint = lambda split: "another"
     with pytest.raises(UserError, match="other images"):
         resume.same_ground(cfg, tmp_path, data)
-
-
-def test_a_slurm_step_has_one_rank_and_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    told = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0"}
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    assert errors.rank() == 3
-    assert runs.stamp.__wrapped__() == "job_17_0"
 
 
 def test_a_run_finds_its_set_in_another_place(

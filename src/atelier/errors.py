@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from atelier.launchers import rank
+
 CONF = Path(__file__).parents[2] / "conf"
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 LONGEST = 200
@@ -122,12 +124,6 @@ def user_error(error: BaseException) -> UserError | None:
         outer += f"{cause}\n"
     chain = list(causes(error))
     return _composition_error(chain) or _loader(chain) or _memory(chain)
-
-
-def rank() -> int:
-    """Which of all processes of a run this is, as torchrun, SLURM or Lightning's launcher tell it; 0 says things."""
-    told = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-    return int(told or os.environ.get("LOCAL_RANK") or 0) + (0 if told else int(os.environ.get("NODE_RANK") or 0))
 
 
 def report(error: UserError) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.build import plain
-from atelier.errors import UserError, rank
+from atelier.errors import UserError
 from atelier.first_stages import adopt
+from atelier.launchers import rank
 from atelier.runs import shorter
 
 if TYPE_CHECKING:

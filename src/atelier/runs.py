@@ -18,7 +18,8 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from atelier import build, preflight, stopping
-from atelier.errors import UserError, nearest, rank
+from atelier.errors import UserError, nearest
+from atelier.launchers import rank, srun_tasks
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
@@ -33,7 +34,7 @@ def stamp() -> str:
 
     Several tasks of a SLURM step are named by job and step, which a requeued job keeps.
     """
-    if int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" in os.environ:
+    if srun_tasks() > 1 and "SLURM_STEP_ID" in os.environ:
         return f"job_{os.environ['SLURM_JOB_ID']}_{os.environ['SLURM_STEP_ID']}"
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
