@@ -33,6 +33,7 @@ def train(cfg: DictConfig) -> float | None:
         model = build.model(cfg, folder)
         preflight.match(model, data)
         callbacks = build.callbacks(cfg)
+        callbacks.evaluation.asked["objective"] = cfg.objective
         with build.loggers(cfg) as loggers:
             trainer = build.trainer(cfg, model, callbacks, loggers)
             preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)

@@ -30,7 +30,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
     "loggers": set(),
     "command_line": set(),
-    "sweeps": {"jobs", "runs"},
+    "sweeps": {"jobs", "runs", "callbacks.checkpoint"},
     "jobs": {"runs"},
     "resume": {"first_stages", "runs", "build", "data.base", "callbacks.store"},
     "first_stages": {"runs", "command_line", "callbacks.store"},

@@ -18,6 +18,8 @@ from atelier import stopping
 from atelier.errors import UserError, check_words, one_line, report, user_error
 from atelier.runs import OUTPUTS, saved, shorter
 
+NOTES = ("done", "error.txt")
+
 
 def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
     """Do one job of a command: a user's mistake is one line; in a multirun the other jobs go on.
@@ -36,11 +38,13 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     try:
         check_words(list(hydra.overrides.task))
         if many:
+            for note in NOTES:  # of an earlier try
+                (folder / note).unlink(missing_ok=True)
             one_process(cfg, hydra)
         value = work(cfg)
         if many:
             _note(folder, "done", "")
-        return value
+        return worst(hydra) if value is not None and math.isnan(value) else value
     except SystemExit as leaving:
         if leaving.code in stopping.CODES:
             words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
@@ -58,12 +62,23 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             report(known)
         if many:
             _note(folder, "error.txt", known.line() if known else f"{type(error).__name__}: {error}")
-            return math.nan
+            return worst(hydra)
         sys.exit(2)
     finally:
         if many:
             _note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
         _remove_empty(folder)
+
+
+def direction(hydra: DictConfig) -> str | None:
+    """Where a search for hyperparameters goes, `minimize` or `maximize`; None where a sweeper does not search."""
+    told = hydra.sweeper.get("direction")
+    return None if told is None else str(getattr(told, "name", told))
+
+
+def worst(hydra: DictConfig) -> float:
+    """What a sweeper is told of a job that failed or whose metric is nan, of which Optuna would end."""
+    return {"maximize": -math.inf, "minimize": math.inf}.get(direction(hydra), math.nan)
 
 
 def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
