@@ -1,8 +1,10 @@
 """Judge a trained run: python evaluate.py run=last eval.n_samples=1000 sampler=ddim sampler.steps=50."""
 
-from atelier import command_line
+from atelier import command_line, stopping
 
 command_line.answer_help()
+if __name__ == "__main__":
+    stopping.listen()
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402

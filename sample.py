@@ -1,8 +1,10 @@
 """Images of a trained run: python sample.py run=last n=64 sampler=ddim sampler.steps=20 guidance=3 label=5."""
 
-from atelier import command_line
+from atelier import command_line, stopping
 
 command_line.answer_help()
+if __name__ == "__main__":
+    stopping.listen()
 command_line.listed_value("attributes")
 
 import hydra  # noqa: E402

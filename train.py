@@ -1,8 +1,10 @@
 """Train a model and judge its samples: python train.py model=flow data=shapes (python train.py --help)."""
 
-from atelier import command_line
+from atelier import command_line, stopping
 
 command_line.answer_help()
+if __name__ == "__main__":
+    stopping.listen()
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -31,6 +33,7 @@ def train(cfg: DictConfig) -> float | None:
         model = build.model(cfg, folder)
         preflight.match(model, data)
         callbacks = build.callbacks(cfg)
+        callbacks.evaluation.asked["objective"] = cfg.objective
         with build.loggers(cfg) as loggers:
             trainer = build.trainer(cfg, model, callbacks, loggers)
             preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)
@@ -39,7 +42,10 @@ def train(cfg: DictConfig) -> float | None:
             ending.begin(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        return ending.end(callbacks, trainer, model, folder, cfg.objective)
+        value = ending.end(callbacks, trainer, model, folder, cfg.objective)
+        if callbacks.clock.signal:  # it came with the last batch: no other job begins
+            callbacks.clock.leave(trainer)
+        return value
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

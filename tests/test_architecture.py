@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = {"batch", "bicubic", "errors", "pixels", "precision", "ranges", "ranks", "rng"}
+LEAVES = {"batch", "bicubic", "errors", "launchers", "pixels", "precision", "ranges", "ranks", "rng", "stopping"}
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -30,7 +30,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
     "loggers": set(),
     "command_line": set(),
-    "sweeps": {"jobs", "runs"},
+    "sweeps": {"jobs", "runs", "callbacks.checkpoint"},
     "jobs": {"runs"},
     "resume": {"pretrained", "runs", "build", "data.base", "callbacks.store"},
     "pretrained": {"build", "preflight", "runs", "callbacks.store"},
@@ -42,11 +42,13 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "batch": set(),
     "bicubic": set(),
     "errors": set(),
+    "launchers": set(),
     "pixels": set(),
     "precision": set(),
     "ranges": set(),
     "ranks": set(),
     "rng": set(),
+    "stopping": set(),
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
     "bicubic": set(),

@@ -148,7 +148,10 @@ def test_a_stopped_run_says_how_to_go_on(
     def stopped(cfg: DictConfig) -> None:
         sys.exit(143)
 
-    cfg = composed("model=gan", "model.generator_optimizer.betas=[0.5,0.9]", run_dir=tmp_path / "outputs" / "run")
+    folder = tmp_path / "outputs" / "run"
+    cfg = composed("model=gan", "model.generator_optimizer.betas=[0.5,0.9]", run_dir=folder)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "images_8.ckpt").touch()
     with pytest.raises(SystemExit) as leaving:
         jobs.job(stopped, cfg)
     assert leaving.value.code == 143

@@ -529,16 +529,6 @@ def test_other_images_are_refused_on_resume(tmp_path: Path, capsys: pytest.Captu
         resume.same_ground(cfg, tmp_path, data)
 
 
-def test_a_slurm_step_has_one_rank_and_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    told = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0"}
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    assert errors.rank() == 3
-    assert runs.stamp.__wrapped__() == "job_17_0"
-
-
 def test_a_run_finds_its_set_in_another_place(
     tmp_path: Path, finished: dict[str, Path], capsys: pytest.CaptureFixture
 ) -> None:

@@ -14,7 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier import preflight
-from atelier.errors import UserError, rank
+from atelier.errors import UserError
+from atelier.launchers import rank
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from atelier.launchers import rank
+
 CONF = Path(__file__).parents[2] / "conf"
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 LONGEST = 200
@@ -120,13 +122,8 @@ def user_error(error: BaseException) -> UserError | None:
                 return UserError(_full_key(outer) + cause.key, cause.value, cause.problem, cause.fix)
             return cause
         outer += f"{cause}\n"
-    return _composition_error(list(causes(error))) or _memory(list(causes(error)))
-
-
-def rank() -> int:
-    """Which of all processes of a run this is, as torchrun, SLURM or Lightning's launcher tell it; 0 says things."""
-    told = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-    return int(told or os.environ.get("LOCAL_RANK") or 0) + (0 if told else int(os.environ.get("NODE_RANK") or 0))
+    chain = list(causes(error))
+    return _composition_error(chain) or _loader(chain) or _memory(chain)
 
 
 def report(error: UserError) -> None:
@@ -244,6 +241,17 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
             return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
     return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+
+
+def _loader(chain: list[BaseException]) -> UserError | None:
+    """A loader process that is gone, which torch tells in the training process, wherever that is."""
+    pattern = r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: [\w ]+|exited unexpectedly)"
+    found = re.search(pattern, "\n".join(map(str, chain)))
+    if found is None:
+        return None
+    end = found.group(1).replace("killed", "was killed")
+    problem = f"a loader process {end}; memory may have run out"
+    return UserError("data.num_workers", "", problem, "data.num_workers=0")
 
 
 def _memory(chain: list[BaseException]) -> UserError | None:

@@ -14,10 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from atelier import stopping
 from atelier.errors import UserError, check_words, one_line, report, user_error
-from atelier.runs import OUTPUTS, shorter
+from atelier.runs import OUTPUTS, saved, shorter
 
-STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
+NOTES = ("done", "error.txt")
 
 
 def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
@@ -31,20 +32,25 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     OmegaConf.set_readonly(cfg, False)
     cfg.run_dir = str(folder)
     if many:
+        stopping.listen()  # a launcher's process began elsewhere
         own = [word for word in hydra.overrides.task if word not in sys.argv]
         print(f"\njob {hydra.job.num}: {' '.join(own)}", flush=True)
     try:
         check_words(list(hydra.overrides.task))
         if many:
+            for note in NOTES:  # of an earlier try
+                (folder / note).unlink(missing_ok=True)
             one_process(cfg, hydra)
         value = work(cfg)
         if many:
             _note(folder, "done", "")
-        return value
+        return worst(hydra) if value is not None and math.isnan(value) else value
     except SystemExit as leaving:
-        if leaving.code in STOPPED:
+        if leaving.code in stopping.CODES:
             words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
-            print(f"go on with: python train.py {shlex.join([*words, f'run_dir={folder}'])}", flush=True)
+            command = f"python train.py {shlex.join([*words, f'run_dir={folder}'])}"
+            stopped = "stopped by a signal before there was anything to save"
+            stopping.say(f"go on with: {command}" if saved(folder) else stopped)
         raise
     except Exception as error:
         known = user_error(error)
@@ -56,12 +62,23 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             report(known)
         if many:
             _note(folder, "error.txt", known.line() if known else f"{type(error).__name__}: {error}")
-            return math.nan
+            return worst(hydra)
         sys.exit(2)
     finally:
         if many:
             _note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
         _remove_empty(folder)
+
+
+def direction(hydra: DictConfig) -> str | None:
+    """Where a search for hyperparameters goes, `minimize` or `maximize`; None where a sweeper does not search."""
+    told = hydra.sweeper.get("direction")
+    return None if told is None else str(getattr(told, "name", told))
+
+
+def worst(hydra: DictConfig) -> float:
+    """What a sweeper is told of a job that failed or whose metric is nan, of which Optuna would end."""
+    return {"maximize": -math.inf, "minimize": math.inf}.get(direction(hydra), math.nan)
 
 
 def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from atelier import launchers
 from atelier.errors import UserError, known_keys, nearest, placed
 from atelier.nets.stages import contract_of
 from atelier.ranges import Name, NonNegFloat, NonNegInt, PositiveInt, Seed
@@ -71,6 +72,28 @@ def check(cfg: DictConfig) -> None:
         _fits(values[key], key, ROOT[key])
     for key, node in _objects(values, ""):
         _check_call(node, key, raw)
+    if "trainer" in values:
+        ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
+
+
+def ranks(devices: int, num_nodes: int) -> None:
+    """A launcher has started one process for each device of each node, or none but this one.
+
+    Raises:
+        UserError: it started others, each of which would take itself for the whole run.
+    """
+    n = launchers.started()
+    if n is None:
+        return
+    each, nodes = launchers.on_each_node(), launchers.srun_nodes()
+    if launchers.by_srun() and (each or 0) * nodes != n:
+        fix = f"srun --ntasks-per-node={max(1, n // nodes)} python train.py ..."
+        problem = f"srun started {n} processes on {nodes} nodes, and does not say how many on each"
+        raise UserError("trainer.devices", devices, problem, fix)
+    each = each or n // num_nodes or 1
+    if (devices, num_nodes) != (each, n // each):
+        fix = f"trainer=ddp trainer.devices={each} trainer.num_nodes={n // each}"
+        raise UserError("trainer.devices", devices, f"{n} processes were started, {each} on each node", fix)
 
 
 def targets(cfg: DictConfig) -> None:

@@ -24,7 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from atelier import build, preflight, runs
+from atelier import build, preflight, runs, stopping
 from atelier.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -40,11 +40,11 @@ NO_MATTER = set(  # for which images those are
     "seed budget num_workers root download memory_mb cache conditions label_factors".split()
 )
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-STOPPED = [*(128 + number for number in SIGNALS), *(-number for number in SIGNALS)]
+STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
 RANKS = (
     "LOCAL_RANK RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE"
-    " MASTER_ADDR MASTER_PORT PL_GLOBAL_SEED WANDB_MODE WANDB_RUN_ID HYDRA_FULL_ERROR"
+    " MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_STEP_NUM_TASKS SLURM_PROCID PL_GLOBAL_SEED WANDB_MODE WANDB_RUN_ID"
+    " HYDRA_FULL_ERROR"
 ).split()
 
 
@@ -275,7 +275,12 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
         flush=True,
     )
     command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
-    code = _run(command, lock)
+    try:
+        code = _run(command, lock)
+    except SystemExit:
+        if runs.saved(run_dir):
+            stopping.say(f"{name}: what {run_dir} has learnt is saved, the same command goes on with it")
+        raise
     if code in STOPPED:
         problem = f"the training of {plan.name} was stopped"
         raise UserError(f"model.{name}.run", "auto", problem, "the same command goes on with it")
@@ -300,7 +305,7 @@ def _run(command: list[str], lock: Path) -> int:
                 with contextlib.suppress(OSError):
                     os.utime(lock)  # opened and closed again, it would be unlocked
     if asked:
-        sys.exit(128 + asked[0])
+        stopping.leave(asked[0])
     return code
 
 
@@ -310,13 +315,16 @@ def _handed_on(process: subprocess.Popen) -> Iterator[list[int]]:
     asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if asked.count(signal.SIGINT) > 1:
+        if stopping.echo():
+            return
+        if asked and number == signal.SIGINT:
             process.kill()
-        elif len(asked) == 1:
+        elif not asked:
             process.terminate()
+        asked.append(number)
 
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    stopping.listen(hand_on)
     try:
         yield asked
     finally:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.build import parts, plain
-from atelier.errors import UserError, rank
+from atelier.errors import UserError
+from atelier.launchers import rank
 from atelier.pretrained import adopt
 from atelier.runs import shorter
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from atelier import build, preflight
-from atelier.errors import UserError, nearest, rank
+from atelier import build, preflight, stopping
+from atelier.errors import UserError, nearest
+from atelier.launchers import rank, srun_tasks
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
@@ -34,7 +35,7 @@ def stamp() -> str:
 
     Several tasks of a SLURM step are named by job and step, which a requeued job keeps.
     """
-    if int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" in os.environ:
+    if srun_tasks() > 1 and "SLURM_STEP_ID" in os.environ:
         return f"job_{os.environ['SLURM_JOB_ID']}_{os.environ['SLURM_STEP_ID']}"
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -71,7 +72,7 @@ def _class_folders(root: str) -> int:
 
 @contextlib.contextmanager
 def held(cfg: DictConfig) -> Iterator[Path]:
-    """The run folder, made and, on rank 0, locked; an empty one is removed again.
+    """The run folder, made and, on rank 0, locked; a run that ends before its first checkpoint leaves it as it was.
 
     Raises:
         UserError: it cannot be written, another process holds it, or `resume=never` and it holds a run.
@@ -81,15 +82,25 @@ def held(cfg: DictConfig) -> Iterator[Path]:
     if cfg.resume == "never" and rank() == 0 and (folder / "config.yaml").exists():
         raise UserError("resume", "never", f"{folder} holds a run", "run_dir=ANOTHER_FOLDER")
     with locked(folder) if rank() == 0 else contextlib.nullcontext():
-        begun = (folder / "config.yaml").exists()
+        begun, before = (folder / "config.yaml").exists(), set(folder.iterdir())
         try:
             yield folder
-        except Exception:
-            if not begun and rank() == 0 and not list(folder.glob("checkpoints/*.ckpt")):
-                for name in ("config.yaml", "ground.json"):  # nothing to go on from: the next try starts anew
-                    (folder / name).unlink(missing_ok=True)
-                shutil.rmtree(folder / "frozen", ignore_errors=True)
+        except BaseException as error:
+            if not begun and rank() == 0 and not saved(folder):  # nothing to go on from: the next try starts anew
+                started = {folder / name for name in ("config.yaml", "ground.json", "frozen")}
+                with stopping.undisturbed():
+                    _remove(started if isinstance(error, Exception) else set(folder.iterdir()) - before)
             raise
+
+
+def saved(folder: Path) -> bool:
+    """Whether a run has left a checkpoint."""
+    return any(folder.glob("checkpoints/*.ckpt"))
+
+
+def _remove(paths: set[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -165,8 +176,8 @@ def find(run: str) -> Path:
         UserError: there is none.
     """
     if run == "last":
-        saved = (f for f in reversed(_folders()) if list((f / "checkpoints").glob("*.ckpt")) and _is_run(f))
-        if (newest := next(saved, None)) is None:
+        with_weights = (f for f in reversed(_folders()) if saved(f) and _is_run(f))
+        if (newest := next(with_weights, None)) is None:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
         return newest
     folder = Path(run)

@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from atelier.errors import UserError, report
-from atelier.jobs import one_process
+from atelier.jobs import direction, one_process
 from atelier.runs import shorter, summary
 
 
@@ -21,6 +21,7 @@ class Summary(Callback):
         """Refuse what no job can do; Hydra would turn an exception here into a warning."""
         try:
             one_process(config, config.hydra)
+            searching(config)
         except UserError as error:
             report(error)
             sys.exit(2)
@@ -39,11 +40,32 @@ class Summary(Callback):
         for job in jobs:
             cells = {"job": job["job"], "overrides": job["overrides"], "error": job["error"]}
             cells |= {name: f"{value:.4g}" for name, value in job["metrics"].items()}
-            lines.append("| " + " | ".join(str(cells.get(column, "")) for column in columns) + " |")
+            shown = [str(cells.get(column, "")).replace("|", "\\|") for column in columns]
+            lines.append("| " + " | ".join(shown) + " |")
         (folder / "table.md").write_text("\n".join(lines) + "\n")
         print("\n".join(lines) + f"\n{folder / 'table.md'}", flush=True)
         if any(job["error"] for job in jobs):
             sys.exit(1)
+
+
+def searching(config: DictConfig) -> None:
+    """A search has a metric, and goes where that is better.
+
+    Raises:
+        UserError: it has none, or goes the other way.
+    """
+    way = direction(config.hydra)
+    if way is None:
+        return
+    if config.objective is None:
+        raise UserError("objective", None, "a search needs a metric", "objective=judge/valid")
+    from atelier.callbacks.checkpoint import lower_is_better
+
+    better = "minimize" if lower_is_better(config.objective) else "maximize"
+    if way != better:
+        word = "lower" if better == "minimize" else "higher"
+        problem = f"{word} is better, and hydra.sweeper.direction={way}"
+        raise UserError("objective", config.objective, problem, f"hydra.sweeper.direction={better}")
 
 
 def told(folder: Path) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from atelier.callbacks.safe_io import SafeIO
 from atelier.errors import UserError
+from atelier.launchers import by_srun, on_each_node
 from atelier.models.base import Generator
 from atelier.ranges import PositiveInt
 
@@ -50,15 +51,10 @@ def make_trainer(
     if on_gpu and devices > torch.cuda.device_count():
         n = torch.cuda.device_count()
         raise UserError("trainer.devices", devices, f"there are {n} GPUs", f"trainer.devices={n}")
-    ranks = int(os.environ.get("WORLD_SIZE", devices * num_nodes))
-    if ranks != devices * num_nodes:
-        problem = f"the launcher started {ranks} processes"
-        raise UserError("trainer.devices", devices, problem, f"trainer=ddp trainer.devices={ranks // num_nodes}")
     if precision == "16-mixed" and not on_gpu:
         raise UserError("trainer.precision", precision, "a CPU has no float16 training", "trainer.precision=bf16-mixed")
     if not on_gpu:
         keep_freed_memory()
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     return Trainer(
         accelerator="gpu" if on_gpu else ("cpu" if accelerator == "auto" else accelerator),
         devices=devices,
@@ -67,7 +63,7 @@ def make_trainer(
         precision=resolved(precision, on_gpu),
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[SafeIO(), *slurm],
+        plugins=[SafeIO(), *cluster()],
         profiler=profiler,
         max_epochs=-1,
         max_steps=-1,
@@ -79,6 +75,16 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def cluster() -> list[ClusterEnvironment]:
+    """How ranks find one another, where Lightning would be mistaken about it: in a SLURM job."""
+    if by_srun():
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(on_each_node()))  # it raises without
+        return [SLURMEnvironment(auto_requeue=False)]
+    if "SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return [LightningEnvironment()]
+    return []
 
 
 def keep_freed_memory() -> None:

@@ -332,11 +332,6 @@ def kept(folder: Path, metric: str, values: list[float]) -> list[int]:
     return marked
 
 
-def test_an_unknown_best_is_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="checkpoint.best=fdi: no such metric. Fix: checkpoint.best=judge/valid"):
-        train.train(composed(*overrides("vae"), "checkpoint.best=fdi", run_dir=tmp_path))
-
-
 def test_manifest_names_hash_and_images(finished: dict[str, Path]) -> None:
     folder = finished["ddpm"] / "checkpoints"
     told = json.loads((folder / "manifest.json").read_text())

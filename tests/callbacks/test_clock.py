@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train
+from atelier import stopping
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.store import load, newest
 from atelier.callbacks.table import read_rows
@@ -155,18 +156,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
 
 
 def test_signals_are_given_back_after_a_run(tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
     train.train(composed(*overrides("vae"), "budget.images=8", run_dir=tmp_path))
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_a_second_ctrl_c_stops_at_once() -> None:
-    clock = Clock(8, None, 0)
-    before = signal.signal(signal.SIGINT, clock._flag)
-    try:
-        signal.raise_signal(signal.SIGINT)
-        assert clock.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import time
 from types import FrameType
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from atelier import stopping
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
@@ -55,15 +55,15 @@ class Clock(Callback):
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         self.started = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._flag)
+        stopping.listen(self._flag)  # Lightning gives them back when the run ends
         if self.images_seen >= self.images:
             trainer.should_stop = True
 
     def _flag(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-        self.signal = number
+        if not stopping.echo():
+            if self.signal == number == signal.SIGINT:
+                stopping.leave(number)  # a second Ctrl-C does not wait for the save
+            self.signal = number
 
     def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Batch, batch_idx: int) -> None:
         model.reported.clear()
@@ -115,10 +115,9 @@ class Clock(Callback):
 
     def leave(self, trainer: Trainer) -> None:
         """End the process as its signal asks: 143 after SIGTERM, 130 after Ctrl-C, 0 on the ranks that follow."""
-        code = 128 + (self.signal or signal.SIGTERM)
         if trainer.is_global_zero:
-            print(f"stopped by a signal at {self.images_seen} images, saved", flush=True)
-        sys.exit(code if trainer.is_global_zero else 0)
+            stopping.say(f"stopped by a signal at {self.images_seen} images, saved")
+        stopping.leave(self.signal or signal.SIGTERM)
 
     def due(self, every: int, batch_size: int) -> bool:
         """Whether a multiple of `every` images was passed in the last batch."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from atelier.callbacks import naming
 from atelier.callbacks.checkpoint import Checkpoints
 from atelier.callbacks.clock import Clock, Interrupted
 from atelier.callbacks.ema import EMA
@@ -49,17 +50,26 @@ class Evaluation(Callback):
     ) -> None:
         self.every_images, self.judging, self.folder = every_images, judging, Path(folder)
         self.clock, self.ema, self.table, self.checkpoints, self.progress = clock, ema, table, checkpoints, progress
+        self.asked = {"checkpoint.best": checkpoints.best}  # option -> metric that it names, if any
         self.values: dict[str, float] = {}
         self.protocol: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
-        """The feature net is made ready before the first batch, on rank 0 first: it may be trained and kept."""
+        """The feature net is made ready before the first batch, on rank 0 first: it may be trained and kept.
+
+        Raises:
+            UserError: a metric is asked for that no evaluation will give.
+        """
         for turn in range(2):
             if (turn == 0) == trainer.is_global_zero:
                 notice = self.judging.prepare(trainer.datamodule, model.device)
                 if notice and trainer.is_global_zero:
                     self.progress.say(notice)
             trainer.strategy.barrier()
+        if any(self.asked.values()):
+            known = naming.names(self.judging, model, trainer.datamodule)
+            for key, metric in self.asked.items():
+                naming.check(key, metric, known)
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         if self._due(trainer) and not self.table.has_evaluation(self.clock.images_seen):

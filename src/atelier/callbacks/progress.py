@@ -16,6 +16,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from atelier import stopping
 from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
 
@@ -29,6 +30,7 @@ class Progress(Callback):
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console.on_broken_pipe = stopping.mute  # Rich's own ends the process, unsaved
         self.live = self.console.is_terminal
         self.bar: Bar | None = None
         self._spoke = self._trained = self._since = 0.0

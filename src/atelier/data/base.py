@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from atelier import stopping
 from atelier.batch import Batch
 from atelier.errors import UserError
 from atelier.pixels import to_float
@@ -275,6 +276,7 @@ class DataModule(LightningDataModule, ABC):
             generator=torch.Generator(),
             pin_memory=trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=stopping.follow_parent,
         )
 
     def _trained_on(self) -> Sequence[int]:

@@ -1,0 +1,133 @@
+"""Runs that are told to stop, each in a child forked from one process that has imported everything.
+
+Called by test_stopping.py as a program of its own, because a process that has used several threads cannot be forked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+torch.set_num_threads(1)
+
+import train as entry
+from atelier import jobs, preflight, stopping
+from atelier.callbacks.clock import Clock
+from atelier.callbacks.evaluation import Evaluation
+from atelier.callbacks.progress import Progress
+from atelier.callbacks.safe_io import SafeIO
+from atelier.data.shapes import Shapes
+from atelier.metrics.suite import Suite
+from tests.compose import composed
+from tests.tiny import TINY
+
+WORDS = [*TINY["vae"], "data.num_workers=2", "eval.n_samples=4", "eval.n_real=4"]
+TERM, INT, HUP, USR1, KILL = (signal.Signals[f"SIG{name}"] for name in ("TERM", "INT", "HUP", "USR1", "KILL"))
+Sent = Callable[[], None]
+
+
+def group(*numbers: int) -> Sent:
+    """Signals to this process and its loaders, as SLURM and a terminal send them: from outside."""
+
+    def send() -> None:
+        for number in numbers:
+            subprocess.run(["kill", f"-{number}", "--", f"-{os.getpgid(0)}"], start_new_session=True, check=True)
+
+    return send
+
+
+def a_loader() -> None:
+    """The end of one loader process, by the system's hand."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    os.kill(int(children[-1]), KILL)
+
+
+CASES: dict[str, tuple[type | Any, str, int, Sent]] = {  # where, at which call, what is sent
+    "opening the set": (Shapes, "images", 1, group(TERM)),
+    "checking, Ctrl-C twice": (preflight, "match", 1, group(INT, INT)),
+    "the classifier": (Suite, "prepare", 1, group(USR1)),
+    "SIGTERM": (Clock, "on_train_batch_start", 4, group(TERM)),
+    "SIGHUP": (Clock, "on_train_batch_start", 4, group(HUP)),
+    "SIGUSR1": (Clock, "on_train_batch_start", 4, group(USR1)),
+    "saving, twice": (SafeIO, "save_checkpoint", 1, group(TERM, TERM)),
+    "the last evaluation": (Evaluation, "on_validation_end", 3, group(TERM)),
+    "a loader is killed": (Clock, "on_train_batch_start", 5, a_loader),
+}
+
+
+def at(owner: Any, name: str, count: int, sent: Sent) -> None:
+    """Patch a function so that its count-th call sends a signal first."""
+    original, left = getattr(owner, name), [count]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            sent()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def run(root: Path, case: str) -> None:
+    """What happens in the child."""
+    os.setsid()
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(root / name, os.O_CREAT | os.O_WRONLY), number)
+    stopping.listen()
+    at(*CASES[case])
+    jobs.job(entry.train, composed(*WORDS, run_dir=root / "outputs" / "run"))
+
+
+def unheard() -> None:
+    """Lines for a pipe that nobody reads any more."""
+    reader, pipe = os.pipe()
+    os.dup2(pipe, 1)
+    os.close(reader)
+    Progress(Clock(8, None, 0)).say("a line")
+    stopping.say("another")
+
+
+def child(work: Callable[[], None]) -> int:
+    """The exit code of a forked child that does some work."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> None:
+    told: dict[str, Any] = {"unheard": child(unheard)}
+    for number, case in enumerate(CASES):
+        root = Path(sys.argv[1]) / str(number)
+        root.mkdir()
+        os.chdir(root)
+        code = child(lambda root=root, case=case: run(root, case))
+        files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("out", "err"))
+        words = {name: (root / name).read_text() for name in ("out", "err")}
+        told[case] = {"code": code, "files": files} | words
+    Path(sys.argv[1], "told.json").write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
