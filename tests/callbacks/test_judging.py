@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 from atelier.callbacks import judging
@@ -11,9 +12,12 @@ from atelier.models.gan import GAN
 
 
 def test_intervals_have_the_right_denominators() -> None:
-    values = {"judge/valid": 0.5, "judge/label": 1.0, "judge/coverage": 1.0, "fd_classifier": 2.0}
-    found = judging.intervals(values, 100)
-    assert found == {"judge/valid": wilson(50, 100), "judge/label": wilson(50, 50)}
+    """Of the samples, of the valid among them, of the true draws; what is no share has none."""
+    values = {"judge/valid": 0.5, "judge/label": 1.0, "judge/recall": 0.9}
+    others = {"judge/coverage": 1.0, "judge/combinations": 0.9, "judge/places": 1.01, "fd_classifier": 2.0}
+    found = judging.intervals(values | others | {"judge/size": math.nan, "a2b/judge/recall": math.nan}, 100)
+    expected = {"judge/valid": wilson(50, 100), "judge/label": wilson(50, 50), "judge/recall": wilson(90, 100)}
+    assert found == expected
 
 
 def test_a_count_is_of_different_images() -> None:

@@ -15,7 +15,7 @@ from atelier.callbacks.by_test_image import Context, likelihood, reconstructed
 from atelier.callbacks.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.data.base import DataModule
 from atelier.judge import Verdict, judge
-from atelier.metrics.shapes import judge_values, reasons, wilson
+from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
 from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator
 from atelier.pixels import to_float, to_uint8
@@ -96,6 +96,8 @@ class Judging:
             facts = self._facts(images, cond, data)
             if isinstance(model, Translator):
                 facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
+            elif data.judged:
+                facts |= verdict_of_true(batch[model.real_fields[case]]).rows("true/")
             parts.add(numbers, facts)
         facts = parts.gathered()
         values: dict[str, float] = by_answer(facts, data.image_size) if isinstance(model, Translator) else {}
@@ -187,21 +189,23 @@ def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, 
     verdict = Verdict.of(facts, "verdict/")
     asked = {name.split("/")[1]: v for name, v in facts.items() if name.startswith("asked/")}
     images = to_float(facts["images"])
-    return judge_values(verdict, asked, images), reasons(verdict, images.shape[-1])
+    return judge_values(verdict, asked, images, Verdict.of(facts, "true/")), reasons(verdict, images.shape[-1])
 
 
 def intervals(values: dict[str, float], n: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the shares among n samples; `judge/<attribute>` is among the valid samples alone."""
+    """95 % intervals of the shares among n samples; `judge/<attribute>` is among the valid samples alone.
+
+    `judge/recall` is a share of as many true draws, and its interval says nothing of how the samples would vary.
+    """
     found = {}
     for name, value in values.items():
-        group, _, kind = name.rpartition("judge/")
-        if name.endswith("label/accuracy"):
-            found[name] = wilson(round(value * n), n)
-        elif "judge/" in name and kind in ("valid", "loose") or name.endswith("recon/valid") or "answer/" in name:
-            found[name] = wilson(round(value * n), n)
-        elif "judge/" in name and kind not in ("coverage", "duplicates") and value == value:
-            valid = round(values[f"{group}judge/valid"] * n)
-            found[name] = wilson(round(value * valid), valid)
+        group, judged, kind = name.rpartition("judge/")
+        of_valid = judged and kind in OF_VALID
+        of_all = judged and kind in ("valid", "loose", "recall") or "answer/" in name
+        of_all = of_all or name.endswith(("label/accuracy", "recon/valid"))
+        if (of_all or of_valid) and value == value:
+            count = round(values[f"{group}judge/valid"] * n) if of_valid else n
+            found[name] = wilson(round(value * count), count)
     return found
 
 
