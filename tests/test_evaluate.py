@@ -52,6 +52,7 @@ def test_gives_the_figures_of_training(finished: dict[str, Path], capsys: pytest
     assert found["protocol"] == summary["protocol"]
     assert found["protocol"]["ema"] == [16] and found["protocol"]["precision"] == "32-true"
     assert found["images_seen"] == summary["images_seen"] == 96
+    assert {f"judge/{name}" for name in ("combinations", "places", "recall")} <= set(found["metrics"])
     low, high = found["intervals"]["judge/valid"]
     assert low <= found["metrics"]["judge/valid"] <= high
     assert high == pytest.approx(0.324, abs=1e-3)  # 0 of 8

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
-from atelier import build, errors, pretrained, resume, runs
+from atelier import build, errors, pretrained, resume, runs, stopping
 from atelier.callbacks.store import load, newest
 from atelier.errors import UserError
 from tests.callbacks.test_checkpoint import TMPFS
@@ -139,7 +139,7 @@ def test_found_by_path_or_as_the_last(
     for i, name in enumerate(("older", "newer", "empty", "newer/frozen/first_stage")):
         folder = tmp_path / "outputs" / name
         (folder / "checkpoints").mkdir(parents=True)
-        (folder / "config.yaml").touch()
+        shutil.copy(finished["vae"] / "config.yaml", folder)
         os.utime(folder / "config.yaml", (i, i))
         if name != "empty":
             (folder / "checkpoints" / "images_000000000008.ckpt").touch()
@@ -425,8 +425,11 @@ def test_auto_trains_it_in_a_process_without_this_ones_ranks(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_a_part_is_trained_ends_both(tmp_path: Path, number: int) -> None:
+def test_a_signal_while_a_part_is_trained_ends_both(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The part gets one SIGTERM, which it saves at, and this process waits for it."""
+    monkeypatch.setattr(stopping, "_heard", 0.0)
     script = (
         "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.2), print('saved'), sys.exit(143)))\n"
     )

@@ -105,7 +105,8 @@ def is_unseen(combination: Tensor) -> Tensor:
     return (combination * KEYS).sum(-1) % 10 == 0
 
 
-def _limit(size: Tensor) -> Tensor:
+def furthest(size: Tensor) -> Tensor:
+    """How far from the middle, along either axis, the centre of an object of size `size` (N,) may lie."""
     return 1 - RADII[size] - MARGIN
 
 
@@ -131,7 +132,7 @@ def scenes(seed: int, indices: Sequence[int] | Tensor, split: Split, fill: Fill 
         draw = 100 * (1 + FILLS.index(fill))
     table = COMBINATIONS[allowed]
     chosen = table[(uniform(seed, numbers, draw) * len(table)).long()]
-    limit = _limit(chosen[:, 2]).double()
+    limit = furthest(chosen[:, 2]).double()
     cx, cy = ((limit * (2 * uniform(seed, numbers, draw + k) - 1)).float() for k in (1, 2))
     return Scenes(*chosen.unbind(1), cx, cy)
 
@@ -152,7 +153,7 @@ def edits(seed: int, indices: Sequence[int] | Tensor, split: Split) -> tuple[Sce
     score = luck.log() * (torch.tensor(COUNTS)[kind] - 1)  # the greatest of log(u) / w falls on each with odds w
     option = score.masked_fill(is_unseen(before), -math.inf).argmax(1)
     before = before[torch.arange(len(numbers)), option]
-    room = torch.minimum(_limit(before[:, 2]), _limit(after.size)) / _limit(after.size)
+    room = torch.minimum(furthest(before[:, 2]), furthest(after.size)) / furthest(after.size)
     after = replace(after, cx=after.cx * room, cy=after.cy * room)
     told = [instruction(ATTRIBUTES[k], int(c[k])) for k, c in zip(kind[option], after.combination, strict=True)]
     return Scenes(*before.unbind(1), after.cx, after.cy), told, after

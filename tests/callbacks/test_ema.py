@@ -9,32 +9,44 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from safetensors.torch import load_file
 from torch import nn
 
 import train
+from atelier import runs
+from atelier.callbacks import statistics
 from atelier.callbacks.ema import EMA, average_of, swap
 from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
 from atelier.callbacks.judging import Judging
-from atelier.callbacks.store import load, newest
+from atelier.callbacks.store import Manifest, load, newest
+from atelier.rng import ImageRngs
 from tests import stock
 from tests.compose import composed
 from tests.conftest import overrides
+from tests.tiny import COMMON
 
 
 class Model(nn.Module):
-    averaged = ("net",)
+    averaged, needs, cases = ("net",), frozenset(), ("",)
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         self.frozen = nn.Linear(2, 2)
 
+    def condition(self, batch: dict, case: str) -> dict:
+        return {}
+
+    def sample(self, cond: dict, rngs: ImageRngs) -> torch.Tensor:
+        return self.net(rngs.randn(2))
+
 
 def made(half_lives: list[int], ramp: float) -> tuple[EMA, Model, SimpleNamespace]:
     clock, model = SimpleNamespace(images_seen=0), Model()
     ema = EMA(half_lives, ramp, clock)
     ema.setup(None, model, "fit")
+    ema.data = SimpleNamespace(batch_size=64, split=lambda name: None)
     return ema, model, clock
 
 
@@ -87,6 +99,110 @@ def test_buffers_are_copied() -> None:
     for average, raw in zip(ema.nets["1000"]["net"].buffers(), model.net.buffers(), strict=True):
         assert torch.equal(average, raw) and average is not raw
     assert ema.nets["1000"]["net"][1].num_batches_tracked.dtype == torch.int64
+
+
+# ---- batch norms ---------------------------------------------------------------------------------------------------
+
+
+def test_the_averages_batch_norm_has_the_statistics_of_the_average() -> None:
+    """A W z + b with z ~ N(0, I) has mean b and variances diag(W W'); the raw net's are those of other weights."""
+    ema, model, clock = made([1000, 10], ramp=1.0)
+    model.train()
+    clock.images_seen = 500
+    with torch.no_grad():
+        model.net[0].weight.copy_(torch.tensor([[3.0, 1.0], [0.0, 2.0]]))
+        model.net[0].bias.copy_(torch.tensor([5.0, -5.0]))
+    for _ in range(100):
+        model.net(torch.randn(64, 2))
+    ema.update(model)
+    raw = [b.clone() for b in model.net.buffers()]
+    state = torch.get_rng_state()
+    with ema.averaged(model):
+        linear, norm = model.net
+        z = ImageRngs(statistics.SEED, 0, 64 * statistics.BATCHES).randn(2)
+        seen = (z @ linear.weight.T + linear.bias).view(statistics.BATCHES, 64, 2)
+        assert torch.allclose(norm.running_mean, seen.mean((0, 1)), atol=1e-5)
+        assert torch.allclose(norm.running_var, seen.var(1).mean(0), rtol=1e-4)
+        assert torch.allclose(norm.running_mean, linear.bias, atol=0.2)
+        assert torch.allclose(norm.running_var, linear.weight.square().sum(1), rtol=0.2)
+        assert not torch.allclose(norm.running_mean, raw[0], atol=0.5)
+        assert norm.training and norm.momentum == 0.1
+    assert all(torch.equal(a, b) for a, b in zip(raw, model.net.buffers(), strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+    short = ema.nets["10"]["net"]
+    assert torch.allclose(short[1].running_mean, short[0].bias, atol=0.3)  # every half-life has its own
+
+
+def test_statistics_are_taken_once_for_one_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    ema, model, clock = made([1000], ramp=1.0)
+    taken: list[int] = []
+    monkeypatch.setattr(statistics, "take", lambda *_: taken.append(clock.images_seen))
+    for step in (8, 16):
+        clock.images_seen = step
+        ema.update(model)
+        for _ in range(2):
+            with ema.averaged(model):
+                pass
+    ema.load_state_dict(ema.state_dict())
+    ema.settle(model)
+    assert taken == [8, 16, 16]
+
+
+def test_a_compiled_net_takes_statistics_uncompiled() -> None:
+    """Each of the 16 batches enters with a weight of its own, for each of which it would be compiled."""
+    ema, model, clock = made([1000], ramp=1.0)
+    compiled: list[object] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model.net.compile(backend=backend)
+    ema.setup(None, model, "fit")
+    ema.settle(model)
+    assert not compiled and ema.nets["1000"]["net"][1].num_batches_tracked == statistics.BATCHES
+    with torch.no_grad():
+        model.net.eval()(torch.randn(8, 2))
+    assert compiled
+
+
+DCGAN = [
+    "model=dcgan",
+    *COMMON,
+    "model.generator.width=2",
+    "model.discriminator.width=2",
+    "model.generator.noise_dim=4",
+]
+NORMED = {
+    "dcgan": DCGAN,
+    "cgan": overrides("gan"),
+    "pix2pix": [*overrides("pix2pix"), "model.generator.norm=batch"],
+    "srgan": [*overrides("srgan"), "model.net.batch_norm=true"],
+}
+
+
+@pytest.mark.parametrize("page", NORMED)
+def test_what_a_run_saves_and_exports_has_its_own_statistics(tmp_path: Path, page: str) -> None:
+    """What sampling loads, taken again from weights and data, is the same bit for bit; what was trained is not."""
+    words = ["budget.images=48", "eval.every_images=1000", "callbacks.ema.half_lives=[1000]"]
+    train.train(composed(*NORMED[page], *words, run_dir=tmp_path))
+    saved = norms_of(runs.load(tmp_path, ema=True).model)
+    exported = load_file(tmp_path / "weights.safetensors")
+    assert saved and all(torch.equal(saved[name], exported[name]) for name in saved)
+    Manifest(tmp_path / "checkpoints").cut(24)  # a save in passing, with no pictures before it
+    averaged, raw = (runs.load(tmp_path, ema=ema) for ema in (True, False))
+    assert averaged.images_seen == 24
+    saved, trained = (norms_of(loaded.model) for loaded in (averaged, raw))
+    assert not any(torch.equal(saved[name], trained[name]) for name in saved)
+    statistics.take(averaged.model, averaged.data)
+    again = norms_of(averaged.model)
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+
+
+def norms_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Running statistics of the averaged nets by name."""
+    nets = tuple(f"{name}." for name in model.averaged)
+    return {k: v.clone() for k, v in model.state_dict().items() if "running_" in k and k.startswith(nets)}
 
 
 def test_only_the_named_nets_are_averaged() -> None:

@@ -15,11 +15,12 @@ def test_intervals_have_the_right_denominators() -> None:
     """Of all samples, of the valid ones, and of the test images that were given back, which are fewer."""
     values = {"judge/valid": 0.5, "judge/label": 1.0, "judge/fill": math.nan, "judge/coverage": 1.0, "fd_classifier": 2}
     values |= {"recon/valid": 0.75, "label/accuracy": 0.4, "recon/psnr": 30.0, "label/accuracy_real": 0.9}
+    values |= {"judge/recall": 0.9, "judge/combinations": 0.9, "judge/places": 1.01, "a2b/judge/recall": math.nan}
     values |= {"a2b/judge/valid": 0.2, "a2b/judge/size": 0.5, "a2b/answer/all": 0.3}
     assert judging.intervals(values, {"n_samples": 100, "n_test": 16}) == {
         "judge/valid": wilson(50, 100), "judge/label": wilson(50, 50), "label/accuracy": wilson(40, 100),
         "recon/valid": wilson(12, 16), "a2b/judge/valid": wilson(20, 100), "a2b/judge/size": wilson(10, 20),
-        "a2b/answer/all": wilson(30, 100),
+        "a2b/answer/all": wilson(30, 100), "judge/recall": wilson(90, 100),
     }  # fmt: skip
     assert judging.intervals({"recon/valid": 0.5}, {"n_samples": 20}) == {"recon/valid": wilson(10, 20)}
 

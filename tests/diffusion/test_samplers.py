@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from atelier.diffusion.guidance import clipped
-from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun, posterior
+from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun, posterior, start
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
 from atelier.rng import ImageRngs
 
@@ -242,3 +242,13 @@ def test_the_call_is_the_last_of_the_trajectory():
     noise = torch.randn(SHAPE)
     path = list(DDPM(steps=6).trajectory(smooth, noise, Linear(), ImageRngs(3, 0, 3)))
     assert torch.equal(path[-1][0], DDPM(steps=6)(smooth, noise, Linear(), ImageRngs(3, 0, 3)))
+
+
+def test_where_an_image_is_not_yet_lost_in_its_noise():
+    """On the grid of training times, sigma / alpha at 80 or just above; Linear ends at 157, ScaledLinear at 15."""
+    cpu = torch.device("cpu")
+    assert [start(schedule, cpu) for schedule in EVERY] == [0.931, 1.0, 0.992, 1.0]
+    for schedule in (Linear(), Cosine()):
+        first = start(schedule, cpu)
+        before, at = schedule.level(torch.tensor([first - 0.001, first], dtype=torch.float64)).ratio
+        assert before < 80 <= at

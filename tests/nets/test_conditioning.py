@@ -23,6 +23,8 @@ def test_sum_of_the_embeddings(conditions):
             expected[i] += embedder.label[0].weight[COND["label"][i]]
         if "attributes" in conditions:
             expected[i] += sum(COND["attributes"][i, k] * embedder.attributes[k] for k in range(3))
+    if conditions == ["attributes"]:
+        expected[1] = embedder.nothing  # it has none of them
     torch.testing.assert_close(embedder(COND, 3), expected)
 
 
@@ -34,6 +36,12 @@ def test_dropped_rows_are_the_null_vector():
     assert torch.equal(some[1:2], embedder.null(1))
     assert embedder.null(4).shape == (4, 5)
     assert not torch.equal(told[1], some[1])
+
+
+@pytest.mark.parametrize("conditions", [[], ["label"], ["attributes"], BOTH])
+def test_no_image_is_told_by_a_vector_without_length(conditions):
+    """Nets divide it by its length."""
+    assert condition(conditions)(COND, 3).norm(dim=1).min() > 0.1
 
 
 def test_without_conditions_everything_is_null():

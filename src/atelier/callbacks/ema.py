@@ -1,7 +1,8 @@
 """Exponential moving averages of the nets that a model names in `averaged`.
 
 Replaces lightning's WeightAveraging, which averages frozen and discriminator nets too, misses updates with two
-optimizers and leaves weights exchanged after an error; tests/callbacks/test_ema.py fails with it.
+optimizers, leaves weights exchanged after an error and judges them by the raw net's batch statistics;
+tests/callbacks/test_ema.py fails with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atelier.batch import Batch
+from atelier.callbacks import statistics
 from atelier.callbacks.clock import Clock
+from atelier.data.base import DataModule
 from atelier.ranges import PositiveInt, Probability
 from atelier.ranks import many
 
@@ -33,6 +36,8 @@ class EMA(Callback):
         self.half_lives, self.ramp, self.clock = half_lives, ramp, clock
         self.nets: dict[str, dict[str, nn.Module]] = {}  # half-life -> name -> net
         self.updated_at = 0
+        self.settled = False  # whether the averages' batch norms hold their own statistics
+        self.data: DataModule | None = None  # of the run, from its start
         self._stepped = False
 
     def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
@@ -44,12 +49,13 @@ class EMA(Callback):
         return {"nets": nets, "updated_at": self.updated_at}
 
     def load_state_dict(self, state: dict) -> None:
-        self.updated_at = state["updated_at"]
+        self.updated_at, self.settled = state["updated_at"], False
         for half_life, nets in self.nets.items():
             for name, net in nets.items():
                 net.load_state_dict(state["nets"][half_life][name])
 
     def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self.data = trainer.datamodule
         for nets in self.nets.values():
             for net in nets.values():
                 net.to(model.device)
@@ -80,13 +86,23 @@ class EMA(Callback):
                     torch._foreach_lerp_(averages, list(raw.parameters()), gain)
                 for average, buffer in zip(net.buffers(), raw.buffers(), strict=True):
                     average.copy_(buffer)
-        self.updated_at = now
+        self.updated_at, self.settled = now, False
 
     def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
+        self.settle(model)
         self.broadcast_buffers(model)
 
+    def settle(self, model: LightningModule) -> None:
+        """Batch norms of the averages get their own statistics, where the averages have moved since they last did."""
+        if self.settled:
+            return
+        for nets in self.nets.values():
+            with held(model, nets):
+                statistics.take(model, self.data)
+        self.settled = True
+
     def broadcast_buffers(self, model: LightningModule) -> None:
-        """Each rank copied its own BatchNorm statistics; rank 0's are the ones that count and are saved."""
+        """Each rank has BatchNorm statistics of its own; rank 0's are the ones that count and are saved."""
         if many():
             for buffer in [*model.buffers(), *(b for n in self.nets.values() for m in n.values() for b in m.buffers())]:
                 dist.broadcast(buffer, 0)
@@ -94,17 +110,24 @@ class EMA(Callback):
     @contextmanager
     def averaged(self, model: LightningModule) -> Iterator[None]:
         """Inside, the model's nets hold the first average; the raw weights come back whatever happens."""
-        nets = next(iter(self.nets.values()), {})
-        swap(model, nets)
-        try:
+        self.settle(model)
+        with held(model, next(iter(self.nets.values()), {})):
             yield
-        finally:
-            swap(model, nets)
 
 
 def average_of(model: LightningModule) -> dict[str, nn.Module]:
     """A copy of each net under average, without gradients."""
     return {name: copy.deepcopy(getattr(model, name)).requires_grad_(False) for name in model.averaged}
+
+
+@contextmanager
+def held(model: nn.Module, nets: dict[str, nn.Module]) -> Iterator[None]:
+    """Inside, the model's nets hold the tensors of these, and these hold the model's."""
+    swap(model, nets)
+    try:
+        yield
+    finally:
+        swap(model, nets)
 
 
 def swap(model: nn.Module, nets: dict[str, nn.Module]) -> None:

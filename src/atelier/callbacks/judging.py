@@ -15,7 +15,7 @@ from atelier.callbacks.by_test_image import Context, likelihood, reconstructed
 from atelier.callbacks.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.data.base import DataModule
 from atelier.judge import Verdict, judge
-from atelier.metrics.shapes import judge_values, reasons, wilson
+from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
 from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator
 from atelier.pixels import to_float, to_uint8
@@ -96,6 +96,8 @@ class Judging:
             facts = self._facts(images, cond, data)
             if isinstance(model, Translator):
                 facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
+            elif data.judged:
+                facts |= verdict_of_true(batch[model.real_fields[case]]).rows("true/")
             parts.add(numbers, facts)
         facts = parts.gathered()
         values: dict[str, float] = by_answer(facts, data.image_size) if isinstance(model, Translator) else {}
@@ -194,11 +196,14 @@ def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, 
     verdict = Verdict.of(facts, "verdict/")
     asked = {name.split("/")[1]: v for name, v in facts.items() if name.startswith("asked/")}
     images = to_float(facts["images"])
-    return judge_values(verdict, asked, images), reasons(verdict, images.shape[-1])
+    return judge_values(verdict, asked, images, Verdict.of(facts, "true/")), reasons(verdict, images.shape[-1])
 
 
 def intervals(values: dict[str, float], protocol: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the shares."""
+    """95 % intervals of the shares.
+
+    `judge/recall` is a share of as many true draws, and its interval says nothing of how the samples would vary.
+    """
     among = {name: _among(name, values, protocol) for name, value in values.items() if value == value}
     return {name: wilson(round(values[name] * n), n) for name, n in among.items() if n is not None}
 
@@ -208,9 +213,9 @@ def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int
     n, (group, judge, kind) = protocol["n_samples"], name.rpartition("judge/")
     if name == "recon/valid":
         return protocol.get("n_test", n)  # which runs from before there was this number lack
-    if name.endswith("label/accuracy") or "answer/" in name or judge and kind in ("valid", "loose"):
+    if name.endswith("label/accuracy") or "answer/" in name or judge and kind in ("valid", "loose", "recall"):
         return n
-    if judge and kind not in ("coverage", "duplicates"):
+    if judge and kind in OF_VALID:
         return round(values[f"{group}judge/valid"] * n)
     return None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atelier.diffusion.guidance import clipped, guided
 from atelier.diffusion.objective import Net, Objective
-from atelier.diffusion.samplers import Sampler
+from atelier.diffusion.samplers import Sampler, start
 from atelier.rng import ImageRngs
 
 
@@ -59,7 +59,10 @@ class Drawing:
         denoise = guided(partial(self.objective.denoise, self.net), known, null, self._strength(guidance))
         if self.clip:
             denoise = clipped(denoise)
-        return (sampler or self.sampler)(denoise, noise, self.objective.schedule, rngs)
+        schedule = self.objective.schedule
+        # unclipped, an error of eps is sigma / alpha times as large in the image: 20,000 times where Cosine ends
+        first = start(schedule, noise.device) if self.objective.target == "eps" and not self.clip else 1.0
+        return (sampler or self.sampler)(denoise, noise, schedule, rngs, first)
 
     def _strength(self, asked: float | None) -> float:
         """Without conditions there is nothing to be guided by."""

@@ -6,6 +6,7 @@ Its state is float64; the denoiser is fed the type of the noise.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from atelier.ranges import PositiveInt, Probability
 from atelier.rng import ImageRngs
 
 Grid = Literal["uniform", "karras"]
+FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Karras et al. 2022, EDM, table 1)
 Predict = Callable[[Tensor, Level], Tensor]
 
 
@@ -36,22 +38,25 @@ class Sampler(ABC):
         """Calls of the denoiser per image."""
         return self.steps
 
-    def __call__(self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs) -> Tensor:
+    def __call__(
+        self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs, first: float = 1.0
+    ) -> Tensor:
         """Images (N, C, H, W) from standard normal noise (N, C, H, W), in its type.
 
-        `denoise` gets x_t (N, C, H, W) and t (N,) float64; `rngs`, one per image, gives noise on the way.
+        `denoise` gets x_t (N, C, H, W) and t (N,) float64; `rngs`, one per image, gives noise on the way. Times above
+        `first` become it.
         """
-        return deque(self.trajectory(denoise, noise, schedule, rngs), maxlen=1)[0][0]
+        return deque(self.trajectory(denoise, noise, schedule, rngs, first), maxlen=1)[0][0]
 
     def trajectory(
-        self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs
+        self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs, first: float = 1.0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """After each step, where it led and the denoised image that it aimed at; the last x is the result."""
 
         def predict(x_t: Tensor, t: Level) -> Tensor:
             return denoise(x_t.to(noise.dtype), t.t.expand(len(noise))).double()
 
-        times = self.times(schedule, noise.device)
+        times = self.times(schedule, noise.device).clamp(max=first)
         levels = [Level(*row) for row in torch.stack(schedule.level(times), dim=1)]
         x = schedule.prior_std(times[0]) * noise.double()
         for t, s in pairwise(levels):
@@ -130,7 +135,10 @@ class Euler(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(Sampler):
-    """The same ODE by Heun's rule, the last step by Euler's (Karras et al. 2022, EDM, algorithm 1)."""
+    """The same ODE by Heun's rule, the last step by Euler's (Karras et al. 2022, EDM, algorithm 1).
+
+    It starts where `start` says, as a step from pure noise would weigh its two slopes alike.
+    """
 
     grid: Grid = "karras"
 
@@ -139,7 +147,7 @@ class Heun(Sampler):
         return 2 * self.steps - 1
 
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
-        return ode_times(schedule, self.steps, self.grid, device)
+        return ode_times(schedule, self.steps, self.grid, device).clamp(max=start(schedule, device))
 
     def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
         denoised = predict(x, t)
@@ -181,6 +189,14 @@ def slope(x_t: Tensor, denoised: Tensor, t: Level) -> tuple[Tensor, Tensor]:
     return y, (y - denoised) / t.ratio
 
 
+def start(schedule: Schedule, device: torch.device) -> float:
+    """The last training time at which an image is not lost in its noise: 1, or where sigma / scale reaches 80."""
+    if schedule.level(torch.ones((), dtype=torch.float64, device=device)).ratio <= FAINTEST:
+        return 1.0
+    logsnr = torch.tensor(-2 * math.log(FAINTEST), dtype=torch.float64, device=device)
+    return schedule.snap(schedule.time(logsnr)).item()
+
+
 def ode_times(schedule: Schedule, steps: int, grid: Grid, device: torch.device) -> Tensor:
     """Times for an ODE solver, (steps + 1,) float64, falling to 0.
 
@@ -190,7 +206,7 @@ def ode_times(schedule: Schedule, steps: int, grid: Grid, device: torch.device) 
     if grid == "uniform":
         return schedule.times(steps).to(device)
     trained = schedule.snap(torch.tensor([1.0, 1e-9], dtype=torch.float64, device=device))
-    high, low = (-schedule.logsnr(trained) / 2).exp().clamp(0.01, 80) ** (1 / 7)
+    high, low = (-schedule.logsnr(trained) / 2).exp().clamp(0.01, FAINTEST) ** (1 / 7)
     places = torch.linspace(0, 1, steps, dtype=torch.float64, device=device)
     times = schedule.time(-14 * torch.lerp(high, low, places).log())
     return torch.cat([times, torch.zeros_like(times[:1])])

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.judge import BORDER, RMS, Verdict, coverage, duplicates, least_iou
-from atelier.world import ATTRIBUTES, COLOURS, COUNTS, FILLS, SHAPES, SIZES
+from atelier.judge import BORDER, RMS, Verdict, coverage, duplicates, judge, least_iou
+from atelier.metrics.distances import NEIGHBOURS, precision_recall
+from atelier.world import ATTRIBUTES, COLOURS, COMBINATIONS, COUNTS, FILLS, SHAPES, SIZES, Scenes, furthest, is_unseen
+
+OF_VALID = ("label", *ATTRIBUTES)  # `judge/` figures that are shares of the valid samples
+PLACES = 3  # cells along each axis of where a centre may lie
+ENOUGH = 32  # pixels a side, from which a larger true image tells the judge nothing more
 
 
-def judge_values(verdict: Verdict, asked: dict[str, Tensor] | None, images: Tensor) -> dict[str, float]:
+def judge_values(
+    verdict: Verdict, asked: dict[str, Tensor] | None, images: Tensor, real: Verdict | None = None
+) -> dict[str, float]:
     """The judge's figures for N samples.
 
     Of all samples: `judge/valid` and `judge/loose` are the shares of scenes and of near scenes,
@@ -19,13 +27,15 @@ def judge_values(verdict: Verdict, asked: dict[str, Tensor] | None, images: Tens
     `judge/coverage` is the share seen among the valid samples. Of the valid samples alone (nan where there
     are none): `judge/label` is the share whose shape and colour are both those asked for, `judge/shape`,
     `judge/colour`, `judge/size`, `judge/fill` and `judge/ground` the shares in which this attribute is the
-    one asked for; those that were not asked for are absent.
+    one asked for; those that were not asked for are absent. Beside as many true draws (nan where they cannot be
+    had): `judge/combinations`, `judge/places` and `judge/recall`, see the functions of these names.
 
     Args:
         verdict: of the samples.
         asked: `label` (N,), which asks for shape and colour, and `attributes` (N, 14), which asks for colour,
             size, fill and ground; either, both, or None.
         images: the samples, (N, 3, S, S) in [-1, 1].
+        real: of true draws; None: the samples are made of sources, which say what each of them has to be.
     """
     values = {
         "judge/valid": _share(verdict.valid),
@@ -34,10 +44,88 @@ def judge_values(verdict: Verdict, asked: dict[str, Tensor] | None, images: Tens
         "judge/duplicates": duplicates(images),
     }
     wanted = wishes(asked or {})
+    if real is not None:
+        fitting = {name: value[verdict.valid.cpu()] for name, value in wanted.items()}
+        seen = verdict.scenes[verdict.valid]
+        values |= {
+            "judge/combinations": combinations(seen, fitting),
+            "judge/places": places(seen),
+            "judge/recall": recall(real.scenes, seen),
+        }
     right = {name: (getattr(verdict, name).cpu() == value)[verdict.valid.cpu()] for name, value in wanted.items()}
     if "shape" in right:
         values["judge/label"] = _share(right["shape"] & right["colour"])
     return values | {f"judge/{name}": _share(hits) for name, hits in right.items()}
+
+
+def verdict_of_true(images: Tensor) -> Verdict:
+    """What the judge sees in true images (N, 3, S, S) in [-1, 1]: the same where they are larger than 32 px and
+    reduced to it, which takes a tenth of the time at 128 px."""
+    return judge(F.adaptive_avg_pool2d(images, min(ENOUGH, images.shape[-1])))
+
+
+def combinations(seen: Scenes, wanted: dict[str, Tensor]) -> float:
+    """Different combinations of the five attributes in N scenes, over how many N true draws have on average.
+
+    That average is the sum over combinations c of 1 - prod_i (1 - p_ic), with p_i uniform over those that training
+    scenes have and that fit what was asked of scene i, so 519 (1 - (1 - 1/519)^N) where nothing was asked; where no
+    training scene fits, over all that fit. Only a scene that fits what was asked of it counts. Told label and
+    attributes, a model is given its combination, and the figure says little more than how often it obeys.
+
+    Args:
+        seen: N scenes.
+        wanted: attribute numbers (N,) that were asked for, by name; {}: none.
+    """
+    fits = torch.ones(len(seen), len(COMBINATIONS), dtype=torch.bool)  # (N, 576)
+    for name, value in wanted.items():
+        fits &= COMBINATIONS[:, ATTRIBUTES.index(name)] == value[:, None]
+    known = fits & ~is_unseen(COMBINATIONS)
+    fits = torch.where(known.any(1, keepdim=True), known, fits)
+    expected = (1 - (1 - fits.double() / fits.sum(1, keepdim=True)).prod(0)).sum().item()
+    number = _number(seen)
+    obeyed = fits[torch.arange(len(seen)), number]
+    return len(number[obeyed].unique()) / expected if len(seen) else math.nan
+
+
+def places(seen: Scenes) -> float:
+    """Places at which N scenes of the same combination lie, over at how many true draws would on average.
+
+    Where a centre may lie is cut into 3 x 3 cells. Each combination that is seen m times has its number of different
+    cells, beside 9 (1 - (1 - 1/9)^m); both are summed over combinations. The more samples, the more telling: of
+    those seen once nothing can be said.
+    """
+    offsets = [(c / furthest(seen.size) + 1) / 2 * PLACES for c in (seen.cx, seen.cy)]
+    column, row = (offset.floor().clamp(0, PLACES - 1).long() for offset in offsets)
+    cells, number = PLACES**2, _number(seen)
+    times = torch.bincount(number).double()
+    expected = (cells * (1 - (1 - 1 / cells) ** times)).sum().item()
+    return len((cells * number + PLACES * row + column).unique()) / expected if len(seen) else math.nan
+
+
+def recall(real: Scenes, seen: Scenes) -> float:
+    """Share of true scenes in the manifold of those seen (Kynkaanniemi et al. 2019, eq. 2), without a net.
+
+    The square of the distance of two scenes is the number of attributes in which they differ plus that of the distance
+    of their centres. What it is for true draws depends on their number: 0.94 to 0.98 for 300 beside 300.
+    """
+    if min(len(real), len(seen)) <= NEIGHBOURS:
+        return math.nan
+    return precision_recall(_coordinates(real), _coordinates(seen))[1]
+
+
+def _coordinates(scenes: Scenes) -> Tensor:
+    """(N, 22) float64: one-hots of the five attributes, scaled so that two of them are 1 apart, and the centre."""
+    columns = zip(scenes.combination.unbind(1), COUNTS, strict=True)
+    hot = torch.cat([F.one_hot(value, count) for value, count in columns], dim=1) / 2**0.5
+    return torch.cat([hot.double(), torch.stack([scenes.cx, scenes.cy], dim=1).double()], dim=1)
+
+
+def _number(scenes: Scenes) -> Tensor:
+    """(N,) int64: the row of COMBINATIONS that each scene has."""
+    number = torch.zeros_like(scenes.shape)
+    for value, count in zip(scenes.combination.unbind(1), COUNTS, strict=True):
+        number = number * count + value
+    return number
 
 
 def answer_values(verdict: Verdict, answer: Verdict, before: Verdict | None, image_size: int) -> dict[str, float]:

@@ -28,9 +28,12 @@ class Untold(nn.Module):
 class Condition(nn.Module):
     """The sum of an embedding of the label and one of each attribute that is 1.
 
+    Where that is a sum of nothing, as without conditions, or of attributes that are all 0, an image gets the vector for
+    "not told". Nets divide vectors by their length (`nets/gan.py`, `nets/stylegan2.py`), so there it starts at 1.
+
     Args:
         dim: size D of the vector.
-        conditions: what is told; none: every image gets the vector for "not told".
+        conditions: what is told.
         n_classes: number of labels.
         label_factors: where a label numbers the combinations of several things, how many there are of each, the last
             counting fastest; each thing gets a table of its own, which is learned many times sooner. []: one table.
@@ -61,7 +64,7 @@ class Condition(nn.Module):
         tables = [nn.Embedding(n, dim) for n in self.factors] if "label" in conditions else []
         self.label = nn.ModuleList(tables)
         self.attributes = nn.Parameter(torch.randn(n_attributes, dim)) if "attributes" in conditions else None
-        self.nothing = nn.Parameter(torch.zeros(dim))
+        self.nothing = nn.Parameter(torch.full((dim,), 0.0 if self.label else 1.0))
 
     def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Tensor:
         """Vectors (n, D) of `label` (n,) int64 and `attributes` (n, A) 0/1.
@@ -77,6 +80,9 @@ class Condition(nn.Module):
         if not parts:
             return self.null(n)
         told = torch.stack(parts).sum(0)                                   # (n, D)
+        if not self.label:
+            none = cond["attributes"].sum(1) == 0                          # (n,)
+            drop = none if drop is None else drop | none
         return told if drop is None else torch.where(drop[:, None], self.nothing.to(told.dtype), told)
 
     def null(self, n: int) -> Tensor:
