@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-import atelier.data.folders as folders
+import atelier.data.checking as checking
+from atelier.data.checking import check_files
 from atelier.data.classes import ClassFolders
-from atelier.data.folders import ImageFolder, check_files, hold_out, image_files, natural
+from atelier.data.finding import Item, image_files, natural
+from atelier.data.folders import Folder, ImageFolder, hold_out
 from atelier.errors import UserError
 from atelier.rng import generator
 
@@ -29,7 +31,7 @@ def image_file(path: Path, grey: int = 0, size: int = 4) -> Path:
     return path
 
 
-def data(kind: type, root: Path, **changed: object) -> folders.Folder:
+def data(kind: type, root: Path, **changed: object) -> Folder:
     fields = {
         "root": str(root), "holdout": 0.0, "background": "white", "max_pixels": 1 << 20,
         "on_bad_image": "error", "memory_mb": 100, "cache": f"{root}.cache",
@@ -158,7 +160,7 @@ def test_a_test_folder_without_train_is_refused(tmp_path):
 
 
 def test_holding_out_depends_on_each_path_alone():
-    items = [folders.Item(f"{k}.png") for k in range(5000)]
+    items = [Item(f"{k}.png") for k in range(5000)]
     split = hold_out(items, 0.1)
     assert abs(len(split["test"]) - 500) < 4 * np.sqrt(450)
     assert sorted(split["train"] + split["test"]) == sorted(items)
@@ -174,7 +176,7 @@ def test_holding_out_depends_on_each_path_alone():
 
 @pytest.mark.parametrize("share", [1e-9, 0.5, 1.0])
 def test_both_splits_have_an_image_where_there_are_two(share):
-    split = hold_out([folders.Item("a"), folders.Item("b")], share)
+    split = hold_out([Item("a"), Item("b")], share)
     assert len(split["train"]) == len(split["test"]) == 1
 
 
@@ -310,7 +312,7 @@ def test_bad_files_are_skipped_and_counted_once(tmp_path):
 def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     root, cache = classes(tmp_path / "root", a=5), tmp_path / "cache"
     asked: list[str] = []
-    monkeypatch.setattr(folders, "check", lambda path, max_pixels: asked.append(path.name) or "")
+    monkeypatch.setattr(checking, "check", lambda path, max_pixels: asked.append(path.name) or "")
     names = image_files(root)
 
     def run(max_pixels: int = 100) -> list[str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from torch.nn.functional import one_hot
 
 from atelier.data.base import Images, Split
-from atelier.data.folders import Folder, Item, files_of, hold_out, other_root, printable, split_folders, subfolders
+from atelier.data.finding import Item, files_of, other_root, printable, subfolders
+from atelier.data.folders import Folder, hold_out
+from atelier.data.layouts import split_folders
 from atelier.data.recast import Recast, another
 from atelier.errors import UserError
 

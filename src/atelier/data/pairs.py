@@ -16,20 +16,10 @@ from torch.nn.functional import pad
 
 from atelier.batch import Batch
 from atelier.data.base import Split
-from atelier.data.folders import (
-    TEST_FOLDERS,
-    Folder,
-    Item,
-    Views,
-    any_images,
-    files_of,
-    hold_out,
-    must_be_folder,
-    natural,
-    printable,
-    split_folders,
-    subfolders,
-)
+from atelier.data.file_images import Views
+from atelier.data.finding import Item, files_of, must_be_folder, natural, printable, subfolders
+from atelier.data.folders import Folder, any_images, hold_out
+from atelier.data.layouts import TEST_FOLDERS, split_folders
 from atelier.data.published import GREY
 from atelier.data.reading import Background, BadImage, check, decode, pixels, read, square, upright_size
 from atelier.errors import UserError

@@ -17,7 +17,9 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.bicubic import reduced
 from atelier.data.base import Split
-from atelier.data.folders import Folder, Item, any_images, decoded, files_of, hold_out, printable
+from atelier.data.file_images import decoded
+from atelier.data.finding import Item, files_of, printable
+from atelier.data.folders import Folder, any_images, hold_out
 from atelier.data.reading import Background, decode, pixels, upright_size
 from atelier.errors import UserError
 from atelier.pixels import to_float, to_uint8

@@ -15,7 +15,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from atelier.batch import Batch
 from atelier.data.base import Split
-from atelier.data.folders import Folder, Item, Views, files_of, hold_out, must_be_folder, printable, subfolders
+from atelier.data.file_images import Views
+from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
+from atelier.data.folders import Folder, hold_out
 from atelier.errors import UserError, nearest
 from atelier.ranges import Name, NonNegInt
 
