@@ -19,6 +19,7 @@ from atelier.data.checking import check_files
 from atelier.data.classes import ClassFolders
 from atelier.data.finding import Item, image_files, natural
 from atelier.data.folders import Folder, ImageFolder, hold_out
+from atelier.data.reading import SUFFIXES
 from atelier.errors import UserError
 from atelier.rng import generator
 
@@ -150,7 +151,7 @@ def test_train_alone_is_held_out_from(tmp_path):
     for k in range(40):
         image_file(tmp_path / "train" / f"{k}.png")
     image_file(tmp_path / "other.png")
-    found = data(ImageFolder, tmp_path, holdout=0.25).layout()
+    found = data(ImageFolder, tmp_path, holdout=0.25).index
     assert len(found["train"]) + len(found["test"]) == 40 and 3 <= len(found["test"]) <= 18
 
 
@@ -202,7 +203,7 @@ def test_no_images_says_what_was_looked_for(tmp_path, files):
     for name in files:
         (tmp_path / "empty" / name).write_bytes(b"")
     error = refusal(ImageFolder, tmp_path / "empty")
-    assert error.problem == f"0 images (.png .jpg .jpeg .webp .bmp) under {tmp_path}/empty"
+    assert error.problem == f"0 images ({' '.join(SUFFIXES)}) under {tmp_path}/empty"
 
 
 def classes(root: Path, **numbers: int) -> Path:
@@ -269,13 +270,16 @@ def test_the_number_of_classes_is_told(tmp_path, asked):
     assert (error.key, error.fix) == ("data.n_classes", "data.n_classes=3")
 
 
-def test_a_class_folder_without_images_is_refused(tmp_path):
-    classes(tmp_path, a=1)
+def test_a_class_folder_without_images_is_no_class(tmp_path):
+    classes(tmp_path, a=1, c=2)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "readme.txt").write_text("nothing")
-    assert f"0 images (.png .jpg .jpeg .webp .bmp) under {tmp_path}/b" in str(
-        refusal(ClassFolders, tmp_path, n_classes=2)
-    )
+    error = refusal(ClassFolders, tmp_path, n_classes=3)
+    assert error.problem == f"{tmp_path} has 2 class folders (a, c), 1 without images"
+    assert error.fix == "data.n_classes=2"
+    assert data(ClassFolders, tmp_path, n_classes=2).test_batch(0, 3)["label"].tolist() == [0, 1, 1]
+    (tmp_path / "b" / "d").mkdir()
+    assert "0 images (.png" in str(refusal(ClassFolders, tmp_path / "b", n_classes=1))
 
 
 def test_a_root_without_class_folders_is_refused(tmp_path):

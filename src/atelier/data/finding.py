@@ -12,6 +12,8 @@ from typing import NamedTuple
 from atelier.data.reading import SUFFIXES
 from atelier.errors import UserError, nearest
 
+SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
+
 
 class Item(NamedTuple):
     """An image file: its path under the root, the number of its class (0 where there are none), and the path of the
@@ -43,7 +45,17 @@ def files_of(root: str, folder: str) -> list[str]:
 
 
 def image_files(root: Path) -> list[str]:
-    """Paths, from `root`, of the files under it that are named like images; every folder is entered once."""
+    """Paths, from `root`, of the files under it that are named like images, in natural order."""
+    return [name for name in visible_files(root) if is_image(name)]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is called like an image that can be read."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def visible_files(root: Path) -> list[str]:
+    """Paths, from `root`, of all files under it, in natural order; every folder is entered once."""
     top = root.resolve()
     entered = {_identity(folder.stat()) for folder in (top, *top.parents)}
     found, waiting = [], [""]
@@ -54,7 +66,7 @@ def image_files(root: Path) -> list[str]:
             if stat.S_ISDIR(status.st_mode) and _identity(status) not in entered:
                 entered.add(_identity(status))
                 waiting.append(path)
-            elif stat.S_ISREG(status.st_mode) and name.lower().endswith(SUFFIXES):
+            elif stat.S_ISREG(status.st_mode):
                 found.append(path)
     return sorted(found, key=natural)
 
@@ -94,7 +106,7 @@ def _entries(folder: Path) -> list[tuple[str, os.stat_result]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
+                if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM:
                     with contextlib.suppress(OSError):
                         found.append((entry.name, entry.stat()))
     except OSError as error:

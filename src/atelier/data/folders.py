@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from atelier.data.base import DataModule, Images, Split
 from atelier.data.checking import Checked, check_files
 from atelier.data.file_images import FileImages, Views
 from atelier.data.finding import Item, files_of, printable
-from atelier.data.layouts import split_folders
+from atelier.data.layouts import left_out, refuse_pairs, split_folders
 from atelier.data.reading import Background, check, read
-from atelier.errors import UserError
+from atelier.errors import UserError, rank
 from atelier.ranges import Name, PositiveInt, Probability
 
 
@@ -29,15 +30,16 @@ from atelier.ranges import Name, PositiveInt, Probability
 class Folder(DataModule, ABC):
     """Image files under one folder, each decoded once at the start to find the unreadable ones.
 
-    The files are those named .png .jpg .jpeg .webp .bmp (any case) at any depth, in natural order (2 before
-    10); hidden ones, pipes, sockets, broken links and links back to where the search came from are passed
-    over. How a file becomes pixels: data/reading.py. Where all images of both splits fit into `memory_mb`,
-    each is kept once read, except the training images when loader processes read them (num_workers > 0).
+    The files are those named as reading.SUFFIXES lists (any case) at any depth, in natural order (2 before 10);
+    hidden ones, pipes, sockets, broken links and links back to where the search came from are passed over, and one
+    line says of which others no use is made. What folders may be called: data/layouts.py. How a file becomes pixels:
+    data/reading.py. Where all images of both splits fit into `memory_mb`, each is kept once read, except the training
+    images when loader processes read them (num_workers > 0).
 
     Args:
         root: the folder.
-        holdout: share of the images, chosen by a hash of their paths, that is the test split where there is
-            no test/, val/ or validation/; 0 = the test split is the training split.
+        holdout: share of the readable images (of each class), chosen by a hash of their paths, that is the test split
+            where there is no folder of one; 0 = the test split is the training split.
         background: what lies behind transparent pixels.
         max_pixels: refuse larger images before decoding them.
         on_bad_image: `error` stops at the start and names the unreadable files, `skip` leaves them out and
@@ -56,7 +58,8 @@ class Folder(DataModule, ABC):
 
     @abstractmethod
     def layout(self) -> dict[Split, list[Item]]:
-        """All files of both splits, not yet checked. Raises UserError where there are none."""
+        """All files of both splits, not yet checked; without `test` a share is held out. Raises UserError where there
+        are none."""
 
     def look(self) -> Callable[[Path, int], str]:
         """What is asked of each file: (path, max_pixels) to why it cannot be used, "" where it can."""
@@ -68,8 +71,12 @@ class Folder(DataModule, ABC):
 
     @cached_property
     def files(self) -> dict[Split, list[Item]]:
-        """All files of both splits."""
-        return self.layout()
+        """What `layout` gives; one line says which files under the root are no part of it."""
+        files = self.layout()
+        told = left_out(self.root, {name for items in files.values() for item in items for name in item.names})
+        if told and rank() == 0:
+            print(f"{printable(self.root)}: left out are {told}", file=sys.stderr, flush=True)
+        return files
 
     @cached_property
     def checked(self) -> dict[str, Checked]:
@@ -86,6 +93,8 @@ class Folder(DataModule, ABC):
         kept = {
             split: [item for item in items if not reasons.keys() & item.names] for split, items in self.files.items()
         }
+        if "test" not in kept:
+            kept = hold_out(kept["train"], self.holdout)
         for split, items in kept.items():
             if not items:
                 fix = "more images, or data.holdout=0 (test on the training images)"
@@ -149,44 +158,50 @@ class Folder(DataModule, ABC):
 class ImageFolder(Folder):
     """Any folder of images, without labels.
 
-    With a train/ in it the training split is train/, else the whole folder; the test split is test/, val/ or
-    validation/ beside train/ (the first that is there), else held out (`holdout`).
+    With a train/ in it the training split is train/, else the whole folder; the test split is test/, val/ or another
+    name of it beside train/ (the first that is there), else held out (`holdout`).
     """
 
     def layout(self) -> dict[Split, list[Item]]:
-        return any_images(self.root, self.holdout)
+        return any_images(self.root)
 
 
 def any_images(
-    root: str, holdout: float, items_of: Callable[[str], list[Item]] | None = None
+    root: str, of_pairs: str = "", any_two: bool = False, items_of: Callable[[str], list[Item]] | None = None
 ) -> dict[Split, list[Item]]:
-    """All images under `root`: of train/ and test/ where they are, else a share of them held out.
+    """All images under `root`: of train/ and test/ where they are, else in one split.
 
     Args:
+        of_pairs, any_two: what to do with pairs, and what is taken for them: see `refuse_pairs`.
         items_of: a folder under root to its items; None: each file is one.
     """
     train, test = split_folders(root)
     items_of = items_of or (lambda folder: list(map(Item, files_of(root, folder))))
-    files = items_of(train)
-    return hold_out(files, holdout) if test is None else {"train": files, "test": items_of(test)}
+    folders = {"train": train} if test is None else {"train": train, "test": test}
+    for folder in folders.values():
+        refuse_pairs(root, folder, of_pairs or "data=pairs, data=superres, data=classes data.n_classes=2", any_two)
+    return {split: items_of(folder) for split, folder in folders.items()}
 
 
 def hold_out(items: list[Item], share: float) -> dict[Split, list[Item]]:
     """Items to train and to test by the hash of their path, so that new files move no old one.
 
-    One at least on each side where there are two; share 0 gives all of them to both.
+    Of each label by itself: one at least on each side where there are two, and the only one trains. Share 0 gives all
+    of them to both.
     """
     if share == 0:
         return {"train": items, "test": items}
-    place = {item: _uniform(item.name) for item in items}
-    test = {item for item in items if place[item] < share}
-    if len(items) > 1:
-        by_place = sorted(items, key=place.__getitem__)
-        test = (test | {by_place[0]}) - {by_place[-1]}
+    test = {item for label in {item.label for item in items} for item in _held(items, label, share)}
     return {
         "train": [item for item in items if item not in test],
         "test": [item for item in items if item in test],
     }
+
+
+def _held(items: list[Item], label: int, share: float) -> set[Item]:
+    place = {item: _uniform(item.name) for item in items if item.label == label}
+    by_place = sorted(place, key=place.__getitem__)
+    return ({item for item in by_place if place[item] < share} | {by_place[0]}) - {by_place[-1]}
 
 
 def _uniform(name: str) -> float:
