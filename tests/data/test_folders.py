@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import socket
 import warnings
 from pathlib import Path
@@ -327,9 +328,13 @@ def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     assert run() == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     assert run() == []
     os.utime(root / "a" / "3.png", ns=(1, 1))
-    assert run() == ["3.png"]
+    assert run() == []  # the same content
     image_file(root / "a" / "1.png", size=9)
     assert run() == ["1.png"]
+    status = os.stat(root / "a" / "2.png")
+    (root / "a" / "2.png").write_bytes(bytes(status.st_size))
+    os.utime(root / "a" / "2.png", ns=(status.st_atime_ns, status.st_mtime_ns))  # as if nothing had happened
+    assert run() == ["2.png"]
     assert len(run(max_pixels=101)) == 5  # another rule
     next(cache.iterdir()).write_text('{"rule": ')
     assert len(run(max_pixels=101)) == 5
@@ -374,11 +379,24 @@ def test_readable_in_a_worker(tmp_path):
     assert torch.equal(again.read([2], None)["image"], images.read([2], None)["image"])
 
 
-def test_fingerprint_tells_sets_apart(tmp_path):
-    first = data(ImageFolder, classes(tmp_path / "a", x=3)).fingerprint("train")
-    assert data(ImageFolder, classes(tmp_path / "b", x=3), cache=f"{tmp_path}/a.cache").fingerprint("train") == first
-    image_file(tmp_path / "a" / "x" / "1.png", size=40)
-    assert data(ImageFolder, tmp_path / "a").fingerprint("train") != first
+def test_a_set_is_its_content(tmp_path):
+    """Copied, touched and read from another cache it is the same; with one other pixel of the same name it is not."""
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    root = tmp_path / "a"
+    (root / "x").mkdir(parents=True)
+    for k in range(3):
+        Image.fromarray(pixels + k).save(root / "x" / f"{k}.png", "BMP")  # all of one length
+    first = data(ImageFolder, root).fingerprint("train")
+    shutil.copytree(root, tmp_path / "b")
+    os.utime(root / "x" / "0.png", ns=(1, 1))
+    assert data(ImageFolder, root).fingerprint("train") == first
+    assert data(ImageFolder, tmp_path / "b").fingerprint("train") == first
+    pixels[3, 3, 2] = 200
+    Image.fromarray(pixels + 1).save(root / "x" / "1.png", "BMP")
+    assert (root / "x" / "1.png").stat().st_size == (tmp_path / "b" / "x" / "1.png").stat().st_size
+    assert data(ImageFolder, root).fingerprint("train") != first
+    (tmp_path / "b" / "x" / "0.png").rename(tmp_path / "b" / "x" / "4.png")
+    assert data(ImageFolder, tmp_path / "b").fingerprint("train") != first
 
 
 def test_a_plain_scan_warns_of_nothing(tmp_path):

@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -51,7 +52,15 @@ class MemoryImages:
 
     def __init__(self, images: Tensor, fields: dict[str, Tensor | list[str]], flip: bool) -> None:
         self.images, self.fields, self.flip = images, fields, flip
-        self.fingerprint = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all pixels and fields."""
+        told = hashlib.sha256(self.images.contiguous().numpy())
+        for name, values in sorted(self.fields.items()):
+            told.update(name.encode())
+            told.update(values.contiguous().numpy() if isinstance(values, Tensor) else json.dumps(values).encode())
+        return told.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -18,11 +18,15 @@ from atelier.data.reading import check
 
 
 class Checked(NamedTuple):
-    """A file of this size and age has been decoded; `reason` is "" where that went well."""
+    """A file of this size, last changed then, has been decoded; `reason` is "" where that went well.
+
+    `content` is a hash of its bytes, "" where they cannot be read.
+    """
 
     size: int
-    mtime_ns: int
+    changed_ns: int
     reason: str
+    content: str
 
 
 def check_files(
@@ -32,7 +36,8 @@ def check_files(
     cache: Path,
     look: Callable[[Path, int], str] | None = None,
 ) -> dict[str, Checked]:
-    """Decode every file once; those whose size and time are as the cache says are not decoded again.
+    """Decode every file once; those whose size and time are as the cache says are not looked at again, those that
+    have the same content in spite of another time are not decoded again.
 
     `look` is what is asked of a file, `reading.check` where it is not given.
 
@@ -47,15 +52,30 @@ def check_files(
     def one(name: str) -> tuple[str, Checked]:
         status = os.stat(root / name)
         before = known.get(name)
-        if before is not None and before[:2] == (status.st_size, status.st_mtime_ns):
+        state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))  # an mtime can be put back
+        if before is not None and before[:2] == state:
             return name, before
-        return name, Checked(status.st_size, status.st_mtime_ns, look(root / name, max_pixels))
+        content = _content(root / name)
+        same = before is not None and content and before.content == content
+        return name, Checked(*state, before.reason if same else look(root / name, max_pixels), content)
 
     with ThreadPoolExecutor(threads()) as pool:
         checked = dict(pool.map(one, names))
     if checked != known:
         _write(file, {"rule": rule, "files": checked})
     return checked
+
+
+def fingerprint(files: Iterable[tuple[str, object]], checked: dict[str, Checked]) -> str:
+    """Tells a set from another by the names of its files, what is said of each (a label), and their contents."""
+    told = "".join(f"{name}\0{said}\0{checked[name].content}\n" for name, said in files)
+    return hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
+
+
+def _content(path: Path) -> str:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return ""
 
 
 def _cached(file: Path, rule: str) -> dict[str, Checked]:

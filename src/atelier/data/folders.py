@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from atelier.data.base import DataModule, Images, Split
-from atelier.data.checking import Checked, check_files
+from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages, Views
 from atelier.data.finding import Item, files_of, printable
 from atelier.data.layouts import left_out, refuse_pairs, split_folders
@@ -138,10 +138,8 @@ class Folder(DataModule, ABC):
         return n_bytes / 2**20 <= self.memory_mb and (self.num_workers == 0 or split == "test")
 
     def told(self, split: Split) -> str:
-        """The fingerprint of the files of a split: names, labels and sizes."""
-        files = [(name, item.label) for item in self.index[split] for name in item.names]
-        told = "".join(f"{name}\0{label}\0{self.checked[name].size}\n" for name, label in files)
-        return hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
+        """The fingerprint of the files of a split: names, labels and contents."""
+        return fingerprint([(name, item.label) for item in self.index[split] for name in item.names], self.checked)
 
     def _refuse_or_tell(self, reasons: dict[str, str]) -> None:
         told = f"{len(reasons)} of {len(self.checked)} images cannot be read"

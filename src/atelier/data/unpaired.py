@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -102,17 +100,14 @@ class Unpaired(Folder):
         return len(domains.a if field == "image_a" else domains.b)
 
     def n_repeated(self) -> int:
-        """How many contents lie in more than one of the two domains of the two splits; only files of the same size
-        are read. With holdout=0 the splits are the same, and the domains alone are compared."""
+        """How many contents lie in more than one of the two domains of the two splits. With holdout=0 the splits are
+        the same, and the domains alone are compared."""
         one_split = "test" not in self.files and self.holdout == 0
         splits: list[Split] = ["train"] if one_split else ["train", "test"]
-        places = [(item.name, (split, item.label)) for split in splits for item in self.index[split]]
-        sizes = Counter(self.checked[name].size for name, _ in places)
-        found: dict[bytes, set[tuple[str, int]]] = {}
-        for name, place in places:
-            if sizes[self.checked[name].size] > 1:
-                content = hashlib.sha256(Path(self.root, name).read_bytes()).digest()
-                found.setdefault(content, set()).add(place)
+        found: dict[str, set[tuple[str, int]]] = {}
+        for split in splits:
+            for item in self.index[split]:
+                found.setdefault(self.checked[item.name].content, set()).add((split, item.label))
         return sum(len(groups) > 1 for groups in found.values())
 
     def _domain(self, folder: str, domain: int) -> list[Item]:
