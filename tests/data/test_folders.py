@@ -9,6 +9,7 @@ import shutil
 import socket
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 import atelier.data.checking as checking
+from atelier.data.base import MemoryImages
 from atelier.data.checking import check_files
 from atelier.data.classes import ClassFolders
 from atelier.data.finding import Item, image_files, natural
@@ -182,6 +184,20 @@ def test_both_splits_have_an_image_where_there_are_two(share):
     assert len(split["train"]) == len(split["test"]) == 1
 
 
+@pytest.mark.parametrize("share", [1e-9, 0.5, 1.0])
+def test_the_only_image_of_a_class_trains(tmp_path, share):
+    items = [Item("a/1", 0), Item("a/2", 0), Item("b/1", 1), *(Item(f"c/{k}", 2) for k in range(9))]
+    split = hold_out(items, share)
+    assert {item.label for item in split["train"]} == {0, 1, 2} and {item.label for item in split["test"]} == {0, 2}
+    assert split["train"] == [item for item in items if item in split["train"]]  # in their order
+    module = data(ClassFolders, classes(tmp_path, a=2, b=1, c=9), n_classes=3, holdout=share)
+    assert module.split("train").fields["label"].bincount()[1] == 1
+    assert 1 not in module.split("test").fields["label"]
+    one_each = classes(tmp_path / "few", a=1, b=1)
+    error = refusal(ClassFolders, one_each, n_classes=2, holdout=share)
+    assert error.problem == "no readable image is left to test" and error.fix.startswith("data.holdout=0 ")
+
+
 def test_no_holdout_tests_on_the_training_images(tmp_path):
     image_file(tmp_path / "1.png")
     module = data(ImageFolder, tmp_path, holdout=0.0)
@@ -312,6 +328,30 @@ def test_bad_files_are_skipped_and_counted_once(tmp_path):
         module.split("test")
     assert len(told) == 1
     assert module.test_batch(0, 6)["image"].shape == (6, 3, 4, 4)
+
+
+def test_what_is_held_out_is_readable(tmp_path):
+    """The one file with the smallest hash of its path would be the test split, but cannot be read."""
+    names = [f"{k}.png" for k in range(12)]
+    for name in names:
+        image_file(tmp_path / name)
+    first = hold_out([Item(name) for name in names], 1e-9)["test"][0].name
+    (tmp_path / first).write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 of 12 images"):
+        module = data(ImageFolder, tmp_path, on_bad_image="skip", holdout=1e-9)
+        assert (len(module.split("train")), len(module.split("test"))) == (10, 1)
+
+
+@pytest.mark.parametrize(("split", "problem"), [("train", "training"), ("test", "test")])
+def test_a_split_without_images_is_refused_before_training(tmp_path, monkeypatch, split, problem):
+    module = data(ImageFolder, classes(tmp_path, a=2))
+    full = module.images("train")
+    empty = MemoryImages(torch.zeros(0, 3, 4, 4, dtype=torch.uint8), {}, False)
+    monkeypatch.setattr(module, "images", lambda asked: empty if asked == split else full)
+    monkeypatch.setattr(module, "trainer", SimpleNamespace(world_size=1), raising=False)
+    with pytest.raises(UserError) as error:
+        module.setup("fit")
+    assert error.value.problem == f"it has no {problem} images"
 
 
 def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):

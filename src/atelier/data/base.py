@@ -182,9 +182,13 @@ class DataModule(LightningDataModule, ABC):
         """The images of a split, opened; called once a split."""
 
     def split(self, split: Split) -> Images:
-        """The images of a split; opened once and kept."""
+        """The images of a split; opened once and kept. Raises UserError where there are none."""
         if split not in self._splits:
-            self._splits[split] = self.images(split)
+            images = self.images(split)
+            if len(images) == 0:
+                problem = f"it has no {'training' if split == 'train' else 'test'} images"
+                raise UserError("data", type(self).__name__, problem, "another data.root, or data=shapes")
+            self._splits[split] = images
         return self._splits[split]
 
     @property
@@ -208,8 +212,8 @@ class DataModule(LightningDataModule, ABC):
         if self.batch_size % ranks:
             fix = f"data.batch_size={-(-self.batch_size // ranks) * ranks}"
             raise UserError("data.batch_size", self.batch_size, f"it does not divide by {ranks} ranks", fix)
-        if self.n_train == 0:
-            raise UserError("data", type(self).__name__, "it has no training images", "data=shapes")
+        for split in ("train", "test"):  # a split without images is refused before training
+            self.split(split)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer

@@ -97,10 +97,15 @@ class Folder(DataModule, ABC):
             kept = hold_out(kept["train"], self.holdout)
         for split, items in kept.items():
             if not items:
-                fix = "more images, or data.holdout=0 (test on the training images)"
-                problem = f"no readable image is left to {split}"
-                raise UserError("data.root", printable(self.root), problem, fix)
+                raise self.none_left(split)
         return kept
+
+    def none_left(self, split: Split, of: str = "") -> UserError:
+        """The error where no readable image (`of` a domain) is in a split, by itself or after holding out."""
+        held = split == "test" and "test" not in self.files
+        fix = "data.on_bad_image=error, which names the others"
+        fix = "data.holdout=0 (test on the training images), or more images" if held else fix
+        return UserError("data.root", printable(self.root), f"no readable image{of} is left to {split}", fix)
 
     def images(self, split: Split) -> Images:
         items = self.index[split]

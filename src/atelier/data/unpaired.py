@@ -126,7 +126,5 @@ class Unpaired(Folder):
     def _views(self, split: Split, domain: int) -> Views:
         paths = [Path(self.root, item.name) for item in self.index[split] if item.label == domain]
         if not paths:
-            problem = f"no readable image of domain {'AB'[domain]} is left to {split}"
-            fix = "more images, or data.holdout=0 (test on the training images)"
-            raise UserError("data.root", printable(self.root), problem, fix)
+            raise self.none_left(split, f" of domain {'AB'[domain]}")
         return self.views(split, paths[: self.limit] if split == "train" else paths, self.jitter)
