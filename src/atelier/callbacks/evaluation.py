@@ -56,9 +56,10 @@ class Evaluation(Callback):
         """The feature net is made ready before the first batch, on rank 0 first: it may be trained and kept."""
         for turn in range(2):
             if (turn == 0) == trainer.is_global_zero:
-                notice = self.judging.prepare(trainer.datamodule, model.device)
-                if notice and trainer.is_global_zero:
-                    self.progress.say(notice)
+                told = self.judging.prepare(trainer.datamodule, model.device)
+                for notice in (told, self.judging.left_out(model, trainer.datamodule)):
+                    if notice and trainer.is_global_zero:
+                        self.progress.say(notice)
             trainer.strategy.barrier()
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
