@@ -32,7 +32,7 @@ def evaluate(cfg: DictConfig) -> None:
     values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), studio.told)
     protocol |= {"ema": run.ema, "precision": precision}
     told = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
-    line = json.dumps(told | {"intervals": intervals(values, protocol["n_samples"])})
+    line = json.dumps(told | {"intervals": intervals(values, protocol)})
     with (run.folder / "evaluations.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)

@@ -27,9 +27,8 @@ N, FITTED, COMPONENTS, COLUMNS = 1_000, 10_000, 64, 12
 
 
 def codes(loaded: runs.Loaded, split: str, n: int) -> Tensor:
-    """Posterior means of the first n images of a split, (n, ...)."""
-    images = loaded.data.split(split)
-    parts = [images.read(list(range(k, min(k + 250, n))), None)["image"] for k in range(0, n, 250)]
+    """Posterior means of n images of a split, (n, ...)."""
+    parts = [loaded.data.chosen(split, range(k, min(k + 250, n)))["image"] for k in range(0, n, 250)]
     return torch.cat([loaded.model.encode(x) for x in parts])
 
 

@@ -4,7 +4,7 @@
     python studies/pixel_mixture.py data=fashion_mnist data.root=PATH --components 20
 
 One mixture of Gaussians for each channel of each pixel, fitted to the whole training split by EM; bits per dimension
-of the first `eval.n_samples` test images, dequantised with the noise that a model's `bpd` has under `seed`.
+of `eval.n_samples` test images, dequantised with the noise that a model's `bpd` has under `seed`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 500
 
 
 def histogram(data: DataModule, split: str, n: int) -> Tensor:
-    """How many of the first n images have each level at each number of an image, (C H W, 256) float32."""
+    """How many of n images have each level at each number of an image, (C H W, 256) float32."""
     counts = torch.zeros(data.channels * data.image_size**2, LEVELS)
     for first in range(0, n, BATCH):
         levels = read(data, split, range(first, min(n, first + BATCH)))
@@ -40,7 +40,7 @@ def histogram(data: DataModule, split: str, n: int) -> Tensor:
 
 def read(data: DataModule, split: str, numbers: range) -> Tensor:
     """Levels of images, (B, C H W) int64."""
-    images = data.split(split).read(list(numbers), None)["image"]
+    images = data.chosen(split, numbers)["image"]
     return to_uint8(images).long().flatten(1)
 
 
@@ -92,7 +92,7 @@ def fitted(counts: Tensor, components: int, iterations: int) -> list[Mixture]:
 
 
 def bits(mixtures: list[Mixture], data: DataModule, n: int, seed: int) -> float:
-    """Bits per dimension of the first n test images."""
+    """Bits per dimension of n test images."""
     total = 0.0
     for first in range(0, n, BATCH):
         numbers = range(first, min(n, first + BATCH))

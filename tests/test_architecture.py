@@ -32,12 +32,12 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "command_line": set(),
     "sweeps": {"jobs", "runs"},
     "jobs": {"runs"},
-    "resume": {"first_stages", "runs", "build", "data.base", "callbacks.store"},
-    "first_stages": {"runs", "command_line", "callbacks.store"},
-    "runs": {"build", "preflight", "models.base", "data.base", "callbacks"},
+    "resume": {"pretrained", "runs", "build", "data.base", "callbacks.store"},
+    "pretrained": {"build", "preflight", "runs", "callbacks.store"},
+    "runs": {"build", "preflight", "models.base", "data", "callbacks"},
     "build": {"preflight", "diffusers_folder", "models.base", "data.base", "callbacks", "metrics"},
     "diffusers_folder": {"nets"},
-    "preflight": {"data.base", "models.base"},
+    "preflight": {"data.base", "models.base", "nets.stages"},
     "trainer": {"callbacks", "models.base"},
     "batch": set(),
     "bicubic": set(),
@@ -62,7 +62,7 @@ TORCH_ONLY = {  # a room -> what it may use beside torch and the standard librar
     "nets": {"einops"},
 }
 WITHOUT_LIGHTNING = {*TORCH_ONLY, "metrics"}
-DOORS = "build ending errors first_stages jobs preflight resume runs sweeps".split()
+DOORS = "build ending errors jobs preflight pretrained resume runs sweeps".split()
 HYDRA = {*ENTRY_POINTS, *(f"atelier.{name}" for name in DOORS)}
 SAVES_UNSAFE = {("atelier.callbacks.checkpoint", "save_checkpoint")}  # an argument about writing, not reading
 LONGEST_FUNCTION = 60

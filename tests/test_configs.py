@@ -245,8 +245,8 @@ urllib.request.urlopen urllib.request.urlretrieve http.server.test webbrowser.op
 importlib.import_module ctypes.CDLL tempfile.mktemp pathlib.Path torch.load torch.save torch.hub.load torch.jit.load
 torch.hub.download_url_to_file torch.utils.cpp_extension.load_inline torch.nn.Linear numpy.load pandas.read_pickle
 hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.load yaml.unsafe_load lightning.pytorch.Trainer
-lightning.fabric.utilities.cloud_io._load wandb.init atelier.first_stages.subprocess.run atelier.runs.os
-atelier.build.instantiate atelier.first_stages.require
+lightning.fabric.utilities.cloud_io._load wandb.init atelier.pretrained.subprocess.run atelier.runs.os
+atelier.build.instantiate atelier.pretrained.require
 atelier.errors.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
 atelier.data.cifar10.pickle.load atelier.data.base.DataLoader atelier.callbacks.store.write_text
 atelier.callbacks.store.os.remove atelier.metrics.features.torch.load atelier.models.base.LightningModule

@@ -14,6 +14,8 @@ import train
 from atelier import runs
 from atelier.errors import UserError
 from atelier.losses.perceptual import LPIPS
+from atelier.metrics import features
+from atelier.metrics.shapes import wilson
 from atelier.pixels import to_float, to_uint8
 from tests.compose import composed
 from tests.conftest import overrides
@@ -55,6 +57,28 @@ def test_gives_the_figures_of_training(finished: dict[str, Path], capsys: pytest
     assert high == pytest.approx(0.324, abs=1e-3)  # 0 of 8
 
 
+def test_shares_of_test_images_are_of_as_many_as_there_are(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    found = told(finished["vae"], capsys, "metrics=none", "eval.n_samples=20")
+    assert (found["protocol"]["n_samples"], found["protocol"]["n_test"]) == (20, 16)
+    k = round(16 * found["metrics"]["recon/valid"])
+    assert found["intervals"]["recon/valid"] == list(wilson(k, 16)) != list(wilson(k, 20))
+
+
+def test_shapes_are_judged_without_a_distance_unless_one_is_asked_for(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(features, "train_classifier", lambda *_: pytest.fail("trained"))
+    entry.evaluate(composed(f"run={finished['vae']}", *AS_TRAINING, config="evaluate"))
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert {"judge/valid", "recon/psnr"} <= set(found["metrics"])
+    assert not [name for name in found["metrics"] if "fd_" in name] and "n_real" not in found["protocol"]
+    assert printed.err.startswith("no distance is measured") and "metrics=classifier" in printed.err
+
+
 def test_each_line_is_kept(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
     run = finished["gan"]
     for n in (4, 6):
@@ -82,7 +106,7 @@ def test_lpips_of_reconstructions_is_measured_where_it_is_asked_for(
     assert found == json.loads((tmp_path / "summary.json").read_text())["metrics"]
     run = runs.load(tmp_path, ema=True)
     with torch.inference_mode():
-        x = run.data.split("test").read(list(range(8)), None)["image"]
+        x = run.data.test_batch(0, 8)["image"]
         expected = LPIPS(**lpips_files)(to_float(to_uint8(run.model.decode(run.model.encode(x)))), x).mean()
     assert found["recon/lpips"] == pytest.approx(expected.item(), rel=1e-4)
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
-from atelier import build, errors, first_stages, resume, runs
+from atelier import build, errors, pretrained, resume, runs
 from atelier.callbacks.store import load, newest
 from atelier.errors import UserError
 from tests.callbacks.test_checkpoint import TMPFS
@@ -29,9 +31,11 @@ from tests.conftest import SECRETS, overrides
 
 
 def line_of(*words: str, run_dir: Path | str) -> str:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(Exception) as error:
         train.train(composed(*words, run_dir=run_dir))
-    return error.value.line()
+    known = errors.user_error(error.value)
+    assert known is not None, repr(error.value)
+    return known.line()
 
 
 @pytest.fixture
@@ -271,62 +275,171 @@ def test_an_unfinished_first_stage_is_refused(tmp_path: Path, finished: dict[str
     assert "no finished run lies there. Fix: model.first_stage.run=auto" in line
 
 
-def test_auto_takes_the_newest_finished_run_on_the_same_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, Path], capsys: pytest.CaptureFixture
-) -> None:
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pretrained.Plan]:
+    """What the first stage of `model=ldm` and these words would be, in a folder without runs."""
     monkeypatch.chdir(tmp_path)
-    for i, (name, size, done) in enumerate((("good", 8, True), ("size", 16, True), ("unfinished", 8, False))):
-        folder = tmp_path / "outputs" / name
-        folder.mkdir(parents=True)
-        cfg = OmegaConf.load(finished["vae"] / "config.yaml")
-        cfg.choices.experiment, cfg.data.image_size = "shapes_vae", size
-        OmegaConf.save(cfg, folder / "config.yaml")
-        os.utime(folder / "config.yaml", (i, i))
-        if done:
-            shutil.copy(finished["vae"] / "weights.safetensors", folder)
-    cfg = composed(*overrides("ldm", Path("auto")), run_dir=tmp_path / "run")
-    assert first_stages.require("shapes_vae", cfg, tmp_path / "lock") == Path("outputs/good")
-    assert "first stage: outputs/good" in capsys.readouterr().out
+    monkeypatch.setattr(runs, "OUTPUTS", Path("outputs"))
+    return lambda *words: pretrained.plan("first_stage", composed("model=ldm", *words))
+
+
+def kept(name: str, cfg: DictConfig, age: int, done: bool = True, images: str | None = None) -> Path:
+    """A run folder of this config under outputs/."""
+    folder = Path("outputs", name)
+    (folder / "checkpoints").mkdir(parents=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    os.utime(folder / "config.yaml", (age, age))
+    images = images or build.data(cfg).fingerprint("train")
+    (folder / "ground.json").write_text(json.dumps({"data": images}))
+    if done:
+        (folder / "weights.safetensors").touch()
+    return folder
+
+
+DATA = ["data.n_train_scenes=20", "data.n_test_scenes=16"]
+
+
+def test_auto_takes_the_newest_finished_run_that_would_be_trained_now(plan: Callable) -> None:
+    cfg = plan(*DATA).cfg
+    kept("older", cfg, 1)
+    good = kept("newer", OmegaConf.merge(cfg, {"seed": 5, "data": {"seed": 5}, "eval": {"n_samples": 9}}), 2)
+    kept("unfinished", cfg, 3, done=False)
+    others = ({"data": {"image_size": 32}}, {"budget": {"images": 7}}, {"model": {"net": {"width": 8}}})
+    others += ({"data": {"batch_size": 7}}, {"data": {"limit": 8}}, {"model": {"beta": 2.0}})
+    for k, other in enumerate(others):
+        kept(f"other{k}", OmegaConf.merge(cfg, other), 10 + k, images="the same")
+    kept("other_pixels", cfg, 20, images="others under the same names")
+    assert pretrained._finished(plan(*DATA)) == good
+    assert pretrained._unfinished(plan(*DATA)) == Path("outputs/unfinished")
+    assert pretrained._finished(plan(*DATA, "model.first_stage.images=64")) is None
+
+
+def test_a_longer_run_in_the_same_folder_is_another(plan: Callable) -> None:
+    """config.yaml is written once: a run that was extended has its first budget there."""
+    folder = kept("extended", plan(*DATA).cfg, 1)
+    (folder / "summary.json").write_text(json.dumps({"metrics": {}, "images_seen": 400_000}))
+    assert pretrained._finished(plan(*DATA)) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "- 1\n", "model: {x: 1}\n", "\x00\xff", "data: 3\nmodel: 4\nchoices: 5\n"]
+)
+def test_a_config_that_is_none_of_ours_is_passed_over(plan: Callable, text: str) -> None:
+    foreign = Path("outputs/foreign")
+    (foreign / "checkpoints").mkdir(parents=True)
+    (foreign / "config.yaml").write_bytes(text.encode("latin1"))
+    (foreign / "checkpoints/x.ckpt").touch()
+    good = kept("good", plan(*DATA).cfg, 1)
+    (good / "checkpoints/y.ckpt").touch()
+    assert runs.all_runs() == [good] == [pretrained._finished(plan(*DATA))] == [runs.find("last")]
+
+
+def test_a_part_is_trained_on_the_images_of_the_run_above(plan: Callable) -> None:
+    """Every key that says which images there are, and what was typed of the others."""
+    words = ["data=classes", "data.root='my pics (1), a=b'", "data.n_classes=3", "data.holdout=0.3", "data.limit=50"]
+    words += ["data.background=grey", "data.on_bad_image=skip", "data.image_size=32", "data.flip=false"]
+    words += ["trainer=cpu", "trainer.precision=32-true", "metrics=none", "logger=csv", "debug=overfit", "seed=7"]
+    told = plan(*words)
+    above = build.plain(composed("model=ldm", *words).data)
+    assert build.plain(told.cfg.data) == above and (above["limit"], above["batch_size"]) == (50, 8)
+    assert told.cfg.trainer.accelerator == "cpu" and told.cfg.metrics.net == "none" and told.cfg.seed == 7
+    assert told.cfg.choices.model == "vae" and told.cfg.budget.images == 200_000
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        (["data=mnist"], "model=vae"),
+        (["data=fashion_mnist", "model=vqprior"], "experiment=fashion_vqvae"),
+        (["data=shapes"], "experiment=shapes_vae"),
+        (["data=superres", "data.factor=2", "model=srgan"], "experiment=clothing_srresnet"),
+    ],
+)
+def test_a_recipe_of_another_set_gives_way(plan: Callable, words: list[str], recipe: str) -> None:
+    told = plan(*words)
+    assert told.name == recipe and f"data={told.cfg.choices.data}" in told.words
+    if "data.factor=2" in words:
+        assert told.cfg.model.net.factor == told.cfg.data.factor == 2
+
+
+def test_the_recipes_own_feeding_stays(plan: Callable) -> None:
+    """The batches of an experiment above are not those of the run below."""
+    told = pretrained.plan("first_stage", composed("experiment=shapes_srgan"))
+    below = composed("experiment=shapes_srresnet_short")
+    assert told.cfg.data.batch_size == below.data.batch_size and told.cfg.budget.images == below.budget.images
+    assert told.cfg.data.task == "low_resolution" and told.cfg.data.image_size == 64
+
+
+@pytest.mark.parametrize(
+    "value", ["a b", "it's", "a,b", "[x]", "{n}", "a=b", "2026_11_28", "007", "null", "back\\", ""]
+)
+def test_what_is_passed_on_is_read_as_it_was(value: str) -> None:
+    typed = pretrained.typed_value(value)
+    assert composed("data=images", f"data.root={typed}").data.root == value
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "_run", lambda *_: pytest.fail("trained"))
+    words = (["model=ldm", "model.net.attention=[3]"], ["model=ldm", "data=unpaired", "data.conditions=[label]"])
+    words += (["model=ldm", "model.first_stage.experiment=shapes_srresnet"],)
+    words += (["model=vqprior", "model.first_stage.experiment=shapes_vae"], ["model=srgan", "data=shapes"])
+    told = [line_of(*one, run_dir=tmp_path / "run") for one in words]
+    assert "model.net.attention=[3]: no map has size 3" in told[0] and "data.conditions" in told[1]
+    assert "it is no autoencoder. Fix: model.first_stage.experiment=shapes_vae" in told[2]
+    assert "its latents are no codes" in told[3] and "SRGAN needs source" in told[4]
 
 
 def test_auto_trains_it_in_a_process_without_this_ones_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Callable, capsys: pytest.CaptureFixture
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def started(command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    def started(command: list[str], env: dict[str, str], start_new_session: bool) -> subprocess.Popen:
         seen.update(command=command, env=env)
         return popen(["sh", "-c", "sleep 0.3; exit ${fail-0}"])
 
     popen, lock = subprocess.Popen, tmp_path / "lock"
     lock.touch()
     os.utime(lock, (0, 0))
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "Popen", started)
-    monkeypatch.setattr(first_stages, "SIGN_EVERY", 0.1)
+    monkeypatch.setattr(pretrained, "SIGN_EVERY", 0.1)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "WANDB_RUN_ID"):
         monkeypatch.setenv(name, "0")
-    cfg = composed(*overrides("ldm", Path("auto")), run_dir=tmp_path / "run")
-    first_stages.require("shapes_vae", cfg, lock)
+    folder = pretrained._train("first_stage", plan(*DATA), lock)
     assert time.time() - lock.stat().st_mtime < 60  # the ranks that wait see that it goes on
-    assert "experiment=shapes_vae" in seen["command"] and "data.image_size=8" in seen["command"]
+    assert seen["command"][-1] == f"run_dir={folder}" and folder.parts[:2] == ("outputs", "shapes_vae")
     assert "PATH" in seen["env"]
-    assert not [k for k in seen["env"] if k in first_stages.RANKS or k.startswith("TORCHELASTIC")]
-    assert "training experiment=shapes_vae now (" in capsys.readouterr().out
-    for data, word in (("mnist", "model=vae"), ("fashion_mnist", "experiment=fashion_vqvae")):
-        cfg.choices.data = data
-        first_stages.require("shapes_vqvae" if "experiment" in word else "shapes_vae", cfg, lock)
-        assert word in seen["command"] and f"data={data}" in seen["command"]  # the recipe is of another set
-    monkeypatch.setenv("fail", "1")
-    with pytest.raises(UserError, match="its training failed"):
-        first_stages.require("shapes_vae", cfg, lock)
+    assert not [k for k in seen["env"] if k in pretrained.RANKS or k.startswith("TORCHELASTIC")]
+    told = capsys.readouterr().out
+    assert "experiment=shapes_vae is trained first, 200,000 images" in told and "model.first_stage.run=DIR" in told
+    begun = kept("begun", plan(*DATA).cfg, 1, done=False)
+    assert pretrained._train("first_stage", plan(*DATA), lock) == begun
+    assert "going on with outputs/begun" in capsys.readouterr().out
+    for code, problem in (("1", "failed, see above"), ("143", "was stopped")):
+        monkeypatch.setenv("fail", code)
+        with pytest.raises(UserError, match=problem):
+            pretrained._train("first_stage", plan(*DATA), lock)
     with pytest.raises(UserError, match="no such page in conf/experiment"):
-        first_stages.require("shapes_vea", cfg, lock)
+        plan("model.first_stage.experiment=shapes_vea")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_part_is_trained_ends_both(tmp_path: Path, number: int) -> None:
+    """The part gets one SIGTERM, which it saves at, and this process waits for it."""
+    script = (
+        "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.2), print('saved'), sys.exit(143)))\n"
+    )
+    script += f"import os; os.kill(os.getppid(), {int(number)}); time.sleep(30)"
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left:
+        pretrained._run([sys.executable, "-c", script], tmp_path / "lock")
+    assert left.value.code == 128 + number and signal.getsignal(number) == before
 
 
 def test_of_two_experiments_on_another_set_the_first_by_name_is_taken() -> None:
-    page = first_stages.ROOT / "conf" / "experiment" / "clothing_srresnet.yaml"
-    assert first_stages._recipe(page, "shapes")[1] == "experiment=shapes_srresnet"
+    page = pretrained.ROOT / "conf" / "experiment" / "clothing_srresnet.yaml"
+    assert pretrained._recipe(page, "shapes")[1] == "experiment=shapes_srresnet"
 
 
 # ---- ranks

@@ -63,8 +63,6 @@ TINY: dict[str, list[str]] = {
         *COMMON,
         *UNET,
         "model.first_stage.run=FIRST",
-        "model.net.image_size=4",
-        "model.net.image_channels=2",
         "model.sampler.steps=2",
     ],
     "vqvae": [

@@ -60,19 +60,28 @@ def model(cfg: DictConfig, folder: Path) -> Generator:
 
 
 def _model(cfg: DictConfig, folder: Path) -> Generator:
+    frozen = {name: part(folder / "frozen" / name, cfg.model[name].sha256, cfg) for name in parts(cfg)}
+    return on_parts(cfg, frozen)
+
+
+def parts(cfg: DictConfig) -> list[str]:
+    """The arguments of the model that are parts of other runs: `atelier.pretrained` finds or trains these."""
+    return [name for name, node in cfg.model.items() if isinstance(node, DictConfig) and "experiment" in node]
+
+
+def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Generator:
+    """The model of a config on these parts of other runs."""
     node = cfg.model.copy()
     OmegaConf.set_struct(node, False)
-    if "first_stage" not in node:
-        return instantiate(node, _convert_="all")
-    first = OmegaConf.to_container(node.pop("first_stage"))
-    net = first_stage(folder / "frozen" / "first_stage", first["sha256"], cfg.data.image_size, cfg.data.channels)
-    return instantiate(node, _convert_="all", _partial_=True)(first_stage=net)
+    for name in nets:
+        del node[name]
+    return instantiate(node, _convert_="all", _partial_=True)(**nets) if nets else instantiate(node, _convert_="all")
 
 
-def first_stage(folder: Path, expected: str, image_size: int, channels: int) -> nn.Module:
-    """The `net` of a finished run, with its final weights, from the copy in the folder of the run that stands on it.
+def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
+    """What a finished run lends, with its final weights, from the copy in the folder of the run that stands on it.
 
-    A folder of diffusers, which has a config.json, is read for images of `image_size` and `channels`.
+    A folder of diffusers, which has a config.json, is read for the images of `cfg`, the config of the run above.
 
     Raises:
         UserError: the weights are not those that the run was trained on.
@@ -82,16 +91,22 @@ def first_stage(folder: Path, expected: str, image_size: int, channels: int) -> 
     from atelier import diffusers_folder
     from atelier.callbacks.store import sha256
 
-    weights = next(folder.glob("*.safetensors"), None)
+    names = ("weights.safetensors", diffusers_folder.WEIGHTS)
+    weights = next((folder / name for name in names if (folder / name).exists()), None)
     if weights is None or sha256(weights) != expected:
         problem = "these are not the weights that this run stands on"
         fix = f"put back the file with sha256 {expected[:12]}..., or retrain"
-        raise UserError("model.first_stage", weights or folder, problem, fix)
+        raise UserError(f"model.{folder.name}", weights or folder, problem, fix)
     if (folder / diffusers_folder.CONFIG).exists():
-        return diffusers_folder.read(folder, image_size, channels)
+        return diffusers_folder.read(folder, cfg.data.image_size, cfg.data.channels)
     finished = model(untaught(stored_config(folder)), folder)
     finished.load_state_dict(load_file(weights))
-    return finished.net
+    return finished.part()
+
+
+def untrained_part(cfg: DictConfig) -> nn.Module:
+    """What a run of this config would lend, before it is trained."""
+    return on_parts(untaught(cfg), {}).part()
 
 
 def compile_nets(model: Generator) -> None:

@@ -78,7 +78,7 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
     if callbacks.evaluation.values:  # also where the disk had no room for them
         told |= {"metrics": callbacks.evaluation.values, "protocol": callbacks.evaluation.protocol}
     table = Shown("metric", "value", "95 % interval", "real images", title=f"after {clock.images_seen:,} images")
-    ranges = intervals(told["metrics"], told["protocol"].get("n_samples", 1))
+    ranges = intervals(told["metrics"], told["protocol"])
     for name, value in told["metrics"].items():
         if not name.startswith("real/"):
             low, high = ranges.get(name, (math.nan, math.nan))

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from atelier.errors import UserError, known_keys, nearest, placed
+from atelier.nets.stages import contract_of
 from atelier.ranges import Name, NonNegFloat, NonNegInt, PositiveInt, Seed
 
 ALLOWED = ("models", "nets", "diffusion", "data", "losses", "metrics", "callbacks", "optim", "trainer", "loggers")
@@ -50,7 +51,7 @@ ROOT: dict[str, Any] = {
     "ema": bool,
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
 }
-FIRST_STAGE: dict[str, Any] = {"run": Name, "experiment": Name, "sha256": Name}
+PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
 
 
 def check(cfg: DictConfig) -> None:
@@ -121,8 +122,8 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
             fix = f"{prefix}.{close}=VALUE" if close else f"leave {key} out"
             raise UserError(f"{prefix}.{key}", node[key], f"{target.__name__} has no such argument", fix)
     for key in [key for key in takes if key in node]:
-        if key == "first_stage":
-            _check_first_stage(node[key], f"{prefix}.{key}")
+        if contract_of(takes[key].annotation) is not None:
+            _check_part(node[key], f"{prefix}.{key}")
         else:
             _fits(node[key], _origin(raw, f"{prefix}.{key}"), takes[key].annotation)
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
@@ -130,14 +131,14 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
 
 
-def _check_first_stage(given: Any, prefix: str) -> None:
-    """What first_stages.adopt turns into a net: which run, or which experiment to train."""
+def _check_part(given: Any, prefix: str) -> None:
+    """What `pretrained.adopt` turns into a net: which run, or which experiment to train, and how long."""
     if not isinstance(given, dict) or not {"run", "experiment"} <= given.keys():
         raise UserError(prefix, given, "it needs a run and an experiment", f"{prefix}.run=auto")
     for key, value in given.items():
-        if key not in FIRST_STAGE:
+        if key not in PART:
             raise UserError(f"{prefix}.{key}", value, "there is no such key", f"leave {key} out")
-        _fits(value, f"{prefix}.{key}", FIRST_STAGE[key])
+        _fits(value, f"{prefix}.{key}", PART[key])
 
 
 def _target(path: Any, prefix: str) -> Callable:

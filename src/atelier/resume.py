@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from atelier.build import plain
+from atelier.build import parts, plain
 from atelier.errors import UserError, rank
-from atelier.first_stages import adopt
+from atelier.pretrained import adopt
 from atelier.runs import shorter
 
 if TYPE_CHECKING:
@@ -34,17 +34,23 @@ def settle(cfg: DictConfig, folder: Path) -> DictConfig:
         _wait(path, folder / "lock", PATIENCE)
     if path.exists():
         stored = OmegaConf.load(path)
-        both = "first_stage" in cfg.model and "first_stage" in stored.model
-        if both and cfg.model.first_stage.run in ("auto", stored.model.first_stage.run):
-            cfg.model.first_stage = stored.model.first_stage
+        for name in parts(cfg):
+            _as_stored(cfg.model[name], stored.model.get(name))
         _same(cfg, stored, folder)
         return cfg
-    if "first_stage" in cfg.model:
-        adopt(cfg, folder)
+    adopt(cfg, folder)
     from atelier.callbacks.store import write_text
 
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
     return cfg
+
+
+def _as_stored(part: DictConfig, stored: DictConfig | None) -> None:
+    """`auto` is the run that was found when this one began."""
+    if stored is not None and part.run in ("auto", stored.run):
+        OmegaConf.set_struct(part, False)
+        part.run, part.sha256 = stored.run, stored.sha256
+        stored.setdefault("images", None)  # runs from before there was this key
 
 
 def _wait(path: Path, lock: Path, patience: float) -> None:

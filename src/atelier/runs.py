@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from atelier.models.base import Generator
 
 OUTPUTS = Path("outputs")
+SECTIONS = ("choices", "model", "data", "budget", "callbacks")  # that the config of each run has
 
 
 @functools.cache
@@ -45,9 +46,27 @@ def stamp() -> str:
 
 
 def register() -> None:
-    """Make `${stamp:}` known to configs; called once before composing."""
+    """Make known to configs what their pages ask for; called before composing.
+
+    `${stamp:}` is the time of this command; `${listed:ROOT,ATTRIBUTES}` and `${folders:ROOT}` are what a set on disk
+    has, which is looked at where the value is needed.
+    """
     if not OmegaConf.has_resolver("stamp"):
         OmegaConf.register_new_resolver("stamp", stamp, use_cache=True)
+        OmegaConf.register_new_resolver("listed", _listed)
+        OmegaConf.register_new_resolver("folders", _class_folders)
+
+
+def _listed(root: str, attributes: list[str] | None) -> int:
+    from atelier.data.celeba import n_listed
+
+    return n_listed(root, attributes)
+
+
+def _class_folders(root: str) -> int:
+    from atelier.data.classes import n_folders
+
+    return n_folders(root)
 
 
 @contextlib.contextmanager
@@ -106,10 +125,37 @@ def shorter(path: Path) -> Path:
     return min(Path(os.path.relpath(path)), path, key=lambda p: len(str(p)))
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process works in a run folder now."""
+    import fcntl
+
+    try:
+        with (folder / "lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def all_runs() -> list[Path]:
-    """Run folders under outputs/, oldest first."""
+    """Run folders under outputs/, oldest first; folders of others, and what is no config of ours, are passed over."""
+    return [folder for folder in _folders() if _is_run(folder)]
+
+
+def _folders() -> list[Path]:
+    """What has a config.yaml under outputs/, oldest first."""
     found = [path.parent for path in OUTPUTS.rglob("config.yaml") if not {"frozen", "wandb"} & set(path.parts)]
     return sorted(found, key=lambda f: (f / "config.yaml").stat().st_mtime)
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        cfg = OmegaConf.load(folder / "config.yaml")
+        return all(isinstance(cfg[key], DictConfig) for key in SECTIONS)
+    except Exception:  # of YAML, of OmegaConf, of the disk: it is none of ours
+        return False
 
 
 def find(run: str) -> Path:
@@ -119,10 +165,10 @@ def find(run: str) -> Path:
         UserError: there is none.
     """
     if run == "last":
-        runs = [f for f in all_runs() if list((f / "checkpoints").glob("*.ckpt"))]
-        if not runs:
+        saved = (f for f in reversed(_folders()) if list((f / "checkpoints").glob("*.ckpt")) and _is_run(f))
+        if (newest := next(saved, None)) is None:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
-        return runs[-1]
+        return newest
     folder = Path(run)
     if not (folder / "config.yaml").exists():
         beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]

@@ -30,7 +30,6 @@ GRID = "grid.png"
 WALK = "walk.gif"  # from each latent to the next
 SHOWN = 64  # pictures in grid.png
 GRID_SIDE = 256  # of a picture there that was made of a file, at most
-SEARCHED = 4096  # test images looked through for a label
 TRUNCATED = 1.5  # psi at the end of a row
 PROJECTION_STEPS, PROJECTION_LR = 300, 0.1  # of the search for a latent
 
@@ -86,12 +85,11 @@ def items(verb: str, model: Generator, data: DataModule, label: int | None, file
     if label >= data.n_classes:
         problem = f"the {data.n_classes} labels are 0 to {data.n_classes - 1}"
         raise UserError("label", label, problem, f"label={data.n_classes - 1}")
-    size = min(SEARCHED, len(data.split("test")))
-    labels = data.split("test").read(list(range(size)), None)["label"]
-    having = (labels == label).nonzero().flatten().tolist()
-    if not having:
-        raise UserError("label", label, f"none of {size} test images has it", f"label={int(labels[0])}")
-    return having
+    order = torch.tensor(data.order("test"))
+    labels = data.split("test").labels[order]
+    if label not in labels:
+        raise UserError("label", label, f"none of {len(order)} test images has it", f"label={int(labels[0])}")
+    return order[labels == label].tolist()
 
 
 def pictures(

@@ -300,9 +300,16 @@ def test_direction_of_metrics(metric: str, lower: int) -> None:
 
 @pytest.mark.parametrize("metric", ["fid", "judge/valid"])
 def test_keep_best_follows_the_direction(tmp_path: Path, metric: str) -> None:
-    """Values 2, 3, 1, nan: the best is 1 of fid and 3 of a share; nan never is."""
-    told = kept(tmp_path, metric, [2.0, 3.0, 1.0, math.nan])
-    assert told == ([8, 24] if metric == "fid" else [8, 16])
+    """The best is 1 of fid and 3 of a share; what is no number never is."""
+    told = kept(tmp_path, metric, [math.inf, 2.0, 3.0, 1.0, math.nan, math.inf, -math.inf])
+    assert told == ([16, 32] if metric == "fid" else [16, 24])
+
+
+def test_a_best_that_is_no_number_is_taken_over(tmp_path: Path) -> None:
+    """Of a run from before a perfect image counted as 100 dB."""
+    saved(tmp_path, 4)
+    Manifest(tmp_path).mark_best("images_000000000004.ckpt", "recon/psnr", math.inf)
+    assert kept(tmp_path, "recon/psnr", [30.0, 20.0]) == [8]
 
 
 def kept(folder: Path, metric: str, values: list[float]) -> list[int]:

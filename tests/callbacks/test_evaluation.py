@@ -116,6 +116,12 @@ def test_pictures_lie_on_disk(finished: dict[str, Path]) -> None:
     assert len(set(grids)) == 3
 
 
+def test_the_default_run_draws_half_way_and_at_its_end() -> None:
+    cfg = composed()
+    every = cfg.callbacks.grids.every_images
+    assert cfg.budget.images == 2 * every and every % cfg.data.batch_size == 0
+
+
 def test_the_picture_at_the_end_is_what_the_saved_average_draws(finished: dict[str, Path]) -> None:
     from atelier.metrics.pictures import grid
 

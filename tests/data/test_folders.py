@@ -19,7 +19,7 @@ from PIL import Image
 import atelier.data.checking as checking
 from atelier.data.base import MemoryImages
 from atelier.data.checking import check_files
-from atelier.data.classes import ClassFolders
+from atelier.data.classes import ClassFolders, n_folders
 from atelier.data.finding import Item, image_files, natural
 from atelier.data.folders import Folder, ImageFolder, hold_out
 from atelier.data.reading import SUFFIXES
@@ -234,7 +234,7 @@ def test_labels_number_the_class_folders(tmp_path):
     classes(tmp_path, c2=3, c10=2, c1=1)
     module = data(ClassFolders, tmp_path, n_classes=3)
     assert module.provides == {"label"}
-    batch = module.test_batch(0, 6)
+    batch = module.split("test").read(list(range(6)), None)
     assert batch["label"].tolist() == [0, 1, 1, 1, 2, 2]  # c1, c2, c10
     assert batch["label"].dtype == torch.int64
 
@@ -243,7 +243,7 @@ def test_classes_as_attributes(tmp_path):
     """Each image has the one that is its class; it is to become another: at test each in turn, else another image's."""
     module = data(ClassFolders, classes(tmp_path, happy=4, sad=3, angry=2), n_classes=3, n_attributes=3)
     assert module.provides == {"label", "attributes", "target"} and module.attribute_names == ["angry", "happy", "sad"]
-    batch = module.test_batch(0, 9)
+    batch = module.split("test").read(list(range(9)), None)
     assert batch["label"].tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
     assert torch.equal(batch["attributes"], torch.eye(3)[batch["label"]])
     assert batch["target"].argmax(1).tolist() == [1, 2, 2, 0, 2, 0, 0, 1, 0] and (batch["target"].sum(1) == 1).all()
@@ -294,7 +294,8 @@ def test_a_class_folder_without_images_is_no_class(tmp_path):
     error = refusal(ClassFolders, tmp_path, n_classes=3)
     assert error.problem == f"{tmp_path} has 2 class folders (a, c), 1 without images"
     assert error.fix == "data.n_classes=2"
-    assert data(ClassFolders, tmp_path, n_classes=2).test_batch(0, 3)["label"].tolist() == [0, 1, 1]
+    assert n_folders(str(tmp_path)) == 2  # what data.n_classes is where nobody says
+    assert data(ClassFolders, tmp_path, n_classes=2).split("train").fields["label"].tolist() == [0, 1, 1]
     (tmp_path / "b" / "d").mkdir()
     assert "0 images (.png" in str(refusal(ClassFolders, tmp_path / "b", n_classes=1))
 

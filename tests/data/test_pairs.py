@@ -82,7 +82,10 @@ def test_each_layout_gives_image_and_source(tmp_path, layout, test, direction):
     module = data(Pairs, tmp_path / "set", direction=direction)
     assert module.provides == {"source"}
     assert (len(module.split("train")), len(module.split("test"))) == (N, 3)
-    for batch, numbers in ((module.split("train").read([4, 0], None), [4, 0]), (module.test_batch(0, 3), [50, 51, 52])):
+    for batch, numbers in (
+        (module.split("train").read([4, 0], None), [4, 0]),
+        (module.split("test").read([0, 1, 2], None), [50, 51, 52]),
+    ):
         assert set(batch) == {"image", "source", "index"}
         of_a, of_b = (batch[name] for name in (("source", "image") if direction == "a2b" else ("image", "source")))
         assert of_a.shape == of_b.shape == (len(numbers), 3, 4, 4) and of_a.dtype == torch.float32
@@ -102,7 +105,7 @@ def test_without_a_test_split_a_share_is_held_out(tmp_path, layout):
 
 def test_pairs_in_one_channel(tmp_path):
     write(tmp_path / "set", "one file")
-    batch = data(Pairs, tmp_path / "set", channels=1).test_batch(0, 2)
+    batch = data(Pairs, tmp_path / "set", channels=1).split("test").read([0, 1], None)
     assert batch["image"].shape == batch["source"].shape == (2, 1, 4, 4)
     assert levels(batch["source"])[:, 0, 1, 1].tolist() == [50, 51]
 

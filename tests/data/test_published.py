@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from atelier import build, preflight
 from atelier.data.base import DataModule
 from atelier.data.celeba import CROPS, HAIR, CelebA
 from atelier.data.cifar10 import CIFAR10
@@ -25,6 +26,7 @@ from atelier.data.published import fetch, resized, with_channels
 from atelier.data.recast import changed
 from atelier.errors import UserError
 from atelier.rng import generator
+from tests.compose import composed
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -89,7 +91,8 @@ def test_mnist_is_padded_to_32(tmp_path, kind, packed):
     assert (got[:, 0, 2:30, 2:30].numpy() == images["train"][[4, 1]]).all()
     assert got.sum() == int(images["train"][[4, 1]].sum())  # black all round
     assert batch["label"].tolist() == [0, 3] and batch["label"].dtype == torch.int64
-    assert (grey_levels(module.test_batch(0, 1))[0, 0, 2:30, 2:30].numpy() == images["t10k"][0]).all()
+    first = grey_levels(module.test_batch(0, 1))[0, 0, 2:30, 2:30].numpy()
+    assert (first == images["t10k"][module.order("test")[0]]).all()
     assert len(module.split("test")) == 3
 
 
@@ -196,7 +199,7 @@ def test_cifar10_with_a_wrong_checksum_is_never_unpickled(tmp_path, monkeypatch)
 def write_celeba(root: Path) -> None:
     """Photographs 000001..000006: red is the row, green the column; 1..3 train, 4 validation, 5..6 test."""
     folder = root / "celeba" / "img_align_celeba"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows, columns = np.mgrid[:218, :178].astype(np.uint8)
     image = Image.fromarray(np.stack([rows, columns, np.zeros_like(rows)], -1))
     names = [f"{k:06d}.jpg" for k in range(1, 7)]
@@ -214,7 +217,7 @@ def test_celeba(tmp_path):
     module = data(CelebA, tmp_path)
     assert module.provides == {"attributes", "target"}
     assert [path.name for path in module.split("train").files.paths] == ["000001.jpg", "000002.jpg", "000003.jpg"]
-    batch = module.test_batch(0, 2)
+    batch = module.split("test").read([0, 1], None)
     assert batch["image"].shape == (2, 3, 64, 64)
     want = [[float((k + a) % 3 == 0) for a in range(40)] for k in (4, 5)]
     assert batch["attributes"].tolist() == want and batch["attributes"].dtype == torch.float32
@@ -265,7 +268,7 @@ def test_a_face_is_to_get_the_attributes_of_another_one_in_training(tmp_path):
 
 def test_a_test_face_is_to_change_one_attribute(tmp_path):
     write_celeba(tmp_path)
-    batch = data(CelebA, tmp_path, image_size=8).test_batch(0, 2)
+    batch = data(CelebA, tmp_path, image_size=8).split("test").read([0, 1], None)
     turned = (batch["target"] != batch["attributes"]).nonzero().tolist()
     assert turned == [[0, 0], [1, 1]]
 
@@ -296,7 +299,8 @@ def test_the_names_of_hair_are_those_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(("crop", "row", "column", "side"), [
-    ("ddim", 121, 89, 128), ("score_sde", 109, 89, 140), ("mimicry", 109, 89, 178),
+    ("ddim", 121, 89, 128), ("score_sde", 109, 89, 140), ("mimicry", 109, 89, 178), ("none", 109, 89, 178),
+    (148, 109, 89, 148), (108, 109, 89, 108),
 ])  # fmt: skip
 def test_celeba_crops(tmp_path, crop, row, column, side):
     """The pixels hold their own coordinates: first and centre of the crop, at its own size and at 64."""
@@ -308,7 +312,42 @@ def test_celeba_crops(tmp_path, crop, row, column, side):
     torch.testing.assert_close(
         small[:2, 32, 32].float(), torch.tensor([row, column]) + side / 128 - 0.5, atol=1, rtol=0
     )
-    assert set(CROPS) == {"ddim", "score_sde", "mimicry"}
+    assert set(CROPS) == {"ddim", "score_sde", "mimicry", "none"}
+
+
+def test_the_number_of_attributes_follows_from_the_list(tmp_path):
+    """Through the config: what the model is told, too; 40 where there is no list yet."""
+    write_celeba(tmp_path)
+    file = tmp_path / "celeba" / "list_attr_celeba.txt"
+    words = ["model=ldm", "data=celeba", f"data.root={tmp_path}"]
+    for cut, asked, right in ((40, [], 40), (3, [], 3), (3, ["data.attributes=[A2,A0]"], 2)):
+        head, names, *rows = [line.split() for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(" ".join, [head, names[:cut], *(row[: cut + 1] for row in rows)])))
+        cfg = composed(*words, *asked)
+        preflight.check(cfg)
+        assert cfg.data.n_attributes == cfg.model.embedder.n_attributes == right
+        assert build.data(cfg).split("test").read([0], None)["attributes"].shape == (1, right)
+        write_celeba(tmp_path)
+    file.unlink()
+    assert composed(*words).data.n_attributes == 40
+
+
+@pytest.mark.parametrize("crop", [179, 0, -1, "dim", True])
+def test_a_crop_that_is_none_is_refused(crop):
+    with pytest.raises(UserError, match="data.crop="):
+        preflight.check(composed("data=celeba", f"data.crop={crop}"))
+
+
+def test_lists_that_were_cut_before_the_test_part_hold_a_tenth_out(tmp_path):
+    write_celeba(tmp_path)
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
+        file = tmp_path / "celeba" / name
+        lines = file.read_text().splitlines()
+        keep = 2 + 3 if "attr" in name else 3  # the first three photographs, all of them to train
+        file.write_text("\n".join(lines[:keep]) + "\n")
+    module = data(CelebA, tmp_path)
+    files = [set(module.split(split).files.paths) for split in ("train", "test")]
+    assert [len(one) for one in files] == [2, 1] and not files[0] & files[1]
 
 
 def test_celeba_as_stargan_keeps_it(tmp_path):

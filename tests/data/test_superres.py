@@ -195,7 +195,7 @@ def test_set5_as_it_is_published(tmp_path):
         paths = [path.name for path in module.split("test").paths]
         assert paths == [f"img_00{k}_SRF_{factor}_HR.png" for k in (1, 2)]
         expected = torch.stack([small[factor, 1], small[factor, 2]])
-        assert torch.equal(levels(module.test_batch(0, 2)["source"]), expected)
+        assert torch.equal(levels(module.split("test").read([0, 1], None)["source"]), expected)
     assert refusal(tmp_path, factor=3, image_size=6).line() == (
         f"error: data.factor=3: the images of {tmp_path} are made for 2, 4. Fix: data.factor=2"
     )

@@ -5,6 +5,7 @@ import torch
 
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
+from atelier.diffusion.targets import target as aimed
 from atelier.errors import UserError
 
 CHOICES = [
@@ -76,6 +77,41 @@ def test_logit_normal_is_normal_in_logits():
     logits = Objective(Flow(), "flow", density="logit_normal").draw(20_000, torch.device("cpu")).logit()
     assert abs(logits.mean()) < 4 / 20_000**0.5
     assert abs(logits.std() - 1) < 4 / 40_000**0.5
+
+
+def test_logit_normal_with_a_mean_and_a_deviation():
+    torch.manual_seed(0)
+    objective = Objective(Flow(), "x0", density="logit_normal", mean=0.4, deviation=1.3)
+    logits = objective.draw(20_000, torch.device("cpu")).logit()
+    assert abs(logits.mean() - 0.4) < 4 * 1.3 / 20_000**0.5 and abs(logits.std() - 1.3) < 4 * 1.3 / 40_000**0.5
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Cosine(), Linear()])
+@pytest.mark.parametrize("space", ["x0", "v", "flow", "eps"])
+@pytest.mark.parametrize("target", ["x0", "v", "flow"])
+def test_the_space_of_the_error_is_not_the_target(schedule, target, space):
+    """Two nets that say the same of the image, one in its own words: the loss in `space` is that of the net which
+    answers `space` itself."""
+    torch.manual_seed(0)
+    x, x_hat, eps = torch.randn(3, 64, 1, 4, 4).double()
+    t = schedule.snap(torch.linspace(0.05, 0.95, 64, dtype=torch.float64))
+    alpha, sigma = schedule.pair(t, like=x)
+    eps_hat = (alpha * x + sigma * eps - alpha * x_hat) / sigma
+    right, given = (aimed(space, *pair, alpha, sigma) for pair in ((x, eps), (x_hat, eps_hat)))
+    own = aimed(target, x_hat, eps_hat, alpha, sigma) - aimed(target, x, eps, alpha, sigma)
+    told = Objective(schedule, target, space=space).weight(t, like=x) * own**2
+    torch.testing.assert_close(told, (given - right) ** 2)
+
+
+def test_times_below_the_floor_are_weighted_as_it_is():
+    t = torch.tensor([0.01, 0.1, 0.2, 0.5], dtype=torch.float64)
+    weights = Objective(Flow(), "x0", space="flow", floor=0.2).weight(t, like=torch.zeros(4, 1, 1, 1).double())
+    torch.testing.assert_close(weights.flatten(), torch.tensor([25.0, 25.0, 25.0, 4.0], dtype=torch.float64))
+
+
+def test_min_snr_names_its_own_space():
+    with pytest.raises(UserError, match="model.objective.space=flow: .*Fix: model.objective.space=null"):
+        Objective(Cosine(), "x0", "min_snr", space="flow")
 
 
 @pytest.mark.parametrize(("schedule", "target", "weighting", "density"), CHOICES[::2])

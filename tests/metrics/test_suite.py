@@ -64,6 +64,18 @@ def test_what_so_few_images_do_not_tell_is_left_out(tmp_path: Path, n_real: int,
     assert all(value == value for value in values.values())
 
 
+def test_a_world_with_a_judge_has_no_classifier_unless_it_is_asked_for(tmp_path: Path, hub: Path) -> None:
+    judges = made(tmp_path)
+    notice = judges.prepare("a", lambda: pytest.fail("trained"), judged=True)
+    assert not judges.active and "metrics=classifier" in notice and "\n" not in notice and len(notice) <= 200
+    asked = made(tmp_path, net="classifier")
+    assert asked.prepare("a", training_set, judged=True) is None and asked.named("fid") == "fd_classifier"
+    hub.parent.mkdir(parents=True)
+    hub.write_bytes(b"cut")
+    with pytest.raises(UserError, match="metrics.weights"):  # Inception is at hand: it is taken
+        made(tmp_path).prepare("a", training_set, judged=True)
+
+
 def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
     judges = made(tmp_path, names=["fid", "kid"])
     judges.prepare("a", training_set)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from atelier import build, ranks, runs
 from atelier.callbacks.ema import average_of
 from atelier.callbacks.store import load, newest
-from atelier.errors import UserError
 from atelier.nets.codec import LatentCodec
 from atelier.nets.frozen import Frozen
 from atelier.rng import ImageRngs
@@ -134,7 +135,7 @@ def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: runs.Loa
 
 def test_training_leaves_the_first_stage_as_it_was(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
     first = runs.load(finished["vae"], ema=True).model.net.state_dict()
-    linked = loaded.model.codec.autoencoder.net.state_dict()
+    linked = loaded.model.codec.autoencoder.net.net.state_dict()  # in `Imaging`
     assert all(torch.equal(first[name], linked[name]) for name in first)
     loaded.model.train().training_step(loaded.data.test_batch(0, 2)).backward()
     assert any(p.grad is not None and p.grad.any() for p in loaded.model.net.parameters())
@@ -173,13 +174,31 @@ def test_ema_off_conditions_and_guidance_change_samples(loaded: runs.Loaded, fin
     assert torch.equal(sampled(loaded, guidance=2.0), sampled(loaded))
 
 
-def test_a_net_of_another_size_is_refused(finished: dict[str, Path]) -> None:
-    cfg = composed(*overrides("ldm", finished["vae"]), "model.net.image_size=8")
-    cfg.model.first_stage = build.stored_config(finished["ldm"]).model.first_stage
-    with pytest.raises(Exception) as error:
-        build.model(cfg, finished["ldm"])
-    from atelier.errors import user_error
+def test_sizes_follow_from_the_first_stage(loaded: runs.Loaded) -> None:
+    assert loaded.model.net.shape == (2, 4, 4) == loaded.model.codec.autoencoder.net.latent_shape
 
-    known = user_error(error.value)
-    assert isinstance(known, UserError) and "error: model.net.image_size=8: the latents are (2, 4, 4)" in known.line()
-    assert known.line().endswith("Fix: model.net.image_size=4")
+
+def test_a_run_whose_page_named_the_sizes_still_loads(tmp_path: Path, finished: dict[str, Path]) -> None:
+    folder = shutil.copytree(finished["ldm"], tmp_path / "run")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    del cfg.model.net["_partial_"], cfg.model.first_stage["images"]
+    cfg.model.net |= {"image_size": 4, "image_channels": 2}
+    OmegaConf.save(cfg, folder / "config.yaml")
+    assert torch.equal(sampled(runs.load(folder, ema=True)), sampled(runs.load(finished["ldm"], ema=True)))
+
+
+def test_a_bernoulli_first_stage_decodes_to_images() -> None:
+    """The decoder's output is logits: an image of 3 times as many grey levels where the mean is meant."""
+    cfg = composed(*overrides("vae"), "likelihood@model.likelihood=bernoulli")
+    vae = build.on_parts(cfg, {})
+    z = 3 * torch.randn(4, *vae.net.latent_shape)
+    x = LatentCodec(Frozen(vae.part()), 1.0, 0.0, "mode").decode(z)
+    torch.testing.assert_close(x, 2 * torch.sigmoid(vae.net.decode(z)) - 1)
+    torch.testing.assert_close(x, vae.decode(z))
+
+
+def test_an_autoencoder_without_noise_is_a_first_stage_without_noise() -> None:
+    ae = build.on_parts(composed(*overrides("ae")), {})
+    x = torch.rand(4, 3, 8, 8) * 2 - 1
+    drawn = LatentCodec(Frozen(ae.part()), 1.0, 0.0, "sample").encode(x)
+    torch.testing.assert_close(drawn, ae.encode(x), atol=1e-3, rtol=0)

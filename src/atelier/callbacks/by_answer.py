@@ -14,7 +14,6 @@ from atelier.models.base import Cond, Translator
 from atelier.pixels import to_float, to_uint8
 
 PAIR = "pair/"
-EQUAL = 100.0  # dB that an equal pair counts as, so that one does not make the mean infinite
 
 
 def compared(
@@ -45,7 +44,7 @@ def distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict[
     border = factor if factor > 1 else 0
     a, b = shaved(images, border), shaved(target, border)
     kinds = {"": (a, b)} | ({"_y": (luma(a), luma(b))} if factor > 1 else {})
-    facts = {f"{PAIR}{prefix}psnr{kind}": psnr(*pair).clamp(max=EQUAL) for kind, pair in kinds.items()}
+    facts = {f"{PAIR}{prefix}psnr{kind}": psnr(*pair) for kind, pair in kinds.items()}
     if min(a.shape[2:]) >= WINDOW:
         facts |= {f"{PAIR}{prefix}ssim{kind}": ssim(*pair, inside=True) for kind, pair in kinds.items()}
     return facts

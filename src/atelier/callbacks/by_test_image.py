@@ -30,7 +30,7 @@ def reconstructed(
     context: Context,
     progress: Progress,
 ) -> dict[str, float]:
-    """How near the first n test images come back that the model encodes to the mode and decodes.
+    """How near the n chosen test images come back that the model encodes to the mode and decodes.
 
     Args:
         real: features of these images (n, D), for the distances; None: there are none.
@@ -73,7 +73,7 @@ def likelihood(
     context: Context,
     progress: Progress,
 ) -> dict[str, float]:
-    """Mean -log p of the first n test images: `nll` in nats an image, `bpd` in bits a dimension."""
+    """Mean -log p of the n chosen test images: `nll` in nats an image, `bpd` in bits a dimension."""
     parts = Parts()
     for numbers, batch in read(data, "test", n, batch_size, "likelihood", progress):
         x = batch["image"].to(model.device)

@@ -6,6 +6,7 @@ models and calls a file the best before it exists; tests/callbacks/test_checkpoi
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -71,9 +72,9 @@ class Checkpoints(Callback):
             fix = f"checkpoint.best={next(iter(values), None)}"
             raise UserError("checkpoint.best", self.best, "no such metric", fix)
         value, manifest = values[self.best], Manifest(self.folder)
-        before = (manifest.read()["best"] or {}).get("value")
+        before = (manifest.read()["best"] or {}).get("value", math.inf)
         sign = -1 if lower_is_better(self.best) else 1
-        better = value == value and (before is None or sign * value > sign * before)
+        better = math.isfinite(value) and (not math.isfinite(before) or sign * value > sign * before)
         if not trainer.strategy.reduce_boolean_decision(better, all=False):
             return
         self.save(trainer, model)

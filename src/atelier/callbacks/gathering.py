@@ -58,10 +58,10 @@ def shares(n: int, batch_size: int) -> Iterator[range]:
 def read(
     data: DataModule, split: str, n: int, batch_size: int, what: str, progress: Progress
 ) -> Iterator[tuple[range, Batch]]:
-    """This rank's part of the first n images of a split, batch by batch with their numbers; `progress` is told."""
+    """This rank's part of n images that stand for a split, batch by batch with their numbers; `progress` is told."""
     for numbers in shares(n, batch_size):
         progress(what, numbers.stop, n)
-        yield numbers, data.split(split).read(list(numbers), None)
+        yield numbers, data.chosen(split, numbers)
 
 
 def all_ranks(mine: bool) -> bool:

@@ -47,7 +47,7 @@ class Judging:
 
     def prepare(self, data: DataModule, device: torch.device) -> str | None:
         """Get the feature net ready; gives one line to tell the user, or None."""
-        return self.suite.prepare(data.fingerprint("train"), lambda: training_set(data), device)
+        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device, data.judged)
 
     def left_out(self, model: Generator, data: DataModule) -> str | None:
         """One line that names the distances for which a run has too few images; None where there are enough."""
@@ -77,7 +77,7 @@ class Judging:
                 prefix = f"{case}/" if case else ""
                 found = self._judge_case(model, data, case, options, context, progress)
                 values |= {prefix + name: value for name, value in found.items()}
-            n = min(self.n_samples, len(data.split("test")))
+            n = self._n_test(data)
             if isinstance(model, Autoencoder):
                 real = self._real(model, data, "", "test", n, progress)["features"] if self.suite.active else None
                 values |= reconstructed(model, data, self.suite, real, n, self.batch_size, context, progress)
@@ -143,7 +143,7 @@ class Judging:
     def _real(
         self, model: Generator, data: DataModule, case: str, split: str, n: int, progress: Progress
     ) -> dict[str, Tensor]:
-        """Features (and labels) of the first n images of a split, in order."""
+        """Features (and labels) of the n images that stand for a split, in order."""
 
         def compute() -> dict[str, Tensor]:
             parts = Parts()
@@ -152,13 +152,17 @@ class Judging:
                 parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
             return parts.gathered()
 
-        return self.suite.real(f"{data.fingerprint(split)}{case}{n}", compute, all_ranks)
+        return self.suite.real(f"{_told(data, split)}{case}{n}", compute, all_ranks)
 
     def _n_samples(self, model: Generator, data: DataModule) -> int:
         """A source that comes again would be judged twice."""
         if not isinstance(model, Translator):
             return self.n_samples
         return min(self.n_samples, *(data.count("test", model.source_fields[case]) for case in model.cases))
+
+    def _n_test(self, data: DataModule) -> int:
+        """Test images that are given back, or found probable."""
+        return min(self.n_samples, len(data.split("test")))
 
     def _n_real(self, model: Generator, data: DataModule, case: str) -> int:
         return min(self.n_real, data.count("test", model.real_fields[case]))
@@ -168,8 +172,11 @@ class Judging:
             "n_samples": self._n_samples(model, data),
             "seed": self.seed,
             "split": "test",
+            "choice": data.choice("test"),
             "data": data.fingerprint("test"),
         }
+        if isinstance(model, Autoencoder | Likelihood):
+            told["n_test"] = self._n_test(data)
         if self.suite.active:
             counts = {case: self._n_real(model, data, case) for case in model.cases}
             one = len(set(counts.values())) == 1
@@ -201,23 +208,31 @@ def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, 
     return judge_values(verdict, asked, images), reasons(verdict, images.shape[-1])
 
 
-def intervals(values: dict[str, float], n: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the shares among n samples; `judge/<attribute>` is among the valid samples alone."""
-    found = {}
-    for name, value in values.items():
-        group, _, kind = name.rpartition("judge/")
-        if name.endswith("label/accuracy"):
-            found[name] = wilson(round(value * n), n)
-        elif "judge/" in name and kind in ("valid", "loose") or name.endswith("recon/valid") or "answer/" in name:
-            found[name] = wilson(round(value * n), n)
-        elif "judge/" in name and kind not in ("coverage", "duplicates") and value == value:
-            valid = round(values[f"{group}judge/valid"] * n)
-            found[name] = wilson(round(value * valid), valid)
-    return found
+def intervals(values: dict[str, float], protocol: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the shares."""
+    among = {name: _among(name, values, protocol) for name, value in values.items() if value == value}
+    return {name: wilson(round(values[name] * n), n) for name, n in among.items() if n is not None}
+
+
+def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int | None:
+    """How many images a figure is a share of; None: it is no share. `judge/<attribute>` is of the valid samples."""
+    n, (group, judge, kind) = protocol["n_samples"], name.rpartition("judge/")
+    if name == "recon/valid":
+        return protocol.get("n_test", n)  # which runs from before there was this number lack
+    if name.endswith("label/accuracy") or "answer/" in name or judge and kind in ("valid", "loose"):
+        return n
+    if judge and kind not in ("coverage", "duplicates"):
+        return round(values[f"{group}judge/valid"] * n)
+    return None
 
 
 def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
-    """Images (uint8) and labels, attributes or None of the first training images; for a classifier of the set."""
-    batch = data.split("train").read(list(range(min(N_TRAINING, len(data.split("train"))))), None)
+    """Images (uint8) and labels, attributes or None of chosen training images; for a classifier of the set."""
+    batch = data.split("train").read(sorted(data.order("train")[:N_TRAINING]), None)
     targets = batch.get("label", batch.get("attributes"))
     return to_uint8(batch["image"]), targets
+
+
+def _told(data: DataModule, split: str) -> str:
+    """Changes when the images of a split would, or which of them are chosen."""
+    return f"{data.fingerprint(split)}{data.choice(split)}"

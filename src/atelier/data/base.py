@@ -1,11 +1,11 @@
-"""The contract of every set: an endless, resumable stream of batches, and a test split in fixed order."""
+"""The contract of every set: an endless, resumable stream of batches, and which n images stand for a split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
@@ -27,12 +27,15 @@ NOT_PIXELS = set(
     "batch_size seed limit num_workers flip jitter conditions budget label_factors root download memory_mb cache"
     " max_pixels on_bad_image".split()
 )
+CHOICE_SEED = 0  # of `order`: the same for every run, so that what is kept of real images serves all of them
+IN_ORDER, RANDOM, STRATIFIED = "the first", f"random, seed {CHOICE_SEED}", f"stratified by label, seed {CHOICE_SEED}"
 
 
 class Images(Protocol):
     """One split of a set."""
 
     fingerprint: str  # what tells this set from another of the same class and options; "" where nothing does
+    labels: Tensor | None  # (N,) int64, known without a look at the images; None where there are none
 
     def __len__(self) -> int: ...
 
@@ -52,6 +55,7 @@ class MemoryImages:
 
     def __init__(self, images: Tensor, fields: dict[str, Tensor | list[str]], flip: bool) -> None:
         self.images, self.fields, self.flip = images, fields, flip
+        self.labels = fields.get("label")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,6 +89,25 @@ def mirrored(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
+def random_order(n: int) -> list[int]:
+    """0 .. n - 1, shuffled, the same every time."""
+    return torch.randperm(n, generator=generator(CHOICE_SEED)).tolist()
+
+
+def stratified(labels: Tensor) -> list[int]:
+    """A random order of images whose first n have each label, for any n, about as often as all of them (N,) have it.
+
+    It begins with one image of each label. Labels that are equally frequent are dealt in turn, each round in another
+    order; else the j-th of m images with a label comes where a share of j / m of all has come.
+    """
+    shuffled = torch.tensor(random_order(len(labels)))
+    given, place = labels[shuffled], torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        having = given == label
+        place[having] = torch.arange(int(having.sum()), dtype=torch.float64) / having.sum()
+    return shuffled[place.argsort(stable=True)].tolist()
+
+
 class Stream(Sampler):
     """Positions kG .. (k+1)G of the epoch permutations laid end to end; a rank takes its slice of each batch.
 
@@ -110,15 +133,21 @@ class Stream(Sampler):
 
 
 class _Places(Dataset):
-    """(epoch, index) pairs to a whole batch; the augmentation of an image depends on (seed, epoch, index) alone."""
+    """(epoch, place) pairs to a whole batch; the augmentation of an image depends on (seed, epoch, index) alone.
 
-    def __init__(self, images: Images, seed: int) -> None:
-        self.images, self.seed = images, seed
+    Args:
+        chosen: the index of the image at each place.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, images: Images, chosen: Sequence[int], seed: int) -> None:
+        self.images, self.chosen, self.seed = images, chosen, seed
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.chosen)
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
+        places = [(epoch, self.chosen[place]) for epoch, place in places]
         rngs = [generator(self.seed, 1, epoch, index) for epoch, index in places]
         return self.images.read([index for _, index in places], rngs)
 
@@ -146,7 +175,7 @@ class DataModule(LightningDataModule, ABC):
         channels: 1 grey, 3 RGB.
         batch_size: images per optimizer step over all ranks.
         seed: of the order and of the augmentation.
-        limit: use only the first so many training images (8 shows whether a model can overfit).
+        limit: use only so many training images, the first in `order` (8 shows whether a model can overfit).
         num_workers: loader processes; 0 reads in the training process.
         flip: mirror half of the training images.
         n_classes: labels are 0 .. n_classes - 1; 0 where there are none.
@@ -171,11 +200,13 @@ class DataModule(LightningDataModule, ABC):
 
     provides: ClassVar[frozenset[str]] = frozenset()
     judged: ClassVar[bool] = False  # whether the analytic judge knows this world
+    shuffled: ClassVar[bool] = False  # whether the images lie in random order already, which then is kept
 
     def __post_init__(self) -> None:
         super().__init__()
         self.position: Callable[[], int] = lambda: 0
         self._splits: dict[str, Images] = {}
+        self._orders: dict[str, list[int]] = {}
 
     @abstractmethod
     def images(self, split: Split) -> Images:
@@ -190,6 +221,31 @@ class DataModule(LightningDataModule, ABC):
                 raise UserError("data", type(self).__name__, problem, "another data.root, or data=shapes")
             self._splits[split] = images
         return self._splits[split]
+
+    def order(self, split: Split) -> list[int]:
+        """Every index of a split, so that the first n stand for all of it: whoever takes n images takes these."""
+        if split not in self._orders:
+            images = self.split(split)
+            if self.shuffled:
+                self._orders[split] = list(range(len(images)))
+            else:
+                self._orders[split] = random_order(len(images)) if images.labels is None else stratified(images.labels)
+        return self._orders[split]
+
+    def choice(self, split: Split) -> str:
+        """What `order` is, as a protocol tells it."""
+        if self.shuffled:
+            return IN_ORDER
+        return RANDOM if self.split(split).labels is None else STRATIFIED
+
+    def chosen(self, split: Split, numbers: Iterable[int]) -> Batch:
+        """The images with these numbers in `order`, which begins anew at its end; without augmentation."""
+        order = self.order(split)
+        return self.split(split).read([order[k % len(order)] for k in numbers], None)
+
+    def test_batch(self, first: int, n: int) -> Batch:
+        """Of the test split, the images first .. first + n - 1 that are `chosen`."""
+        return self.chosen("test", range(first, first + n))
 
     @property
     def n_train(self) -> int:
@@ -226,7 +282,7 @@ class DataModule(LightningDataModule, ABC):
             lambda: self.position(),
         )
         return DataLoader(
-            _Places(self.split("train"), self.seed),
+            _Places(self.split("train"), self._trained_on(), self.seed),
             batch_sampler=stream,
             collate_fn=_as_is,
             num_workers=self.num_workers,
@@ -235,10 +291,9 @@ class DataModule(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
         )
 
+    def _trained_on(self) -> Sequence[int]:
+        """The indices of the training images; all of them in their own order, since the stream draws another."""
+        return range(self.n_train) if self.limit is None else self.order("train")[: self.limit]
+
     def val_dataloader(self) -> DataLoader:
         return DataLoader(_Trigger())
-
-    def test_batch(self, first: int, n: int) -> Batch:
-        """Images first .. first + n - 1 of the test split in its own order, without augmentation, wrapping round."""
-        images = self.split("test")
-        return images.read([k % len(images) for k in range(first, first + n)], None)

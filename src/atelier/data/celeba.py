@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 from torch import Tensor
 from torchvision import datasets
 
@@ -28,11 +28,14 @@ ATTRIBUTES, PARTITION, PHOTOGRAPHS = "list_attr_celeba.txt", "list_eval_partitio
 PARTS = {"train": 0, "test": 2}  # 1 is the validation part
 STARGAN, STARGAN_SEED, STARGAN_TEST = "images", 1234, 1999  # its folder, and how it takes a test part out
 MAX_PIXELS = 1 << 20
+WIDTH, HEIGHT = 178, 218  # of the photographs
+PUBLISHED = 40  # attributes
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")  # a face is given one of them at most
-CROPS: dict[str, Box] = {
+CROPS: dict[str, Box | None] = {
     "ddim": (25, 57, 153, 185),
     "score_sde": (19, 39, 159, 179),
     "mimicry": (0, 20, 178, 198),
+    "none": None,
 }
 
 
@@ -52,11 +55,13 @@ class CelebA(DataModule):
         ddim       128 x 128 centred at row 121, column 89 (Song, Meng, Ermon 2021; DDIM)
         score_sde  140 x 140 in the centre (Song et al. 2021; also WAE)
         mimicry    178 x 178 in the centre (Lee and Town 2020)
+        N          N x N in the centre: 148, 108 and others in the literature
+        none       the largest square in the centre, of files of any size
 
     Args:
         root: the folder that has `celeba/`.
         download: fetch the files (1.4 GB, Google Drive, needs `pip install gdown`) if they are not there.
-        crop: one of the above.
+        crop: one of the above; N up to 178.
         memory_mb: keep the images of a split in memory, once read, if all of them need no more than this;
             not the training images when loader processes read them (num_workers > 0).
         attributes: names of those to use, in this order; None: all.
@@ -64,7 +69,7 @@ class CelebA(DataModule):
 
     root: Name
     download: bool
-    crop: Literal["ddim", "score_sde", "mimicry"]
+    crop: Literal["ddim", "score_sde", "mimicry", "none"] | Annotated[int, Interval(ge=1, le=WIDTH)]
     memory_mb: PositiveInt
     attributes: Annotated[list[Name], MinLen(1)] | None = None
 
@@ -109,7 +114,7 @@ class CelebA(DataModule):
                 channels=self.channels,
                 background="white",
                 max_pixels=MAX_PIXELS,
-                crop=CROPS[self.crop],
+                crop=box(self.crop),
             ),
             {"attributes": attributes},
             self.flip,
@@ -136,12 +141,13 @@ class CelebA(DataModule):
         """File names of a split and their attributes (N, 40) float32."""
         rows = [line.split() for line in self._lines(ATTRIBUTES)[2:]]
         if self.photographs.name == STARGAN:
-            random.Random(STARGAN_SEED).shuffle(rows)
-            n_test = max(1, min(STARGAN_TEST, len(rows) // 10))
-            rows = rows[:n_test] if split == "test" else rows[n_test:]
+            rows = held_out(rows)[split]
         else:
             parts = dict(line.split() for line in self._lines(PARTITION))
-            rows = [row for row in rows if parts.get(row[0]) == str(PARTS[split])]
+            of = {name: [row for row in rows if parts.get(row[0]) == str(part)] for name, part in PARTS.items()}
+            if not of["test"]:  # the lists were cut
+                of = held_out(of["train"])
+            rows = of[split]
         values = np.array([row[1:] for row in rows], dtype=np.int8)
         return [row[0] for row in rows], torch.from_numpy((values > 0).astype(np.float32))
 
@@ -162,3 +168,30 @@ class CelebA(DataModule):
 
     def _absent(self, missing: str) -> UserError:
         return absent(self.root, missing, SOURCE, self.download)
+
+
+def held_out(rows: list[list[str]]) -> dict[Split, list[list[str]]]:
+    """Lines of the list to train and to test as StarGAN's code parts them, a tenth where that is fewer than 1,999."""
+    rows = list(rows)
+    random.Random(STARGAN_SEED).shuffle(rows)
+    n_test = max(1, min(STARGAN_TEST, len(rows) // 10))
+    return {"train": rows[n_test:], "test": rows[:n_test]}
+
+
+def box(crop: str | int) -> Box | None:
+    """What is cut out of a photograph; None: nothing."""
+    if not isinstance(crop, int):
+        return CROPS[crop]
+    left, top = (WIDTH - crop) // 2, (HEIGHT - crop) // 2
+    return left, top, left + crop, top + crop
+
+
+def n_listed(root: str, attributes: list[str] | None) -> int:
+    """How many attributes a set has: those asked for, else those of its list; 40 where there is no list yet."""
+    if attributes is not None:
+        return len(attributes)
+    try:
+        with Path(root, "celeba", ATTRIBUTES).open() as file:
+            return len(file.readlines(1 << 16)[1].split())
+    except (OSError, IndexError, UnicodeDecodeError):
+        return PUBLISHED

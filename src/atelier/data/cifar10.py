@@ -32,6 +32,7 @@ class CIFAR10(DataModule):
     download: bool
 
     provides: ClassVar[frozenset[str]] = frozenset({"label"})
+    shuffled: ClassVar[bool] = True  # as published
 
     def prepare_data(self) -> None:
         if self.download and not self._present():

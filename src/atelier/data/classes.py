@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.nn.functional import one_hot
 
 from atelier.data.base import Images, Split
-from atelier.data.finding import Item, files_of, image_files, other_root, printable, subfolders
+from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders
 from atelier.data.folders import Folder
 from atelier.data.layouts import refuse_deeper, split_folders
 from atelier.data.recast import Recast, another
@@ -57,11 +57,11 @@ class ClassFolders(Folder):
         return Recast(files, another)
 
     def layout(self) -> dict[Split, list[Item]]:
-        train, test = self._folders
+        train, test = class_splits(self.root)
         files = {"train": self._items(self._classes)}
         if test is None:
             return files
-        of_test = self._files(test)
+        of_test = class_files(self.root, test)
         unknown = [one for one in of_test if one not in self._classes]
         if unknown:
             problem = f"{test}/ has the class {printable(unknown[0])}, {train}/ has not"
@@ -70,22 +70,15 @@ class ClassFolders(Folder):
         return files | {"test": self._items(of_test)}
 
     @cached_property
-    def _folders(self) -> tuple[str, str | None]:
-        """As `split_folders`; but a train/ without class folders, beside others, is the class of trains."""
-        train, test = split_folders(self.root)
-        a_class = train and test is None and not subfolders(Path(self.root, train))
-        return ("", None) if a_class and len(subfolders(Path(self.root))) > 1 else (train, test)
-
-    @cached_property
     def _classes(self) -> dict[str, list[str]]:
         """The classes with their training files. Raises UserError where there are not as many as asked for."""
-        train = self._folders[0]
+        train, _ = class_splits(self.root)
         folders, place = subfolders(Path(self.root, train)), printable(Path(self.root, train))
         if not folders:
             problem = f"no class folders in {place}"
             raise UserError("data.root", printable(self.root), problem, other_root(self.root, "data=images"))
         refuse_deeper(self.root, train, folders)
-        classes = self._files(train)
+        classes = class_files(self.root, train)
         if not classes:
             files_of(self.root, train)  # which refuses
         if len(classes) != self.n_classes:
@@ -95,14 +88,28 @@ class ClassFolders(Folder):
             raise UserError("data.n_classes", self.n_classes, problem, f"data.n_classes={len(classes)}")
         return classes
 
-    def _files(self, split: str) -> dict[str, list[str]]:
-        """The class folders in root/split that have images, with their paths from `root`, in natural order."""
-        found = {}
-        for one in subfolders(Path(self.root, split)):
-            if names := image_files(Path(self.root, split, one)):
-                found[one] = [os.path.join(split, one, name) for name in names]
-        return found
-
     def _items(self, files: dict[str, list[str]]) -> list[Item]:
         numbers = {one: k for k, one in enumerate(self._classes)}
         return [Item(name, numbers[one]) for one, names in files.items() for name in names]
+
+
+def class_splits(root: str) -> tuple[str, str | None]:
+    """As `split_folders`; but a train/ without class folders, beside others, is the class of trains."""
+    train, test = split_folders(root)
+    a_class = train and test is None and not subfolders(Path(root, train))
+    return ("", None) if a_class and len(subfolders(Path(root))) > 1 else (train, test)
+
+
+def class_files(root: str, split: str) -> dict[str, list[str]]:
+    """The class folders in root/split that have images, with their paths from `root`, in natural order."""
+    found = {one: image_files(Path(root, split, one)) for one in subfolders(Path(root, split))}
+    return {one: [os.path.join(split, one, name) for name in names] for one, names in found.items() if names}
+
+
+def n_folders(root: str) -> int:
+    """How many classes there are in `root`; 1 where it cannot be read, which is told when the set is opened."""
+    try:
+        place = Path(root, class_splits(root)[0])
+        return max(1, sum(holds_images(place / one) for one in subfolders(place)))
+    except UserError:
+        return 1

@@ -45,6 +45,7 @@ class FileImages:
     ) -> None:
         self.paths, self.read_file, self.fields = paths, read_file, fields
         self.flip, self.keep, self.fingerprint = flip, keep, fingerprint
+        self.labels = fields.get("label")
         self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:

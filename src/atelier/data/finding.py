@@ -49,6 +49,14 @@ def image_files(root: Path) -> list[str]:
     return [name for name in visible_files(root) if is_image(name)]
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether there are any `image_files` under a folder; at once where one lies in it."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        if any(is_image(entry.name) and not entry.name.startswith(".") and entry.is_file() for entry in entries):
+            return True
+    return bool(image_files(folder))
+
+
 def is_image(name: str) -> bool:
     """Whether a file is called like an image that can be read."""
     return name.lower().endswith(SUFFIXES)

@@ -73,7 +73,7 @@ class Idx(DataModule, ABC):
 
 @dataclass(kw_only=True, eq=False)
 class MNIST(Idx):
-    """Handwritten digits; the label is the digit."""
+    """Handwritten digits; the label is the digit. The first half of the test split is the easier one (LeCun et al.)."""
 
     published: ClassVar[type[datasets.MNIST]] = datasets.MNIST
     source: ClassVar[str] = "yann.lecun.org/exdb/mnist"
@@ -83,6 +83,7 @@ class MNIST(Idx):
 class FashionMNIST(Idx):
     """Clothing: T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot."""
 
+    shuffled: ClassVar[bool] = True  # as published
     published: ClassVar[type[datasets.MNIST]] = datasets.FashionMNIST
     source: ClassVar[str] = "github.com/zalandoresearch/fashion-mnist"
 

@@ -37,7 +37,7 @@ class PairImages:
     """
 
     def __init__(self, views: Views, apart: Callable[[Tensor], tuple[Tensor, Tensor]], fingerprint: str) -> None:
-        self.views, self.apart, self.fingerprint = views, apart, fingerprint
+        self.views, self.apart, self.fingerprint, self.labels = views, apart, fingerprint, None
 
     def __len__(self) -> int:
         return len(self.views)

@@ -21,7 +21,8 @@ class Recast:
     """
 
     def __init__(self, files: FileImages, changed: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.files, self.changed, self.fingerprint = files, changed, files.fingerprint
+        self.files, self.changed = files, changed
+        self.fingerprint, self.labels = files.fingerprint, files.labels
 
     def __len__(self) -> int:
         return len(self.files)

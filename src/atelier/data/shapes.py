@@ -45,6 +45,7 @@ class Shapes(DataModule):
     """
 
     judged: ClassVar[bool] = True
+    shuffled: ClassVar[bool] = True  # each scene is drawn by itself
     tasks: ClassVar[dict[str, frozenset[str]]] = EXTRA
 
     channels: Literal[3]
@@ -88,6 +89,7 @@ class SceneImages:
             self.before, self.instructions, self.scenes = world.edits(WORLD_SEED, torch.arange(n), split)
         else:
             self.scenes = world.scenes(WORLD_SEED, torch.arange(n), split)
+        self.labels = world.label(self.scenes)
         if task == "recast":
             self.recast = world.recast(WORLD_SEED, torch.arange(n), split)
         self.drawn = torch.zeros(n, dtype=torch.bool)
@@ -111,7 +113,7 @@ class SceneImages:
         """All that is not pixels."""
         scenes = self.scenes[where]
         batch: Batch = {"index": where, "text": world.captions(scenes)}
-        batch["label"], batch["attributes"] = world.label(scenes), world.attributes(scenes)
+        batch["label"], batch["attributes"] = self.labels[where], world.attributes(scenes)
         if self.task == "recast":
             batch["target"] = world.attributes(self.recast[where])
         if self.task == "edit":

@@ -191,7 +191,7 @@ class Squares:
     ) -> None:
         self.paths, self.sources, self.read_file = paths, sources, read_file
         self.size, self.factor, self.flip, self.turn = size, factor, flip, turn
-        self.keep, self.fingerprint = keep, fingerprint
+        self.keep, self.fingerprint, self.labels = keep, fingerprint, None
         self._kept: dict[Path, Tensor] = {}
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from annotated_types import Len
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from atelier.batch import Batch
-from atelier.data.base import Split
+from atelier.data.base import RANDOM, Split, random_order
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
 from atelier.data.folders import Folder
@@ -37,7 +37,7 @@ class UnpairedImages:
     """
 
     def __init__(self, a: Views, b: Views, fingerprint: str) -> None:
-        self.a, self.b, self.fingerprint = a, b, fingerprint
+        self.a, self.b, self.fingerprint, self.labels = a, b, fingerprint, None
 
     def __len__(self) -> int:
         return max(len(self.a), len(self.b))
@@ -59,7 +59,8 @@ class Unpaired(Folder):
     2017); `image` is `image_b`.
 
     The domains need not be of one size. An epoch is as long as the larger: of A each image comes as often (nearly),
-    of B independent draws. The test split has the larger's length too and begins the smaller anew. A file that has
+    of B independent draws. The test split has the larger's length too and begins the smaller anew. Each domain is
+    brought into a random order, so that the first n items have n of either, as different as they are. A file that has
     the same content as one of the other domain, or of the other split, is counted in one warning.
 
     Args:
@@ -72,6 +73,7 @@ class Unpaired(Folder):
     jitter: NonNegInt
 
     provides: ClassVar[frozenset[str]] = frozenset({"image_a", "image_b"})
+    shuffled: ClassVar[bool] = True  # here, each domain by itself
 
     def layout(self) -> dict[Split, list[Item]]:
         must_be_folder(self.root)
@@ -94,6 +96,9 @@ class Unpaired(Folder):
     def images(self, split: Split) -> UnpairedImages:
         a, b = (self._views(split, domain) for domain in DOMAINS)
         return UnpairedImages(a, b, self.told(split))
+
+    def choice(self, split: Split) -> str:
+        return RANDOM
 
     def count(self, split: Split, field: str) -> int:
         domains = self.split(split)
@@ -127,4 +132,5 @@ class Unpaired(Folder):
         paths = [Path(self.root, item.name) for item in self.index[split] if item.label == domain]
         if not paths:
             raise self.none_left(split, f" of domain {'AB'[domain]}")
-        return self.views(split, paths[: self.limit] if split == "train" else paths, self.jitter)
+        order = random_order(len(paths))[: self.limit if split == "train" else None]
+        return self.views(split, [paths[k] for k in order], self.jitter)

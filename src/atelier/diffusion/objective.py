@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atelier.diffusion.schedules import Schedule
 from atelier.diffusion.targets import Target, Weighting, denoised, target, weight
 from atelier.errors import UserError
+from atelier.ranges import PositiveFloat, Probability
 
 Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -21,11 +22,16 @@ class Objective(nn.Module):
     Args:
         schedule: alpha_t and sigma_t.
         target: what the net predicts; "flow" is eps - x.
-        weighting: "plain" is the squared error of the net's own answer, "min_snr" see `targets.weight`.
-        density: of t; "uniform", or "logit_normal": t = sigmoid(n), n ~ N(0, 1) (Esser et al. 2024, eq. 19).
+        weighting: "plain" is the squared error, "min_snr" see `targets.weight`.
+        density: of t; "uniform", or "logit_normal": t = sigmoid(n), n ~ N(mean, deviation^2) (Esser et al. 2024, eq.
+            19).
+        space: the target whose error a plain loss measures, see `targets.weight`; None: the net's own answer.
+        floor: times below it are weighted as it is; keeps the weight of the last bit of noise finite.
+        mean, deviation: of the logit of t.
 
     Raises:
-        UserError: eps on a schedule that ends in pure noise (Flow), where sampling would divide by alpha = 0.
+        UserError: eps on a schedule that ends in pure noise (Flow), where sampling would divide by alpha = 0; a space
+            beside min_snr, which names its own.
     """
 
     def __init__(
@@ -34,15 +40,21 @@ class Objective(nn.Module):
         target: Target,
         weighting: Weighting = "plain",
         density: Literal["uniform", "logit_normal"] = "uniform",
+        space: Target | None = None,
+        floor: Probability = 0.0,
+        mean: float = 0.0,
+        deviation: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
         if target == "eps" and schedule.alpha(torch.ones(())) == 0:
             problem = f"{type(schedule).__name__} ends in pure noise, where eps tells nothing of the image"
             raise UserError("model.objective.target", target, problem, "model.objective.target=flow")
-        self.schedule = schedule
-        self.target = target
-        self.weighting = weighting
-        self.density = density
+        if space is not None and weighting != "plain":
+            problem = f"weighting {weighting} says itself what error it weighs"
+            raise UserError("model.objective.space", space, problem, "model.objective.space=null")
+        self.schedule, self.target, self.weighting = schedule, target, weighting
+        self.density, self.mean, self.deviation = density, mean, deviation
+        self.space, self.floor = space, floor
 
     def forward(self, net: Net, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """The loss of each image, (B,) float32, for x (B, C, H, W) float32; draws from torch's generator."""
@@ -51,14 +63,19 @@ class Objective(nn.Module):
         alpha, sigma = self.schedule.pair(t, like=x)                       # (B, 1, 1, 1)
         output = net(alpha * x + sigma * eps, self.schedule.net_time(t), cond).float()
         error = output - target(self.target, x, eps, alpha, sigma)
-        return (weight(self.target, self.weighting, alpha, sigma) * error**2).flatten(1).mean(1)
+        return (self.weight(t, like=x) * error**2).flatten(1).mean(1)
+
+    def weight(self, t: Tensor, like: Tensor) -> Tensor:
+        """Of the squared error at times t (B,), (B, 1, 1, 1)."""
+        alpha, sigma = self.schedule.pair(t.clamp(min=self.floor), like)
+        return weight(self.target, self.weighting, alpha, sigma, self.space)
 
     def draw(self, n: int, device: torch.device) -> Tensor:
         """Training times, (n,) float64 in (0, 1], on the schedule's grid where it has one."""
         if self.density == "uniform":
             t = 1 - torch.rand(n, device=device, dtype=torch.float64)
         else:
-            t = torch.randn(n, device=device, dtype=torch.float64).sigmoid()
+            t = (self.mean + self.deviation * torch.randn(n, device=device, dtype=torch.float64)).sigmoid()
         return self.schedule.snap(t)
 
     def denoise(self, net: Net, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

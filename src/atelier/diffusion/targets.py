@@ -51,14 +51,19 @@ def gain(kind: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
     return sigma / (b * alpha - a * sigma).abs()
 
 
-def weight(kind: Target, weighting: Weighting, alpha: Tensor, sigma: Tensor, gamma: float = 5.0) -> Tensor:
+def weight(
+    kind: Target, weighting: Weighting, alpha: Tensor, sigma: Tensor, space: Target | None = None, gamma: float = 5.0
+) -> Tensor:
     """Weight of the squared error of the answer.
 
-    min_snr weighs the squared error of the *image* by min(snr, gamma), whatever the net predicts (Hang et al.
-    2023, Min-SNR, section 3.4). With alpha^2 + sigma^2 = 1 that is min(snr, gamma) for x0, / snr for eps,
-    / (snr + 1) for v.
+    plain is the squared error of the answer, or of what it says of another target, `space`: the error of the image that
+    the answer stands for, told as an error of that target (Li and He 2025, JiT, table 1). min_snr weighs the squared
+    error of the *image* by min(snr, gamma), whatever the net predicts (Hang et al. 2023, Min-SNR, section 3.4). With
+    alpha^2 + sigma^2 = 1 that is min(snr, gamma) for x0, / snr for eps, / (snr + 1) for v.
     """
     if weighting == "plain":
-        return torch.ones_like(alpha)
+        if space in (None, kind):
+            return torch.ones_like(alpha)
+        return (gain(kind, alpha, sigma) / gain(space, alpha, sigma)) ** 2
     snr = (alpha / sigma) ** 2
     return snr.clamp(max=gamma) * gain(kind, alpha, sigma) ** 2

@@ -9,19 +9,20 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from atelier.nets.quantizers import perplexity
 
 WINDOW = 11  # pixels a side that SSIM looks at
+EQUAL = 100.0  # dB that an equal pair counts as, so that one does not make a mean infinite
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair, 10 log10(255^2 / MSE) dB.
+    """Peak signal-to-noise ratio of each pair, 10 log10(255^2 / MSE) dB, but no more than EQUAL.
 
     Args:
         images, targets: (N, C, H, W) uint8.
 
     Returns:
-        (N,) float64; infinite for an equal pair.
+        (N,) float64.
     """
     pair = images.cpu().double(), targets.cpu().double()
-    return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3)).clamp(max=EQUAL)
 
 
 def ssim(images: Tensor, targets: Tensor, inside: bool = False) -> Tensor:

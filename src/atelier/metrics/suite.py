@@ -36,7 +36,8 @@ class Suite:
 
     Args:
         net: what describes the images; auto takes the published Inception where its file is at hand
-            (`weights`, or torch's hub cache), else a classifier of the set. none measures no distances.
+            (`weights`, or torch's hub cache), else a classifier of the set, which it does not train for a world
+            that a judge knows. none measures no distances.
         weights: file for inception or mobilenet; None looks for Inception in torch's hub cache.
         names: what is measured.
         antialias: of Inception's resize to 299 px; False for comparison with published figures.
@@ -80,7 +81,13 @@ class Suite:
             problem = f"the published Inception ({INCEPTION_FILE}) is not in torch's hub cache"
             raise UserError("metrics.weights", None, problem, "metrics.fetch=true downloads it (91 MB)")
 
-    def prepare(self, fingerprint: str, training_set: TrainingSet, device: torch.device | str = "cpu") -> str | None:
+    def prepare(
+        self,
+        fingerprint: str,
+        training_set: TrainingSet,
+        device: torch.device | str = "cpu",
+        judged: bool = False,
+    ) -> str | None:
         """Choose, load and if need be train the net.
 
         Args:
@@ -88,6 +95,7 @@ class Suite:
             training_set: see `features.classifier_of`; called only if a classifier is needed and not yet
                 kept.
             device: where `features` will be computed.
+            judged: whether a judge knows this world.
 
         Returns:
             One line to tell the user, or None.
@@ -100,6 +108,12 @@ class Suite:
         if not self.active:
             return None
         self.check()
+        if self.kind == "auto" and judged and not (self.weights or self.fetch or find_inception()):
+            self.names = []
+            return (
+                "no distance is measured, since the judge knows this world: metrics=classifier measures fd_classifier, "
+                "metrics=inception metrics.fetch=true FID (91 MB)"
+            )
         net = self._load(fingerprint, training_set)
         if "is" in self.names and not net.sorts:
             problem = "the inception score needs a net that tells classes, and this set has no labels"

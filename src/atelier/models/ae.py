@@ -13,6 +13,7 @@ from atelier.errors import UserError
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Autoencoder, Cond
 from atelier.nets.codec import Moments
+from atelier.nets.stages import Imaging
 from atelier.nets.vae import VAENet
 from atelier.precision import float32
 from atelier.ranges import PositiveFloat
@@ -70,3 +71,6 @@ class AE(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         with float32(self.device):
             return self.likelihood.image(self.net.decode(z))
+
+    def part(self) -> Imaging:
+        return Imaging(self.net, self.likelihood.image, certain=True)

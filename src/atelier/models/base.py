@@ -86,6 +86,10 @@ class Generator(LightningModule, ABC):
         A family adds keyword-only options; the entry points pass those that the user gave and refuse the others.
         """
 
+    def part(self) -> nn.Module:
+        """What of it a model gets that stands on a finished run of it (`nets/stages.py`)."""
+        return getattr(self, self.averaged[0])
+
     def protocol(self) -> dict[str, Any]:
         """What of the model a printed number depends on (sampler, NFE, guidance)."""
         return {}

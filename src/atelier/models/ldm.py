@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atelier.batch import Batch
 from atelier.diffusion.drawing import Drawing
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
-from atelier.errors import UserError
 from atelier.models.base import Cond, Generator
 from atelier.nets.codec import LatentCodec
 from atelier.nets.conditioning import Condition
 from atelier.nets.frozen import Frozen
+from atelier.nets.stages import FirstStage, keeps
 from atelier.nets.unet import UNet
 from atelier.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.rng import ImageRngs
@@ -27,8 +27,12 @@ class LDM(Generator):
 
     Args:
         codec: frozen net -> LatentCodec.
-        objective, net, embedder, drop, sampler, guidance, optimizer, grad_clip: as in DDPM, on latents.
-        first_stage: net with encode(x) -> (mean, logvar) and decode(z).
+        net: image_size, image_channels -> U-Net, which get the size and the channels of the latents.
+        objective, embedder, drop, sampler, guidance, optimizer, grad_clip: as in DDPM, on latents.
+        first_stage: images to latents and back.
+
+    Raises:
+        UserError: the first stage is no autoencoder.
     """
 
     averaged = ("net", "embedder")
@@ -37,27 +41,24 @@ class LDM(Generator):
         self,
         codec: Callable,
         objective: Objective,
-        net: UNet,
+        net: Callable | UNet,  # a net in runs from before sizes followed from the first stage
         embedder: Condition,
         drop: Probability,
         sampler: Sampler,
         guidance: NonNegFloat,
         optimizer: Callable,
         grad_clip: PositiveFloat | None,
-        first_stage: nn.Module,
+        first_stage: FirstStage,
     ) -> None:
         super().__init__()
-        if not hasattr(first_stage, "latent_shape"):
-            fix = "model.first_stage.experiment=shapes_vae"
-            raise UserError("model.first_stage", type(first_stage).__name__, "it is no autoencoder", fix)
-        if net.shape != first_stage.latent_shape:
-            size, fix = net.shape[-1], f"model.net.image_size={first_stage.latent_shape[-1]}"
-            raise UserError("model.net.image_size", size, f"the latents are {first_stage.latent_shape}", fix)
+        keeps(first_stage, FirstStage, "model.first_stage")
+        channels, _, size = first_stage.latent_shape
+        self.net: UNet = net if isinstance(net, UNet) else net(image_size=size, image_channels=channels)
         self.codec: LatentCodec = codec(Frozen(first_stage))
-        self.objective, self.net, self.embedder, self.drop = objective, net, embedder, drop
+        self.objective, self.embedder, self.drop = objective, embedder, drop
         self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
-        self.drawing = Drawing(objective, net, embedder, sampler, guidance, clip=False)
+        self.drawing = Drawing(objective, self.net, embedder, sampler, guidance, clip=False)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]

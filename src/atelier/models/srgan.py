@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from atelier.batch import Batch
@@ -15,6 +15,7 @@ from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.rrdb import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
+from atelier.nets.stages import Upscaler, keeps
 from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveFloat
 from atelier.rng import ImageRngs
@@ -64,7 +65,7 @@ class SRGAN(Translator):
         generator_optimizer: Callable,
         discriminator_optimizer: Callable | None,
         grad_clip: PositiveFloat | None,
-        first_stage: nn.Module | None = None,
+        first_stage: Upscaler | None = None,
         r1_gamma: NonNegFloat = 0.0,
         r2_gamma: NonNegFloat = 0.0,
     ) -> None:
@@ -147,7 +148,7 @@ class SRGAN(Translator):
         return self.net(cond["source"])
 
 
-def _one(net: SRResNet | RRDBNet | None, first_stage: nn.Module | None) -> SRResNet | RRDBNet:
+def _one(net: SRResNet | RRDBNet | None, first_stage: Upscaler | None) -> Upscaler:
     if (net is None) == (first_stage is None):
         problem = "there is no net" if net is None else "the first stage has the net already"
         raise UserError(
@@ -156,9 +157,8 @@ def _one(net: SRResNet | RRDBNet | None, first_stage: nn.Module | None) -> SRRes
             problem,
             "model=srresnet or rrdbnet, or model=srgan or esrgan as it is",
         )
-    if net is None and not isinstance(first_stage, SRResNet | RRDBNet):
-        fix = "model.first_stage.experiment=shapes_srresnet or shapes_rrdbnet"
-        raise UserError("model.first_stage", type(first_stage).__name__, "it enlarges no images", fix)
+    if net is None:
+        keeps(first_stage, Upscaler, "model.first_stage")
     return first_stage if net is None else net
 
 

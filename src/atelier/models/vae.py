@@ -13,6 +13,7 @@ from atelier.batch import Batch
 from atelier.losses.kl import kl_to_standard_normal, with_free_bits
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Autoencoder, Cond, Likelihood
+from atelier.nets.stages import Imaging
 from atelier.nets.vae import VAENet
 from atelier.precision import float32
 from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
@@ -94,6 +95,9 @@ class VAE(Autoencoder, Likelihood):
     def decode(self, z: Tensor) -> Tensor:
         with float32(self.device):
             return self.likelihood.image(self.net.decode(z))
+
+    def part(self) -> Imaging:
+        return Imaging(self.net, self.likelihood.image)
 
     def protocol(self) -> dict[str, Any]:
         return {"nll_draws": self.nll_draws, "likelihood": type(self.likelihood).__name__}

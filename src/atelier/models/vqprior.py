@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from atelier.batch import Batch
-from atelier.errors import UserError
 from atelier.models.base import Cond, Generator
 from atelier.nets.conditioning import Condition
 from atelier.nets.frozen import Frozen
+from atelier.nets.stages import CodeStage, keeps
 from atelier.nets.transformer import CausalTransformer
 from atelier.precision import float32
 from atelier.ranges import NonNegFloat, PositiveFloat, Probability
@@ -34,7 +34,7 @@ class VQPrior(Generator):
         temperature: that logits are divided by, unless another is asked for.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm; None = off.
-        first_stage: net with codes(x), decode_codes(codes), n_codes and latent_shape (D, h, w).
+        first_stage: images to codes and back.
 
     Raises:
         UserError: the first stage has no codes.
@@ -51,12 +51,10 @@ class VQPrior(Generator):
         temperature: PositiveFloat,
         optimizer: Callable,
         grad_clip: PositiveFloat | None,
-        first_stage: nn.Module,
+        first_stage: CodeStage,
     ) -> None:
         super().__init__()
-        if not hasattr(first_stage, "decode_codes"):
-            fix = "model.first_stage.experiment=shapes_vqvae"
-            raise UserError("model.first_stage", type(first_stage).__name__, "its latents are no codes", fix)
+        keeps(first_stage, CodeStage, "model.first_stage")
         self.first = Frozen(first_stage)
         self.net: CausalTransformer = net(n_codes=first_stage.n_codes, n_places=math.prod(first_stage.latent_shape[1:]))
         self.embedder, self.drop = embedder, drop

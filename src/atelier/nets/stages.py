@@ -1,0 +1,102 @@
+"""What a finished model can lend to one that stands on it: three contracts, and who keeps them.
+
+    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, and the nets of AE and VAE as `Imaging`
+    CodeStage    images to codes and back        VQGANNet, VQNet
+    Upscaler     images to larger ones           SRResNet, RRDBNet
+
+A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
+annotation of that argument names the contract, and `atelier.pretrained` finds or trains the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from atelier.errors import UserError
+from atelier.nets.quantizers import CERTAIN
+
+
+@runtime_checkable
+class FirstStage(Protocol):
+    """An autoencoder. Images are in [-1, 1]; `latent_shape` is (Z, h, w)."""
+
+    latent_shape: tuple[int, int, int]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, Z, h, w) of the latents of images (B, C, H, W)."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) of latents (B, Z, h, w)."""
+        ...
+
+
+@runtime_checkable
+class CodeStage(Protocol):
+    """An autoencoder whose latents are entries of a codebook; `latent_shape` is (D, h, w)."""
+
+    n_codes: int
+    latent_shape: tuple[int, int, int]
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Codes (B, h, w) int64 in [0, n_codes) of images (B, C, H, W)."""
+        ...
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Images (B, C, H, W) of codes (B, h, w)."""
+        ...
+
+
+@runtime_checkable
+class Upscaler(Protocol):
+    """Enlarges images (B, C, H, W) `factor` times; a pixel depends on `reach` pixels of the source around its place."""
+
+    factor: int
+    reach: int
+
+    def forward(self, x: Tensor) -> Tensor: ...
+
+
+CONTRACTS: dict[type, tuple[str, str]] = {  # contract -> what is wrong with a part that breaks it, a run that keeps it
+    FirstStage: ("it is no autoencoder", "shapes_vae"),
+    CodeStage: ("its latents are no codes", "shapes_vqvae"),
+    Upscaler: ("it enlarges no images", "shapes_srresnet"),
+}
+
+
+def contract_of(annotation: Any) -> type | None:
+    """The contract that an argument's annotation names, alone or as `Contract | None`."""
+    return next((kind for kind in (annotation, *get_args(annotation)) if kind in list(CONTRACTS)), None)
+
+
+def keeps(part: Any, contract: type, key: str) -> None:
+    """Raises UserError where the part that was given as `key` does not keep its contract."""
+    if not isinstance(part, contract):
+        problem, experiment = CONTRACTS[contract]
+        raise UserError(key, type(part).__name__, problem, f"{key}.experiment={experiment}")
+
+
+class Imaging(nn.Module):
+    """The net of an autoencoder, its decoder's output made an image as the likelihood says: logits are none.
+
+    Args:
+        net: with encode(x) -> (mean, log-variance), decode(z) and latent_shape.
+        image: of the likelihood, decoder's output to images.
+        certain: the net was trained without noise, so its log-variance says nothing: latents are certain.
+    """
+
+    def __init__(self, net: nn.Module, image: Callable[[Tensor], Tensor], certain: bool = False) -> None:
+        super().__init__()
+        self.net, self.image, self.certain = net, image, certain
+        self.latent_shape = net.latent_shape
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.net.encode(x)
+        return mean, torch.full_like(mean, CERTAIN) if self.certain else logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.image(self.net.decode(z))
