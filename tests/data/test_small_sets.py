@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -57,3 +58,21 @@ def test_one_image_is_not_enough_to_hold_out_from(tmp_path, holdout):
     with pytest.raises(UserError) as error:
         train.train(composed(*words(tmp_path, 1, f"data.holdout={holdout}"), run_dir=tmp_path / "run"))
     assert error.value.problem == "no readable image is left to test" and error.value.fix.startswith("data.holdout=0 ")
+
+
+def test_a_run_goes_on_with_a_copied_set_and_not_with_other_pixels(tmp_path):
+    """The files keep their names and lengths; those of the copy are new."""
+    given = [*words(tmp_path, 4, "metrics=none", "data.holdout=0"), "eval.n_samples=4"]
+    root, run = tmp_path / "set", tmp_path / "run"
+    for path in root.iterdir():
+        Image.open(path).save(path, "BMP")
+    train.train(composed(*given, run_dir=run))
+    shutil.copytree(root, tmp_path / "copy")
+    moved = [f"data.root={tmp_path / 'copy'}", "budget.images=12"]
+    train.train(composed(*given, *moved, run_dir=run))
+    assert json.loads((run / "summary.json").read_text())["images_seen"] == 12
+    content = bytearray((tmp_path / "copy" / "2.png").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "copy" / "2.png").write_bytes(content)
+    with pytest.raises(UserError, match="was started on other images"):
+        train.train(composed(*given, *moved, run_dir=run))
