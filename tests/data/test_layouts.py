@@ -59,7 +59,7 @@ SPLITS = [
     ("Train", "Test"), ("TRAIN", "VAL"), ("training", "testing"), ("train", "valid"), ("train", "Validation"),
     ("train", "eval"), ("train", "dev"), ("Training", "Evaluation"), ("train2017", "val2017"),
     ("train_set", "test_set"), ("Train Images", "Test Images"), ("images-train", "images-val"),
-    ("traindata", "testdata"),
+    ("traindata", "testdata"), ("seg_train", "seg_test"), ("faces-train-v2", "faces-val-v2"),
 ]  # fmt: skip
 
 
@@ -120,6 +120,17 @@ def test_of_several_test_splits_the_most_usual_is_taken(tmp_path):
 )
 def test_other_names_say_nothing(name):
     assert role(name) is None
+
+
+def test_unpacked_archives_have_a_folder_twice(tmp_path):
+    root = files(tmp_path, *(f"{split}/{split}/{one}/1.png" for split in ("seg_train", "seg_test") for one in "ab"))
+    assert found(ClassFolders, root)["test"] == [("seg_test/seg_test/a/1.png",), ("seg_test/seg_test/b/1.png",)]
+
+
+def test_two_sets_with_splits_of_their_own_are_not_mixed(tmp_path):
+    names = [f"{one}_{split}/{one}_{split}.png" for one in ("cat", "dog") for split in ("train", "test")]
+    error = refusal(ImageFolder, files(tmp_path, *names))
+    assert error.problem == "cat_train/ and dog_train/ are training splits both"
 
 
 def test_a_word_with_other_meanings_is_a_split_only_beside_a_training_split(tmp_path):

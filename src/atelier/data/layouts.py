@@ -62,8 +62,10 @@ def split_folders(root: str, within: str = "") -> tuple[str, str | None]:
     folders = subfolders(Path(root, within))
     roles = {name: found for name in folders if (found := role(name)) and found.split and found.side is None}
     train, test = (_first(roles, split, None) for split in ("train", "test"))
+    if train is None and test is None:
+        train, test = _parted(root, [name for name in folders if role(name) is None])
     if train is not None:
-        return os.path.join(within, train), None if test is None else os.path.join(within, test)
+        return _inner(root, within, train), None if test is None else _inner(root, within, test)
     strong = any(found.rank < TEST.index(WEAK[0]) for found in roles.values())
     if test is not None and (strong or len(folders) == 1):
         problem = f"there is a {printable(test)}/ but no train/"
@@ -191,6 +193,32 @@ def _first(roles: dict[str, Role], split: Split | None, side: int | None) -> str
     """The folder of this split and side with the most usual name."""
     named = [name for name, found in roles.items() if (found.split, found.side) == (split, side)]
     return min(named, key=lambda name: (roles[name].rank, len(name)), default=None)
+
+
+def _parted(root: str, folders: list[str]) -> Sides | tuple[None, None]:
+    """The two folders whose names differ in the word of their split alone: seg_train and seg_test.
+
+    Raises:
+        UserError: there are several such twos.
+    """
+    splits: dict[str, dict[Split, str]] = {}
+    for name in folders:
+        words = re.split(r"[\W_]+", name.lower())
+        for k, word in enumerate(words):
+            if word in TRAIN + TEST:
+                rest = " ".join(words[:k] + words[k + 1 :])
+                splits.setdefault(rest, {}).setdefault("train" if word in TRAIN else "test", name)
+    both = [found for found in splits.values() if len(found) == 2]
+    if len(both) > 1:
+        problem = f"{printable(both[0]['train'])}/ and {printable(both[1]['train'])}/ are training splits both"
+        raise UserError("data.root", printable(root), problem, "a folder of each set, with train/ and test/ in it")
+    return (both[0]["train"], both[0]["test"]) if both else (None, None)
+
+
+def _inner(root: str, within: str, name: str) -> str:
+    """The folder, or what lies in it where that is one folder of its own name alone, as unpacked archives have it."""
+    folder = os.path.join(within, name)
+    return os.path.join(folder, name) if subfolders(Path(root, folder)) == [name] else folder
 
 
 def _both(root: str, roles: dict[str, Role], split: Split | None) -> Sides | None:
