@@ -287,7 +287,7 @@ def test_the_number_of_classes_is_told(tmp_path, asked):
     assert (error.key, error.fix) == ("data.n_classes", "data.n_classes=3")
 
 
-def test_a_class_folder_without_images_is_no_class(tmp_path):
+def test_a_class_folder_without_images_is_no_class(tmp_path, capsys):
     classes(tmp_path, a=1, c=2)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "readme.txt").write_text("nothing")
@@ -296,6 +296,7 @@ def test_a_class_folder_without_images_is_no_class(tmp_path):
     assert error.fix == "data.n_classes=2"
     assert n_folders(str(tmp_path)) == 2  # what data.n_classes is where nobody says
     assert data(ClassFolders, tmp_path, n_classes=2).split("train").fields["label"].tolist() == [0, 1, 1]
+    assert f"{tmp_path}: b: no images, so no class\n" in capsys.readouterr().err
     (tmp_path / "b" / "d").mkdir()
     assert "0 images (.png" in str(refusal(ClassFolders, tmp_path / "b", n_classes=1))
 

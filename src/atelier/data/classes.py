@@ -86,6 +86,8 @@ class ClassFolders(Folder):
             empty = f", {len(folders) - len(classes)} without images" if len(folders) > len(classes) else ""
             problem = f"{place} has {len(classes)} class folders ({named}){empty}"
             raise UserError("data.n_classes", self.n_classes, problem, f"data.n_classes={len(classes)}")
+        if len(folders) > len(classes):
+            self.tell(f"{', '.join(printable(one) for one in folders if one not in classes)}: no images, so no class")
         return classes
 
     def _items(self, files: dict[str, list[str]]) -> list[Item]:

@@ -74,9 +74,14 @@ class Folder(DataModule, ABC):
         """What `layout` gives; one line says which files under the root are no part of it."""
         files = self.layout()
         told = left_out(self.root, {name for items in files.values() for item in items for name in item.names})
-        if told and rank() == 0:
-            print(f"{printable(self.root)}: left out are {told}", file=sys.stderr, flush=True)
+        if told:
+            self.tell(f"left out are {told}")
         return files
+
+    def tell(self, what: str) -> None:
+        """One line about the files, once for all ranks."""
+        if rank() == 0:
+            print(f"{printable(self.root)}: {what}", file=sys.stderr, flush=True)
 
     @cached_property
     def checked(self) -> dict[str, Checked]:
