@@ -27,9 +27,9 @@ def evaluate(cfg: DictConfig) -> None:
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample)
     judging = build.judging(cfg)
-    notice = judging.prepare(run.data, model.device)
-    if notice:
-        print(notice, file=sys.stderr, flush=True)
+    for notice in (judging.prepare(run.data, model.device), judging.left_out(model, run.data)):
+        if notice:
+            print(notice, file=sys.stderr, flush=True)
     precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")
     values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), studio.told)
     protocol |= {"ema": run.ema, "precision": precision}

@@ -26,7 +26,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "models": {"nets", "diffusion", "losses", "metrics"},
     "callbacks": {"models.base", "data.base", "metrics", "judge"},
     "studio": {"models.base", "data.base", "callbacks", "metrics", "losses"},
-    "translating": {"models.base", "data.base", "data.folders", "data.reading", "callbacks", "studio"},
+    "translating": {"models.base", "data.base", "data.finding", "data.reading", "callbacks", "studio"},
     "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
     "loggers": set(),
     "command_line": set(),

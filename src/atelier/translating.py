@@ -16,7 +16,7 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.callbacks.judging import sample
 from atelier.data.base import DataModule
-from atelier.data.folders import image_files
+from atelier.data.finding import image_files
 from atelier.data.reading import SUFFIXES, BadImage, decode, pixels, square
 from atelier.errors import UserError, nearest
 from atelier.models.base import Generator, Latent, Translator

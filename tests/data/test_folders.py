@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import socket
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import atelier.data.folders as folders
-from atelier.data.classes import ClassFolders
-from atelier.data.folders import ImageFolder, check_files, hold_out, image_files, natural
+import atelier.data.checking as checking
+from atelier.data.base import MemoryImages
+from atelier.data.checking import check_files
+from atelier.data.classes import ClassFolders, n_folders
+from atelier.data.finding import Item, image_files, natural
+from atelier.data.folders import Folder, ImageFolder, hold_out
+from atelier.data.reading import SUFFIXES
 from atelier.errors import UserError
 from atelier.rng import generator
 
@@ -29,7 +35,7 @@ def image_file(path: Path, grey: int = 0, size: int = 4) -> Path:
     return path
 
 
-def data(kind: type, root: Path, **changed: object) -> folders.Folder:
+def data(kind: type, root: Path, **changed: object) -> Folder:
     fields = {
         "root": str(root), "holdout": 0.0, "background": "white", "max_pixels": 1 << 20,
         "on_bad_image": "error", "memory_mb": 100, "cache": f"{root}.cache",
@@ -148,7 +154,7 @@ def test_train_alone_is_held_out_from(tmp_path):
     for k in range(40):
         image_file(tmp_path / "train" / f"{k}.png")
     image_file(tmp_path / "other.png")
-    found = data(ImageFolder, tmp_path, holdout=0.25).layout()
+    found = data(ImageFolder, tmp_path, holdout=0.25).index
     assert len(found["train"]) + len(found["test"]) == 40 and 3 <= len(found["test"]) <= 18
 
 
@@ -158,7 +164,7 @@ def test_a_test_folder_without_train_is_refused(tmp_path):
 
 
 def test_holding_out_depends_on_each_path_alone():
-    items = [folders.Item(f"{k}.png") for k in range(5000)]
+    items = [Item(f"{k}.png") for k in range(5000)]
     split = hold_out(items, 0.1)
     assert abs(len(split["test"]) - 500) < 4 * np.sqrt(450)
     assert sorted(split["train"] + split["test"]) == sorted(items)
@@ -174,8 +180,22 @@ def test_holding_out_depends_on_each_path_alone():
 
 @pytest.mark.parametrize("share", [1e-9, 0.5, 1.0])
 def test_both_splits_have_an_image_where_there_are_two(share):
-    split = hold_out([folders.Item("a"), folders.Item("b")], share)
+    split = hold_out([Item("a"), Item("b")], share)
     assert len(split["train"]) == len(split["test"]) == 1
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.5, 1.0])
+def test_the_only_image_of_a_class_trains(tmp_path, share):
+    items = [Item("a/1", 0), Item("a/2", 0), Item("b/1", 1), *(Item(f"c/{k}", 2) for k in range(9))]
+    split = hold_out(items, share)
+    assert {item.label for item in split["train"]} == {0, 1, 2} and {item.label for item in split["test"]} == {0, 2}
+    assert split["train"] == [item for item in items if item in split["train"]]  # in their order
+    module = data(ClassFolders, classes(tmp_path, a=2, b=1, c=9), n_classes=3, holdout=share)
+    assert module.split("train").fields["label"].bincount()[1] == 1
+    assert 1 not in module.split("test").fields["label"]
+    one_each = classes(tmp_path / "few", a=1, b=1)
+    error = refusal(ClassFolders, one_each, n_classes=2, holdout=share)
+    assert error.problem == "no readable image is left to test" and error.fix.startswith("data.holdout=0 ")
 
 
 def test_no_holdout_tests_on_the_training_images(tmp_path):
@@ -200,7 +220,7 @@ def test_no_images_says_what_was_looked_for(tmp_path, files):
     for name in files:
         (tmp_path / "empty" / name).write_bytes(b"")
     error = refusal(ImageFolder, tmp_path / "empty")
-    assert error.problem == f"0 images (.png .jpg .jpeg .webp .bmp) under {tmp_path}/empty"
+    assert error.problem == f"0 images ({' '.join(SUFFIXES)}) under {tmp_path}/empty"
 
 
 def classes(root: Path, **numbers: int) -> Path:
@@ -267,13 +287,18 @@ def test_the_number_of_classes_is_told(tmp_path, asked):
     assert (error.key, error.fix) == ("data.n_classes", "data.n_classes=3")
 
 
-def test_a_class_folder_without_images_is_refused(tmp_path):
-    classes(tmp_path, a=1)
+def test_a_class_folder_without_images_is_no_class(tmp_path, capsys):
+    classes(tmp_path, a=1, c=2)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "readme.txt").write_text("nothing")
-    assert f"0 images (.png .jpg .jpeg .webp .bmp) under {tmp_path}/b" in str(
-        refusal(ClassFolders, tmp_path, n_classes=2)
-    )
+    error = refusal(ClassFolders, tmp_path, n_classes=3)
+    assert error.problem == f"{tmp_path} has 2 class folders (a, c), 1 without images"
+    assert error.fix == "data.n_classes=2"
+    assert n_folders(str(tmp_path)) == 2  # what data.n_classes is where nobody says
+    assert data(ClassFolders, tmp_path, n_classes=2).split("train").fields["label"].tolist() == [0, 1, 1]
+    assert f"{tmp_path}: b: no images, so no class\n" in capsys.readouterr().err
+    (tmp_path / "b" / "d").mkdir()
+    assert "0 images (.png" in str(refusal(ClassFolders, tmp_path / "b", n_classes=1))
 
 
 def test_a_root_without_class_folders_is_refused(tmp_path):
@@ -307,10 +332,34 @@ def test_bad_files_are_skipped_and_counted_once(tmp_path):
     assert module.test_batch(0, 6)["image"].shape == (6, 3, 4, 4)
 
 
+def test_what_is_held_out_is_readable(tmp_path):
+    """The one file with the smallest hash of its path would be the test split, but cannot be read."""
+    names = [f"{k}.png" for k in range(12)]
+    for name in names:
+        image_file(tmp_path / name)
+    first = hold_out([Item(name) for name in names], 1e-9)["test"][0].name
+    (tmp_path / first).write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 of 12 images"):
+        module = data(ImageFolder, tmp_path, on_bad_image="skip", holdout=1e-9)
+        assert (len(module.split("train")), len(module.split("test"))) == (10, 1)
+
+
+@pytest.mark.parametrize(("split", "problem"), [("train", "training"), ("test", "test")])
+def test_a_split_without_images_is_refused_before_training(tmp_path, monkeypatch, split, problem):
+    module = data(ImageFolder, classes(tmp_path, a=2))
+    full = module.images("train")
+    empty = MemoryImages(torch.zeros(0, 3, 4, 4, dtype=torch.uint8), {}, False)
+    monkeypatch.setattr(module, "images", lambda asked: empty if asked == split else full)
+    monkeypatch.setattr(module, "trainer", SimpleNamespace(world_size=1), raising=False)
+    with pytest.raises(UserError) as error:
+        module.setup("fit")
+    assert error.value.problem == f"it has no {problem} images"
+
+
 def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     root, cache = classes(tmp_path / "root", a=5), tmp_path / "cache"
     asked: list[str] = []
-    monkeypatch.setattr(folders, "check", lambda path, max_pixels: asked.append(path.name) or "")
+    monkeypatch.setattr(checking, "check", lambda path, max_pixels: asked.append(path.name) or "")
     names = image_files(root)
 
     def run(max_pixels: int = 100) -> list[str]:
@@ -321,9 +370,13 @@ def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     assert run() == ["0.png", "1.png", "2.png", "3.png", "4.png"]
     assert run() == []
     os.utime(root / "a" / "3.png", ns=(1, 1))
-    assert run() == ["3.png"]
+    assert run() == []  # the same content
     image_file(root / "a" / "1.png", size=9)
     assert run() == ["1.png"]
+    status = os.stat(root / "a" / "2.png")
+    (root / "a" / "2.png").write_bytes(bytes(status.st_size))
+    os.utime(root / "a" / "2.png", ns=(status.st_atime_ns, status.st_mtime_ns))  # as if nothing had happened
+    assert run() == ["2.png"]
     assert len(run(max_pixels=101)) == 5  # another rule
     next(cache.iterdir()).write_text('{"rule": ')
     assert len(run(max_pixels=101)) == 5
@@ -368,11 +421,24 @@ def test_readable_in_a_worker(tmp_path):
     assert torch.equal(again.read([2], None)["image"], images.read([2], None)["image"])
 
 
-def test_fingerprint_tells_sets_apart(tmp_path):
-    first = data(ImageFolder, classes(tmp_path / "a", x=3)).fingerprint("train")
-    assert data(ImageFolder, classes(tmp_path / "b", x=3), cache=f"{tmp_path}/a.cache").fingerprint("train") == first
-    image_file(tmp_path / "a" / "x" / "1.png", size=40)
-    assert data(ImageFolder, tmp_path / "a").fingerprint("train") != first
+def test_a_set_is_its_content(tmp_path):
+    """Copied, touched and read from another cache it is the same; with one other pixel of the same name it is not."""
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    root = tmp_path / "a"
+    (root / "x").mkdir(parents=True)
+    for k in range(3):
+        Image.fromarray(pixels + k).save(root / "x" / f"{k}.png", "BMP")  # all of one length
+    first = data(ImageFolder, root).fingerprint("train")
+    shutil.copytree(root, tmp_path / "b")
+    os.utime(root / "x" / "0.png", ns=(1, 1))
+    assert data(ImageFolder, root).fingerprint("train") == first
+    assert data(ImageFolder, tmp_path / "b").fingerprint("train") == first
+    pixels[3, 3, 2] = 200
+    Image.fromarray(pixels + 1).save(root / "x" / "1.png", "BMP")
+    assert (root / "x" / "1.png").stat().st_size == (tmp_path / "b" / "x" / "1.png").stat().st_size
+    assert data(ImageFolder, root).fingerprint("train") != first
+    (tmp_path / "b" / "x" / "0.png").rename(tmp_path / "b" / "x" / "4.png")
+    assert data(ImageFolder, tmp_path / "b").fingerprint("train") != first
 
 
 def test_a_plain_scan_warns_of_nothing(tmp_path):

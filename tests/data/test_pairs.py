@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from atelier.data.folders import Folder
 from atelier.data.pairs import Edges, Pairs, edge_map, upright_size
+from atelier.data.reading import SUFFIXES
 from atelier.errors import UserError
 from atelier.rng import generator
 
@@ -171,8 +172,8 @@ def test_a_file_without_its_partner_is_named(tmp_path):
 @pytest.mark.parametrize(("layout", "gone", "problem"), [
     ("trainA", "trainB", "there is a trainA/ but no trainB/"),
     ("A/train", "A", "there is a B/ but no A/"),
-    ("A/train", "B/test", "no folder B/test"),
-    ("trainA", "testA", "no folder testA"),
+    ("A/train", "B/test", "there is a A/test/ but no B/test/"),
+    ("trainA", "testA", "there is a testB/ but no testA/"),
 ])  # fmt: skip
 def test_a_missing_side_is_named(tmp_path, layout, gone, problem):
     write(tmp_path / "set", layout)
@@ -183,7 +184,7 @@ def test_a_missing_side_is_named(tmp_path, layout, gone, problem):
 def test_nothing_there_is_one_line(tmp_path):
     assert refusal(tmp_path / "set").problem == "no such folder"
     (tmp_path / "set").mkdir()
-    assert refusal(tmp_path / "set").problem == f"0 images (.png .jpg .jpeg .webp .bmp) under {tmp_path}/set"
+    assert refusal(tmp_path / "set").problem == f"0 images ({' '.join(SUFFIXES)}) under {tmp_path}/set"
 
 
 def test_an_odd_width_has_no_halves(tmp_path):

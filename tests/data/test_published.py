@@ -64,6 +64,21 @@ def write_mnist(root: Path, name: str = "MNIST", packed: bool = False) -> dict[s
     return images
 
 
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+def test_a_set_in_memory_is_its_pixels_and_labels(tmp_path, file):
+    """Written anew it is the same; with one other byte it is not."""
+    write_mnist(tmp_path / "a")
+    write_mnist(tmp_path / "b")
+    first, other = (data(MNIST, tmp_path / name).fingerprint("train") for name in "ab")
+    assert first == other
+    path = tmp_path / "b" / "MNIST" / "raw" / file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert data(MNIST, tmp_path / "b").fingerprint("train") != first
+    assert data(MNIST, tmp_path / "b").fingerprint("test") == data(MNIST, tmp_path / "a").fingerprint("test")
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
 def test_mnist_is_padded_to_32(tmp_path, kind, packed):

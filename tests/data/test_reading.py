@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from atelier.data.reading import BadImage, check, decode, flatten, read, square
+from atelier.data.reading import BadImage, check, decode, flatten, read, square, upright_size
 
 MAX_PIXELS = 64_000_000
-FORMATS = {"PNG": {}, "JPEG": {}, "WEBP": {"lossless": True}, "BMP": {}}
+FORMATS = {"PNG": {}, "JPEG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}}
 
 
 def saved(path: Path, image: Image.Image, format: str = "PNG", **options: object) -> Path:
@@ -45,7 +45,7 @@ def png(header: bytes, data: bytes, *extra: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF"])
 def test_lossless_rgb_comes_back_exactly(tmp_path, format):
     image = noise(5, 7, 3)
     path = saved(tmp_path / "a", Image.fromarray(image), format, **FORMATS[format])
@@ -63,6 +63,26 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
 def test_wide_grey_modes_of_pillow(kind):
     image = Image.fromarray(np.array([[300, 40000]], dtype=kind).astype(kind))
     assert np.asarray(flatten(image, 1, "white")).tolist() == [[1, 156]]
+
+
+def test_grey_tiff_of_16_bit_is_scaled_and_of_32_refused(tmp_path):
+    path = saved(tmp_path / "a.tif", Image.fromarray(np.array([[0, 300, 40000, 65535]], dtype=np.uint16)), "TIFF")
+    assert pixels(path, 1).tolist() == [[0, 1, 156, 255]]
+    for values, problem in ((np.int32([[70000]]), "pixels of 32 bits"), (np.float32([[0.5]]), "pixels of mode F")):
+        assert refusal(saved(path, Image.fromarray(values), "TIFF")) == problem
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_a_picture_on_its_side_is_turned_and_measured_upright(tmp_path, format):
+    """Pillow turns a TIFF by itself, so that it must not be turned twice."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (24, 8), (200, 0, 0))
+    stored.paste((0, 0, 200), (0, 0, 12, 8))
+    path = saved(tmp_path / "a", stored, format, exif=exif)
+    assert upright_size(path) == decode(path, 3, "white", MAX_PIXELS).size == (8, 24)
+    shown = pixels(path)
+    assert shown[2, 4, 2] > 150 > 50 > shown[2, 4, 0] and shown[-3, 4, 0] > 150  # blue, which was left, is above
 
 
 def test_16_bit_colour_keeps_the_high_byte(tmp_path):
@@ -165,21 +185,21 @@ def test_first_picture_of_a_multi_picture_jpeg(tmp_path):
     assert np.abs(pixels(path)[0, 0].astype(int) - [10, 20, 30]).max() <= 3
 
 
-@pytest.mark.parametrize("format", ["GIF", "TIFF", "PPM", "EPS", "ICO", "TGA"])
+@pytest.mark.parametrize("format", ["GIF", "PPM", "EPS", "ICO", "TGA"])
 def test_other_formats_are_refused_whatever_their_name(tmp_path, format):
     path = saved(tmp_path / "a.png", Image.new("RGB", (16, 16)), format)
-    assert refusal(path) == "not a PNG, JPEG, WebP or BMP image"
+    assert refusal(path) == "not a PNG, JPEG, WebP, BMP or TIFF image"
 
 
 def test_photoshop_renamed_is_refused(tmp_path):
     header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 1, 1, 8, 3) + bytes(12) + bytes(2) + bytes(3)
     (tmp_path / "a.png").write_bytes(header)
     assert Image.open(tmp_path / "a.png").format == "PSD"  # it is one Pillow would open
-    assert refusal(tmp_path / "a.png") == "not a PNG, JPEG, WebP or BMP image"
+    assert refusal(tmp_path / "a.png") == "not a PNG, JPEG, WebP, BMP or TIFF image"
 
 
 def test_files_that_are_no_images(tmp_path):
-    contents = {b"": "0 bytes", b"<html>404</html>": "not a PNG, JPEG, WebP or BMP image"}
+    contents = {b"": "0 bytes", b"<html>404</html>": "not a PNG, JPEG, WebP, BMP or TIFF image"}
     for content, reason in contents.items():
         (tmp_path / "a.jpg").write_bytes(content)
         assert refusal(tmp_path / "a.jpg") == reason
@@ -232,7 +252,7 @@ def test_whatever_pillow_raises_is_a_bad_image(tmp_path, monkeypatch, error):
     refusal(path)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::UserWarning:PIL.TiffImagePlugin")
 def test_mutated_files_are_read_or_refused(tmp_path):
     """600 damaged files: each gives pixels of the right shape or a reason, nothing else."""
     rng = np.random.default_rng(0)

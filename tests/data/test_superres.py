@@ -167,8 +167,8 @@ def test_div2k_as_it_is_published(tmp_path, sources):
     assert [path.name for path in module.split("test").paths] == ["0801.png"]
     assert torch.equal(levels(batch["source"]), levels(made["0801"]))
     if sources:
-        (tmp_path / "DIV2K_valid_LR_bicubic" / "X4" / "0801x4.png").unlink()
-        problem = "1 of 1 files of DIV2K_valid_HR have none in DIV2K_valid_LR_bicubic/X4"
+        (tmp_path / "DIV2K_train_LR_bicubic" / "X4" / "0001x4.png").unlink()
+        problem = "1 of 2 files of DIV2K_train_HR/ have none in DIV2K_train_LR_bicubic/X4/"
         assert refusal(tmp_path).problem.startswith(problem)
 
 
@@ -259,7 +259,7 @@ def test_pairs_that_do_not_fit_are_named(tmp_path):
     assert refusal(tmp_path, resize=16).line().startswith("error: data.resize=16: the sources are files. Fix: ")
     (tmp_path / "LR" / "a.png").unlink()
     error = refusal(tmp_path)
-    assert error.problem == "1 of 2 files of HR/ have none in LR/, first LR/a.png"
+    assert error.problem == "1 of 2 files of HR/ have none in LR/, first HR/a.png"
 
 
 def test_a_pair_with_a_bad_source_is_bad(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from atelier.data.base import _Places, random_order
+from atelier.data.reading import SUFFIXES
 from atelier.data.unpaired import Unpaired, UnpairedImages
 from atelier.errors import UserError
 from atelier.rng import generator
@@ -176,7 +177,7 @@ def test_testing_on_the_training_images_is_no_news(tmp_path, holdout):
 
 def test_an_empty_domain_is_refused(tmp_path):
     root = write(tmp_path / "set", trainA=2, trainB=0, testA=1, testB=1)
-    assert refusal(root).problem == f"0 images (.png .jpg .jpeg .webp .bmp) under {root}/trainB"
+    assert refusal(root).problem == f"0 images ({' '.join(SUFFIXES)}) under {root}/trainB"
     (root / "trainB" / "0.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="1 of 5 images cannot be read"):
         error = refusal(root, on_bad_image="skip")

@@ -51,6 +51,19 @@ def test_without_inception_a_classifier_of_the_set_judges_and_says_so_once(tmp_p
     assert made(tmp_path, net="classifier").prepare("a", training_set) is None
 
 
+@pytest.mark.parametrize(("n_real", "n_fake", "left"), [
+    (1, 50, {"is"}), (50, 1, set()), (2, 50, {"fd", "kid", "is"}), (50, 3, {"fd", "kid"}),
+    (4, 9, {"fd", "kid", "precision", "recall"}), (4, 10, {"fd", "kid", "is", "precision", "recall"}),
+])  # fmt: skip
+def test_what_so_few_images_do_not_tell_is_left_out(tmp_path: Path, n_real: int, n_fake: int, left: set[str]) -> None:
+    judges = made(tmp_path, names=NAMES)
+    judges.net = Classifier(Classifier.layers(3).state_dict(), "labels", 3)
+    found = torch.randn(100, 128, generator=torch.Generator().manual_seed(0))
+    values = judges.compare(found[:n_real], found[50 : 50 + n_fake])
+    assert {name.removesuffix("_classifier") for name in values} == left
+    assert all(value == value for value in values.values())
+
+
 def test_a_world_with_a_judge_has_no_classifier_unless_it_is_asked_for(tmp_path: Path, hub: Path) -> None:
     judges = made(tmp_path)
     notice = judges.prepare("a", lambda: pytest.fail("trained"), judged=True)

@@ -62,9 +62,10 @@ class Evaluation(Callback):
         """
         for turn in range(2):
             if (turn == 0) == trainer.is_global_zero:
-                notice = self.judging.prepare(trainer.datamodule, model.device)
-                if notice and trainer.is_global_zero:
-                    self.progress.say(notice)
+                told = self.judging.prepare(trainer.datamodule, model.device)
+                for notice in (told, self.judging.left_out(model, trainer.datamodule)):
+                    if notice and trainer.is_global_zero:
+                        self.progress.say(notice)
             trainer.strategy.barrier()
         if any(self.asked.values()):
             known = naming.names(self.judging, model, trainer.datamodule)

@@ -49,6 +49,17 @@ class Judging:
         """Get the feature net ready; gives one line to tell the user, or None."""
         return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device, data.judged)
 
+    def left_out(self, model: Generator, data: DataModule) -> str | None:
+        """One line that names the distances for which a run has too few images; None where there are enough."""
+        if not self.suite.active:
+            return None
+        n, counts = self._n_samples(model, data), {case: self._n_real(model, data, case) for case in model.cases}
+        measured = [set(self.suite.measurable(n_real, n)) for n_real in counts.values()]
+        missing = [self.suite.named(name) for name in self.suite.names if not all(name in found for found in measured)]
+        if not missing:
+            return None
+        return f"{', '.join(missing)} left out: {n} samples beside {min(counts.values())} test images are too few"
+
     def __call__(
         self, model: Generator, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
     ) -> tuple[dict[str, float], dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -55,7 +56,16 @@ class MemoryImages:
 
     def __init__(self, images: Tensor, fields: dict[str, Tensor | list[str]], flip: bool) -> None:
         self.images, self.fields, self.flip = images, fields, flip
-        self.fingerprint, self.labels = "", fields.get("label")
+        self.labels = fields.get("label")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all pixels and fields."""
+        told = hashlib.sha256(self.images.contiguous().numpy())
+        for name, values in sorted(self.fields.items()):
+            told.update(name.encode())
+            told.update(values.contiguous().numpy() if isinstance(values, Tensor) else json.dumps(values).encode())
+        return told.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -204,9 +214,13 @@ class DataModule(LightningDataModule, ABC):
         """The images of a split, opened; called once a split."""
 
     def split(self, split: Split) -> Images:
-        """The images of a split; opened once and kept."""
+        """The images of a split; opened once and kept. Raises UserError where there are none."""
         if split not in self._splits:
-            self._splits[split] = self.images(split)
+            images = self.images(split)
+            if len(images) == 0:
+                problem = f"it has no {'training' if split == 'train' else 'test'} images"
+                raise UserError("data", type(self).__name__, problem, "another data.root, or data=shapes")
+            self._splits[split] = images
         return self._splits[split]
 
     def order(self, split: Split) -> list[int]:
@@ -255,8 +269,8 @@ class DataModule(LightningDataModule, ABC):
         if self.batch_size % ranks:
             fix = f"data.batch_size={-(-self.batch_size // ranks) * ranks}"
             raise UserError("data.batch_size", self.batch_size, f"it does not divide by {ranks} ranks", fix)
-        if self.n_train == 0:
-            raise UserError("data", type(self).__name__, "it has no training images", "data=shapes")
+        for split in ("train", "test"):  # a split without images is refused before training
+            self.split(split)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch.nn.functional import one_hot
 
 from atelier.data.base import Images, Split
-from atelier.data.folders import Folder, Item, files_of, hold_out, other_root, printable, split_folders, subfolders
+from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders
+from atelier.data.folders import Folder
+from atelier.data.layouts import refuse_deeper, split_folders
 from atelier.data.recast import Recast, another
 from atelier.errors import UserError
 
@@ -19,8 +22,8 @@ class ClassFolders(Folder):
     """A folder for each class; labels number the folders in natural order.
 
     Layouts: <root>/<class>/ with a share of each class held out (`holdout`), or <root>/train/<class>/ and
-    <root>/test/<class>/ (or val/, validation/), in which StarGAN keeps RaFD (Choi et al. 2018). `n_classes` must be
-    the number of class folders.
+    <root>/test/<class>/ (or val/ and other names of it), in which StarGAN keeps RaFD (Choi et al. 2018). `n_classes`
+    must be the number of class folders that have images; the only image of a class is trained on.
 
     With `n_attributes` as many, there are `attributes` too, of which an image has the one that is its class, and
     `target`, what it is to become: the class of another training image, drawn for each; of test images each of the
@@ -44,7 +47,7 @@ class ClassFolders(Folder):
     @property
     def attribute_names(self) -> list[str]:
         """What the classes are called."""
-        return self._classes(split_folders(self.root)[0])
+        return list(self._classes)
 
     def images(self, split: Split) -> Images:
         files = super().images(split)
@@ -54,41 +57,61 @@ class ClassFolders(Folder):
         return Recast(files, another)
 
     def layout(self) -> dict[Split, list[Item]]:
-        train, test = split_folders(self.root)
-        classes = self._classes(train)
-        files = [
-            [Item(name, k) for name in files_of(self.root, os.path.join(train, one))] for k, one in enumerate(classes)
-        ]
+        train, test = class_splits(self.root)
+        files = {"train": self._items(self._classes)}
         if test is None:
-            parts = [hold_out(items, self.holdout) for items in files]
-            return {split: [item for part in parts for item in part[split]] for split in ("train", "test")}
-        unknown = [one for one in subfolders(Path(self.root, test)) if one not in classes]
+            return files
+        of_test = class_files(self.root, test)
+        unknown = [one for one in of_test if one not in self._classes]
         if unknown:
             problem = f"{test}/ has the class {printable(unknown[0])}, {train}/ has not"
             fix = f"the same class folders in {train}/ and {test}/"
             raise UserError("data.root", printable(self.root), problem, fix)
-        held = [
-            Item(name, classes.index(one))
-            for one in subfolders(Path(self.root, test))
-            for name in files_of(self.root, os.path.join(test, one))
-        ]
-        return {"train": [item for items in files for item in items], "test": held}
+        return files | {"test": self._items(of_test)}
 
-    def _classes(self, train: str) -> list[str]:
-        classes = subfolders(Path(self.root, train))
-        if not classes:
-            problem = f"no class folders in {printable(Path(self.root, train))}"
+    @cached_property
+    def _classes(self) -> dict[str, list[str]]:
+        """The classes with their training files. Raises UserError where there are not as many as asked for."""
+        train, _ = class_splits(self.root)
+        folders, place = subfolders(Path(self.root, train)), printable(Path(self.root, train))
+        if not folders:
+            problem = f"no class folders in {place}"
             raise UserError("data.root", printable(self.root), problem, other_root(self.root, "data=images"))
+        refuse_deeper(self.root, train, folders)
+        classes = class_files(self.root, train)
+        if not classes:
+            files_of(self.root, train)  # which refuses
         if len(classes) != self.n_classes:
-            named = ", ".join(map(printable, classes[:5])) + (", ..." if len(classes) > 5 else "")
-            problem = f"{printable(Path(self.root, train))} has {len(classes)} class folders ({named})"
+            named = ", ".join(map(printable, list(classes)[:5])) + (", ..." if len(classes) > 5 else "")
+            empty = f", {len(folders) - len(classes)} without images" if len(folders) > len(classes) else ""
+            problem = f"{place} has {len(classes)} class folders ({named}){empty}"
             raise UserError("data.n_classes", self.n_classes, problem, f"data.n_classes={len(classes)}")
+        if len(folders) > len(classes):
+            self.tell(f"{', '.join(printable(one) for one in folders if one not in classes)}: no images, so no class")
         return classes
+
+    def _items(self, files: dict[str, list[str]]) -> list[Item]:
+        numbers = {one: k for k, one in enumerate(self._classes)}
+        return [Item(name, numbers[one]) for one, names in files.items() for name in names]
+
+
+def class_splits(root: str) -> tuple[str, str | None]:
+    """As `split_folders`; but a train/ without class folders, beside others, is the class of trains."""
+    train, test = split_folders(root)
+    a_class = train and test is None and not subfolders(Path(root, train))
+    return ("", None) if a_class and len(subfolders(Path(root))) > 1 else (train, test)
+
+
+def class_files(root: str, split: str) -> dict[str, list[str]]:
+    """The class folders in root/split that have images, with their paths from `root`, in natural order."""
+    found = {one: image_files(Path(root, split, one)) for one in subfolders(Path(root, split))}
+    return {one: [os.path.join(split, one, name) for name in names] for one, names in found.items() if names}
 
 
 def n_folders(root: str) -> int:
     """How many classes there are in `root`; 1 where it cannot be read, which is told when the set is opened."""
     try:
-        return max(1, len(subfolders(Path(root, split_folders(root)[0]))))
+        place = Path(root, class_splits(root)[0])
+        return max(1, sum(holds_images(place / one) for one in subfolders(place)))
     except UserError:
         return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,27 +15,16 @@ from torch.nn.functional import pad
 
 from atelier.batch import Batch
 from atelier.data.base import Split
-from atelier.data.folders import (
-    TEST_FOLDERS,
-    Folder,
-    Item,
-    Views,
-    any_images,
-    files_of,
-    hold_out,
-    must_be_folder,
-    natural,
-    printable,
-    split_folders,
-    subfolders,
-)
+from atelier.data.file_images import Views
+from atelier.data.finding import Item, printable
+from atelier.data.folders import Folder, any_images
+from atelier.data.layouts import Sides, matched, side_folders
 from atelier.data.published import GREY
 from atelier.data.reading import Background, BadImage, check, decode, pixels, read, square, upright_size
 from atelier.errors import UserError
 from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
 
 Direction = Literal["a2b", "b2a"]
-Sides = tuple[str, str]  # the folders of A and of B
 
 
 class PairImages:
@@ -63,10 +51,11 @@ class PairImages:
 class Pairs(Folder):
     """Pairs of images, in the layouts of Pix2Pix (Isola, Zhu, Zhou, Efros 2017).
 
-    One file for a pair, A at the left of B, each half of its width, in <root>/train and <root>/test (or val,
-    validation), or all under <root> with a share held out (`holdout`). Or two folders with the same file names:
-    <root>/trainA beside trainB, with testA and testB (or valA and valB), or <root>/A beside B, with train/ and
-    test/ in both. A UserError names a file without its partner, or whose partner has other proportions.
+    One file for a pair, A at the left of B, each half of its width, in <root>/train and <root>/test, or all under
+    <root> with a share held out (`holdout`). Or two folders with the same file names, suffixes aside: <root>/trainA
+    beside trainB, with testA and testB; <root>/A beside B, perhaps with train/ and test/ in both; or train/A beside
+    train/B. What else these may be called (input and target, val): data/layouts.py. A UserError names a file without
+    its partner, or whose partner has other proportions.
 
     Args:
         direction: "a2b" makes B of A, which then is `source`; "b2a" makes A of B.
@@ -81,13 +70,12 @@ class Pairs(Folder):
     @cached_property
     def sides(self) -> dict[Split, Sides] | None:
         """The two folders of each split; None where a pair is one file."""
-        return two_folders(self.root)
+        return side_folders(self.root)
 
     def layout(self) -> dict[Split, list[Item]]:
         if self.sides is None:
-            return any_images(self.root, self.holdout)
-        files = {split: partners(self.root, *sides) for split, sides in self.sides.items()}
-        return files if "test" in files else hold_out(files["train"], self.holdout)
+            return any_images(self.root, "rename the folder of the sources A, the other B", any_two=True)
+        return {split: partners(self.root, *sides) for split, sides in self.sides.items()}
 
     def look(self) -> Callable[[Path, int], str]:
         return check if self.sides else check_halves
@@ -128,7 +116,7 @@ class Edges(Folder):
     provides: ClassVar[frozenset[str]] = frozenset({"source"})
 
     def layout(self) -> dict[Split, list[Item]]:
-        return any_images(self.root, self.holdout)
+        return any_images(self.root)
 
     def images(self, split: Split) -> PairImages:
         views = self.views(split, [Path(self.root, item.name) for item in self.index[split]], self.jitter)
@@ -139,39 +127,14 @@ class Edges(Folder):
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def two_folders(root: str) -> dict[Split, Sides] | None:
-    """The folders of A and B under `root` in each split that is there; None where there are none."""
-    must_be_folder(root)
-    inside = set(subfolders(Path(root)))
-    for names in (("trainA", "trainB"), ("A", "B")):
-        there = inside & set(names)
-        if len(there) == 1:
-            (one,), (other,) = there, set(names) - there
-            fix = f"put the other side of each pair into {printable(root)}/{other}"
-            raise UserError("data.root", printable(root), f"there is a {one}/ but no {other}/", fix)
-    if "trainA" in inside:
-        tests = [(f"{name}A", f"{name}B") for name in TEST_FOLDERS]
-        test = next((sides for sides in tests if inside & set(sides)), None)
-        return {"train": ("trainA", "trainB")} | ({"test": test} if test else {})
-    if "A" in inside:
-        splits = dict(zip(("train", "test"), split_folders(os.path.join(root, "A")), strict=True))
-        return {split: (os.path.join("A", n), os.path.join("B", n)) for split, n in splits.items() if n is not None}
-    return None
-
-
 def partners(root: str, a: str, b: str) -> list[Item]:
     """The files of root/a, each with that of the same name in root/b. Raises UserError where one has none."""
-    for side in (a, b):
-        if not os.path.isdir(os.path.join(root, side)):
-            fix = "the same folders and file names on both sides"
-            raise UserError("data.root", printable(root), f"no folder {printable(side)}", fix)
-    names = {side: {os.path.relpath(name, side) for name in files_of(root, side)} for side in (a, b)}
-    alone = sorted(names[a] ^ names[b], key=natural)
+    both = matched(root, a, b)
+    alone = [one or other for one, other in both if one is None or other is None]
     if alone:
-        first = os.path.join(a if alone[0] in names[a] else b, alone[0])
-        problem = f"{len(alone)} files have no partner of the same name, first {printable(first)}"
+        problem = f"{len(alone)} files have no partner of the same name, first {printable(alone[0])}"
         raise UserError("data.root", printable(root), problem, "add the other side, or remove them")
-    return [Item(os.path.join(a, name), 0, os.path.join(b, name)) for name in sorted(names[a], key=natural)]
+    return [Item(one, 0, other) for one, other in both]
 
 
 def check_halves(path: Path, max_pixels: PositiveInt) -> str:

@@ -1,10 +1,10 @@
 """From an image file to pixels: one rule for each kind of file; a refusal is a `BadImage` with its reason.
 
-format    PNG, JPEG, WebP and BMP by content, whatever the name says; nothing else is even tried
+format    PNG, JPEG, WebP, BMP and TIFF by content, whatever the name says; nothing else is even tried
 pixels    more than max_pixels in the header: refused before decoding
-animated  the first frame; multi-picture JPEG the first picture
+animated  the first frame; of several pages or pictures the first
 EXIF      turned upright
-16 bit    grey: v / 257 rounded, so 65535 is 255; colour: the high byte; never clipped
+16 bit    grey: v / 257 rounded, so 65535 is 255; colour: the high byte; never clipped; 32 bit: refused
 alpha     (RGBA, LA, palette or one transparent colour) laid over `background`
 colour    CMYK, palette, 1 bit to RGB; to one channel by 0.299 R + 0.587 G + 0.114 B; grey to RGB by repeating
 profile   colour profiles are not applied
@@ -23,8 +23,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from atelier.ranges import PositiveInt
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16B"}
 
 Background = Literal["white", "grey", "black"]
@@ -57,7 +57,8 @@ def pixels(image: Image.Image) -> Tensor:
 def upright_size(path: Path) -> tuple[int, int]:
     """Width and height of an image file once it is turned upright, from its header."""
     with Image.open(path, formats=FORMATS) as image:
-        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
+        turned = image.format == "TIFF"  # by Pillow itself
+        on_its_side = not turned and image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
         return (image.height, image.width) if on_its_side else image.size
 
 
@@ -80,7 +81,7 @@ def decode(path: Path, channels: Literal[1, 3], background: Background, max_pixe
         raise
     except UnidentifiedImageError as error:
         empty = path.stat().st_size == 0
-        raise BadImage("0 bytes" if empty else "not a PNG, JPEG, WebP or BMP image") from error
+        raise BadImage("0 bytes" if empty else "not a PNG, JPEG, WebP, BMP or TIFF image") from error
     except Exception as error:  # damaged files make Pillow raise TypeError, SyntaxError and more
         strerror = getattr(error, "strerror", None)
         raise BadImage(strerror or str(error) or type(error).__name__) from error
@@ -121,6 +122,8 @@ def _opened(file: BinaryIO, max_pixels: int) -> Image.Image:
     pixels = image.width * image.height
     if not 0 < pixels <= max_pixels:
         raise BadImage(f"{pixels} pixels, data.max_pixels is {max_pixels}")
+    if image.format == "TIFF" and image.mode == "I":
+        raise BadImage("pixels of 32 bits")
     if image.format != "PNG":
         return image
     image.verify()

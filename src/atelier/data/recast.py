@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from atelier.batch import Batch
-from atelier.data.folders import FileImages
+from atelier.data.file_images import FileImages
 
 
 class Recast:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,13 +17,15 @@ from torch import Tensor
 from atelier.batch import Batch
 from atelier.bicubic import reduced
 from atelier.data.base import Split
-from atelier.data.folders import Folder, Item, any_images, decoded, files_of, hold_out, printable
+from atelier.data.file_images import decoded
+from atelier.data.finding import Item, files_of, printable, subfolders
+from atelier.data.folders import Folder, any_images
+from atelier.data.layouts import LARGE, SMALL, matched, side_folders
 from atelier.data.reading import Background, decode, pixels, upright_size
 from atelier.errors import UserError
 from atelier.pixels import to_float, to_uint8
 from atelier.ranges import PositiveInt
 
-LARGE, SMALL = "HR", "LR"
 DIV2K = {"train": "train", "test": "valid"}  # what its folders call the splits
 SRF = re.compile(r"_SRF_([234])_HR(?=\.\w+$)")  # the end of a name in image_SRF_2/ to image_SRF_4/
 
@@ -34,8 +36,9 @@ class SuperRes(Folder):
 
     The place is random in training and the middle at test. A source is the MATLAB bicubic reduction of the square
     (`atelier.bicubic`), rounded to 8 bits as in a file; or, where there are HR/ and LR/ with files of the same names,
-    it is cut out of that in LR/, which must be exactly `factor` times smaller. Layouts: <root>/train/ beside test/,
-    val/ or validation/, or <root>/ with a share held out; HR/ and LR/ lie in each of these. As they are published:
+    it is cut out of that in LR/, which must be exactly `factor` times smaller. Layouts: <root>/train/ beside test/, or
+    <root>/ with a share held out; HR/ and LR/ lie in each of these, or each of these in them (what else they may be
+    called: data/layouts.py), in LR/ perhaps X4/ with names that end in x4. As they are published:
     DIV2K (Agustsson & Timofte 2017), DIV2K_train_HR/ beside DIV2K_valid_HR/ with the sources
     DIV2K_train_LR_bicubic/X4/0001x4.png where they are; Set5, Set14, BSD100 and Urban100 as Huang, Singh and Ahuja
     2015 give them away, image_SRF_4/img_001_SRF_4_HR.png beside _LR.png. The search of files, and what is kept in
@@ -67,46 +70,52 @@ class SuperRes(Folder):
 
     def layout(self) -> dict[Split, list[Item]]:
         parts = {split: part for split, part in DIV2K.items() if Path(self.root, f"DIV2K_{part}_HR").is_dir()}
-        if not parts:
-            return any_images(self.root, self.holdout, self._files)
-        files = {split: self._div2k(part) for split, part in parts.items()}
-        return files if len(files) == 2 else hold_out(*files.values(), self.holdout)
+        if parts:
+            files = {split: self._div2k(part) for split, part in parts.items()}
+            return files if len(files) == 2 else {"train": next(iter(files.values()))}
+        also = tuple(f"{word}x{self.factor}" for word in ("", "lr", "lrbicubic"))
+        found = side_folders(self.root, ((*SMALL, *also), LARGE))
+        if found:
+            return {split: self._pairs(large, small) for split, (small, large) in found.items()}
+        return any_images(self.root, "rename the folder of the sources LR, the other HR", items_of=self._files)
 
     def _div2k(self, part: str) -> list[Item]:
         """All images of a part of DIV2K; with their sources where there are any."""
-        large, small = f"DIV2K_{part}_HR", f"DIV2K_{part}_LR_bicubic/X{self.factor}"
-        names = files_of(self.root, large)
-        if not Path(self.root, small).is_dir():
-            return list(map(Item, names))
-        sources = (Path(small, f"{Path(name).stem}x{self.factor}{Path(name).suffix}") for name in names)
-        return self._pairs(names, map(str, sources), large, small)
+        large, small = f"DIV2K_{part}_HR", f"DIV2K_{part}_LR_bicubic"
+        there = Path(self.root, small, f"X{self.factor}").is_dir()
+        return self._pairs(large, small) if there else list(map(Item, files_of(self.root, large)))
+
+    def _pairs(self, large: str, small: str) -> list[Item]:
+        """The files of a folder with those that it has in another, or in the part of that made for this factor."""
+        inside = f"x{self.factor}"
+        small = next((os.path.join(small, n) for n in subfolders(Path(self.root, small)) if n.lower() == inside), small)
+        return self._paired(matched(self.root, small, large, inside), large, small)
 
     def _files(self, folder: str) -> list[Item]:
-        """All images under a folder; with their sources where it has HR/ and LR/, or names that say which they are."""
-        large, small = (os.path.join(folder, name) for name in (LARGE, SMALL))
-        if all(Path(self.root, inside).is_dir() for inside in (large, small)):
-            names = files_of(self.root, large)
-            sources = (os.path.join(small, os.path.relpath(name, large)) for name in names)
-            return self._pairs(names, sources, f"{LARGE}/", f"{SMALL}/")
+        """All images under a folder; with their sources where their names say which they are (Set5 and others)."""
         names = files_of(self.root, folder)
         factors = {name: int(end[1]) for name in names if (end := SRF.search(name))}
         if not factors:
             return list(map(Item, names))
-        names = [name for name, factor in factors.items() if factor == self.factor]
-        if not names:
+        large = [name for name, factor in factors.items() if factor == self.factor]
+        if not large:
             made = ", ".join(map(str, sorted(set(factors.values()))))
             problem = f"the images of {printable(self.root)} are made for {made}"
             raise UserError("data.factor", self.factor, problem, f"data.factor={min(factors.values())}")
-        sources = (SRF.sub(f"_SRF_{self.factor}_LR", name) for name in names)
-        return self._pairs(names, sources, "*_HR", "*_LR")
+        sources = (SRF.sub(f"_SRF_{self.factor}_LR", name) for name in large)
+        there = set(names)
+        both = [(name if name in there else None, one) for name, one in zip(sources, large, strict=True)]
+        return self._paired(both, "*_HR", "*_LR")
 
-    def _pairs(self, names: list[str], sources: Iterable[str], large: str, small: str) -> list[Item]:
-        items = [Item(name, partner=source) for name, source in zip(names, sources, strict=True)]
-        missing = [item.partner for item in items if not Path(self.root, item.partner).is_file()]
+    def _paired(self, both: list[tuple[str | None, str | None]], large: str, small: str) -> list[Item]:
+        """Sources and images as items; a source without its image belongs to nothing."""
+        missing = [name for source, name in both if name and source is None]
         if missing:
-            problem = f"{len(missing)} of {len(items)} files of {large} have none in {small}, first {missing[0]}"
-            raise self._refused(printable(problem), f"the sources of all files of {large} in {small}")
-        return items
+            n = sum(name is not None for _, name in both)
+            problem = f"{len(missing)} of {n} files of {printable(large)}/ have none in {printable(small)}/"
+            fix = f"the sources of all files of {printable(large)} in {printable(small)}"
+            raise self._refused(f"{problem}, first {printable(missing[0])}", fix)
+        return [Item(name, partner=source) for source, name in both if name]
 
     @cached_property
     def sides(self) -> dict[str, tuple[int, int]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -15,10 +14,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from atelier.batch import Batch
 from atelier.data.base import RANDOM, Split, random_order
-from atelier.data.folders import Folder, Item, Views, files_of, hold_out, must_be_folder, printable, subfolders
+from atelier.data.file_images import Views
+from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
+from atelier.data.folders import Folder
+from atelier.data.layouts import side_folders
 from atelier.errors import UserError, nearest
 from atelier.ranges import Name, NonNegInt
 
+FOLDERS = ["trainA", "trainB", "testA", "testB"]  # these are also found under other names: data/layouts.py
 DOMAINS = (0, 1)  # A and B; an item's label
 
 
@@ -62,7 +65,7 @@ class Unpaired(Folder):
 
     Args:
         folders: under the root: A and B to train, A and B to test; or A and B alone, a share of each held out
-            (`holdout`).
+            (`holdout`). trainA, trainB, testA, testB are found by other names of theirs too, or without test folders.
         jitter: training images are read so many pixels larger and cut at a random place.
     """
 
@@ -77,11 +80,11 @@ class Unpaired(Folder):
         if len(self.folders) == 3:
             fix = "A and B to train, A and B to test; or A and B alone"
             raise UserError("data.folders", self.folders, "it names three folders", fix)
-        files = [self._domain(folder, k % 2) for k, folder in enumerate(self.folders)]
-        if len(files) == 4:
-            return {"train": files[0] + files[1], "test": files[2] + files[3]}
-        parts = [hold_out(items, self.holdout) for items in files]
-        return {split: parts[0][split] + parts[1][split] for split in ("train", "test")}
+        found = side_folders(self.root) if self.folders == FOLDERS else None
+        folders = [name for sides in found.values() for name in sides] if found else self.folders
+        files = [self._domain(folder, k % 2) for k, folder in enumerate(folders)]
+        splits = ("train", "test")[: len(files) // 2]
+        return {split: files[2 * k] + files[2 * k + 1] for k, split in enumerate(splits)}
 
     def prepare_data(self) -> None:
         super().prepare_data()
@@ -102,17 +105,14 @@ class Unpaired(Folder):
         return len(domains.a if field == "image_a" else domains.b)
 
     def n_repeated(self) -> int:
-        """How many contents lie in more than one of the two domains of the two splits; only files of the same size
-        are read. With holdout=0 the splits are the same, and the domains alone are compared."""
-        one_split = len(self.folders) == 2 and self.holdout == 0
+        """How many contents lie in more than one of the two domains of the two splits. With holdout=0 the splits are
+        the same, and the domains alone are compared."""
+        one_split = "test" not in self.files and self.holdout == 0
         splits: list[Split] = ["train"] if one_split else ["train", "test"]
-        places = [(item.name, (split, item.label)) for split in splits for item in self.index[split]]
-        sizes = Counter(self.checked[name].size for name, _ in places)
-        found: dict[bytes, set[tuple[str, int]]] = {}
-        for name, place in places:
-            if sizes[self.checked[name].size] > 1:
-                content = hashlib.sha256(Path(self.root, name).read_bytes()).digest()
-                found.setdefault(content, set()).add(place)
+        found: dict[str, set[tuple[str, int]]] = {}
+        for split in splits:
+            for item in self.index[split]:
+                found.setdefault(self.checked[item.name].content, set()).add((split, item.label))
         return sum(len(groups) > 1 for groups in found.values())
 
     def _domain(self, folder: str, domain: int) -> list[Item]:
@@ -120,16 +120,17 @@ class Unpaired(Folder):
             within = os.path.dirname(folder)
             within = within if os.path.isdir(os.path.join(self.root, within)) else ""
             there = [os.path.join(within, name) for name in subfolders(Path(self.root, within))]
-            close = nearest(folder, there) or ", ".join(map(printable, there[:6])) or "a folder of images"
             problem = f"no folder {printable(folder)} in {printable(self.root)}"
+            if self.folders == FOLDERS and len(there) == 2:
+                typed = ",".join(name if name.isalnum() else json.dumps(name) for name in map(printable, there))
+                raise UserError("data.folders", self.folders, problem, f"'data.folders=[{typed}]'")
+            close = nearest(folder, there) or ", ".join(map(printable, there[:6])) or "a folder of images"
             raise UserError("data.folders", self.folders, problem, f"{close} in its place, or data.root=FOLDER")
         return [Item(name, domain) for name in files_of(self.root, folder)]
 
     def _views(self, split: Split, domain: int) -> Views:
         paths = [Path(self.root, item.name) for item in self.index[split] if item.label == domain]
         if not paths:
-            problem = f"no readable image of domain {'AB'[domain]} is left to {split}"
-            fix = "more images, or data.holdout=0 (test on the training images)"
-            raise UserError("data.root", printable(self.root), problem, fix)
+            raise self.none_left(split, f" of domain {'AB'[domain]}")
         order = random_order(len(paths))[: self.limit if split == "train" else None]
         return self.views(split, [paths[k] for k in order], self.jitter)

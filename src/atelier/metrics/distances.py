@@ -24,6 +24,7 @@ from atelier.errors import UserError
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 IS_SPLITS = 10
 NEIGHBOURS = 3
+LEAST = {"fid": 2, "kid": 2, "is": IS_SPLITS, "precision": NEIGHBOURS + 1, "recall": NEIGHBOURS + 1}  # images a side
 _SEED = 0
 
 
@@ -39,7 +40,7 @@ def fid(real: Tensor, fake: Tensor) -> float:
     Raises:
         UserError: fewer than 2 images on either side.
     """
-    _need(2, "a Frechet distance", real, fake)
+    _need(LEAST["fid"], "a Frechet distance", real, fake)
     if not _finite(real, fake):
         return math.nan
     metric = FrechetInceptionDistance(_Given(real.shape[1]), sync_on_compute=False)
@@ -58,7 +59,7 @@ def kid(real: Tensor, fake: Tensor) -> float:
     Raises:
         UserError: fewer than 2 images on either side.
     """
-    _need(2, "a kernel distance", real, fake)
+    _need(LEAST["kid"], "a kernel distance", real, fake)
     if not _finite(real, fake):
         return math.nan
     size = min(KID_SUBSET_SIZE, len(real), len(fake))
@@ -79,7 +80,7 @@ def inception_score(logits: Tensor) -> float:
     Raises:
         UserError: fewer than 10 images.
     """
-    _need(IS_SPLITS, "an inception score", logits)
+    _need(LEAST["is"], "an inception score", logits)
     if not _finite(logits):
         return math.nan
     with _quiet():
@@ -101,7 +102,7 @@ def precision_recall(real: Tensor, fake: Tensor, chunk: int = 2048) -> tuple[flo
     Raises:
         UserError: fewer than 4 images on either side.
     """
-    _need(NEIGHBOURS + 1, "precision and recall", real, fake)
+    _need(LEAST["precision"], "precision and recall", real, fake)
     if not _finite(real, fake):
         return math.nan, math.nan
     real, fake = real.cpu().double(), fake.cpu().double()

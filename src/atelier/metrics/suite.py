@@ -169,21 +169,23 @@ class Suite:
         return (seen == labels.cpu()).double().mean().item()
 
     def compare(self, real: Tensor, fake: Tensor) -> dict[str, float]:
-        """Each distance under its name, of features (N, D) and (M, D) of all images.
-
-        Raises:
-            UserError: too few images.
-        """
+        """Each distance that is `measurable` under its name, of features (N, D) and (M, D) of all images."""
         values: dict[str, float] = {}
-        if "fid" in self.names:
+        names = self.measurable(len(real), len(fake))
+        if "fid" in names:
             values["fid"] = distances.fid(real, fake)
-        if "kid" in self.names:
+        if "kid" in names:
             values["kid"] = distances.kid(real, fake)
-        if "is" in self.names:
+        if "is" in names:
             values["is"] = distances.inception_score(self._net.logits(fake.to(next(self._net.parameters()).device)))
-        if "precision" in self.names or "recall" in self.names:
+        if "precision" in names or "recall" in names:
             values["precision"], values["recall"] = distances.precision_recall(real, fake)
-        return {self.named(name): values[name] for name in self.names}
+        return {self.named(name): values[name] for name in names}
+
+    def measurable(self, n_real: int, n_fake: int) -> list[Distance]:
+        """What of the distances can be measured between so many images."""
+        pairs = min(n_real, n_fake)
+        return [name for name in self.names if distances.LEAST[name] <= (n_fake if name == "is" else pairs)]
 
     def protocol(self) -> dict[str, Any]:
         """What of the net and the distances a printed value depends on."""

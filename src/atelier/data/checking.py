@@ -1,0 +1,95 @@
+"""Every file of a set is decoded once at the start, and what that showed is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL
+
+from atelier.data.file_images import threads
+from atelier.data.reading import check
+
+
+class Checked(NamedTuple):
+    """A file of this size, last changed then, has been decoded; `reason` is "" where that went well.
+
+    `content` is a hash of its bytes, "" where they cannot be read.
+    """
+
+    size: int
+    changed_ns: int
+    reason: str
+    content: str
+
+
+def check_files(
+    root: Path,
+    names: Iterable[str],
+    max_pixels: int,
+    cache: Path,
+    look: Callable[[Path, int], str] | None = None,
+) -> dict[str, Checked]:
+    """Decode every file once; those whose size and time are as the cache says are not looked at again, those that
+    have the same content in spite of another time are not decoded again.
+
+    `look` is what is asked of a file, `reading.check` where it is not given.
+
+    The cache is one JSON file for each root, written beside and renamed; one that is damaged, or that cannot
+    be written, costs only time.
+    """
+    look = look or check
+    rule = f"{max_pixels} {PIL.__version__}" + ("" if look is check else f" {look.__name__}")
+    file = cache / f"checked_{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
+    known = _cached(file, rule)
+
+    def one(name: str) -> tuple[str, Checked]:
+        status = os.stat(root / name)
+        before = known.get(name)
+        state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))  # an mtime can be put back
+        if before is not None and before[:2] == state:
+            return name, before
+        content = _content(root / name)
+        same = before is not None and content and before.content == content
+        return name, Checked(*state, before.reason if same else look(root / name, max_pixels), content)
+
+    with ThreadPoolExecutor(threads()) as pool:
+        checked = dict(pool.map(one, names))
+    if checked != known:
+        _write(file, {"rule": rule, "files": checked})
+    return checked
+
+
+def fingerprint(files: Iterable[tuple[str, object]], checked: dict[str, Checked]) -> str:
+    """Tells a set from another by the names of its files, what is said of each (a label), and their contents."""
+    told = "".join(f"{name}\0{said}\0{checked[name].content}\n" for name, said in files)
+    return hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
+
+
+def _content(path: Path) -> str:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return ""
+
+
+def _cached(file: Path, rule: str) -> dict[str, Checked]:
+    try:
+        stored = json.loads(file.read_text())
+        files = stored["files"] if stored["rule"] == rule else {}
+        return {name: Checked(*values) for name, values in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write(file: Path, content: dict) -> None:
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(content))
+        part.replace(file)

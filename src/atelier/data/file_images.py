@@ -1,0 +1,136 @@
+"""Images read from files, batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from atelier.batch import Batch
+from atelier.data.base import mirrored, tossed
+from atelier.data.finding import printable
+from atelier.data.reading import BadImage
+from atelier.errors import UserError
+from atelier.pixels import to_float
+
+
+class FileImages:
+    """Images read from files.
+
+    Args:
+        paths: one file for each image.
+        read_file: path to (C, S, S) uint8; raises BadImage.
+        fields: further Batch fields, (N, ...) tensors.
+        flip: mirror half of the images when generators are given.
+        keep: keep each image as uint8 in memory once it has been read.
+        fingerprint: what tells this set from another.
+
+    A file that has become unreadable since it was checked is a UserError with its path.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        read_file: Callable[[Path], Tensor],
+        fields: dict[str, Tensor],
+        flip: bool,
+        keep: bool,
+        fingerprint: str,
+    ) -> None:
+        self.paths, self.read_file, self.fields = paths, read_file, fields
+        self.flip, self.keep, self.fingerprint = flip, keep, fingerprint
+        self.labels = fields.get("label")
+        self._kept: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        where = torch.tensor(indices)
+        batch: Batch = {"image": to_float(self._pixels(indices)), "index": where}
+        batch.update({name: values[where] for name, values in self.fields.items()})
+        if self.flip and rngs is not None:
+            batch["image"] = mirrored(batch["image"], tossed(rngs))
+        return batch
+
+    def _pixels(self, indices: list[int]) -> Tensor:
+        pixels = {index: self._kept[index] for index in indices if index in self._kept}
+        missing = [index for index in indices if index not in pixels]
+        if missing:
+            with ThreadPoolExecutor(threads()) as pool:
+                pixels.update(zip(missing, pool.map(self._decoded, missing), strict=True))
+        if self.keep:
+            self._kept.update(pixels)
+        return torch.stack([pixels[index] for index in indices])
+
+    def _decoded(self, index: int) -> Tensor:
+        return decoded(self.paths[index], self.read_file)
+
+
+def decoded(path: Path, read_file: Callable[[Path], Tensor]) -> Tensor:
+    """What `read_file` gives of a file that could be read when it was checked. Raises UserError."""
+    try:
+        return read_file(path)
+    except BadImage as error:
+        problem = f"the image {printable(path.name)} cannot be read any more: {error}"
+        raise UserError("data.root", printable(path.parent), problem, "put the file back") from error
+
+
+class Views:
+    """Files at one size; in training a random part of each at a larger one (random jitter: Isola, Zhu, Zhou, Efros
+    2017, appendix 6.2, which cut 256 pixels out of 286).
+
+    Args:
+        paths: one file for each image.
+        read_file: (path, size=) to (C, size, size) uint8; raises BadImage.
+        image_size: S.
+        jitter: how many pixels larger than S the whole is in training.
+        flip: mirror half of the images in training.
+        keep: keep what has been read as uint8 in memory.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        read_file: Callable[..., Tensor],
+        image_size: int,
+        jitter: int,
+        flip: bool,
+        keep: bool,
+    ) -> None:
+        self.plain = FileImages(paths, partial(read_file, size=image_size), {}, False, keep, "")
+        wide = partial(read_file, size=image_size + jitter)
+        self.wide = FileImages(paths, wide, {}, False, keep, "") if jitter else self.plain
+        self.image_size, self.jitter, self.flip = image_size, jitter, flip
+
+    @staticmethod
+    def n_pixels(image_size: int, jitter: int) -> int:
+        """How many pixels of an image may be kept."""
+        return image_size**2 + ((image_size + jitter) ** 2 if jitter else 0)
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def draw(self, indices: list[int], rngs: list[torch.Generator] | None) -> Tensor:
+        """(B, C, S, S) in [-1, 1]; rngs[i] says where image i is cut and whether it is mirrored, None means neither."""
+        if rngs is None:
+            return self.plain.read(indices, None)["image"]
+        images = self.wide.read(indices, None)["image"]
+        if self.jitter:
+            images = torch.stack([self._part(image, rng) for image, rng in zip(images, rngs, strict=True)])
+        return mirrored(images, tossed(rngs)) if self.flip else images
+
+    def _part(self, image: Tensor, rng: torch.Generator) -> Tensor:
+        top, left = torch.randint(self.jitter + 1, (2,), generator=rng).tolist()
+        return image[:, top : top + self.image_size, left : left + self.image_size]
+
+
+def threads() -> int:
+    """Decoders run at once: one in a loader process, else one for each core."""
+    return 1 if get_worker_info() is not None else min(16, os.cpu_count() or 1)
