@@ -290,7 +290,7 @@ def kept(name: str, cfg: DictConfig, age: int, done: bool = True, images: str | 
     OmegaConf.save(cfg, folder / "config.yaml")
     os.utime(folder / "config.yaml", (age, age))
     images = images or build.data(cfg).fingerprint("train")
-    (folder / "ground.json").write_text(json.dumps({"data": images}))
+    (folder / "ground.json").write_text(json.dumps({"images": images}))
     if done:
         (folder / "weights.safetensors").touch()
     return folder

@@ -252,7 +252,7 @@ def _identity(cfg: DictConfig) -> dict[str, Any]:
 def _ground(folder: Path) -> str | None:
     """The fingerprint of the images that a run was trained on."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return json.loads((folder / "ground.json").read_text())["data"]
+        return json.loads((folder / "ground.json").read_text())["images"]
     return None
 
 

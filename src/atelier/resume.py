@@ -113,13 +113,15 @@ def same_ground(cfg: DictConfig, folder: Path, data: DataModule) -> None:
         UserError: the images are others.
     """
     path = folder / "ground.json"
-    now = {"data": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
+    now = {"images": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
     if rank() != 0:
         return
     if not path.exists():
         path.write_text(json.dumps(now))
     before = json.loads(path.read_text())
-    if before["data"] != now["data"]:
+    if "images" not in before:  # a run from before sets were told by their content
+        path.write_text(json.dumps(now))
+    elif before["images"] != now["images"]:
         problem = f"the run in {shorter(folder)} was started on other images"
         raise UserError("data", cfg.choices.data, problem, "run_dir=ANOTHER_FOLDER")
     if before["ranks"] != now["ranks"]:

@@ -39,7 +39,7 @@ def data(kind: type, root: Path, **changed: object) -> DataModule:
         "batch_size": 2, "seed": 0, "limit": None, "num_workers": 0, "flip": False, "conditions": [],
         "n_classes": 0 if kind is CelebA else 10, "n_attributes": 40 if kind is CelebA else 0,
     }  # fmt: skip
-    own = {"crop": "ddim", "memory_mb": 100} if kind is CelebA else {}
+    own = {"crop": "ddim", "memory_mb": 100, "cache": str(root / "cache")} if kind is CelebA else {}
     return kind(**fields | own | changed)
 
 
@@ -338,6 +338,28 @@ def test_a_crop_that_is_none_is_refused(crop):
         preflight.check(composed("data=celeba", f"data.crop={crop}"))
 
 
+@pytest.mark.parametrize("change", ["pixels", "attribute", "damage", "touch"])
+def test_celeba_is_its_content(tmp_path, change):
+    """Other pixels under the same name and another attribute are another set; a file written anew is the same."""
+    write_celeba(tmp_path)
+    before = data(CelebA, tmp_path).fingerprint("train")
+    file = tmp_path / "celeba" / "img_align_celeba" / "000002.jpg"
+    whole = file.read_bytes()
+    if change == "pixels":
+        Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file, "PNG")
+    elif change == "attribute":
+        table = tmp_path / "celeba" / "list_attr_celeba.txt"
+        table.write_text(table.read_text().replace(" -1", " 1", 1))
+    else:
+        file.write_bytes(whole[: len(whole) // 2] if change == "damage" else whole)
+    module = data(CelebA, tmp_path)
+    if change == "damage":
+        with pytest.raises(UserError, match="1 of 5 photographs cannot be read, first 000002.jpg"):
+            module.prepare_data()
+    else:
+        assert (module.fingerprint("train") == before) == (change == "touch")
+
+
 def test_lists_that_were_cut_before_the_test_part_hold_a_tenth_out(tmp_path):
     write_celeba(tmp_path)
     for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
@@ -372,7 +394,7 @@ def test_celeba_as_stargan_keeps_it(tmp_path):
 def test_celeba_with_missing_photographs_is_refused(tmp_path):
     write_celeba(tmp_path)
     (tmp_path / "celeba" / "img_align_celeba" / "000002.jpg").unlink()
-    with pytest.raises(UserError, match="1 of 3 images are not in .*, first 000002.jpg"):
+    with pytest.raises(UserError, match="1 of 5 images are not in .*, first 000002.jpg"):
         data(CelebA, tmp_path).split("train")
     assert len(data(CelebA, tmp_path).split("test")) == 2
 

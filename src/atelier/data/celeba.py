@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,7 +15,9 @@ from torch import Tensor
 from torchvision import datasets
 
 from atelier.data.base import DataModule, Split
-from atelier.data.folders import FileImages
+from atelier.data.checking import Checked, check_files, fingerprint
+from atelier.data.file_images import FileImages
+from atelier.data.finding import printable
 from atelier.data.published import absent, fetch
 from atelier.data.reading import Box, read
 from atelier.data.recast import Recast, changed
@@ -65,6 +66,7 @@ class CelebA(DataModule):
         memory_mb: keep the images of a split in memory, once read, if all of them need no more than this;
             not the training images when loader processes read them (num_workers > 0).
         attributes: names of those to use, in this order; None: all.
+        cache: folder for what was learnt of the files, so that only new or changed ones are decoded again.
     """
 
     root: Name
@@ -72,6 +74,7 @@ class CelebA(DataModule):
     crop: Literal["ddim", "score_sde", "mimicry", "none"] | Annotated[int, Interval(ge=1, le=WIDTH)]
     memory_mb: PositiveInt
     attributes: Annotated[list[Name], MinLen(1)] | None = None
+    cache: Name = "data/cache"
 
     provides: ClassVar[frozenset[str]] = frozenset({"attributes", "target"})
 
@@ -99,11 +102,28 @@ class CelebA(DataModule):
         needed = (ATTRIBUTES, self.photographs.name, *([] if self.photographs.name == STARGAN else [PARTITION]))
         if self.download and not all((self.folder / name).exists() for name in needed):
             fetch(self.root, lambda: datasets.CelebA(self.root, download=True))
+        _ = self.checked
+
+    @cached_property
+    def checked(self) -> dict[str, Checked]:
+        """What decoding each photograph of both splits has shown.
+
+        Raises:
+            UserError: one is missing or damaged.
+        """
+        names = [name for split in PARTS for name in self._table(split)[0]]
+        self._all_there(names)
+        checked = check_files(self.photographs, names, MAX_PIXELS, Path(self.cache))
+        bad = [name for name in names if checked[name].reason]
+        if bad:
+            told = f"{len(bad)} of {len(names)} photographs cannot be read, first {bad[0]} ({checked[bad[0]].reason})"
+            raise UserError("data.root", printable(self.root), told, "put whole files in their place")
+        return checked
 
     def images(self, split: Split) -> Recast:
         names, attributes = self._table(split)
         attributes = attributes[:, self._columns()]
-        self._all_there(names)
+        told = [(name, row.tolist()) for name, row in zip(names, attributes.byte(), strict=True)]
         folder = self.photographs
         megabytes = len(names) * self.channels * self.image_size**2 / 2**20
         files = FileImages(
@@ -119,7 +139,7 @@ class CelebA(DataModule):
             {"attributes": attributes},
             self.flip,
             megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
-            hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+            fingerprint(told, self.checked),
         )
         hair = [k for k, name in enumerate(self.attribute_names) if name in HAIR]
         return Recast(files, partial(changed, exclusive=hair))

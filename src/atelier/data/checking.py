@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ import PIL
 
 from atelier.data.file_images import threads
 from atelier.data.reading import check
+
+SECONDS = 15.0  # between lines of progress
 
 
 class Checked(NamedTuple):
@@ -59,11 +62,23 @@ def check_files(
         same = before is not None and content and before.content == content
         return name, Checked(*state, before.reason if same else look(root / name, max_pixels), content)
 
+    names = list(names)
     with ThreadPoolExecutor(threads()) as pool:
-        checked = dict(pool.map(one, names))
+        checked = dict(_told(pool.map(one, names), len(names), root))
     if checked != known:
         _write(file, {"rule": rule, "files": checked})
     return checked
+
+
+def _told(files: Iterable[tuple[str, Checked]], n: int, root: Path) -> Iterator[tuple[str, Checked]]:
+    """The same, with a line now and then where it takes long."""
+    begun = spoke = time.monotonic()
+    for k, file in enumerate(files, 1):
+        yield file
+        now = time.monotonic()
+        if now - spoke > SECONDS:
+            spoke, left = now, (now - begun) * (n - k) / k
+            print(f"{root}: checked {k:,} of {n:,} files, once for all runs; {left:.0f} s left", flush=True)
 
 
 def fingerprint(files: Iterable[tuple[str, object]], checked: dict[str, Checked]) -> str:
