@@ -464,6 +464,7 @@ def test_the_choices_of_diffusion_train(
     ["model=cyclegan", "data.task=fill", "model.generator_a2b.norm=instance", "model.generator_a2b.padding=reflect",
      "model.generator_a2b.patch=1", "model.pool_a.size=0", "adversarial@model.loss=relativistic"],
     ["model=cyclegan", "data.task=fill", "model.generator_b2a.residual=false", "model.generator_b2a.downs=2",
+     "model.generator_b2a.patch=1",
      "model.identity_weight=0", "adversarial@model.loss=non_saturating"],
     ["model=cut", "data.task=fill", "model.direction=b2a", "model.identity_weight=0", "model.n_patches=3"],
     ["model=cut", "data.task=fill", "model.patch_weight=0", "adversarial@model.loss=relativistic"],

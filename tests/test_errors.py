@@ -78,6 +78,11 @@ def test_a_mistake_is_found_under_what_was_raised_from_it() -> None:
     assert errors.user_error(raised(RuntimeError("in call"), mistake)) is mistake
 
 
+def test_key_and_fix_of_a_part_are_told_from_where_it_stands() -> None:
+    told = raised(ValueError("in call\nfull_key: model.generator"), UserError(".width", 4, "too few", ".width=12"))
+    assert errors.user_error(told).line() == "error: model.generator.width=4: too few. Fix: model.generator.width=12"
+
+
 def test_a_bug_is_none() -> None:
     assert errors.user_error(ValueError("bug")) is None
     hidden = raised(ValueError("bug"), None)

@@ -93,8 +93,10 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
     elif clock.resumed_at >= clock.images:
         progress.say(f"this run was finished; budget.images={2 * clock.images} run_dir={folder} extends it")
     else:
-        speed = f"{told.get('images_per_second', 0):,.0f} images a second"
-        progress.say(f"took {duration(told.get('seconds', 0))}, {speed} all told; pictures in {folder / 'samples'}")
+        speed = f"{told.get('images_per_second', 0):,.0f} images a second all told"
+        work = callbacks.work.words(clock.images_seen)
+        took = ", ".join(filter(None, [f"took {duration(told.get('seconds', 0))}", speed, work]))
+        progress.say(f"{took}; pictures in {folder / 'samples'}")
     progress.say("next:")
     progress.say(f"  python sample.py run={folder} n=64")
     progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")

@@ -38,7 +38,7 @@ class UserError(Exception):
             with a dot, an argument of the object that the config was building.
         value: what it was.
         problem: why that does not work.
-        fix: an override or a command that does.
+        fix: an override or a command that does; with a dot in front, of an argument of the same object.
     """
 
     def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
@@ -119,7 +119,9 @@ def user_error(error: BaseException) -> UserError | None:
     for cause in causes(error):
         if isinstance(cause, UserError):
             if cause.key.startswith("."):
-                return UserError(_full_key(outer) + cause.key, cause.value, cause.problem, cause.fix)
+                place = _full_key(outer)
+                fix = place + cause.fix if cause.fix.startswith(".") else cause.fix
+                return UserError(place + cause.key, cause.value, cause.problem, fix)
             return cause
         outer += f"{cause}\n"
     chain = list(causes(error))

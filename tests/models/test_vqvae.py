@@ -68,6 +68,7 @@ def test_loss_by_hand(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_weight_learns(kind: str) -> None:
     model = made(kind).train()
+    torch.nn.init.normal_(model.net.decoder[-1].last.weight)  # zero at the start
     model.training_step({"image": images()}).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -102,7 +103,7 @@ def test_latents_are_what_is_quantised(kind: str) -> None:
 
 def test_decoded_images_lie_in_their_range() -> None:
     model = made().eval()
-    torch.nn.init.constant_(model.net.decoder[-2].bias, 5.0)
+    torch.nn.init.constant_(model.net.decoder[-1].coarse.bias, 5.0)
     assert model.decode(torch.zeros(1, 3, 2, 2)).max() == 1
 
 

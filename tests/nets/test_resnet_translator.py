@@ -22,7 +22,9 @@ def test_published_counts() -> None:
     assert sizes[9] == 11_378_179 and sizes[9] - sizes[6] == 3 * 2 * (9 * 256 * 256 + 256)
 
 
-@pytest.mark.parametrize("other", [{}, {"patch": 2}, {"norm": "group"}, {"padding": "zeros"}, {"residual": True}])
+@pytest.mark.parametrize(
+    "other", [{}, {"patch": 2, "width": 12}, {"norm": "group"}, {"padding": "zeros"}, {"residual": True}]
+)
 def test_any_size_that_divides_keeps_its_size(other: dict) -> None:
     net = ResNetTranslator(**(SMALL | other))
     y = net(torch.randn(2, 3, 4 * net.multiple, 6 * net.multiple))

@@ -25,6 +25,7 @@ from atelier.callbacks.judging import Judging
 from atelier.callbacks.progress import Progress
 from atelier.callbacks.store import warn, write_text
 from atelier.callbacks.table import Table
+from atelier.callbacks.work import Work
 from atelier.ranges import Name, PositiveInt
 
 VERSIONS = ("torch", "lightning", "torchmetrics", "hydra-core", "numpy")
@@ -47,10 +48,12 @@ class Evaluation(Callback):
         table: Table,
         checkpoints: Checkpoints,
         progress: Progress,
+        work: Work,
     ) -> None:
         self.every_images, self.judging, self.folder = every_images, judging, Path(folder)
         self.clock, self.ema, self.table, self.checkpoints, self.progress = clock, ema, table, checkpoints, progress
         self.asked = {"checkpoint.best": checkpoints.best}  # option -> metric that it names, if any
+        self.work = work
         self.values: dict[str, float] = {}
         self.protocol: dict[str, Any] = {}
 
@@ -122,6 +125,8 @@ class Evaluation(Callback):
             "images_seen": self.clock.images_seen,
             "images_per_second": round(images / max(seconds, 1e-9), 1),
             "seconds": round(seconds, 1),
+            "gflop_per_image": self.work.gflop_per_image,
+            "tflop": self.work.tflop(self.clock.images_seen),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": {name: version(name) for name in VERSIONS} | {"device": _device()},
         }

@@ -14,6 +14,7 @@ from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
 from atelier.callbacks.progress import Progress
 from atelier.callbacks.table import Table
+from atelier.callbacks.work import Work
 
 
 class Callbacks(list[Callback]):
@@ -28,13 +29,19 @@ class Callbacks(list[Callback]):
         make: dict[str, Callable] = pages
         self.clock: Clock = pages["clock"]
         self.progress = Progress(self.clock)
+        self.work = Work(self.clock, self.progress)
         self.ema: EMA = make["ema"](clock=self.clock)
         self.table: Table = make["table"](clock=self.clock)
         self.grids: Grids = make["grids"](clock=self.clock, ema=self.ema, table=self.table)
         self.checkpoints: Checkpoints = make["checkpoint"](clock=self.clock, ema=self.ema)
         self.evaluation: Evaluation = make["evaluation"](
-            clock=self.clock, ema=self.ema, table=self.table, checkpoints=self.checkpoints, progress=self.progress
+            clock=self.clock,
+            ema=self.ema,
+            table=self.table,
+            checkpoints=self.checkpoints,
+            progress=self.progress,
+            work=self.work,
         )
         super().__init__(
-            [self.clock, self.ema, self.table, self.grids, self.checkpoints, self.evaluation, self.progress]
+            [self.clock, self.work, self.ema, self.table, self.grids, self.checkpoints, self.evaluation, self.progress]
         )

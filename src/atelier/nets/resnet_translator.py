@@ -30,6 +30,9 @@ class ResNetTranslator(nn.Module):
         padding: "reflect" as published, or "zeros".
         residual: the net says what is to be added to twice the source before the tanh, and starts with nothing; the
             source must have the image's channels.
+
+    Raises:
+        UserError: the last map holds fewer numbers than the pixels it is to become, and no source is added to them.
     """
 
     def __init__(
@@ -46,6 +49,9 @@ class ResNetTranslator(nn.Module):
         residual: bool,
     ) -> None:
         super().__init__()
+        if width < (folded := image_channels * patch**2) and not residual:
+            problem = f"patch {patch} makes {folded} numbers of each place of so wide a map"
+            raise UserError(".width", width, problem, f".width={folded}")
         self.residual, self.multiple = residual, patch * 2**downs
         make = nn.InstanceNorm2d if norm == "instance" else group_norm
         ends, widths = 7 if patch == 1 else 3, [width * 2**i for i in range(downs + 1)]
@@ -59,7 +65,7 @@ class ResNetTranslator(nn.Module):
         layers += [Block(widths[-1], make, padding) for _ in range(n_blocks)]
         for n in widths[:0:-1]:
             layers += _block(nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), make)
-        last = nn.Conv2d(width, image_channels * patch**2, ends, padding=ends // 2, padding_mode=padding)
+        last = nn.Conv2d(width, folded, ends, padding=ends // 2, padding_mode=padding)
         self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(patch)).apply(as_published)
         if residual:
             nn.init.zeros_(last.weight)

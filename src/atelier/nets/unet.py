@@ -24,8 +24,8 @@ class UNet(nn.Module):
         heads: of the attention.
         dropout: inside the residual blocks.
         scale_shift: how the embedding enters them, see `ResBlock`.
-        patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps,
-            so that an image costs the same at every size.
+        patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps.
+            A fold of more numbers than `width` ends in `Pixels`, as its maps cannot hold what they are to give back.
         cond_dim: size of the condition's embedding, added to the time's; None: unconditional.
 
     Raises:
@@ -81,7 +81,10 @@ class UNet(nn.Module):
                 n = widths[level]
             if level > 0:
                 self.up.append(Up(n))
-        self.head = nn.Sequential(norm(n), nn.SiLU(), zeroed(nn.Conv2d(n, image_channels * patch**2, 3, padding=1)))
+        folded = image_channels * patch**2
+        self.pixels = Pixels(n, image_channels, patch, dim) if folded > width else None
+        last = nn.Identity() if self.pixels else zeroed(nn.Conv2d(n, folded, 3, padding=1))
+        self.head = nn.Sequential(norm(n), nn.SiLU(), last)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         """x (B, image_channels, H, W), time (B,), cond (B, cond_dim) or None -> the shape of x."""
@@ -98,7 +101,35 @@ class UNet(nn.Module):
             h = layer(h, embedding)
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, Block) else layer(h)
-        return F.pixel_shuffle(self.head(h), self.patch)                   # (B, C, H, W)
+        h = self.head(h)                                                   # (B, C or C patch^2, H / patch, W / patch)
+        if self.pixels is not None:
+            return self.pixels(h, x, embedding)                            # (B, C, H, W)
+        return F.pixel_shuffle(h, self.patch)                              # (B, C, H, W)
+
+
+class Pixels(nn.Module):
+    """Maps to pixels beside the pixels that came in, where maps are narrower than what they fold.
+
+    Noise has no shape that fewer numbers than its own could tell, so what a net says of it must see it: each pixel is
+    scaled by what the embedding says and added, and two convolutions at full size, with the embedding between them,
+    draw what lies finer than a map. 4 numbers a colour there cost less than a convolution from the maps to a wide fold.
+    """
+
+    def __init__(self, n_in: int, image_channels: int, patch: int, dim: int) -> None:
+        super().__init__()
+        self.patch, self.widths = patch, [4 * image_channels, 4 * image_channels, image_channels]
+        self.spread = nn.Conv2d(n_in, self.widths[0] * patch**2, 1)
+        self.look = nn.Conv2d(image_channels, self.widths[0], 3, padding=1)
+        self.embedding = zeroed(nn.Linear(dim, sum(self.widths)))
+        self.last = zeroed(nn.Conv2d(self.widths[0], image_channels, 3, padding=1))
+
+    def forward(self, maps: Tensor, x: Tensor, embedding: Tensor) -> Tensor:
+        """`maps` (B, n_in, H / patch, W / patch), x (B, C, H, W), `embedding` (B, D): maps and embedding activated."""
+        told = self.embedding(embedding)[:, :, None, None].split(self.widths, dim=1)
+        scale, shift, kept = told                                          # (B, 4 C, 1, 1) twice, (B, C, 1, 1)
+        h = F.pixel_shuffle(self.spread(maps), self.patch) + self.look(x)  # (B, 4 C, H, W)
+        h = F.silu(h * (1 + scale) + shift)                                # (B, 4 C, H, W)
+        return kept * x + self.last(h)                                     # (B, C, H, W)
 
 
 class Block(nn.Module):

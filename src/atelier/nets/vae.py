@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.errors import UserError
-from atelier.nets.layers import Residual, norm
+from atelier.nets.layers import Residual, norm, zeroed
 from atelier.ranges import PositiveInt
 
 
@@ -72,13 +73,39 @@ def encoder(pixels: int, width: int, patch: int, downs: int, blocks: int, n_out:
 
 
 def decoder(n_in: int, width: int, patch: int, downs: int, blocks: int, pixels: int) -> nn.Sequential:
-    """Maps (B, n_in, h, w) to images (B, `pixels`, H, W): the way back of `encoder`."""
+    """Maps (B, n_in, h, w) to images (B, `pixels`, H, W): the way back of `encoder`.
+
+    A fold of more numbers than `width` ends in `Unfold`.
+    """
     widths = [width * 2**i for i in range(downs + 1)]
     layers = [nn.Conv2d(n_in, widths[-1], 3, padding=1), *residuals(widths[-1], blocks)]
     for large, small in pairwise(widths[::-1]):
         layers += [nn.Upsample(scale_factor=2), nn.Conv2d(large, small, 3, padding=1), *residuals(small, blocks)]
-    head = [norm(width), nn.SiLU(), nn.Conv2d(width, pixels * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
-    return nn.Sequential(*layers, *head)
+    return nn.Sequential(*layers, norm(width), nn.SiLU(), *_unfolded(width, patch, pixels))
+
+
+def _unfolded(width: int, patch: int, pixels: int) -> list[nn.Module]:
+    last = nn.Conv2d(width, pixels * patch**2, 3, padding=1)
+    return [last, nn.PixelShuffle(patch)] if pixels * patch**2 <= width else [Unfold(last, patch)]
+
+
+class Unfold(nn.Module):
+    """Maps to pixels where a fold holds more of them than there are maps.
+
+    A convolution has only as many pictures of a fold to add up as there are maps; beside it, 4 maps a colour at full
+    size draw what these leave out, and start with nothing.
+    """
+
+    def __init__(self, coarse: nn.Conv2d, patch: int) -> None:
+        super().__init__()
+        self.coarse, self.patch, n = coarse, patch, 4 * coarse.out_channels
+        self.spread = nn.Conv2d(coarse.in_channels, n, 1)
+        self.last = zeroed(nn.Conv2d(n // patch**2, coarse.out_channels // patch**2, 3, padding=1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`maps` (B, width, H / patch, W / patch), activated, to (B, C, H, W)."""
+        coarse, fine = (F.pixel_shuffle(conv(maps), self.patch) for conv in (self.coarse, self.spread))
+        return coarse + self.last(F.silu(fine))
 
 
 def residuals(width: int, n: int) -> list[nn.Module]:
