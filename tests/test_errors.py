@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,14 @@ from omegaconf import OmegaConf
 
 from atelier import errors, sweeps
 from atelier.errors import UserError
+from tests.programs import python
 
 ROOT = Path(__file__).parents[1]
 
 
 def script(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"} | variables
-    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return python(str(ROOT / words[0]), *words[1:], folder=folder, environment=environment)
 
 
 def test_the_line() -> None:
