@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import pickle
 import subprocess
@@ -55,6 +56,16 @@ def test_an_error_crosses_processes() -> None:
 ])  # fmt: skip
 def test_the_nearest_word(word: str, known: list[str], found: str | None) -> None:
     assert errors.nearest(word, known) == found
+
+
+@pytest.mark.parametrize("word", ["loggergroup", "model.genertor.blocks", "model.disciminator_b", "batchsize", "x.y"])
+def test_the_nearest_of_all_keys_is_that_of_full_comparisons(word: str) -> None:
+    def likeness(key: str) -> float:
+        pairs = (key, word), (key.split(".")[-1], word.split(".")[-1])
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    best = max(errors.known_keys("train"), key=likeness)
+    assert errors.nearest(word, errors.known_keys("train")) == (best if likeness(best) >= 1.1 else None)
 
 
 def test_known_keys_are_those_of_the_script() -> None:
