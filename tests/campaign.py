@@ -24,7 +24,6 @@ import torch
 torch.set_num_threads(1)
 
 import train as entry
-from atelier import runs
 from atelier.callbacks import clock
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
@@ -32,6 +31,7 @@ from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.judging import Judging
 from atelier.callbacks.safe_io import SafeIO
 from atelier.callbacks.store import load, newest
+from tests import warm  # noqa: F401  (or each child would import as much)
 from tests.compose import composed
 from tests.tiny import FOUR, STANDS_ON, TINY, tiny
 
@@ -140,7 +140,8 @@ DROPS: dict[str, tuple[tuple[type, str, int], Callable[[], None]]] = {
 
 
 def prepare(root: Path, family: str) -> None:
-    """What a family stands on is trained first."""
+    """Its config is composed once for all children, and what it stands on is trained first."""
+    composed(*tiny(family, root / "first"))
     first = STANDS_ON.get(family)
     if first and not (root / "first" / first / "weights.safetensors").exists():
         code, _ = child(lambda: run(root / "first" / first, first))
@@ -199,7 +200,6 @@ def stopped(root: Path, family: str, where: tuple[type, str], number: int) -> di
 
 def main() -> None:
     root, chains, per_chain = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    runs.register()
     told: dict[str, Any] = {}
     for family in TINY:
         told[family] = campaign(root, family, chains if family in FOUR else 1, per_chain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,12 +15,21 @@ import pytest
 import torch
 
 from tests.compose import composed
-from tests.tiny import TINY, tiny
+from tests.programs import ROOT, python
+from tests.tiny import STANDS_ON, TINY, tiny
 
 torch.set_num_threads(1)
 if "ATELIER_CACHE" not in os.environ:  # the workers take that of the process that starts them
     CACHE = tempfile.TemporaryDirectory(prefix="atelier-cache-")  # gone when that process ends
     os.environ["ATELIER_CACHE"] = CACHE.name
+
+
+LONGEST = ("test_two_ranks.py", "test_resume.py", "test_configs.py", "test_entry_points.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: a worker that begins one last would end minutes after the other."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def overrides(family: str, first: Path | str = "FIRST") -> list[str]:
@@ -29,15 +39,35 @@ def overrides(family: str, first: Path | str = "FIRST") -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Family -> run folder; the vae marks its best by recon/psnr. Copy before you change one."""
+    """Family -> run folder; the vae marks its best by recon/psnr. Copy before you change one.
+
+    The workers share them: each trains what no other has begun, then waits for what others have.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    root.mkdir(exist_ok=True)
+    for wait in (False, True):
+        for family in TINY:
+            train_once(root, family, wait)
+    return {family: root / family for family in TINY}
+
+
+def train_once(root: Path, family: str, wait: bool) -> None:
+    """Unless another has, or `wait` is false and another does."""
     import train
 
-    root = tmp_path_factory.mktemp("finished")
-    for family in TINY:
-        words = [*tiny(family, root), "callbacks.grids.every_images=32"]
-        words += ["checkpoint.best=recon/psnr"] if family == "vae" else []
-        train.train(composed(*words, run_dir=root / family))
-    return {family: root / family for family in TINY}
+    def done(family: str) -> bool:
+        return (root / family / "weights.safetensors").exists()
+
+    with (root / f"{family}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return
+        if not done(family) and (family not in STANDS_ON or done(STANDS_ON[family])):
+            words = [*tiny(family, root), "callbacks.grids.every_images=32"]
+            words += ["checkpoint.best=recon/psnr"] if family == "vae" else []
+            train.train(composed(*words, run_dir=root / family))
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +88,13 @@ SECRETS = {name: f"canary-7f3a9c51-{name}".ljust(40, "0") for name in ("WANDB_AP
 
 def faults(what: str, folder: Path, *before: str) -> dict[str, Any]:
     """What tests/faults.py saw, with secrets in its environment; `before` is a command that it runs under."""
-    command = [*before, sys.executable, "-m", "tests.faults", what, str(folder)]
-    root = Path(__file__).parents[1]
-    environment = os.environ | SECRETS | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    words = ["-m", "tests.faults", what, str(folder)]
+    environment = os.environ | SECRETS | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if before:
+        command = [*before, sys.executable, *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    else:
+        done = python(*words, folder=ROOT, environment=environment, seconds=200)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

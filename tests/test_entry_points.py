@@ -16,19 +16,30 @@ from omegaconf import DictConfig, OmegaConf
 from atelier import jobs
 from atelier.callbacks.table import read_rows
 from tests.compose import composed
+from tests.programs import python
 from tests.tiny import COMMON, TINY
 
 ROOT = Path(__file__).parents[1]
 
 
-def start(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+def environment(folder: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
-    own = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "120"}
-    return subprocess.run(command, cwd=folder, env=clean | own, capture_output=True, text=True, timeout=280)
+    return clean | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "120"}
+
+
+def start(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=280)
+
+
+def alone(folder: Path, script: str, *words: str) -> str:
+    """What a script says in a process of its own."""
+    done = start([sys.executable, str(ROOT / script), *words], folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def cli(folder: Path, script: str, *words: str, code: int = 0) -> subprocess.CompletedProcess:
-    done = start([sys.executable, str(ROOT / script), *words], folder)
+    done = python(str(ROOT / script), *words, folder=folder, environment=environment(folder))
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
@@ -41,7 +52,7 @@ def test_help_is_quick_and_lists_every_page(tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        told = cli(tmp_path, "train.py", "--help").stdout
+        told = alone(tmp_path, "train.py", "--help")
         seconds.append(time.monotonic() - started)
     assert statistics.median(seconds) <= 0.6
     assert max(map(len, told.splitlines())) <= 120
@@ -78,18 +89,18 @@ def test_every_key_is_shown(tmp_path: Path) -> None:
 
 def test_train_then_sample_then_evaluate(tmp_path: Path) -> None:
     """By the lines that training ends with; paths are told as they are seen from here."""
-    told = cli(tmp_path, "train.py", *TINY["ddpm"]).stdout
+    told = alone(tmp_path, "train.py", *TINY["ddpm"])
     (folder,) = run_folders(tmp_path)
     assert folder.parts[:2] == ("outputs", "shapes_flow")
     assert str(tmp_path) not in told and str(tmp_path) not in (tmp_path / folder / "config.yaml").read_text()
     offered = [line.split() for line in told.splitlines() if line.startswith("  python ")]
     assert [words[1:3] for words in offered[:2]] == [["sample.py", f"run={folder}"], ["evaluate.py", f"run={folder}"]]
 
-    told = cli(tmp_path, "sample.py", "run=last", "n=4", "out=pictures").stdout
+    told = alone(tmp_path, "sample.py", "run=last", "n=4", "out=pictures")
     assert told == "4 images and grid.png in pictures\n"
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
 
-    told = cli(tmp_path, *offered[1][1:3], "eval.n_samples=8", "eval.batch_size=4", "metrics=none").stdout
+    told = alone(tmp_path, *offered[1][1:3], "eval.n_samples=8", "eval.batch_size=4", "metrics=none")
     found, summary = json.loads(told), json.loads((tmp_path / folder / "summary.json").read_text())
     assert found["metrics"] == summary["metrics"] and found["run"] == str(folder)
     assert not list(tmp_path.glob("*.log")) and not list(tmp_path.rglob(".hydra"))

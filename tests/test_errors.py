@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 
 from atelier import errors, sweeps
 from atelier.errors import UserError
+from tests.programs import python
 
 ROOT = Path(__file__).parents[1]
 
 
 def script(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"} | variables
-    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return python(str(ROOT / words[0]), *words[1:], folder=folder, environment=environment)
 
 
 def test_the_line() -> None:
@@ -56,6 +56,16 @@ def test_an_error_crosses_processes() -> None:
 ])  # fmt: skip
 def test_the_nearest_word(word: str, known: list[str], found: str | None) -> None:
     assert errors.nearest(word, known) == found
+
+
+@pytest.mark.parametrize("word", ["loggergroup", "model.genertor.blocks", "model.disciminator_b", "batchsize", "x.y"])
+def test_the_nearest_of_all_keys_is_that_of_full_comparisons(word: str) -> None:
+    def likeness(key: str) -> float:
+        pairs = (key, word), (key.split(".")[-1], word.split(".")[-1])
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    best = max(errors.known_keys("train"), key=likeness)
+    assert errors.nearest(word, errors.known_keys("train")) == (best if likeness(best) >= 1.1 else None)
 
 
 def test_known_keys_are_those_of_the_script() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.programs import python
 from tests.tiny import FOUR, TINY
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +22,8 @@ DROPPED = ("position and clock", "averages", "reseeding", "evaluation due")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("campaign")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.campaign", str(folder), str(CHAINS), str(KILLS)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    words = ["-m", "tests.campaign", str(folder), str(CHAINS), str(KILLS)]
+    done = python(*words, folder=ROOT, environment=environment, seconds=800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "told.json").read_text())
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from atelier.rng import reseed
+from tests.programs import python
 
 FAULTS = """
 import resource, sys, torch
@@ -29,14 +30,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
-def test_freed_memory_is_kept_for_the_next_step() -> None:
+def test_freed_memory_is_kept_for_the_next_step(tmp_path: Path) -> None:
     faults = {}
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    (tmp_path / "faults.py").write_text(FAULTS)
     for way in ("keep", "leave", "device"):
-        done = subprocess.run(
-            [sys.executable, "-c", FAULTS, way], check=True, capture_output=True, text=True, env=hidden
-        )
-        faults[way] = int(done.stdout)
+        hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        faults[way] = int(python(str(tmp_path / "faults.py"), way, folder=tmp_path, environment=hidden).stdout)
     assert 2 * max(faults["keep"], faults["device"]) < faults["leave"], (
         faults
     )  # a block of another size may move it once

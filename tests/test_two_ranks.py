@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.programs import Program
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -30,24 +29,23 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         processes = [start(folder, rank, ranks, port) for rank in range(ranks)]
-        errors = [process.communicate(timeout=600)[1] for process in processes]
-        assert not any(process.returncode for process in processes), "".join(e[-3000:] for e in errors)
+        ended = [process.done(600) for process in processes]
+        assert not any(end.returncode for end in ended), "".join(end.stderr[-3000:] for end in ended)
     return {
         f"{r} of {n}": json.loads((folder / f"told_{r}_of_{n}.json").read_text()) for r, n in ((0, 2), (1, 2), (0, 1))
     }
 
 
-def start(folder: Path, rank: int, ranks: int, port: int) -> subprocess.Popen:
+def start(folder: Path, rank: int, ranks: int, port: int) -> Program:
     told = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_PORT": port}
     environment = os.environ | {k: str(v) for k, v in told.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.two_ranks", str(folder)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, cwd=ROOT, **quiet)
+    return Program(["-m", "tests.two_ranks", str(folder)], ROOT, environment)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stopped_and_resumed_on_two_ranks_is_exact(told: dict, family: str) -> None:
+    assert told["0 of 2"][f"{family} batches"] == 3  # from image 72 to 96
     assert told["0 of 2"][f"{family} resumed"] == []
 
 

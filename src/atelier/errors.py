@@ -65,14 +65,17 @@ def _short(text: str, n: int) -> str:
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known key closest in spelling, its last part counted as much as the whole; None where nothing is close."""
     whole, tail = (difflib.SequenceMatcher(None, "", part) for part in (word, word.split(".")[-1]))
-
-    def likeness(key: str) -> float:
+    best, most = None, 0.0
+    for key in known:
         whole.set_seq1(key)
         tail.set_seq1(key.split(".")[-1])
-        return whole.ratio() + tail.ratio()
-
-    best = max(known, key=likeness, default=None)
-    return best if best is not None and likeness(best) >= ALMOST else None
+        for ratio in ("real_quick_ratio", "quick_ratio", "ratio"):  # the quick ones are never below the last
+            likeness = getattr(whole, ratio)() + getattr(tail, ratio)()
+            if likeness < ALMOST or likeness <= most:
+                break
+        else:
+            best, most = key, likeness
+    return best
 
 
 @functools.cache

@@ -1,0 +1,27 @@
+"""What a run imports on its way, imported: for processes that others are forked from.
+
+Only backward is left out: a process that has threads of its own for it, as where there is a GPU, cannot be forked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+import atelier
+from atelier import preflight
+from tests.compose import composed
+from tests.tiny import tiny
+
+for module in pkgutil.walk_packages(atelier.__path__, "atelier."):
+    importlib.import_module(module.name)
+Image.init()
+preflight.check(composed(*tiny("vae", "unused")))  # builds the checks and reads the grammars
