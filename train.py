@@ -16,6 +16,8 @@ runs.register()
 
 def train(cfg: DictConfig) -> float | None:
     """One run from its config to judged images; gives the metric that `objective` names."""
+    import signal
+
     from lightning import seed_everything
 
     from atelier import ending
@@ -41,6 +43,8 @@ def train(cfg: DictConfig) -> float | None:
                 build.compile_nets(model)
             ending.begin(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
+            if trainer.world_size > 1:
+                stopping.listen(signal.SIG_DFL)  # they meet in C, where no handler of Python is called
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         value = ending.end(callbacks, trainer, model, folder, cfg.objective)
         if callbacks.clock.signal:  # it came with the last batch: no other job begins

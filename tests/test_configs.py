@@ -580,8 +580,6 @@ def test_an_experiment_trains(
     (["model=ldm", "model.net.image_size=8", "FIRST"], "Fix: model.net.image_size=4"),
     (["model=ldm", "model.first_stage.run=nowhere"], "error: model.first_stage.run=nowhere: "),
     (["model=ldm", "model.first_stage.experiment=nothing"], "error: model.first_stage.experiment=nothing: "),
-    (["model=vae", "objective=fidd"], "error: objective=fidd: the run has no such metric"),
-    (["model=vae", "checkpoint.best=fidd"], "error: checkpoint.best=fidd: no such metric"),
     (["model=vae", "metrics=mobilenet"], "error: metrics.weights="),
     (["model=cut", "data.task=fill", "data.image_size=18"], "error: data.image_size=18: "),
     (["model=vae", "trainer=cpu", "trainer.precision=16-mixed"], "Fix: trainer.precision=bf16-mixed"),

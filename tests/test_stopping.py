@@ -102,11 +102,12 @@ def test_what_nohup_ignores_stays_ignored(handlers: None) -> None:
     assert leaving.value.code == 138
 
 
-def test_ranks_beside_the_first_leave_quietly(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopping.listen()
+def test_ranks_beside_the_first_have_nothing_to_tidy_up(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    stopping.listen()
+    assert {signal.getsignal(number) for number in stopping.SIGNALS} == {signal.SIG_DFL}
     with pytest.raises(SystemExit) as leaving:
-        signal.raise_signal(signal.SIGTERM)
+        stopping.leave(signal.SIGTERM)  # out of training
     assert leaving.value.code == 0
 
 

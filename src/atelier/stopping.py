@@ -27,13 +27,19 @@ Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 def listen(handler: Handler | None = None) -> None:
-    """From now on each of the signals calls `handler` (None: `at_once`).
+    """From now on each of the signals calls `handler`.
 
     Those that this process was told to ignore (nohup) stay ignored.
+
+    Args:
+        handler: None: `at_once`, and the system's own end of the process on the ranks beside the first: they have
+            nothing to tidy up, and wait in C for the others, where no handler of Python is called.
     """
+    if handler is None:
+        handler = signal.SIG_DFL if rank() else at_once
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler or at_once)
+            signal.signal(number, handler)
 
 
 def at_once(number: int, frame: FrameType | None) -> None:

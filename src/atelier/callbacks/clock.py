@@ -42,6 +42,10 @@ class Clock(Callback):
         self.resumed_at = 0
         self.started = time.monotonic()
 
+    def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            stopping.listen()  # again, now that the ranks have met
+
     def state_dict(self) -> dict[str, int]:
         return {"images_seen": self.images_seen}
 
