@@ -69,9 +69,6 @@ class Checkpoints(Callback):
         """After an evaluation on all ranks: save, and mark this checkpoint if it is the best so far."""
         if self.best is None:
             return
-        if self.best not in values:
-            fix = f"checkpoint.best={next(iter(values), None)}"
-            raise UserError("checkpoint.best", self.best, "no such metric", fix)
         value, manifest = values[self.best], Manifest(self.folder)
         before = (manifest.read()["best"] or {}).get("value", math.inf)
         sign = -1 if lower_is_better(self.best) else 1
