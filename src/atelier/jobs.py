@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.errors import UserError, check_words, one_line, report, user_error
 from atelier.runs import OUTPUTS, shorter
+from atelier.start_up import load_torchmetrics
 
 STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
 
@@ -37,6 +38,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         check_words(list(hydra.overrides.task))
         if many:
             one_process(cfg, hydra)
+        load_torchmetrics()
         value = work(cfg)
         if many:
             _note(folder, "done", "")
@@ -68,6 +70,7 @@ def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     """Do what sample.py and evaluate.py do; a user's mistake is one line."""
     with one_line():
         check_words(list(HydraConfig.get().overrides.task))
+        load_torchmetrics()
         work(cfg)
 
 
