@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = {"batch", "bicubic", "errors", "launchers", "pixels", "precision", "ranges", "ranks", "rng", "stopping"}
+LEAVES = set("batch bicubic errors launchers pixels precision ranges ranks rng start_up stopping".split())
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -48,6 +48,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "ranges": set(),
     "ranks": set(),
     "rng": set(),
+    "start_up": set(),
     "stopping": set(),
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier import stopping
 from atelier.errors import UserError, check_words, one_line, report, user_error
 from atelier.runs import OUTPUTS, saved, shorter
+from atelier.start_up import load_torchmetrics
 
 NOTES = ("done", "error.txt")
 
@@ -41,6 +42,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             for note in NOTES:  # of an earlier try
                 (folder / note).unlink(missing_ok=True)
             one_process(cfg, hydra)
+        load_torchmetrics()
         value = work(cfg)
         if many:
             _note(folder, "done", "")
@@ -85,6 +87,7 @@ def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     """Do what sample.py and evaluate.py do; a user's mistake is one line."""
     with one_line():
         check_words(list(HydraConfig.get().overrides.task))
+        load_torchmetrics()
         work(cfg)
 
 

@@ -126,6 +126,17 @@ def test_how_long_it_will_take(images: int, minutes: float | None, line: str, mo
     assert counted.progress.lines == [line]
 
 
+def test_a_run_that_goes_on_is_told_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its budget is no longer to be chosen."""
+    counted = made()
+    counted.clock.load_state_dict({"images_seen": 60_000})
+    counted.load_state_dict({"flop": PLAIN * 10**6 * 60_000, "counted": 60_000})
+    monkeypatch.setattr(work.time, "monotonic", lambda: counted.clock.images_seen / BATCH / 10)
+    trained(counted, 7_500, 7_530)
+    (line,) = counted.progress.lines
+    assert line.startswith("about 8 min on this device without judging (2.4 TFLOP, 0.06 GFLOP") and "fits" not in line
+
+
 def test_a_run_judged_at_once_is_told_nothing() -> None:
     counted = made()
     trained(counted, 0, 10)
