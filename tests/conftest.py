@@ -39,6 +39,10 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # libraries count what is left at the end, and say so
+
+
 def overrides(family: str, first: Path | str = "FIRST") -> list[str]:
     """The tiny run of a family; `first` is the folder of the run that it stands on."""
     return [word.replace("FIRST", str(first)) for word in TINY[family]]
