@@ -54,6 +54,7 @@ def _become(words: list[str], folder: str, environment: dict[str, str], out: str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    multiprocessing.set_start_method(None, force=True)  # it was handed the way that it was started
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

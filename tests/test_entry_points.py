@@ -31,11 +31,11 @@ def start(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=280)
 
 
-def alone(folder: Path, script: str, *words: str) -> str:
-    """What a script says in a process of its own."""
+def alone(folder: Path, script: str, *words: str, code: int = 0) -> subprocess.CompletedProcess:
+    """A script in a process of its own."""
     done = start([sys.executable, str(ROOT / script), *words], folder)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
 
 
 def cli(folder: Path, script: str, *words: str, code: int = 0) -> subprocess.CompletedProcess:
@@ -48,11 +48,27 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(path.parent.relative_to(folder) for path in folder.rglob("config.yaml"))
 
 
+SELF = """
+import json, multiprocessing, os, sys
+print(json.dumps([__name__, sys.argv, os.getcwd(), dict(os.environ), multiprocessing.get_start_method()]))
+print("loud", file=sys.stderr)
+sys.exit(3)
+"""
+
+
+def test_a_fork_is_what_a_process_of_its_own_would_be(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SELF)
+    words = [str(tmp_path / "program.py"), "seed=1"]
+    fork = python(*words, folder=tmp_path, environment=environment(tmp_path))
+    own = start([sys.executable, *words], tmp_path)
+    assert (fork.returncode, fork.stdout, fork.stderr) == (own.returncode, own.stdout, own.stderr)
+
+
 def test_help_is_quick_and_lists_every_page(tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        told = alone(tmp_path, "train.py", "--help")
+        told = alone(tmp_path, "train.py", "--help").stdout
         seconds.append(time.monotonic() - started)
     assert statistics.median(seconds) <= 0.6
     assert max(map(len, told.splitlines())) <= 120
@@ -89,18 +105,18 @@ def test_every_key_is_shown(tmp_path: Path) -> None:
 
 def test_train_then_sample_then_evaluate(tmp_path: Path) -> None:
     """By the lines that training ends with; paths are told as they are seen from here."""
-    told = alone(tmp_path, "train.py", *TINY["ddpm"])
+    told = alone(tmp_path, "train.py", *TINY["ddpm"]).stdout
     (folder,) = run_folders(tmp_path)
     assert folder.parts[:2] == ("outputs", "shapes_flow")
     assert str(tmp_path) not in told and str(tmp_path) not in (tmp_path / folder / "config.yaml").read_text()
     offered = [line.split() for line in told.splitlines() if line.startswith("  python ")]
     assert [words[1:3] for words in offered[:2]] == [["sample.py", f"run={folder}"], ["evaluate.py", f"run={folder}"]]
 
-    told = alone(tmp_path, "sample.py", "run=last", "n=4", "out=pictures")
+    told = alone(tmp_path, "sample.py", "run=last", "n=4", "out=pictures").stdout
     assert told == "4 images and grid.png in pictures\n"
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
 
-    told = alone(tmp_path, *offered[1][1:3], "eval.n_samples=8", "eval.batch_size=4", "metrics=none")
+    told = alone(tmp_path, *offered[1][1:3], "eval.n_samples=8", "eval.batch_size=4", "metrics=none").stdout
     found, summary = json.loads(told), json.loads((tmp_path / folder / "summary.json").read_text())
     assert found["metrics"] == summary["metrics"] and found["run"] == str(folder)
     assert not list(tmp_path.glob("*.log")) and not list(tmp_path.rglob(".hydra"))
@@ -182,7 +198,7 @@ def test_two_ranks_by_torchrun(tmp_path: Path) -> None:
 def test_jobs_in_processes_of_their_own(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY["gan"], "seed=0,-1"]
-    done = cli(tmp_path, "train.py", *words, code=1)
+    done = alone(tmp_path, "train.py", *words, code=1)
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     assert run_folders(sweep) == [Path("0")]
     assert "error: seed=-1" in (sweep / "table.md").read_text() and "error: seed=-1" in done.stderr
