@@ -6,6 +6,7 @@ import fcntl
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from tests.programs import ROOT, python
 from tests.tiny import STANDS_ON, TINY, tiny
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 if "ATELIER_CACHE" not in os.environ:  # the workers take that of the process that starts them
     CACHE = tempfile.TemporaryDirectory(prefix="atelier-cache-")  # gone when that process ends
     os.environ["ATELIER_CACHE"] = CACHE.name

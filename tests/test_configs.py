@@ -577,7 +577,7 @@ def test_an_experiment_trains(
     (["model=flow", "model.net.attention=[5]"], "error: model.net.attention=[5]: no map has size 5"),
     (["model=flow", "model.objective.target=eps"], "Fix: model.objective.target=flow"),
     (["model=vae", "eval.every_images=3"], "less than one batch of 4. Fix: eval.every_images=4"),
-    (["model=ldm", "model.net.image_size=8", "FIRST"], "Fix: model.net.image_size=4"),
+    (["model=ldm", "model.net.attention=[3]", "FIRST"], "Fix: model.net.attention=[2]"),
     (["model=ldm", "model.first_stage.run=nowhere"], "error: model.first_stage.run=nowhere: "),
     (["model=ldm", "model.first_stage.experiment=nothing"], "error: model.first_stage.experiment=nothing: "),
     (["model=vae", "metrics=mobilenet"], "error: metrics.weights="),

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -58,16 +58,16 @@ def register() -> None:
         OmegaConf.register_new_resolver("folders", _class_folders)
 
 
-def _listed(root: str, attributes: list[str] | None) -> int:
+def _listed(root: object, attributes: list[str] | None) -> int:
     from atelier.data.celeba import n_listed
 
-    return n_listed(root, attributes)
+    return n_listed(str(root), attributes if isinstance(attributes, Sequence) else None)
 
 
-def _class_folders(root: str) -> int:
+def _class_folders(root: object) -> int:
     from atelier.data.classes import n_folders
 
-    return n_folders(root)
+    return n_folders(str(root))
 
 
 @contextlib.contextmanager

@@ -48,7 +48,9 @@ def test_a_runaway_that_no_look_met_is_not_saved(tmp_path: Path) -> None:
         strategy=strategy, datamodule=SimpleNamespace(batch_size=8), save_checkpoint=lambda *_, **__: kept.append(1)
     )
     model = SimpleNamespace(reported={"fake_logit": torch.tensor(9e3)}, limits={"fake_logit": 1e4}, state_dict=dict)
-    checkpoints = Checkpoints(8, None, str(tmp_path), clock, SimpleNamespace(broadcast_buffers=lambda model: None))
+    checkpoints = Checkpoints(
+        8, None, str(tmp_path), clock, SimpleNamespace(broadcast_buffers=lambda model: None, settle=lambda model: None)
+    )
     checkpoints.save(trainer, model)
     model.reported["fake_logit"] *= 2
     with pytest.raises(UserError, match="fake_logit is 1.8e.04 in step 3; the last good checkpoint stays"):
@@ -315,7 +317,7 @@ def test_a_best_that_is_no_number_is_taken_over(tmp_path: Path) -> None:
 def kept(folder: Path, metric: str, values: list[float]) -> list[int]:
     """After which evaluations a checkpoint was saved as the best so far."""
     clock = SimpleNamespace(images_seen=0, guard=lambda trainer, model: None)
-    ema = SimpleNamespace(broadcast_buffers=lambda model: None)
+    ema = SimpleNamespace(broadcast_buffers=lambda model: None, settle=lambda model: None)
     trainer = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(reduce_boolean_decision=lambda x, all: x))
     marked: list[int] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import pickle
@@ -394,9 +395,9 @@ def test_celeba_as_stargan_keeps_it(tmp_path):
 def test_celeba_with_missing_photographs_is_refused(tmp_path):
     write_celeba(tmp_path)
     (tmp_path / "celeba" / "img_align_celeba" / "000002.jpg").unlink()
-    with pytest.raises(UserError, match="1 of 5 images are not in .*, first 000002.jpg"):
-        data(CelebA, tmp_path).split("train")
-    assert len(data(CelebA, tmp_path).split("test")) == 2
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="1 of 5 images are not in .*, first 000002.jpg"):
+            data(CelebA, tmp_path).split(split)
 
 
 @pytest.mark.parametrize("name", ["list_attr_celeba.txt", "list_eval_partition.txt"])
@@ -414,7 +415,8 @@ def test_only_download_true_downloads(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(
         source, "download", lambda self: asked.append(kind) or (_ for _ in ()).throw(OSError("no net\nx"))
     )
-    data(kind, tmp_path).prepare_data()
+    with contextlib.suppress(UserError):  # that it is not there
+        data(kind, tmp_path).prepare_data()
     assert asked == []
     with pytest.raises(UserError, match="data.download=True: no download to .*: no net. Fix: "):
         data(kind, tmp_path, download=True).prepare_data()

@@ -182,7 +182,7 @@ def test_a_run_whose_page_named_the_sizes_still_loads(tmp_path: Path, finished: 
     folder = shutil.copytree(finished["ldm"], tmp_path / "run")
     cfg = OmegaConf.load(folder / "config.yaml")
     del cfg.model.net["_partial_"], cfg.model.first_stage["images"]
-    cfg.model.net |= {"image_size": 4, "image_channels": 2}
+    cfg.model.net.update({"image_size": 4, "image_channels": 2})
     OmegaConf.save(cfg, folder / "config.yaml")
     assert torch.equal(sampled(runs.load(folder, ema=True)), sampled(runs.load(finished["ldm"], ema=True)))
 
