@@ -122,6 +122,21 @@ def test_train_then_sample_then_evaluate(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.log")) and not list(tmp_path.rglob(".hydra"))
 
 
+def test_a_latent_model_makes_its_first_stage_and_takes_it_again(tmp_path: Path) -> None:
+    """From an empty folder to samples without another word; the next run finds what the first has trained."""
+    words = [word for word in TINY["ldm"] if "first_stage" not in word]
+    short = [*words, "model.first_stage.images=16", "budget.images=16", "callbacks.grids.every_images=16"]
+    told = cli(tmp_path, "train.py", *short).stdout
+    made = {folder.parts[1]: folder for folder in run_folders(tmp_path) if "frozen" not in folder.parts}
+    assert set(made) == {"shapes_vae", "shapes_ldm"} and list((tmp_path / made["shapes_ldm"] / "samples").glob("*.png"))
+    assert "experiment=shapes_vae is trained first, 16 images" in told
+    assert f"first_stage: {made['shapes_vae']} (16 images, recon/psnr " in told
+    below, above = (OmegaConf.load(tmp_path / made[f"shapes_{one}"] / "config.yaml") for one in ("vae", "ldm"))
+    assert below.data == above.data and below.trainer.precision == above.trainer.precision == "32-true"
+    again = cli(tmp_path, "train.py", *short, "seed=1", "run_dir=again").stdout
+    assert f"first_stage: {made['shapes_vae']} (" in again and "trained first" not in again
+
+
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
     assert cli(tmp_path, "train.py", "check=true", *TINY["gan"]).stdout == "ok: every key, type and range fits\n"
     assert not list(tmp_path.iterdir())

@@ -86,6 +86,13 @@ def test_logit_normal_with_a_mean_and_a_deviation():
     assert abs(logits.mean() - 0.4) < 4 * 1.3 / 20_000**0.5 and abs(logits.std() - 1.3) < 4 * 1.3 / 40_000**0.5
 
 
+@pytest.mark.parametrize(("images_seen", "mean"), [(0, 0.9), (500, 0.35), (1000, -0.2), (5000, -0.2)])
+def test_the_mean_moves_with_the_images_seen(images_seen, mean):
+    torch.manual_seed(0)
+    objective = Objective(Flow(), "x0", density="logit_normal", mean=0.9, mean_end=-0.2, mean_images=1000)
+    assert abs(objective.draw(20_000, torch.device("cpu"), images_seen).logit().mean() - mean) < 4 / 20_000**0.5
+
+
 @pytest.mark.parametrize("schedule", [Flow(), Cosine(), Linear()])
 @pytest.mark.parametrize("space", ["x0", "v", "flow", "eps"])
 @pytest.mark.parametrize("target", ["x0", "v", "flow"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atelier.diffusion.schedules import Schedule
 from atelier.diffusion.targets import Target, Weighting, denoised, target, weight
 from atelier.errors import UserError
-from atelier.ranges import PositiveFloat, Probability
+from atelier.ranges import PositiveFloat, PositiveInt, Probability
 
 Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -28,6 +28,9 @@ class Objective(nn.Module):
         space: the target whose error a plain loss measures, see `targets.weight`; None: the net's own answer.
         floor: times below it are weighted as it is; keeps the weight of the last bit of noise finite.
         mean, deviation: of the logit of t.
+        mean_end: where the mean moves, linearly, within `mean_images` images: from much noise, which shows what is where,
+            to little, which shows how it is drawn; None: it stays.
+        mean_images: see there.
 
     Raises:
         UserError: eps on a schedule that ends in pure noise (Flow), where sampling would divide by alpha = 0; a space
@@ -44,6 +47,8 @@ class Objective(nn.Module):
         floor: Probability = 0.0,
         mean: float = 0.0,
         deviation: PositiveFloat = 1.0,
+        mean_end: float | None = None,
+        mean_images: PositiveInt = 1,
     ) -> None:
         super().__init__()
         if target == "eps" and schedule.alpha(torch.ones(())) == 0:
@@ -54,11 +59,12 @@ class Objective(nn.Module):
             raise UserError("model.objective.space", space, problem, "model.objective.space=null")
         self.schedule, self.target, self.weighting = schedule, target, weighting
         self.density, self.mean, self.deviation = density, mean, deviation
+        self.mean_end, self.mean_images = mean_end, mean_images
         self.space, self.floor = space, floor
 
-    def forward(self, net: Net, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, net: Net, x: Tensor, cond: Tensor | None = None, images_seen: int = 0) -> Tensor:
         """The loss of each image, (B,) float32, for x (B, C, H, W) float32; draws from torch's generator."""
-        t = self.draw(len(x), x.device)                                    # (B,)
+        t = self.draw(len(x), x.device, images_seen)                       # (B,)
         eps = torch.randn_like(x)                                          # (B, C, H, W)
         alpha, sigma = self.schedule.pair(t, like=x)                       # (B, 1, 1, 1)
         output = net(alpha * x + sigma * eps, self.schedule.net_time(t), cond).float()
@@ -70,12 +76,14 @@ class Objective(nn.Module):
         alpha, sigma = self.schedule.pair(t.clamp(min=self.floor), like)
         return weight(self.target, self.weighting, alpha, sigma, self.space)
 
-    def draw(self, n: int, device: torch.device) -> Tensor:
+    def draw(self, n: int, device: torch.device, images_seen: int = 0) -> Tensor:
         """Training times, (n,) float64 in (0, 1], on the schedule's grid where it has one."""
         if self.density == "uniform":
             t = 1 - torch.rand(n, device=device, dtype=torch.float64)
         else:
-            t = (self.mean + self.deviation * torch.randn(n, device=device, dtype=torch.float64)).sigmoid()
+            end = self.mean if self.mean_end is None else self.mean_end
+            mean = self.mean + min(1.0, images_seen / self.mean_images) * (end - self.mean)
+            t = (mean + self.deviation * torch.randn(n, device=device, dtype=torch.float64)).sigmoid()
         return self.schedule.snap(t)
 
     def denoise(self, net: Net, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

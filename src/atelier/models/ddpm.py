@@ -56,7 +56,7 @@ class DDPM(Generator):
         x = batch["image"]
         drop = torch.rand(len(x), device=x.device) < self.drop
         cond = self.embedder(self.condition(batch, ""), len(x), drop)
-        loss = self.objective(self.net, x, cond).mean()
+        loss = self.objective(self.net, x, cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss
 

@@ -65,7 +65,7 @@ class LDM(Generator):
         self.codec.measure(x)
         drop = torch.rand(len(x), device=x.device) < self.drop
         cond = self.embedder(self.condition(batch, ""), len(x), drop)
-        loss = self.objective(self.net, self.codec.encode(x), cond).mean()
+        loss = self.objective(self.net, self.codec.encode(x), cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss
 

@@ -20,7 +20,7 @@ class UNet(nn.Module):
         width: channels of the first level; the embedding has 4 times as many.
         multipliers: one level per entry, width * entry channels each, half the size of the one above.
         blocks: residual blocks per level on the way down (one more on the way up).
-        attention: map sizes at which each block is followed by attention; the middle always has it.
+        attention: map sizes at which each block is followed by attention; None: the smallest. The middle always has it.
         heads: of the attention.
         dropout: inside the residual blocks.
         scale_shift: how the embedding enters them, see `ResBlock`.
@@ -40,7 +40,7 @@ class UNet(nn.Module):
         width: Width,
         multipliers: Levels,
         blocks: PositiveInt,
-        attention: list[PositiveInt],
+        attention: list[PositiveInt] | None,
         heads: PositiveInt = 1,
         dropout: Probability = 0.0,
         scale_shift: bool = False,
@@ -50,6 +50,7 @@ class UNet(nn.Module):
         super().__init__()
         patch = patch or max(1, image_size // 16)
         sizes = _map_sizes(image_size, patch, len(multipliers))
+        attention = sizes[-1:] if attention is None else attention
         _check_attention(attention, sizes)
         widths = [width * m for m in multipliers]
         _check_heads(heads, [n for n, size in zip(widths, sizes, strict=True) if size in attention] + widths[-1:])
