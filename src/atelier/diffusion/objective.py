@@ -28,8 +28,8 @@ class Objective(nn.Module):
         space: the target whose error a plain loss measures, see `targets.weight`; None: the net's own answer.
         floor: times below it are weighted as it is; keeps the weight of the last bit of noise finite.
         mean, deviation: of the logit of t.
-        mean_end: where the mean moves, linearly, within `mean_images` images: from much noise, which shows what is where,
-            to little, which shows how it is drawn; None: it stays.
+        mean_end: where the mean moves, linearly, within `mean_images` images: from much noise, which shows what is
+            where, to little, which shows how it is drawn; None: it stays.
         mean_images: see there.
 
     Raises:
