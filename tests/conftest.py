@@ -16,9 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.compose import composed
-from tests.programs import ROOT, python
-from tests.tiny import STANDS_ON, TINY, tiny
+from atelier.start_up import load_torchmetrics
+
+load_torchmetrics()  # before anything imports lightning: a few seconds of each worker
+
+from tests.compose import composed  # noqa: E402
+from tests.programs import ROOT, python  # noqa: E402
+from tests.tiny import STANDS_ON, TINY, tiny  # noqa: E402
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
