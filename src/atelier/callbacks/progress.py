@@ -66,7 +66,7 @@ class Progress(Callback):
     def _words(self) -> str:
         seen, total = self.clock.images_seen, self.clock.images
         speed = (seen - self._first) / max(self._trained + time.monotonic() - self._since, 1e-9)
-        left = duration((total - seen) / max(speed, 1e-9))
+        left = duration(max(0, total - seen) / max(speed, 1e-9))
         return f"{seen:,} of {total:,} images  {speed:,.0f}/s  {left} left"
 
     def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
