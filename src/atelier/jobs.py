@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier import stopping
 from atelier.errors import UserError, check_words, one_line, report, user_error
-from atelier.runs import OUTPUTS, saved, shorter
+from atelier.runs import OUTPUTS, register, saved, shorter
 from atelier.start_up import load_torchmetrics
 
 NOTES = ("done", "error.txt")
@@ -29,6 +29,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     """
     hydra = HydraConfig.get()
     many = hydra.mode == RunMode.MULTIRUN
+    register()  # a launcher's process got the function alone
     folder = shorter(Path(hydra.runtime.output_dir))
     OmegaConf.set_readonly(cfg, False)
     cfg.run_dir = str(folder)
