@@ -311,6 +311,7 @@ def test_auto_takes_the_newest_finished_run_that_would_be_trained_now(plan: Call
     kept("other_pixels", cfg, 20, images="others under the same names")
     assert pretrained._finished(plan(*DATA)) == good
     assert pretrained._unfinished(plan(*DATA)) == Path("outputs/unfinished")
+    assert pretrained._unfinished(plan(*DATA, "seed=1")) is None  # it would refuse to go on with another seed
     assert pretrained._finished(plan(*DATA, "model.first_stage.images=64")) is None
 
 
@@ -371,7 +372,7 @@ def test_the_recipes_own_feeding_stays(plan: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["a b", "it's", "a,b", "[x]", "{n}", "a=b", "2026_11_28", "007", "null", "back\\", ""]
+    "value", ["a b", "it's", "a,b", "[x]", "{n}", "a=b", "2026_11_28", "007", "jürgen", "null", "back\\", ""]
 )
 def test_what_is_passed_on_is_read_as_it_was(value: str) -> None:
     typed = pretrained.typed_value(value)

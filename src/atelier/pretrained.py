@@ -172,7 +172,13 @@ def typed_value(value: Any) -> str:
         return "[" + ",".join(map(typed_value, value)) + "]"
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+    if re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and value.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    ):
         return value
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"\\+$", lambda m: 2 * m[0], value)) + "'"
 
@@ -227,7 +233,13 @@ def _finished(plan: Plan) -> Path | None:
 def _unfinished(plan: Plan) -> Path | None:
     """The newest run that `plan` can go on with: begun, with a checkpoint, and held by nobody."""
     begun = [f for f in _alike(plan) if not (f / "weights.safetensors").exists() and (f / "checkpoints").is_dir()]
-    return next((folder for folder in reversed(begun) if not runs.is_held(folder)), None)
+    alike = [f for f in begun if _begins_as(OmegaConf.load(f / "config.yaml"), plan.cfg)]
+    return next((folder for folder in reversed(alike) if not runs.is_held(folder)), None)
+
+
+def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
+    """Whether a resumed run may have this config: also of the same seed, of the same pages."""
+    return all(stored.get(key) == cfg.get(key) for key in ("seed", "choices", "data", "channels_last"))
 
 
 def _alike(plan: Plan) -> list[Path]:
@@ -267,7 +279,7 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
         SystemExit: this process was asked to stop; the other has saved what it had.
     """
     begun = _unfinished(plan)
-    run_dir = begun or runs.OUTPUTS / f"{plan.cfg.choices.data}_{plan.cfg.choices.model}" / runs.stamp()
+    run_dir = begun or _new_folder(runs.OUTPUTS / f"{plan.cfg.choices.data}_{plan.cfg.choices.model}")
     what = f"going on with {run_dir}" if begun else f"none is finished, so {plan.name} is trained first"
     print(
         f"{name}: {what}, {plan.cfg.budget.images:,} images (how long that takes follows);"
@@ -288,6 +300,12 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
         problem = f"the training of {plan.name} failed, see above"
         raise UserError(f"model.{name}.run", "auto", problem, f"python train.py {' '.join(plan.words)}")
     return run_dir
+
+
+def _new_folder(group: Path) -> Path:
+    """The time of this command, and a number where another job of it has that folder."""
+    names = (f"{runs.stamp()}{end}" for end in ("", *(f"_{k}" for k in range(2, 1000))))
+    return next(group / name for name in names if not (group / name).exists())
 
 
 def _run(command: list[str], lock: Path) -> int:
