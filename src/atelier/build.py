@@ -52,7 +52,7 @@ def data(cfg: DictConfig) -> DataModule:
 
 
 def model(cfg: DictConfig, folder: Path) -> Generator:
-    """The model of a config, in its memory format; a first stage comes from the copy in the run folder."""
+    """The model of a config, in its memory format; its parts come from the copies in the run folder."""
     import torch
 
     made = _model(cfg, folder)

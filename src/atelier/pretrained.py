@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -232,7 +233,7 @@ def _finished(plan: Plan) -> Path | None:
 
 def _unfinished(plan: Plan) -> Path | None:
     """The newest run that `plan` can go on with: begun, with a checkpoint, and held by nobody."""
-    begun = [f for f in _alike(plan) if not (f / "weights.safetensors").exists() and (f / "checkpoints").is_dir()]
+    begun = [f for f in _alike(plan) if not (f / "weights.safetensors").exists() and runs.saved(f)]
     alike = [f for f in begun if _begins_as(OmegaConf.load(f / "config.yaml"), plan.cfg)]
     return next((folder for folder in reversed(alike) if not runs.is_held(folder)), None)
 
@@ -298,7 +299,7 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
         raise UserError(f"model.{name}.run", "auto", problem, "the same command goes on with it")
     if code:
         problem = f"the training of {plan.name} failed, see above"
-        raise UserError(f"model.{name}.run", "auto", problem, f"python train.py {' '.join(plan.words)}")
+        raise UserError(f"model.{name}.run", "auto", problem, shlex.join(["python", "train.py", *plan.words]))
     return run_dir
 
 

@@ -22,6 +22,14 @@ def small(**changes):
     return UNet(**{**options, **changes})
 
 
+def test_attention_null_is_at_the_smallest_maps():
+    """What flow_tiny and ldm ask for: the same net as with that size by name, at any size of images."""
+    for size in (8, 16):
+        null, named = (small(image_size=size, attention=a).state_dict() for a in (None, [size // 2]))
+        assert {k: v.shape for k, v in null.items()} == {k: v.shape for k, v in named.items()}
+        assert null.keys() != small(image_size=size, attention=[]).state_dict().keys()
+
+
 def awake(net):
     """Weights that were zero at the start become random, as after training."""
     torch.manual_seed(1)
