@@ -9,7 +9,7 @@ if __name__ == "__main__":
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import build, errors, jobs, preflight, runs  # noqa: E402
+from atelier import build, jobs, messages, preflight, runs  # noqa: E402
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -46,4 +46,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    messages.run(main)

@@ -10,7 +10,7 @@ command_line.listed_value("attributes")
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import build, errors, jobs, preflight, runs  # noqa: E402
+from atelier import build, jobs, messages, preflight, runs  # noqa: E402
 
 
 def sample(cfg: DictConfig) -> None:
@@ -56,4 +56,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    messages.run(main)

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import build, errors, jobs, preflight, resume, runs  # noqa: E402
+from atelier import build, jobs, messages, preflight, resume, runs  # noqa: E402
 
 runs.register()
 
@@ -58,4 +58,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    messages.run(main)

@@ -29,19 +29,21 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "translating": {"models.base", "data.base", "data.finding", "data.reading", "callbacks", "studio"},
     "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
     "loggers": set(),
-    "command_line": set(),
-    "sweeps": {"jobs", "runs", "callbacks.checkpoint"},
-    "jobs": {"runs"},
+    "command_line": {"pages"},
+    "sweeps": {"jobs", "messages", "runs", "callbacks.checkpoint"},
+    "jobs": {"runs", "messages"},
     "resume": {"pretrained", "runs", "build", "data.base", "callbacks.store"},
     "pretrained": {"build", "preflight", "runs", "callbacks.store"},
     "runs": {"build", "preflight", "models.base", "data", "callbacks"},
     "build": {"preflight", "diffusers_folder", "models.base", "data.base", "callbacks", "metrics"},
     "diffusers_folder": {"nets"},
-    "preflight": {"data.base", "models.base", "nets.stages"},
+    "preflight": {"pages", "data.base", "models.base", "nets.stages"},
     "trainer": {"callbacks", "models.base"},
     "batch": set(),
     "bicubic": set(),
     "errors": set(),
+    "messages": {"pages"},
+    "pages": set(),
     "launchers": set(),
     "pixels": set(),
     "precision": set(),
@@ -65,7 +67,7 @@ TORCH_ONLY = {  # a room -> what it may use beside torch and the standard librar
     "nets": {"einops"},
 }
 WITHOUT_LIGHTNING = {*TORCH_ONLY, "metrics"}
-DOORS = "build ending errors jobs preflight pretrained resume runs sweeps".split()
+DOORS = "build ending messages pages jobs preflight pretrained resume runs sweeps".split()
 HYDRA = {*ENTRY_POINTS, *(f"atelier.{name}" for name in DOORS)}
 SAVES_UNSAFE = {("atelier.callbacks.checkpoint", "save_checkpoint")}  # an argument about writing, not reading
 LONGEST_FUNCTION = 60

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train as entry
-from atelier import errors, preflight
+from atelier import messages, preflight
 from tests.compose import CONF, composed
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
 
@@ -38,7 +38,7 @@ def line_of(work: Callable[[], object], about: object = "") -> str:
     try:
         work()
     except Exception as caught:
-        error = errors.user_error(caught)
+        error = messages.user_error(caught)
         assert error is not None, repr(caught)
     else:
         pytest.fail(f"accepted {about}")
@@ -231,12 +231,12 @@ def test_a_mistake_is_one_line(given: str, line: str, monkeypatch: pytest.Monkey
     "hydra.callbacks.summary._target_=builtins.open": "error: hydra.callbacks.summary._target_=builtins.open",
 }.items())  # fmt: skip
 def test_a_word_that_hydra_would_take_is_refused(word: str, line: str) -> None:
-    assert line in line_of(lambda: errors.check_words([word]))
+    assert line in line_of(lambda: messages.check_words([word]))
 
 
 @pytest.mark.parametrize("word", ["--cfg", "--multirun", "-m", "--info=all", "seed=3", "hydra.run.dir=x", "model=vae"])
 def test_a_word_that_is_right_passes(word: str) -> None:
-    errors.check_words([word])
+    messages.check_words([word])
 
 
 DANGEROUS = """
@@ -249,7 +249,7 @@ torch.hub.download_url_to_file torch.utils.cpp_extension.load_inline torch.nn.Li
 hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.load yaml.unsafe_load lightning.pytorch.Trainer
 lightning.fabric.utilities.cloud_io._load wandb.init atelier.pretrained.subprocess.run atelier.runs.os
 atelier.build.instantiate atelier.pretrained.require
-atelier.errors.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
+atelier.messages.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
 atelier.data.cifar10.pickle.load atelier.data.base.DataLoader atelier.callbacks.store.write_text
 atelier.callbacks.store.os.remove atelier.metrics.features.torch.load atelier.models.base.LightningModule
 atelier.optim.torch.load atelier..os.system builtins atelier

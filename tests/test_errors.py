@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from atelier import errors, sweeps
+from atelier import errors, messages, pages, sweeps
 from atelier.errors import UserError
 from tests.programs import python
 
@@ -64,15 +64,15 @@ def test_the_nearest_of_all_keys_is_that_of_full_comparisons(word: str) -> None:
         pairs = (key, word), (key.split(".")[-1], word.split(".")[-1])
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    best = max(errors.known_keys("train"), key=likeness)
-    assert errors.nearest(word, errors.known_keys("train")) == (best if likeness(best) >= 1.1 else None)
+    best = max(pages.known_keys("train"), key=likeness)
+    assert errors.nearest(word, pages.known_keys("train")) == (best if likeness(best) >= 1.1 else None)
 
 
 def test_known_keys_are_those_of_the_script() -> None:
-    assert errors.known_keys()["data.batch_size"] and "judging.suite" in errors.known_keys()
-    assert "model.optimizer.lr" in errors.known_keys("train") and "budget.images" in errors.known_keys("train")
-    assert {"strength", "model", "data.batch_size", "budget.images"}.isdisjoint(errors.known_keys("evaluate"))
-    assert {"sampler.steps", "n", "label"} <= errors.known_keys("sample").keys()
+    assert pages.known_keys()["data.batch_size"] and "judging.suite" in pages.known_keys()
+    assert "model.optimizer.lr" in pages.known_keys("train") and "budget.images" in pages.known_keys("train")
+    assert {"strength", "model", "data.batch_size", "budget.images"}.isdisjoint(pages.known_keys("evaluate"))
+    assert {"sampler.steps", "n", "label"} <= pages.known_keys("sample").keys()
 
 
 def raised(error: BaseException, cause: BaseException | None) -> BaseException:
@@ -84,44 +84,44 @@ def raised(error: BaseException, cause: BaseException | None) -> BaseException:
 
 def test_a_mistake_is_found_under_what_was_raised_from_it() -> None:
     mistake = UserError("seed", 1, "no", "seed=2")
-    assert errors.user_error(mistake) is mistake
-    assert errors.user_error(raised(RuntimeError("in call"), mistake)) is mistake
+    assert messages.user_error(mistake) is mistake
+    assert messages.user_error(raised(RuntimeError("in call"), mistake)) is mistake
 
 
 def test_key_and_fix_of_a_part_are_told_from_where_it_stands() -> None:
     told = raised(ValueError("in call\nfull_key: model.generator"), UserError(".width", 4, "too few", ".width=12"))
-    assert errors.user_error(told).line() == "error: model.generator.width=4: too few. Fix: model.generator.width=12"
+    assert messages.user_error(told).line() == "error: model.generator.width=4: too few. Fix: model.generator.width=12"
 
 
 def test_a_bug_is_none() -> None:
-    assert errors.user_error(ValueError("bug")) is None
+    assert messages.user_error(ValueError("bug")) is None
     hidden = raised(ValueError("bug"), None)
     hidden.__context__ = UserError("seed", 1, "no", "seed=2")
-    assert errors.user_error(hidden) is None  # raised `from None`
+    assert messages.user_error(hidden) is None  # raised `from None`
 
 
 def test_memory_is_the_users_business() -> None:
     short = RuntimeError(
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 2000000 bytes"
     )
-    assert errors.user_error(short).key == "data.batch_size"
-    assert errors.user_error(raised(ValueError("in call\nfull_key: model.net"), short)).key == "model.net"
+    assert messages.user_error(short).key == "data.batch_size"
+    assert messages.user_error(raised(ValueError("in call\nfull_key: model.net"), short)).key == "model.net"
 
 
 def test_one_rank_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     error = UserError("seed", 1, "no", "seed=2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    errors.report(error)
+    messages.report(error)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("LOCAL_RANK", "0")
-    errors.report(error)
+    messages.report(error)
     assert capsys.readouterr().err == error.line() + "\n"
 
 
 def left(main: object, monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
     monkeypatch.setattr("sys.argv", ["train.py", *words])
     with pytest.raises(SystemExit) as caught:
-        errors.run(main)
+        messages.run(main)
     return caught.value.code
 
 
@@ -158,7 +158,7 @@ def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        errors.run(broken)
+        messages.run(broken)
 
 
 @pytest.mark.parametrize("second", ["done", "error.txt", "overrides.txt"])

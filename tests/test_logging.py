@@ -14,7 +14,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 import train
 from atelier.callbacks.table import read_rows
-from atelier.errors import UserError, user_error
+from atelier.errors import UserError
+from atelier.messages import user_error
 from tests.compose import composed
 from tests.conftest import overrides
 

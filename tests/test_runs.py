@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
-from atelier import build, errors, pretrained, resume, runs, stopping
+from atelier import build, messages, pretrained, resume, runs, stopping
 from atelier.callbacks.store import load, newest
 from atelier.errors import UserError
 from tests.callbacks.test_checkpoint import TMPFS
@@ -33,7 +33,7 @@ from tests.conftest import SECRETS, overrides
 def line_of(*words: str, run_dir: Path | str) -> str:
     with pytest.raises(Exception) as error:
         train.train(composed(*words, run_dir=run_dir))
-    known = errors.user_error(error.value)
+    known = messages.user_error(error.value)
     assert known is not None, repr(error.value)
     return known.line()
 

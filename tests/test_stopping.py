@@ -16,7 +16,7 @@ import pytest
 
 from atelier import stopping
 from atelier.callbacks.clock import Clock
-from atelier.errors import user_error
+from atelier.messages import user_error
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from atelier.errors import places
+from atelier.pages import places
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = (

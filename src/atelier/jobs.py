@@ -15,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from atelier import stopping
-from atelier.errors import UserError, check_words, one_line, report, user_error
+from atelier.errors import UserError
+from atelier.messages import check_words, one_line, report, user_error
 from atelier.runs import OUTPUTS, register, saved, shorter
 from atelier.start_up import load_torchmetrics
 

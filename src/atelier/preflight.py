@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from atelier import launchers
-from atelier.errors import UserError, known_keys, nearest, placed
+from atelier.errors import UserError, nearest
 from atelier.nets.stages import contract_of
+from atelier.pages import known_keys, placed
 from atelier.ranges import Name, NonNegFloat, NonNegInt, PositiveInt, Seed
 
 ALLOWED = ("models", "nets", "diffusion", "data", "losses", "metrics", "callbacks", "optim", "trainer", "loggers")

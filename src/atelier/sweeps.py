@@ -9,8 +9,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from atelier.errors import UserError, report
+from atelier.errors import UserError
 from atelier.jobs import direction, one_process
+from atelier.messages import report
 from atelier.runs import shorter, summary
 
 

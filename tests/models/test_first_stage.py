@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from atelier import build
-from atelier.errors import UserError, user_error
+from atelier.errors import UserError
 from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.perceptual import LPIPS
+from atelier.messages import user_error
 from atelier.models.base import Autoencoder, Discrete
 from atelier.models.first_stage import VQGAN, AutoencoderKL
 from atelier.rng import ImageRngs

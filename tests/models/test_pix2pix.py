@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atelier import build
-from atelier.errors import UserError, user_error
+from atelier.errors import UserError
+from atelier.messages import user_error
 from atelier.models.pix2pix import Pix2Pix
 from atelier.rng import ImageRngs
 from tests.compose import composed

@@ -13,8 +13,9 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from atelier import build
-from atelier.errors import UserError, user_error
+from atelier.errors import UserError
 from atelier.losses.perceptual import Pyramid, VGGFeatures
+from atelier.messages import user_error
 from atelier.models.base import Translator
 from atelier.models.srgan import SRGAN
 from atelier.nets.srgan import VGG54

@@ -75,6 +75,7 @@ class Grids(Callback):
 
     def _show(self, trainer: Trainer, images: torch.Tensor, name: str, columns: int | None = None) -> None:
         path = self.folder / f"{name}_{self.clock.images_seen:09d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)  # removed since, perhaps
         save_png(grid(images, columns), path)
         self.table.picture(trainer, f"sample/{name}", path)
 

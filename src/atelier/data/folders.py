@@ -22,7 +22,8 @@ from atelier.data.file_images import FileImages, Views
 from atelier.data.finding import Item, files_of, printable
 from atelier.data.layouts import left_out, refuse_pairs, split_folders
 from atelier.data.reading import Background, check, read
-from atelier.errors import UserError, rank
+from atelier.errors import UserError
+from atelier.launchers import rank
 from atelier.ranges import Name, PositiveInt, Probability
 
 
