@@ -1,15 +1,17 @@
 """Judge a trained run: python evaluate.py run=last eval.n_samples=1000 sampler=ddim sampler.steps=50."""
 
-from atelier import command_line, stopping
+from atelier.cli import usage
+from atelier.core import stopping
 
-command_line.answer_help()
+usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import build, jobs, messages, preflight, runs  # noqa: E402
+from atelier.cli import jobs, messages  # noqa: E402
+from atelier.runs import build, folders, preflight  # noqa: E402
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -17,13 +19,13 @@ def evaluate(cfg: DictConfig) -> None:
     import json
     import sys
 
-    from atelier import studio
     from atelier.callbacks.evaluation import numbers
-    from atelier.callbacks.judging import intervals
-    from atelier.trainer import autocast, device, resolved
+    from atelier.evaluation.evaluator import intervals
+    from atelier.requests import studio
+    from atelier.runs.trainer import autocast, device, resolved
 
     preflight.check(cfg)
-    run = runs.load(runs.find(cfg.run), cfg.ema, cfg.root)
+    run = folders.load(folders.find(cfg.run), cfg.ema, cfg.root)
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample)
     judging = build.judging(cfg)

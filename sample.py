@@ -1,16 +1,18 @@
 """Images of a trained run: python sample.py run=last n=64 sampler=ddim sampler.steps=20 guidance=3 label=5."""
 
-from atelier import command_line, stopping
+from atelier.cli import usage
+from atelier.core import stopping
 
-command_line.answer_help()
+usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
-command_line.listed_value("attributes")
+usage.listed_value("attributes")
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import build, jobs, messages, preflight, runs  # noqa: E402
+from atelier.cli import jobs, messages  # noqa: E402
+from atelier.runs import build, folders, preflight  # noqa: E402
 
 
 def sample(cfg: DictConfig) -> None:
@@ -19,27 +21,27 @@ def sample(cfg: DictConfig) -> None:
 
     import torch
 
-    from atelier import studio, translating
-    from atelier.trainer import autocast, device
+    from atelier.requests import files, studio
+    from atelier.runs.trainer import autocast, device
 
     preflight.check(cfg)
-    run = runs.load(runs.find(cfg.run), cfg.ema, cfg.root)
+    run = folders.load(folders.find(cfg.run), cfg.ema, cfg.root)
     model = run.model.to(device())
     verb = studio.verb(cfg.do, model)
     options = build.options(cfg, model, studio.maker(verb, model))
     items = studio.items(verb, model, run.data, cfg.label, cfg.source is not None)
-    case = translating.case(cfg.direction, model)
-    given = translating.wanted(build.plain(cfg)["attributes"], cfg.scale, model, run.data)
+    case = files.case(cfg.direction, model)
+    given = files.wanted(build.plain(cfg)["attributes"], cfg.scale, model, run.data)
     request = build.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
-    folder = Path(cfg.out or run.folder / "pictures" / runs.stamp())
-    found = [] if cfg.source is None else translating.files(cfg.source, model, verb, folder)
+    folder = Path(cfg.out or run.folder / "pictures" / folders.stamp())
+    found = [] if cfg.source is None else files.files(cfg.source, model, verb, folder)
     out = studio.Folder(folder, request | ({"n": len(found)} if found else {}))
     with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
         if found:
             if verb == "project":
-                made = translating.projections(model, run.data, options, cfg.seed, items, found)
+                made = files.projections(model, run.data, options, cfg.seed, items, found)
             else:
-                made = translating.Job(model, run.data, case, given, options, cfg.seed).results(found)
+                made = files.Job(model, run.data, case, given, options, cfg.seed).results(found)
             for (name, _), (source, result) in zip(found, made, strict=True):
                 out.add(result, len(found), source, [name])
             return out.finish()

@@ -1,17 +1,19 @@
 """Train a model and judge its samples: python train.py model=flow data=shapes (python train.py --help)."""
 
-from atelier import command_line, stopping
+from atelier.cli import usage
+from atelier.core import stopping
 
-command_line.answer_help()
+usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from atelier import build, jobs, messages, preflight, resume, runs  # noqa: E402
+from atelier.cli import jobs, messages  # noqa: E402
+from atelier.runs import build, folders, preflight, resume  # noqa: E402
 
-runs.register()
+folders.register()
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -20,13 +22,13 @@ def train(cfg: DictConfig) -> float | None:
 
     from lightning import seed_everything
 
-    from atelier import ending
-    from atelier.callbacks.store import newest
+    from atelier.checkpoints.store import newest
+    from atelier.runs import report
 
     preflight.check(cfg)
     if cfg.check:
         return print("ok: every key, type and range fits", flush=True)
-    with runs.held(cfg) as folder:
+    with folders.held(cfg) as folder:
         build.metrics(cfg).check()
         cfg = resume.settle(cfg, folder)
         seed_everything(cfg.seed, verbose=False)
@@ -41,12 +43,12 @@ def train(cfg: DictConfig) -> float | None:
             preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)
             if cfg.compile:
                 build.compile_nets(model)
-            ending.begin(callbacks.progress, cfg, model, data)
+            report.begin(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
             if trainer.world_size > 1:
                 stopping.listen(signal.SIG_DFL)  # they meet in C, where no handler of Python is called
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        value = ending.end(callbacks, trainer, model, folder, cfg.objective)
+        value = report.end(callbacks, trainer, model, folder, cfg.objective)
         if callbacks.clock.signal:  # it came with the last batch: no other job begins
             callbacks.clock.leave(trainer)
         return value

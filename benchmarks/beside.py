@@ -55,8 +55,8 @@ def turns(words: list[str], make: Callable[[DictConfig], Step], steps: int, batc
     """Seconds of each step of train.py with these words, and of the bare step after it."""
     from lightning.pytorch import Callback, LightningModule, Trainer
 
-    from atelier import build
-    from atelier.batch import Batch
+    from atelier.core.batch import Batch
+    from atelier.runs import build
 
     class Beside(Callback):
         """The last callback of a batch."""
@@ -94,11 +94,11 @@ def bare(words: list[str], make: Callable[[DictConfig], Step]) -> None:
     """A few steps of the bare loop in a process of its own."""
     from hydra import compose, initialize_config_dir
 
-    from atelier import runs
-    from atelier.trainer import keep_freed_memory
+    from atelier.runs import folders
+    from atelier.runs.trainer import keep_freed_memory
 
     keep_freed_memory()
-    runs.register()
+    folders.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         step = make(compose("train", [*words, "run_dir=unused"]))
     for i in range(ALONE):

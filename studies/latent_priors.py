@@ -16,17 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atelier import runs
-from atelier.judge import judge
-from atelier.metrics.pictures import grid, save_png
+from atelier.core.rng import ImageRngs
+from atelier.images.pictures import grid, save_png
+from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import judge_values, wilson
-from atelier.pixels import to_float, to_uint8
-from atelier.rng import ImageRngs
+from atelier.runs import folders
+from atelier.shapes.judge import judge
 
 N, FITTED, COMPONENTS, COLUMNS = 1_000, 10_000, 64, 12
 
 
-def codes(loaded: runs.Loaded, split: str, n: int) -> Tensor:
+def codes(loaded: folders.Loaded, split: str, n: int) -> Tensor:
     """Posterior means of n images of a split, (n, ...)."""
     parts = [loaded.data.chosen(split, range(k, min(k + 250, n)))["image"] for k in range(0, n, 250)]
     return torch.cat([loaded.model.encode(x) for x in parts])
@@ -45,7 +45,7 @@ def half_way(z: Tensor) -> Tensor:
     return (z + z.roll(1, 0)) / 2
 
 
-def decoded(loaded: runs.Loaded, z: Tensor) -> Tensor:
+def decoded(loaded: folders.Loaded, z: Tensor) -> Tensor:
     return torch.cat([to_uint8(loaded.model.decode(part)) for part in z.split(250)])
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"run folder of {help}")
     parser.add_argument("--out", type=Path, required=True, help="the picture")
     args = parser.parse_args()
-    ae, vae, flow = (runs.load(runs.find(str(folder)), ema=True) for folder in (args.ae, args.vae, args.flow))
+    ae, vae, flow = (folders.load(folders.find(str(folder)), ema=True) for folder in (args.ae, args.vae, args.flow))
     rngs = ImageRngs(1, 0, N)
     print("| latents | valid | loosely valid | coverage |\n|---|---|---|---|")
     rows = []

@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from atelier import build
+from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
-from atelier.pixels import to_uint8
-from atelier.rng import ImageRngs
+from atelier.images.pixels import to_uint8
+from atelier.runs import build
 
 LEVELS = 256
 PARTS = 4  # of a level: where the uniform noise within it is looked at

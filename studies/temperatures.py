@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from atelier import runs
-from atelier.judge import judge
+from atelier.core.rng import ImageRngs
+from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import wishes
-from atelier.pixels import to_float, to_uint8
-from atelier.rng import ImageRngs
+from atelier.runs import folders
+from atelier.shapes.judge import judge
 
 N, BATCH = 1_000, 250
 
 
-def shares(run: runs.Loaded, temperature: float, seed: int) -> dict[str, float]:
+def shares(run: folders.Loaded, temperature: float, seed: int) -> dict[str, float]:
     """Of N samples: how many are valid, nearly valid, and have each attribute."""
     images, asked = [], []
     for first in range(0, N, BATCH):
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.5, 0.7, 0.9, 1.0])
     asked = parser.parse_args()
-    run = runs.load(asked.run, ema=True)
+    run = folders.load(asked.run, ema=True)
     with torch.inference_mode():
         for temperature in asked.temperatures:
             told = " ".join(f"{name} {value:.3f}" for name, value in shares(run, temperature, asked.seed).items())

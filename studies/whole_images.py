@@ -18,13 +18,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from atelier import build, runs
-from atelier.bicubic import enlarged, reduced
-from atelier.callbacks.by_answer import PAIR, distances
 from atelier.data.reading import decode, pixels
 from atelier.data.superres import SuperRes
-from atelier.pixels import to_float, to_uint8
-from atelier.translating import Job
+from atelier.evaluation.paired import PAIR, distances
+from atelier.images.bicubic import enlarged, reduced
+from atelier.images.pixels import to_float, to_uint8
+from atelier.requests.files import Job
+from atelier.runs import build, folders
 
 KINDS = ("psnr", "psnr_y", "ssim", "ssim_y")
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--run", help="of srresnet, srgan, rrdbnet or esrgan; without: bicubic alone")
     parser.add_argument("--factor", type=int, choices=(2, 3, 4), default=4, help="of bicubic; a run has its own")
     asked = parser.parse_args()
-    run = runs.load(runs.find(asked.run), ema=True) if asked.run else None
+    run = folders.load(folders.find(asked.run), ema=True) if asked.run else None
     factor = run.model.enlarges if run else asked.factor
     job = Job(run.model, run.data, "", {}, {}, 0) if run else None
     data = images_of(asked.folder, factor, run.data.channels if run else 3)

@@ -28,9 +28,9 @@ from atelier.callbacks import clock
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.evaluation import Evaluation
-from atelier.callbacks.judging import Judging
-from atelier.callbacks.safe_io import SafeIO
-from atelier.callbacks.store import load, newest
+from atelier.checkpoints.safe_io import SafeIO
+from atelier.checkpoints.store import load, newest
+from atelier.evaluation.evaluator import Judging
 from tests import warm  # noqa: F401  (or each child would import as much)
 from tests.compose import composed
 from tests.tiny import FOUR, STANDS_ON, TINY, tiny

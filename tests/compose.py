@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, base, open_dict
 
-from atelier import runs
+from atelier.runs import folders
 
 CONF = Path(__file__).parents[1] / "conf"
 base.parse = functools.cache(base.parse)  # each look at an interpolation parses it: half of the time of a check
@@ -36,7 +36,7 @@ def composed(*overrides: str, run_dir: Path | str = "unused", config: str = "tra
 @functools.cache
 def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
     """A tenth of a second of Hydra's, once for the same words."""
-    runs.register()
+    folders.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, list(overrides), return_hydra_config=True)

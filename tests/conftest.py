@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from atelier.start_up import load_torchmetrics
+from atelier.cli.start_up import load_torchmetrics
 
 load_torchmetrics()  # before anything imports lightning: a few seconds of each worker
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from atelier import ending, preflight, runs
-from atelier.callbacks import safe_io, store
 from atelier.callbacks.clock import Clock
-from atelier.callbacks.safe_io import SafeIO
-from atelier.callbacks.store import Manifest, load, newest
-from atelier.errors import UserError
+from atelier.checkpoints import safe_io, store
+from atelier.checkpoints.safe_io import SafeIO
+from atelier.checkpoints.store import Manifest, load, newest
+from atelier.core.errors import UserError
+from atelier.runs import folders, preflight, report
 from tests.campaign import child, differences, final, run
 from tests.compose import composed
 
@@ -161,7 +161,7 @@ def full_disk(root: Path) -> dict[str, Any]:
 
 def full_at_the_end(root: Path) -> dict[str, Any]:
     """A run that finds no room on its disk for what comes after the last checkpoint."""
-    export, warned = ending._export, []
+    export, warned = report._export, []
 
     def filled(*args: Any) -> None:
         with contextlib.suppress(OSError), (root / "filler").open("wb", buffering=0) as file:
@@ -169,7 +169,7 @@ def full_at_the_end(root: Path) -> dict[str, Any]:
                 file.write(b"0" * 4096)
         export(*args)
 
-    ending._export, ending.warn = filled, warned.append
+    report._export, report.warn = filled, warned.append
     preflight.fits_on_disk = lambda *_: None
     run(root / "run", "vae", "budget.images=16", "eval.every_images=16")
     seen = load(newest(root / "run/checkpoints"))["callbacks"]["Clock"]["images_seen"]
@@ -185,7 +185,7 @@ def locks(root: Path) -> dict[str, Any]:
 
         def work() -> None:
             try:
-                with runs.held(composed("model=vae", run_dir=folder)):
+                with folders.held(composed("model=vae", run_dir=folder)):
                     os.write(writer, b"held")
             except UserError as error:
                 os.write(writer, error.line().encode())
@@ -196,7 +196,7 @@ def locks(root: Path) -> dict[str, Any]:
 
     told: dict[str, Any] = {}
     folder = root / "locked"
-    with runs.held(composed("model=vae", run_dir=folder)):
+    with folders.held(composed("model=vae", run_dir=folder)):
         told["pid"], told["second"] = os.getpid(), tried(folder)
     told["after"], told["empty"] = tried(folder), not list(folder.iterdir())
     killed = at_call(Clock, "on_train_batch_end", 3)

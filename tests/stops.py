@@ -22,13 +22,15 @@ import torch
 torch.set_num_threads(1)
 
 import train as entry
-from atelier import jobs, preflight, stopping
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.progress import Progress
-from atelier.callbacks.safe_io import SafeIO
+from atelier.checkpoints.safe_io import SafeIO
+from atelier.cli import jobs
+from atelier.core import stopping
 from atelier.data.shapes import Shapes
 from atelier.metrics.suite import Suite
+from atelier.runs import preflight
 from tests.compose import composed
 from tests.tiny import TINY
 

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train as entry
-from atelier import messages, preflight
+from atelier.cli import messages
+from atelier.runs import preflight
 from tests.compose import CONF, composed
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
 
@@ -247,11 +248,11 @@ urllib.request.urlopen urllib.request.urlretrieve http.server.test webbrowser.op
 importlib.import_module ctypes.CDLL tempfile.mktemp pathlib.Path torch.load torch.save torch.hub.load torch.jit.load
 torch.hub.download_url_to_file torch.utils.cpp_extension.load_inline torch.nn.Linear numpy.load pandas.read_pickle
 hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.load yaml.unsafe_load lightning.pytorch.Trainer
-lightning.fabric.utilities.cloud_io._load wandb.init atelier.pretrained.subprocess.run atelier.runs.os
-atelier.build.instantiate atelier.pretrained.require
-atelier.messages.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
-atelier.data.cifar10.pickle.load atelier.data.base.DataLoader atelier.callbacks.store.write_text
-atelier.callbacks.store.os.remove atelier.metrics.features.torch.load atelier.models.base.LightningModule
+lightning.fabric.utilities.cloud_io._load wandb.init atelier.runs.pretrained.subprocess.run atelier.runs.folders.os
+atelier.runs.build.instantiate atelier.runs.pretrained.require
+atelier.cli.messages.run atelier.data.published.shutil.rmtree atelier.data.cifar10.pickle
+atelier.data.cifar10.pickle.load atelier.data.base.DataLoader atelier.checkpoints.store.write_text
+atelier.checkpoints.store.os.remove atelier.metrics.features.torch.load atelier.models.base.LightningModule
 atelier.optim.torch.load atelier..os.system builtins atelier
 """.split()
 
@@ -589,7 +590,7 @@ def test_an_experiment_trains(
 def test_what_a_constructor_refuses_is_one_line(
     overrides: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_on: Callable
 ) -> None:
-    monkeypatch.setattr("atelier.runs.OUTPUTS", tmp_path / "outputs")  # no run is found there
+    monkeypatch.setattr("atelier.runs.folders.OUTPUTS", tmp_path / "outputs")  # no run is found there
     given = [word for word in overrides if word != "FIRST"]
     given += stands_on(*given, *FEW) if "FIRST" in overrides else []
     found = line_of(lambda: trained(tmp_path / "run", *BRIEF, *FEW, *given))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from atelier import jobs
 from atelier.callbacks.table import read_rows
+from atelier.cli import jobs
 from tests.compose import composed
 from tests.programs import python
 from tests.tiny import COMMON, TINY
@@ -153,7 +153,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert (done.stdout + done.stderr).count("error: seed=-1") == 2  # when it happens and in the table
     assert "error: seed=-1" in done.stderr and "Traceback" not in done.stderr
     assert {OmegaConf.load(sweep / job / "config.yaml").seed for job in "02"} == {0, 2}
-    from tests.test_logging import of_kind
+    from tests.runs.test_loggers import of_kind
 
     logged = [of_kind(path.parent, "run")[0] for path in sorted(sweep.rglob("*.wandb"))]
     assert [run.run_group for run in logged] == [sweep.name] * 2
@@ -235,7 +235,7 @@ def test_a_search_gets_its_objective(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_command_makes_the_project_that_a_newcomer_opens(tmp_path: Path) -> None:
     """docs/wandb.md: four families, one group, the same panels of what is judged."""
-    from tests.test_logging import of_kind, rows
+    from tests.runs.test_loggers import of_kind, rows
 
     cli(tmp_path, "train.py", "-m", "logger=wandb", "model=flow,ddpm,vae,gan", *COMMON)
     found = sorted(tmp_path.rglob("*.wandb"))

@@ -11,12 +11,12 @@ import torch
 
 import evaluate as entry
 import train
-from atelier import runs
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import LPIPS
 from atelier.metrics import features
 from atelier.metrics.shapes import wilson
-from atelier.pixels import to_float, to_uint8
+from atelier.runs import folders
 from tests.compose import composed
 from tests.conftest import overrides
 
@@ -105,7 +105,7 @@ def test_lpips_of_reconstructions_is_measured_where_it_is_asked_for(
     train.train(composed(*overrides("vae"), *words, "data.image_size=16", run_dir=tmp_path))
     found = told(tmp_path, capsys, "metrics=none", *words, *AS_TRAINING)["metrics"]
     assert found == json.loads((tmp_path / "summary.json").read_text())["metrics"]
-    run = runs.load(tmp_path, ema=True)
+    run = folders.load(tmp_path, ema=True)
     with torch.inference_mode():
         x = run.data.test_batch(0, 8)["image"]
         expected = LPIPS(**lpips_files)(to_float(to_uint8(run.model.decode(run.model.encode(x)))), x).mean()

@@ -11,7 +11,7 @@ import pytest
 import evaluate
 import sample
 import train
-from atelier import preflight
+from atelier.runs import preflight
 from tests.compose import composed
 from tests.tiny import COMMON, UNET
 

@@ -14,15 +14,16 @@ from PIL import Image
 from torch import Tensor
 
 import sample as entry
-from atelier import runs, studio
-from atelier.callbacks.judging import sample
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.data.reading import pixels, square
-from atelier.errors import UserError
+from atelier.evaluation.evaluator import sample
+from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond
 from atelier.models.vae import VAE
-from atelier.pixels import to_float, to_uint8
-from atelier.rng import ImageRngs
+from atelier.requests import studio
+from atelier.runs import folders
 from tests.compose import composed
 from tests.tiny import TINY
 
@@ -96,15 +97,15 @@ def test_other_verbs_are_the_same_in_any_batch_too(
 @pytest.fixture
 def lively(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs come back with weights that listen to their conditions; 96 images of training leave them near zero."""
-    original = runs.load
+    original = folders.load
 
-    def load(folder: Path, ema: bool, root: str | None = None) -> runs.Loaded:
+    def load(folder: Path, ema: bool, root: str | None = None) -> folders.Loaded:
         loaded, random = original(folder, ema), torch.Generator().manual_seed(0)
         for parameter in loaded.model.parameters():
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=random)
         return loaded
 
-    monkeypatch.setattr(runs, "load", load)
+    monkeypatch.setattr(folders, "load", load)
 
 
 @pytest.mark.parametrize("family", ["ddpm", "ldm"])
@@ -133,7 +134,7 @@ def test_a_label_takes_the_test_images_that_have_it(
     finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    original = type(runs.load(finished["ddpm"], True).model).sample
+    original = type(folders.load(finished["ddpm"], True).model).sample
     monkeypatch.setattr("atelier.models.ddpm.DDPM.sample", lambda *a, **k: asked.append(a[1]) or original(*a, **k))
     drawn(finished["ddpm"], tmp_path, "n=5", "batch_size=2", f"label={HAD}")
     assert torch.cat([cond["label"] for cond in asked]).tolist() == [HAD] * 5
@@ -144,7 +145,7 @@ def test_a_label_takes_the_test_images_that_have_it(
 
 @pytest.mark.parametrize("family", ["ddpm", "gan", "ldm"])
 def test_a_label_changes_the_pictures(finished: dict[str, Path], tmp_path: Path, lively: None, family: str) -> None:
-    labels = runs.load(finished[family], True).data.test_batch(0, 16)["label"].tolist()
+    labels = folders.load(finished[family], True).data.test_batch(0, 16)["label"].tolist()
     assert labels[0] == HAD
     other = next(label for label in labels if label != HAD)
     one, two = (drawn(finished[family], tmp_path / str(k), "n=4", f"label={k}") for k in (HAD, other))
@@ -152,7 +153,7 @@ def test_a_label_changes_the_pictures(finished: dict[str, Path], tmp_path: Path,
 
 
 def test_reconstructions_stand_beside_the_test_images(finished: dict[str, Path], tmp_path: Path) -> None:
-    run = runs.load(finished["vae"], True)
+    run = folders.load(finished["vae"], True)
     pictures = drawn(finished["vae"], tmp_path, "n=8")
     x = run.data.test_batch(0, 4)["image"]
     torch.testing.assert_close(pictures[0::2].float() / 127.5 - 1, x, atol=1e-5, rtol=0)
@@ -194,7 +195,7 @@ def test_a_traversal_changes_one_coordinate_a_row(
     monkeypatch.setattr(VAE, "render", lambda *a, **k: seen.append(a[1]) or original(*a, **k))
     drawn(finished["vae"], tmp_path, "n=24", "batch_size=24", "do=traverse")
     z = seen[0].flatten(1)
-    run = runs.load(finished["vae"], True)
+    run = folders.load(finished["vae"], True)
     with torch.inference_mode():
         start = run.model.encode(run.data.test_batch(0, 1)["image"]).flatten()
     for row in range(3):
@@ -221,9 +222,9 @@ def test_what_a_model_lacks_is_refused_in_one_line(finished: dict[str, Path]) ->
 
 
 def test_an_unconditional_model_takes_no_guidance(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = runs.load(finished["ddpm"], True)
+    loaded = folders.load(finished["ddpm"], True)
     loaded.model.needs = frozenset()
-    monkeypatch.setattr(runs, "load", lambda *_: loaded)
+    monkeypatch.setattr(folders, "load", lambda *_: loaded)
     assert "the model was trained without conditions" in refused(f"run={finished['ddpm']}", "guidance=3")
 
 
@@ -297,7 +298,7 @@ def test_projection_brings_down_what_it_searches_by(
 
 def searched(run: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Three test images, what was found for them, and the draws that the search started from."""
-    loaded = runs.load(run, ema=True)
+    loaded = folders.load(run, ema=True)
     batch = loaded.data.test_batch(0, 3)
     x, cond, rngs = batch["image"], loaded.model.condition(batch, ""), ImageRngs(0, 0, 3)
     with torch.inference_mode():
@@ -311,7 +312,7 @@ def test_an_image_of_the_users_own_is_projected(
 ) -> None:
     """Its central square at the net's size is what is looked for."""
     monkeypatch.setattr(studio, "PROJECTION_STEPS", 20)
-    run = runs.load(finished["gan"], ema=True)
+    run = folders.load(finished["gan"], ema=True)
     batch = run.data.test_batch(0, 1)
     label = int(batch["label"])
     mine = Image.fromarray(to_uint8(batch["image"])[0].permute(1, 2, 0).numpy()).resize((20, 13))
@@ -331,7 +332,7 @@ def test_an_image_of_the_users_own_is_projected(
 
 def test_a_row_of_truncations_goes_from_the_mean_through_the_sample(finished: dict[str, Path], tmp_path: Path) -> None:
     """Column 0 is the same style in all rows; the noise of a row is that of its sample."""
-    run = runs.load(finished["stylegan2"], ema=True)
+    run = folders.load(finished["stylegan2"], ema=True)
     with torch.inference_mode():
         cond = run.model.condition(run.data.test_batch(0, 2), "")
         z = run.model.draw(ImageRngs(0, 0, 2), cond)
@@ -346,7 +347,7 @@ def test_a_row_of_truncations_goes_from_the_mean_through_the_sample(finished: di
 def test_mixed_pictures_have_coarse_styles_of_their_row_and_fine_ones_of_their_column(
     finished: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = runs.load(finished["stylegan2"], ema=True)
+    run = folders.load(finished["stylegan2"], ema=True)
     pictures = drawn(finished["stylegan2"], tmp_path, "n=24", "do=mix")
     with torch.inference_mode():
         cond = run.model.condition(run.data.test_batch(0, 10), "")

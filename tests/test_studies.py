@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from atelier import runs
-from atelier.bicubic import enlarged, reduced
-from atelier.judge import judge
+from atelier.core.rng import ImageRngs
+from atelier.images.bicubic import enlarged, reduced
+from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import judge_values
-from atelier.pixels import to_float, to_uint8
-from atelier.rng import ImageRngs
+from atelier.runs import folders
+from atelier.shapes.judge import judge
 from studies import pixel_mixture, temperatures, whole_images
 
 
@@ -46,7 +46,7 @@ def test_a_flat_histogram_costs_eight_bits() -> None:
 def test_shares_of_all_samples(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temperatures, "N", 8)
     monkeypatch.setattr(temperatures, "BATCH", 4)
-    run = runs.load(finished["normalizing_flow"], ema=True)
+    run = folders.load(finished["normalizing_flow"], ema=True)
     with torch.inference_mode():
         told = temperatures.shares(run, 0.5, 3)
         cond = run.model.condition(run.data.test_batch(0, 8), "")

@@ -19,10 +19,10 @@ torch.set_num_threads(1)
 from hydra.utils import instantiate
 
 import train as entry
-from atelier import runs
 from atelier.callbacks.clock import Clock
-from atelier.callbacks.store import load, newest
+from atelier.checkpoints.store import load, newest
 from atelier.nets.equalized import MinibatchStd
+from atelier.runs import folders
 from tests.campaign import differences, flat
 from tests.compose import composed
 from tests.tiny import TINY, tiny
@@ -62,7 +62,7 @@ def walk(root: Path) -> dict[str, Any]:
         run(root / f"{family}_again", family, "metrics=none")
         told[f"{family} batches"] = len(noise) - begun
         told[f"{family} resumed"] = differences(*(states(root / name) for name in (family, f"{family}_again")))
-        told[family] = runs.summary(root / family)["metrics"]
+        told[family] = folders.summary(root / family)["metrics"]
     told["noise"] = list(noise)
     return told
 
@@ -138,7 +138,7 @@ def judged_again(root: Path) -> dict[str, dict[str, float]]:
 
     told = {}
     for family in TINY:
-        loaded = runs.load(root / family, ema=True)
+        loaded = folders.load(root / family, ema=True)
         judging = instantiate(loaded.cfg.callbacks.evaluation.judging, _convert_="all")
         judging.prepare(loaded.data, torch.device("cpu"))
         told[family], _ = judging(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)
@@ -146,7 +146,7 @@ def judged_again(root: Path) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    runs.register()
+    folders.register()
     root = Path(sys.argv[1])
     told = walk(root) if RANKS > 1 else {"judged": judged_again(root)}
     told["gradients"] = first_gradients(root)

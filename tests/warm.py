@@ -17,7 +17,7 @@ from PIL import Image
 torch.set_num_threads(1)
 
 import atelier
-from atelier import preflight
+from atelier.runs import preflight
 from tests.compose import composed
 from tests.tiny import tiny
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from atelier.ranges import Betas, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
+from atelier.core.ranges import Betas, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
 
 Decay = Literal["constant", "cosine", "linear"]
 

@@ -16,13 +16,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import train
-from atelier.callbacks import store
 from atelier.callbacks.checkpoint import Checkpoints, lower_is_better
 from atelier.callbacks.clock import Clock
-from atelier.callbacks.safe_io import SafeIO
-from atelier.callbacks.store import Manifest, load, newest, sha256
 from atelier.callbacks.table import read_rows
-from atelier.errors import UserError
+from atelier.checkpoints import store
+from atelier.checkpoints.safe_io import SafeIO
+from atelier.checkpoints.store import Manifest, load, newest, sha256
+from atelier.core.errors import UserError
 from tests import stock
 from tests.compose import composed
 from tests.conftest import faults, overrides
@@ -403,10 +403,10 @@ def test_every_number_in_a_checkpoint_is_accounted_for(finished: dict[str, Path]
 
     A gan leaves its vector for "not told" untrained, 1 % of nothing.
     """
-    from atelier import runs
+    from atelier.runs import folders
 
     checkpoint = load(newest(finished[family] / "checkpoints"))
-    model = runs.load(finished[family], ema=False).model
+    model = folders.load(finished[family], ema=False).model
     weights = sum(t.numel() for t in model.state_dict().values())
     averaged = [getattr(model, name) for name in model.averaged]
     averages = 2 * sum(t.numel() for net in averaged for t in net.state_dict().values())

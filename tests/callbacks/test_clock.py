@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import train
-from atelier import stopping
 from atelier.callbacks.clock import Clock
-from atelier.callbacks.store import load, newest
 from atelier.callbacks.table import read_rows
-from atelier.errors import UserError
+from atelier.checkpoints.store import load, newest
+from atelier.core import stopping
+from atelier.core.errors import UserError
 from atelier.models.gan import GAN
 from atelier.models.vae import VAE
 from atelier.optim import lr_factor
@@ -120,7 +120,7 @@ def test_nan_is_one_line_and_exit_2(
     from hydra.types import RunMode
     from omegaconf import read_write
 
-    from atelier import jobs
+    from atelier.cli import jobs
 
     monkeypatch.setattr(VAE, "training_step", poisoned(VAE, 2))
     cfg = composed(*overrides("vae"), run_dir=tmp_path)

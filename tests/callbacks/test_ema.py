@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-from atelier import runs
 from atelier.callbacks import statistics
 from atelier.callbacks.ema import EMA, average_of, swap
 from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
-from atelier.callbacks.judging import Judging
-from atelier.callbacks.store import Manifest, load, newest
-from atelier.rng import ImageRngs
+from atelier.checkpoints.store import Manifest, load, newest
+from atelier.core.rng import ImageRngs
+from atelier.evaluation.evaluator import Judging
+from atelier.runs import folders
 from tests import stock
 from tests.compose import composed
 from tests.conftest import overrides
@@ -186,11 +186,11 @@ def test_what_a_run_saves_and_exports_has_its_own_statistics(tmp_path: Path, pag
     """What sampling loads, taken again from weights and data, is the same bit for bit; what was trained is not."""
     words = ["budget.images=48", "eval.every_images=1000", "callbacks.ema.half_lives=[1000]"]
     train.train(composed(*NORMED[page], *words, run_dir=tmp_path))
-    saved = norms_of(runs.load(tmp_path, ema=True).model)
+    saved = norms_of(folders.load(tmp_path, ema=True).model)
     exported = load_file(tmp_path / "weights.safetensors")
     assert saved and all(torch.equal(saved[name], exported[name]) for name in saved)
     Manifest(tmp_path / "checkpoints").cut(24)  # a save in passing, with no pictures before it
-    averaged, raw = (runs.load(tmp_path, ema=ema) for ema in (True, False))
+    averaged, raw = (folders.load(tmp_path, ema=ema) for ema in (True, False))
     assert averaged.images_seen == 24
     saved, trained = (norms_of(loaded.model) for loaded in (averaged, raw))
     assert not any(torch.equal(saved[name], trained[name]) for name in saved)

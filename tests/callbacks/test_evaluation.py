@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 import train
-from atelier import runs
 from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
-from atelier.callbacks.judging import sample
-from atelier.callbacks.store import load, newest
-from atelier.pixels import to_uint8
-from atelier.rng import ImageRngs
+from atelier.checkpoints.store import load, newest
+from atelier.core.rng import ImageRngs
+from atelier.evaluation.evaluator import sample
+from atelier.images.pixels import to_uint8
+from atelier.runs import folders
 from tests.compose import composed
 from tests.conftest import overrides
 
@@ -32,7 +32,7 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_images(
     finished: dict[str, Path], family: str, error: Exception
 ) -> None:
     """More than two at a time do not fit; the noise of the first try was drawn already."""
-    loaded = runs.load(finished[family], ema=True)
+    loaded = folders.load(finished[family], ema=True)
     cond = loaded.model.condition(loaded.data.test_batch(0, 7), "")
     with torch.inference_mode():
         expected = loaded.model.sample(cond, ImageRngs(3, 0, 7))
@@ -126,9 +126,9 @@ def test_the_default_run_draws_half_way_and_at_its_end() -> None:
 
 
 def test_the_picture_at_the_end_is_what_the_saved_average_draws(finished: dict[str, Path]) -> None:
-    from atelier.metrics.pictures import grid
+    from atelier.images.pictures import grid
 
-    loaded = runs.load(finished["gan"], ema=True)
+    loaded = folders.load(finished["gan"], ema=True)
     cond = loaded.model.condition(loaded.data.test_batch(0, 4), "")
     with torch.inference_mode():
         images = to_uint8(loaded.model.sample(cond, ImageRngs(0, 0, 4)))

@@ -11,8 +11,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 import train
-from atelier.callbacks.store import Manifest
 from atelier.callbacks.table import Table, read_rows
+from atelier.checkpoints.store import Manifest
 from tests.compose import composed
 from tests.conftest import overrides
 

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from atelier.callbacks import work
 from atelier.callbacks.clock import Clock
-from atelier.callbacks.store import load, newest
 from atelier.callbacks.work import Work
+from atelier.checkpoints.store import load, newest
 from tests.compose import composed
 from tests.conftest import overrides
 

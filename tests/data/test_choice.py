@@ -17,15 +17,15 @@ from torch import Tensor
 
 import sample
 import train
-from atelier.callbacks.gathering import read
 from atelier.callbacks.grids import Grids
-from atelier.callbacks.judging import Judging, training_set
+from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule, MemoryImages, Split, random_order, stratified
 from atelier.data.folders import FileImages
+from atelier.evaluation.evaluator import Judging, training_set
+from atelier.evaluation.gathering import read
+from atelier.images.pixels import to_uint8
 from atelier.models.base import Autoencoder, Cond, Likelihood
-from atelier.pixels import to_uint8
-from atelier.rng import ImageRngs
-from atelier.studio import conditions, items
+from atelier.requests.studio import conditions, items
 from tests.compose import composed
 from tests.tiny import TINY
 
@@ -111,7 +111,7 @@ def trained_on(data: DataModule) -> list[int]:
 
 def taught(data: DataModule) -> list[int]:
     """The labels that a classifier of N images learns from."""
-    with patch("atelier.callbacks.judging.N_TRAINING", N):
+    with patch("atelier.evaluation.evaluator.N_TRAINING", N):
         return training_set(data)[1].tolist()
 
 

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 import atelier.data.checking as checking
+from atelier.core.errors import UserError
+from atelier.core.rng import generator
 from atelier.data.base import MemoryImages
 from atelier.data.checking import check_files
 from atelier.data.classes import ClassFolders, n_folders
 from atelier.data.finding import Item, image_files, natural
 from atelier.data.folders import Folder, ImageFolder, hold_out
 from atelier.data.reading import SUFFIXES
-from atelier.errors import UserError
-from atelier.rng import generator
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

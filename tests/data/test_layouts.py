@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from atelier.core.errors import UserError
 from atelier.data.base import Split
 from atelier.data.classes import ClassFolders
 from atelier.data.finding import visible_files
@@ -14,7 +15,6 @@ from atelier.data.layouts import left_out, role
 from atelier.data.pairs import Edges, Pairs
 from atelier.data.superres import SuperRes
 from atelier.data.unpaired import Unpaired
-from atelier.errors import UserError
 
 FOLDERS = ["trainA", "trainB", "testA", "testB"]
 OWN = {

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from atelier.core.errors import UserError
+from atelier.core.rng import generator
 from atelier.data.folders import Folder
 from atelier.data.pairs import Edges, Pairs, edge_map, upright_size
 from atelier.data.reading import SUFFIXES
-from atelier.errors import UserError
-from atelier.rng import generator
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 N = 6

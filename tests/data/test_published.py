@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from atelier import build, preflight
+from atelier.core.errors import UserError
+from atelier.core.rng import generator
 from atelier.data.base import DataModule
 from atelier.data.celeba import CROPS, HAIR, CelebA
 from atelier.data.cifar10 import CIFAR10
 from atelier.data.mnist import MNIST, FashionMNIST, read_idx
 from atelier.data.published import fetch, resized, with_channels
 from atelier.data.recast import changed
-from atelier.errors import UserError
-from atelier.rng import generator
+from atelier.runs import build, preflight
 from tests.compose import composed
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

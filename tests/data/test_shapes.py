@@ -9,10 +9,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from atelier import world
 from atelier.data import shapes
 from atelier.data.shapes import EXTRA, Shapes
-from atelier.judge import judge
+from atelier.shapes import world
+from atelier.shapes.judge import judge
 
 PAGE = Path(__file__).parents[2] / "conf" / "data" / "shapes.yaml"
 HALF_LEVEL = 0.5 / 127.5 + 1e-6

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import train
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.metrics import suite
 from atelier.metrics.features import classifier_of
 from tests.compose import composed

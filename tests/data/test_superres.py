@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atelier.bicubic import reduced
+from atelier.core.errors import UserError
+from atelier.core.rng import generator
 from atelier.data.superres import SuperRes
-from atelier.errors import UserError
-from atelier.pixels import to_float, to_uint8
-from atelier.rng import generator
+from atelier.images.bicubic import reduced
+from atelier.images.pixels import to_float, to_uint8
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from atelier.core.errors import UserError
+from atelier.core.rng import generator
 from atelier.data.base import _Places, random_order
 from atelier.data.reading import SUFFIXES
 from atelier.data.unpaired import Unpaired, UnpairedImages
-from atelier.errors import UserError
-from atelier.rng import generator
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FOLDERS = ["trainA", "trainB", "testA", "testB"]

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear, Schedule
 from atelier.diffusion.targets import target
-from atelier.errors import UserError
-from atelier.rng import ImageRngs
 
 
 class Shades:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from atelier.core.errors import UserError
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
 from atelier.diffusion.targets import target as aimed
-from atelier.errors import UserError
 
 CHOICES = [
     (schedule, target, weighting, density)

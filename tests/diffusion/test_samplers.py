@@ -4,10 +4,10 @@ import diffusers
 import pytest
 import torch
 
+from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import clipped
 from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun, posterior, start
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
-from atelier.rng import ImageRngs
 
 SCHEDULES = {
     "linear": (Linear(), {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}),

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import train
-from atelier import runs
+from atelier.core.rng import ImageRngs
+from atelier.images.pixels import to_uint8
 from atelier.metrics.image import psnr
-from atelier.pixels import to_uint8
-from atelier.rng import ImageRngs
+from atelier.runs import folders
 from tests.compose import composed
 
 COMMON = [
@@ -33,17 +33,17 @@ STAR = [
 ]  # fmt: skip
 
 
-def learned(folder: Path, *words: str) -> runs.Loaded:
+def learned(folder: Path, *words: str) -> folders.Loaded:
     train.train(composed(*COMMON, *words, run_dir=folder))
-    return runs.load(folder, ema=True)
+    return folders.load(folder, ema=True)
 
 
-def images(loaded: runs.Loaded) -> tuple[Tensor, dict[str, Tensor]]:
+def images(loaded: folders.Loaded) -> tuple[Tensor, dict[str, Tensor]]:
     batch = loaded.data.split("train").read(list(range(8)), None)
     return batch["image"], loaded.model.condition(batch, "")
 
 
-def distances(loaded: runs.Loaded) -> tuple[Tensor, Tensor]:
+def distances(loaded: folders.Loaded) -> tuple[Tensor, Tensor]:
     """Of 8 samples, each under the condition of an image: to that image, and to the nearest."""
     real, cond = images(loaded)
     with torch.inference_mode():
@@ -53,18 +53,18 @@ def distances(loaded: runs.Loaded) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> runs.Loaded:
+def vae(tmp_path_factory: pytest.TempPathFactory) -> folders.Loaded:
     words = ["model=vae", "model.net.width=16", "budget.images=16000", "model.beta=0.1"]
     return learned(tmp_path_factory.mktemp("vae"), *words, "model.optimizer.warmup_images=500")
 
 
 @pytest.fixture(scope="module")
-def vqvae(tmp_path_factory: pytest.TempPathFactory) -> runs.Loaded:
+def vqvae(tmp_path_factory: pytest.TempPathFactory) -> folders.Loaded:
     words = ["model=vqvae", "model.net.width=16", "model.net.quantizer.n_codes=64", "budget.images=24000"]
     return learned(tmp_path_factory.mktemp("vqvae"), *words)
 
 
-def given_back(loaded: runs.Loaded) -> float:
+def given_back(loaded: folders.Loaded) -> float:
     """PSNR of the worst of the 8 reconstructions."""
     real, _ = images(loaded)
     with torch.inference_mode():
@@ -73,12 +73,12 @@ def given_back(loaded: runs.Loaded) -> float:
 
 
 @pytest.mark.slow
-def test_vae_gives_its_images_back(vae: runs.Loaded) -> None:
+def test_vae_gives_its_images_back(vae: folders.Loaded) -> None:
     assert given_back(vae) > 25
 
 
 @pytest.mark.slow
-def test_vqvae_gives_its_images_back(vqvae: runs.Loaded) -> None:
+def test_vqvae_gives_its_images_back(vqvae: folders.Loaded) -> None:
     assert given_back(vqvae) > 25
 
 
@@ -96,7 +96,7 @@ def test_first_stages_give_their_images_back(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vqprior_draws_the_image_that_is_asked_for(tmp_path: Path, vqvae: runs.Loaded) -> None:
+def test_vqprior_draws_the_image_that_is_asked_for(tmp_path: Path, vqvae: folders.Loaded) -> None:
     words = ["model=vqprior", f"model.first_stage.run={vqvae.folder}", "model.net.width=32", "budget.images=16000"]
     asked, _ = distances(learned(tmp_path, *words))
     assert asked.median() < 0.1
@@ -133,7 +133,7 @@ def test_gan_draws_the_image_that_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ldm_draws_the_image_that_is_asked_for(tmp_path: Path, vae: runs.Loaded) -> None:
+def test_ldm_draws_the_image_that_is_asked_for(tmp_path: Path, vae: folders.Loaded) -> None:
     words = ["model=ldm", f"model.first_stage.run={vae.folder}", "model.net.width=32", "budget.images=32000"]
     words += ["model.optimizer.warmup_images=500", "model.guidance=1.0", "model.optimizer.lr=2e-3"]
     asked, _ = distances(learned(tmp_path, *words))

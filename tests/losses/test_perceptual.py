@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.losses.perceptual import LPIPS, Pyramid
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.metrics import distances
 from atelier.metrics.distances import fid, inception_score, kid, precision_recall
 

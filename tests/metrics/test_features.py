@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atelier import world
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.images.pixels import to_uint8
 from atelier.metrics import features
 from atelier.metrics.features import Classifier, FeatureNet, MobileNet, classifier_of, train_classifier
-from atelier.pixels import to_uint8
+from atelier.shapes import world
 
 SHARED = Path(__file__).parents[3] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v1_0.75_224.pt"

@@ -11,10 +11,10 @@ import torch_fidelity
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.images.pictures import save_png
 from atelier.metrics import distances
 from atelier.metrics.features import Inception
-from atelier.metrics.pictures import save_png
 
 N, SIZE = 8, 24
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from atelier import world
-from atelier.judge import judge
 from atelier.metrics.shapes import combinations, judge_values, places, reasons, recall, verdict_of_true, wilson, wishes
+from atelier.shapes import world
+from atelier.shapes.judge import judge
 
 N = 200
 SCENES = world.scenes(3, range(N), "test")

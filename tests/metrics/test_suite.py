@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from atelier import world
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.images.pixels import to_uint8
 from atelier.metrics import features, suite
 from atelier.metrics.features import INCEPTION_FILE, Classifier, Inception, train_classifier
 from atelier.metrics.suite import Suite
-from atelier.pixels import to_uint8
+from atelier.shapes import world
 
 SCENES = world.scenes(0, range(300), "train")
 IMAGES = to_uint8(world.render(SCENES, 16))

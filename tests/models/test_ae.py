@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.losses.likelihood import Gaussian
 from atelier.models.ae import AE
 from atelier.nets.vae import VAENet
-from atelier.rng import ImageRngs
 
 
 def made(latent_channels: int = 2) -> AE:

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier import build
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.rng import ImageRngs
 from atelier.losses.contrastive import patch_nce
 from atelier.models.cut import CUT
 from atelier.nets.resnet_translator import ResNetTranslator
-from atelier.rng import ImageRngs
+from atelier.runs import build
 from tests.compose import composed
 from tests.players import Recording
 from tests.tiny import TINY

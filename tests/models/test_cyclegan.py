@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier import build
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.rng import ImageRngs
 from atelier.models.cyclegan import CycleGAN
-from atelier.rng import ImageRngs
+from atelier.runs import build
 from tests.compose import composed
 from tests.tiny import TINY
 

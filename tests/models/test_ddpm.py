@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import train
-from atelier import build, runs
+from atelier.core.rng import ImageRngs
 from atelier.diffusion.samplers import Euler
 from atelier.models.ddpm import DDPM
-from atelier.rng import ImageRngs
+from atelier.runs import build, folders
 from tests.compose import composed
 from tests.conftest import overrides
 
@@ -19,9 +19,9 @@ LEVEL = 1 / 127.5
 
 
 @pytest.fixture
-def loaded(finished: dict[str, Path]) -> runs.Loaded:
+def loaded(finished: dict[str, Path]) -> folders.Loaded:
     """The tiny run with weights that tell its conditions apart."""
-    found = runs.load(finished["ddpm"], ema=True)
+    found = folders.load(finished["ddpm"], ema=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in found.model.parameters():
@@ -30,14 +30,14 @@ def loaded(finished: dict[str, Path]) -> runs.Loaded:
 
 
 def sampled(
-    loaded: runs.Loaded, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
+    loaded: folders.Loaded, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
 ) -> torch.Tensor:
     cond = loaded.model.condition(loaded.data.test_batch(first, n), "") if cond is None else cond
     with torch.inference_mode():
         return loaded.model.sample(cond, ImageRngs(0, first, n), **options)
 
 
-def test_guidance_1_calls_the_net_with_its_condition_alone(loaded: runs.Loaded) -> None:
+def test_guidance_1_calls_the_net_with_its_condition_alone(loaded: folders.Loaded) -> None:
     """Equal to the same model without guidance: the net under its condition, nothing else."""
     model, cond = loaded.model, loaded.model.condition(loaded.data.test_batch(0, 8), "")
     rngs, sizes = ImageRngs(0, 0, 8), []
@@ -54,14 +54,14 @@ def test_guidance_1_calls_the_net_with_its_condition_alone(loaded: runs.Loaded) 
     assert (sampled(loaded, guidance=3.0) - expected).abs().max() > LEVEL
 
 
-def test_guidance_0_asks_for_nothing(loaded: runs.Loaded) -> None:
+def test_guidance_0_asks_for_nothing(loaded: folders.Loaded) -> None:
     cond = loaded.model.condition(loaded.data.test_batch(0, 8), "")
     shuffled = {name: value.flip(0) for name, value in cond.items()}
     free, other = (sampled(loaded, cond=c, guidance=0.0) for c in (cond, shuffled))
     assert (free - other).abs().max() < 1e-5
 
 
-def test_shuffled_conditions_change_samples(loaded: runs.Loaded) -> None:
+def test_shuffled_conditions_change_samples(loaded: folders.Loaded) -> None:
     cond = loaded.model.condition(loaded.data.test_batch(0, 8), "")
     shuffled = {name: value.roll(1, 0) for name, value in cond.items()}
     difference = (sampled(loaded, cond=cond) - sampled(loaded, cond=shuffled)).abs().flatten(1).amax(1)
@@ -69,7 +69,7 @@ def test_shuffled_conditions_change_samples(loaded: runs.Loaded) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_image_k_is_that_of_any_batch(loaded: runs.Loaded, guidance: float) -> None:
+def test_image_k_is_that_of_any_batch(loaded: folders.Loaded, guidance: float) -> None:
     together = sampled(loaded, guidance=guidance)
     for k in (0, 5, 7):
         alone = sampled(loaded, n=1, first=k, guidance=guidance)
@@ -80,11 +80,11 @@ def test_image_k_is_that_of_any_batch(loaded: runs.Loaded, guidance: float) -> N
 def test_ema_off_changes_samples(tmp_path: Path) -> None:
     words = ["model.optimizer.lr=0.01", "model.optimizer.warmup_images=0", "budget.images=32"]
     train.train(composed(*overrides("ddpm"), *words, run_dir=tmp_path))
-    averaged, raw = (sampled(runs.load(tmp_path, ema=ema)) for ema in (True, False))
+    averaged, raw = (sampled(folders.load(tmp_path, ema=ema)) for ema in (True, False))
     assert (averaged - raw).abs().max() > LEVEL
 
 
-def test_another_sampler_is_taken_for_this_request(loaded: runs.Loaded) -> None:
+def test_another_sampler_is_taken_for_this_request(loaded: folders.Loaded) -> None:
     own, other = sampled(loaded), sampled(loaded, sampler=Euler(steps=5, grid="karras"))
     assert (own - other).abs().max() > LEVEL
     assert torch.equal(own, sampled(loaded))
@@ -104,7 +104,7 @@ def test_the_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPa
     assert dropped[0].double().mean().item() == pytest.approx(0.3, abs=0.03)
 
 
-def test_loss_is_the_mean_objective(loaded: runs.Loaded) -> None:
+def test_loss_is_the_mean_objective(loaded: folders.Loaded) -> None:
     model, batch = loaded.model, loaded.data.test_batch(0, 4)
     torch.manual_seed(5)
     loss = model.training_step(batch)
@@ -115,7 +115,7 @@ def test_loss_is_the_mean_objective(loaded: runs.Loaded) -> None:
     assert torch.equal(model.reported["loss"], loss.detach())
 
 
-def test_losses_and_samples_are_float32_under_bf16(loaded: runs.Loaded) -> None:
+def test_losses_and_samples_are_float32_under_bf16(loaded: folders.Loaded) -> None:
     seen: list[torch.dtype] = []
     convolutions = [m for m in loaded.model.net.modules() if isinstance(m, torch.nn.Conv2d)]
     convolutions[-1].register_forward_hook(lambda net, args, out: seen.append(out.dtype))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier import build
-from atelier.errors import UserError
+from atelier.cli.messages import user_error
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.perceptual import LPIPS
-from atelier.messages import user_error
 from atelier.models.base import Autoencoder, Discrete
 from atelier.models.first_stage import VQGAN, AutoencoderKL
-from atelier.rng import ImageRngs
+from atelier.runs import build
 from tests.compose import composed
 from tests.players import Recording
 from tests.tiny import COMMON

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atelier import build, runs
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.models.gan import GAN
-from atelier.rng import ImageRngs
+from atelier.runs import build, folders
 from tests.compose import composed
 from tests.conftest import overrides
 from tests.players import Watching
@@ -167,7 +167,7 @@ def test_projection_by_hand(model: GAN) -> None:
 
 
 def test_image_k_is_that_of_any_batch(finished: dict[str, Path]) -> None:
-    loaded = runs.load(finished["gan"], ema=True)
+    loaded = folders.load(finished["gan"], ema=True)
     cond = loaded.model.condition(loaded.data.test_batch(0, 8), "")
     with torch.inference_mode():
         together = loaded.model.sample(cond, ImageRngs(0, 0, 8))

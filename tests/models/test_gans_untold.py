@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atelier import build
+from atelier.runs import build
 from tests.compose import composed
 from tests.tiny import COMMON
 

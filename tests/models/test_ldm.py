@@ -10,12 +10,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from atelier import build, ranks, runs
 from atelier.callbacks.ema import average_of
-from atelier.callbacks.store import load, newest
+from atelier.checkpoints.store import load, newest
+from atelier.core import ranks
+from atelier.core.rng import ImageRngs
 from atelier.nets.codec import LatentCodec
 from atelier.nets.frozen import Frozen
-from atelier.rng import ImageRngs
+from atelier.runs import build, folders
 from tests.compose import composed
 from tests.conftest import overrides
 
@@ -107,11 +108,11 @@ def test_the_codec_works_in_float32_under_bf16() -> None:
 
 
 @pytest.fixture
-def loaded(finished: dict[str, Path]) -> runs.Loaded:
-    return runs.load(finished["ldm"], ema=True)
+def loaded(finished: dict[str, Path]) -> folders.Loaded:
+    return folders.load(finished["ldm"], ema=True)
 
 
-def test_the_first_stage_stays_out(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
+def test_the_first_stage_stays_out(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
     model = loaded.model
     frozen = model.codec.autoencoder.net
     theirs = {id(p) for p in frozen.parameters()}
@@ -125,7 +126,7 @@ def test_the_first_stage_stays_out(loaded: runs.Loaded, finished: dict[str, Path
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: runs.Loaded) -> None:
+def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: folders.Loaded) -> None:
     frozen = loaded.model.codec.autoencoder.net
     loaded.model.train()
     assert not frozen.training
@@ -133,8 +134,8 @@ def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: runs.Loa
     assert {p.dtype for p in frozen.parameters()} == {torch.float64}
 
 
-def test_training_leaves_the_first_stage_as_it_was(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
-    first = runs.load(finished["vae"], ema=True).model.net.state_dict()
+def test_training_leaves_the_first_stage_as_it_was(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
+    first = folders.load(finished["vae"], ema=True).model.net.state_dict()
     linked = loaded.model.codec.autoencoder.net.net.state_dict()  # in `Imaging`
     assert all(torch.equal(first[name], linked[name]) for name in first)
     loaded.model.train().training_step(loaded.data.test_batch(0, 2)).backward()
@@ -142,27 +143,27 @@ def test_training_leaves_the_first_stage_as_it_was(loaded: runs.Loaded, finished
     assert all(p.grad is None for p in loaded.model.codec.autoencoder.net.parameters())
 
 
-def test_its_scale_is_in_the_checkpoint(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
+def test_its_scale_is_in_the_checkpoint(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
     state = load(newest(finished["ldm"] / "checkpoints"))["state_dict"]
     assert state["codec.scale"] > 0 and torch.equal(loaded.model.codec.scale, state["codec.scale"])
 
 
 def sampled(
-    loaded: runs.Loaded, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
+    loaded: folders.Loaded, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
 ) -> torch.Tensor:
     cond = loaded.model.condition(loaded.data.test_batch(first, n), "") if cond is None else cond
     with torch.inference_mode():
         return loaded.model.sample(cond, ImageRngs(0, first, n), **options)
 
 
-def test_image_k_is_that_of_any_batch(loaded: runs.Loaded) -> None:
+def test_image_k_is_that_of_any_batch(loaded: folders.Loaded) -> None:
     together = sampled(loaded)
     assert (together[5] - sampled(loaded, n=1, first=5)[0]).abs().max() <= LEVEL
     assert (together[5] - together[4]).abs().max() > LEVEL
 
 
-def test_ema_off_conditions_and_guidance_change_samples(loaded: runs.Loaded, finished: dict[str, Path]) -> None:
-    raw = runs.load(finished["ldm"], ema=False)
+def test_ema_off_conditions_and_guidance_change_samples(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
+    raw = folders.load(finished["ldm"], ema=False)
     assert not torch.equal(sampled(loaded), sampled(raw))
     with torch.no_grad():
         for p in [*loaded.model.net.parameters(), *loaded.model.embedder.parameters()]:
@@ -174,7 +175,7 @@ def test_ema_off_conditions_and_guidance_change_samples(loaded: runs.Loaded, fin
     assert torch.equal(sampled(loaded, guidance=2.0), sampled(loaded))
 
 
-def test_sizes_follow_from_the_first_stage(loaded: runs.Loaded) -> None:
+def test_sizes_follow_from_the_first_stage(loaded: folders.Loaded) -> None:
     assert loaded.model.net.shape == (2, 4, 4) == loaded.model.codec.autoencoder.net.latent_shape
 
 
@@ -184,7 +185,7 @@ def test_a_run_whose_page_named_the_sizes_still_loads(tmp_path: Path, finished: 
     del cfg.model.net["_partial_"], cfg.model.first_stage["images"]
     cfg.model.net.update({"image_size": 4, "image_channels": 2})
     OmegaConf.save(cfg, folder / "config.yaml")
-    assert torch.equal(sampled(runs.load(folder, ema=True)), sampled(runs.load(finished["ldm"], ema=True)))
+    assert torch.equal(sampled(folders.load(folder, ema=True)), sampled(folders.load(finished["ldm"], ema=True)))
 
 
 def test_a_bernoulli_first_stage_decodes_to_images() -> None:

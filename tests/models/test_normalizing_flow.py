@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from atelier.core.rng import ImageRngs
+from atelier.images.pixels import to_float
 from atelier.models.normalizing_flow import NormalizingFlow
 from atelier.nets.conditioning import Condition
 from atelier.nets.flow_layers import ALPHA
 from atelier.nets.flows import FlowNet, glow, realnvp
-from atelier.pixels import to_float
-from atelier.rng import ImageRngs
 
 SIZE, CHANNELS, N = 8, 3, 4
 NUMBERS = CHANNELS * SIZE**2

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier import build
-from atelier.errors import UserError
-from atelier.messages import user_error
+from atelier.cli.messages import user_error
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.models.pix2pix import Pix2Pix
-from atelier.rng import ImageRngs
+from atelier.runs import build
 from tests.compose import composed
 from tests.players import Watching
 from tests.tiny import COMMON

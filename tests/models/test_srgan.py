@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from atelier import build
-from atelier.errors import UserError
+from atelier.cli.messages import user_error
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.losses.perceptual import Pyramid, VGGFeatures
-from atelier.messages import user_error
 from atelier.models.base import Translator
 from atelier.models.srgan import SRGAN
 from atelier.nets.srgan import VGG54
 from atelier.nets.vgg import VGG19, vgg
-from atelier.rng import ImageRngs
+from atelier.runs import build
 from tests.compose import composed
 from tests.players import Recording
 from tests.tiny import COMMON

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier import build
+from atelier.core.rng import ImageRngs
 from atelier.losses.regularizers import lipschitz
 from atelier.models.stargan import StarGAN
-from atelier.rng import ImageRngs
+from atelier.runs import build
 from tests.compose import composed
 from tests.players import Watching
 from tests.tiny import COMMON

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from atelier import build
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.losses.regularizers import path_lengths
 from atelier.models.stylegan2 import StyleGAN2
-from atelier.rng import ImageRngs
+from atelier.runs import build
 from tests.compose import composed
 from tests.conftest import overrides
 from tests.players import learned

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from atelier import runs
+from atelier.core.rng import ImageRngs
 from atelier.losses.kl import kl_to_standard_normal, with_free_bits
 from atelier.losses.likelihood import Gaussian
 from atelier.models.ae import AE
 from atelier.models.vae import VAE
 from atelier.nets.vae import VAENet
-from atelier.rng import ImageRngs
+from atelier.runs import folders
 
 
 class Fixed(nn.Module):
@@ -143,7 +143,7 @@ def test_decoded_images_lie_in_their_range_and_sample_is_render_of_draw() -> Non
 
 
 def test_losses_are_float32_under_bf16(finished: dict[str, Path]) -> None:
-    loaded = runs.load(finished["vae"], ema=False)
+    loaded = folders.load(finished["vae"], ema=False)
     model, seen = loaded.model, []
     model.net.decoder.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):

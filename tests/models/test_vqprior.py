@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.models import vqprior
 from atelier.models.vqprior import VQPrior, inverted
 from atelier.nets.conditioning import Condition
 from atelier.nets.transformer import CausalTransformer
 from atelier.nets.vae import VAENet
-from atelier.rng import ImageRngs
 
 
 class Bits(nn.Module):

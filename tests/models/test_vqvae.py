@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.models.vqvae import VQVAE
 from atelier.nets.codec import LatentCodec
 from atelier.nets.frozen import Frozen
 from atelier.nets.quantizers import FSQ, VectorQuantizer
 from atelier.nets.vqvae import VQNet
-from atelier.rng import ImageRngs
 
 KINDS = ("ema", "gradient", "fsq")
 

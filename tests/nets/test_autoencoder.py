@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.autoencoder import Halve, KLNet, Layout, VQGANNet
 from atelier.nets.quantizers import VectorQuantizer
 

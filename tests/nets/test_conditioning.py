@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.conditioning import Condition
 
 COND = {"label": torch.tensor([2, 0, 2]), "attributes": torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])}

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier import ranks
-from atelier.errors import UserError
+from atelier.core import ranks
+from atelier.core.errors import UserError
 from atelier.nets.flow_layers import (
     EPS,
     ActNorm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.resnet_translator import ResNetTranslator
 from atelier.nets.unet import UNet
 from atelier.nets.vae import VAENet, decoder

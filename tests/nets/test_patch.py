@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.patch import PatchDiscriminator
 
 

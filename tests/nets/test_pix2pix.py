@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.pix2pix import UNetTranslator, spread
 
 CONVOLUTIONS = nn.Conv2d | nn.ConvTranspose2d

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier import ranks
-from atelier.errors import UserError
+from atelier.core import ranks
+from atelier.core.errors import UserError
 from atelier.nets import quantizers
 from atelier.nets.quantizers import FSQ, VectorQuantizer, kmeans, nearest, perplexity, seeds
 

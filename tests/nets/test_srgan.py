@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from atelier.bicubic import enlarged
+from atelier.images.bicubic import enlarged
 from atelier.nets.srgan import VGG54, SRDiscriminator, SRResNet
 from atelier.nets.vgg import VGG19, vgg
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.transformer import Block, CausalTransformer
 
 V, N = 7, 6

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.layers import SelfAttention, TimeEmbedding
 from atelier.nets.unet import UNet
 

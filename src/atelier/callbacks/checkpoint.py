@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
-from atelier.callbacks.store import Manifest
-from atelier.errors import UserError
-from atelier.ranges import Name, PositiveInt
+from atelier.checkpoints.store import Manifest
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.ranges import Name, PositiveInt
 
 LOWER_IS_BETTER = ("fid", "fd_", "kid", "bpd", "nll", "lpips", "duplicates")
 

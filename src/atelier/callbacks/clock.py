@@ -1,7 +1,7 @@
 """images_seen: the only clock. It places the stream, sets learning rates, seeds each batch and stops the run.
 
 Replaces global_step, LR schedulers and Lightning's signal handling, which lose the data order, the random state and
-the exit code of a stopped run; tests/test_resume.py fails where the clock's state or seeding is left out.
+the exit code of a stopped run; tests/runs/test_resume.py fails where the clock's state or seeding is left out.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import FrameType
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier import stopping
-from atelier.batch import Batch
-from atelier.errors import UserError
-from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
-from atelier.rng import hashed, reseed
+from atelier.core import stopping
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
+from atelier.core.rng import hashed, reseed
 
 GPU_CHECK = 50  # batches between looks at the losses where a look waits for the device
 

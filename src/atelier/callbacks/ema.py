@@ -17,12 +17,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
 from atelier.callbacks import statistics
 from atelier.callbacks.clock import Clock
+from atelier.core.batch import Batch
+from atelier.core.ranges import PositiveInt, Probability
+from atelier.core.ranks import many
 from atelier.data.base import DataModule
-from atelier.ranges import PositiveInt, Probability
-from atelier.ranks import many
 
 
 class EMA(Callback):

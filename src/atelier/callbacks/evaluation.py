@@ -1,7 +1,7 @@
 """When samples are judged during training, and where the figures go.
 
 The work hangs on Lightning's validation loop; one that was due in the batch of a save is dropped by Lightning on
-resume and run here, tests/test_resume.py fails without that.
+resume and run here, tests/runs/test_resume.py fails without that.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier.callbacks import naming
 from atelier.callbacks.checkpoint import Checkpoints
 from atelier.callbacks.clock import Clock, Interrupted
 from atelier.callbacks.ema import EMA
-from atelier.callbacks.judging import Judging
 from atelier.callbacks.progress import Progress
-from atelier.callbacks.store import warn, write_text
 from atelier.callbacks.table import Table
 from atelier.callbacks.work import Work
-from atelier.ranges import Name, PositiveInt
+from atelier.checkpoints.store import warn, write_text
+from atelier.core.ranges import Name, PositiveInt
+from atelier.evaluation import naming
+from atelier.evaluation.evaluator import Judging
 
 VERSIONS = ("torch", "lightning", "torchmetrics", "hydra-core", "numpy")
 

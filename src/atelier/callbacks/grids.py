@@ -8,16 +8,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.ema import EMA
-from atelier.callbacks.judging import sample
 from atelier.callbacks.table import Table
-from atelier.metrics.pictures import beside, grid, save_gif, save_png
+from atelier.core.batch import Batch
+from atelier.core.ranges import Name, NonNegInt, PositiveInt
+from atelier.core.rng import ImageRngs
+from atelier.evaluation.evaluator import sample
+from atelier.images.pictures import beside, grid, save_gif, save_png
+from atelier.images.pixels import to_uint8
 from atelier.models.base import Autoencoder, Cond, Translator
-from atelier.pixels import to_uint8
-from atelier.ranges import Name, NonNegInt, PositiveInt
-from atelier.rng import ImageRngs
 
 
 class Grids(Callback):

@@ -16,9 +16,9 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from atelier import stopping
-from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
+from atelier.core import stopping
+from atelier.core.batch import Batch
 
 ROOM = 64  # columns that the words beside the bar take
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal

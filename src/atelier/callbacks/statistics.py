@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.models.base import Generator
-from atelier.rng import ImageRngs
 
 BATCHES = 16
 SEED = -1  # of the noise: no run's own

@@ -1,7 +1,7 @@
 """metrics.csv and the loggers' rows, one for each logged batch and each evaluation.
 
 Replaces lightning's CSVLogger, which deletes the table of a resumed run, and self.log, whose values stick from batch
-to batch; tests/callbacks/test_table.py and tests/test_resume.py fail with them.
+to batch; tests/callbacks/test_table.py and tests/runs/test_resume.py fail with them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
-from atelier.callbacks.store import warn, write_text
-from atelier.ranges import Name, PositiveInt
+from atelier.checkpoints.store import warn, write_text
+from atelier.core.batch import Batch
+from atelier.core.ranges import Name, PositiveInt
 
 Row = dict[str, float]
 

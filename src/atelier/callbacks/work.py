@@ -14,9 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from atelier.batch import Batch
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.progress import Progress, duration
+from atelier.core.batch import Batch
 
 FIRST, EVERY = 4, 61  # batches counted: the first ones, then each 61st, a prime, so that every n-th penalty is met
 TIMED = 16  # batches behind the first ones, which many lazy penalties divide

@@ -15,12 +15,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from atelier import stopping
-from atelier.batch import Batch
-from atelier.errors import UserError
-from atelier.pixels import to_float
-from atelier.ranges import NonNegInt, PositiveInt
-from atelier.rng import generator
+from atelier.core import stopping
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveInt
+from atelier.core.rng import generator
+from atelier.images.pixels import to_float
 
 Split = Literal["train", "test"]
 Condition = Literal["label", "attributes"]

@@ -14,6 +14,8 @@ from annotated_types import Interval, MinLen
 from torch import Tensor
 from torchvision import datasets
 
+from atelier.core.errors import UserError, nearest
+from atelier.core.ranges import Name, PositiveInt
 from atelier.data.base import DataModule, Split
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages
@@ -21,8 +23,6 @@ from atelier.data.finding import printable
 from atelier.data.published import absent, fetch
 from atelier.data.reading import Box, read
 from atelier.data.recast import Recast, changed
-from atelier.errors import UserError, nearest
-from atelier.ranges import Name, PositiveInt
 
 SOURCE = "mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 ATTRIBUTES, PARTITION, PHOTOGRAPHS = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torchvision import datasets
 
+from atelier.core.errors import UserError
+from atelier.core.ranges import Name
 from atelier.data.base import DataModule, MemoryImages, Split
 from atelier.data.published import absent, fetch, resized, with_channels
-from atelier.errors import UserError
-from atelier.ranges import Name
 
 SOURCE = "www.cs.toronto.edu/~kriz/cifar.html"
 

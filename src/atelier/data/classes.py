@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch.nn.functional import one_hot
 
+from atelier.core.errors import UserError
 from atelier.data.base import Images, Split
 from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders
 from atelier.data.folders import Folder
 from atelier.data.layouts import refuse_deeper, split_folders
 from atelier.data.recast import Recast, another
-from atelier.errors import UserError
 
 
 @dataclass(kw_only=True, eq=False)

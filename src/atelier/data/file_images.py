@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
 from atelier.data.base import mirrored, tossed
 from atelier.data.finding import printable
 from atelier.data.reading import BadImage
-from atelier.errors import UserError
-from atelier.pixels import to_float
+from atelier.images.pixels import to_float
 
 
 class FileImages:

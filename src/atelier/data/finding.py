@@ -9,8 +9,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from atelier.core.errors import UserError, nearest
 from atelier.data.reading import SUFFIXES
-from atelier.errors import UserError, nearest
 
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 

@@ -16,15 +16,15 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from atelier.core.errors import UserError
+from atelier.core.launchers import rank
+from atelier.core.ranges import Name, PositiveInt, Probability
 from atelier.data.base import DataModule, Images, Split
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages, Views
 from atelier.data.finding import Item, files_of, printable
 from atelier.data.layouts import left_out, refuse_pairs, split_folders
 from atelier.data.reading import Background, check, read
-from atelier.errors import UserError
-from atelier.launchers import rank
-from atelier.ranges import Name, PositiveInt, Probability
 
 
 @dataclass(kw_only=True, eq=False)

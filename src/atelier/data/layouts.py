@@ -14,6 +14,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
+from atelier.core.errors import UserError
 from atelier.data.base import Split
 from atelier.data.finding import (
     files_of,
@@ -25,7 +26,6 @@ from atelier.data.finding import (
     subfolders,
     visible_files,
 )
-from atelier.errors import UserError
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "validation", "valid", "dev", "eval", "evaluation")  # the first that is there

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision import datasets
 
+from atelier.core.errors import UserError
+from atelier.core.ranges import Name
 from atelier.data.base import DataModule, MemoryImages, Split
 from atelier.data.published import absent, fetch, resized, with_channels
-from atelier.errors import UserError
-from atelier.ranges import Name
 
 FILES = {"train": "train", "test": "t10k"}
 

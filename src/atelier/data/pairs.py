@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.data.base import Split
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, printable
@@ -21,8 +23,6 @@ from atelier.data.folders import Folder, any_images
 from atelier.data.layouts import Sides, matched, side_folders
 from atelier.data.published import GREY
 from atelier.data.reading import Background, BadImage, check, decode, pixels, read, square, upright_size
-from atelier.errors import UserError
-from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
 
 Direction = Literal["a2b", "b2a"]
 

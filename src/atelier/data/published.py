@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as Pillow's
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
 from atelier.data.file_images import FileImages
 
 

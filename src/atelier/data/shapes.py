@@ -1,4 +1,4 @@
-"""The shapes world as a set: made on the spot, nothing to download. What a scene is: `atelier.world`."""
+"""The shapes world as a set: made on the spot, nothing to download. What a scene is: `atelier.shapes.world`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atelier import world
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.ranges import PositiveInt
 from atelier.data.base import DataModule, Split, mirrored, tossed
-from atelier.pixels import to_float, to_uint8
-from atelier.ranges import PositiveInt
+from atelier.images.pixels import to_float, to_uint8
+from atelier.shapes import world
 
 Task = Literal["image", "label_map", "fill", "recast", "inpaint", "low_resolution", "edit"]
 EXTRA: dict[str, frozenset[str]] = {

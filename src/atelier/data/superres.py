@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atelier.batch import Batch
-from atelier.bicubic import reduced
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.ranges import PositiveInt
 from atelier.data.base import Split
 from atelier.data.file_images import decoded
 from atelier.data.finding import Item, files_of, printable, subfolders
 from atelier.data.folders import Folder, any_images
 from atelier.data.layouts import LARGE, SMALL, matched, side_folders
 from atelier.data.reading import Background, decode, pixels, upright_size
-from atelier.errors import UserError
-from atelier.pixels import to_float, to_uint8
-from atelier.ranges import PositiveInt
+from atelier.images.bicubic import reduced
+from atelier.images.pixels import to_float, to_uint8
 
 DIV2K = {"train": "train", "test": "valid"}  # what its folders call the splits
 SRF = re.compile(r"_SRF_([234])_HR(?=\.\w+$)")  # the end of a name in image_SRF_2/ to image_SRF_4/
@@ -35,10 +35,10 @@ class SuperRes(Folder):
     """`image`: a square of `image_size` px cut out of a file; `source`: the same square `factor` times smaller.
 
     The place is random in training and the middle at test. A source is the MATLAB bicubic reduction of the square
-    (`atelier.bicubic`), rounded to 8 bits as in a file; or, where there are HR/ and LR/ with files of the same names,
-    it is cut out of that in LR/, which must be exactly `factor` times smaller. Layouts: <root>/train/ beside test/, or
-    <root>/ with a share held out; HR/ and LR/ lie in each of these, or each of these in them (what else they may be
-    called: data/layouts.py), in LR/ perhaps X4/ with names that end in x4. As they are published:
+    (`atelier.images.bicubic`), rounded to 8 bits as in a file; or, where there are HR/ and LR/ with files of the same
+    names, it is cut out of that in LR/, which must be exactly `factor` times smaller. Layouts: <root>/train/ beside
+    test/, or <root>/ with a share held out; HR/ and LR/ lie in each of these, or each of these in them (what else they
+    may be called: data/layouts.py), in LR/ perhaps X4/ with names that end in x4. As they are published:
     DIV2K (Agustsson & Timofte 2017), DIV2K_train_HR/ beside DIV2K_valid_HR/ with the sources
     DIV2K_train_LR_bicubic/X4/0001x4.png where they are; Set5, Set14, BSD100 and Urban100 as Huang, Singh and Ahuja
     2015 give them away, image_SRF_4/img_001_SRF_4_HR.png beside _LR.png. The search of files, and what is kept in

@@ -12,14 +12,14 @@ import torch
 from annotated_types import Len
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError, nearest
+from atelier.core.ranges import Name, NonNegInt
 from atelier.data.base import RANDOM, Split, random_order
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
 from atelier.data.folders import Folder
 from atelier.data.layouts import side_folders
-from atelier.errors import UserError, nearest
-from atelier.ranges import Name, NonNegInt
 
 FOLDERS = ["trainA", "trainB", "testA", "testB"]  # these are also found under other names: data/layouts.py
 DOMAINS = (0, 1)  # A and B; an item's label

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import clipped, guided
 from atelier.diffusion.objective import Net, Objective
 from atelier.diffusion.samplers import Sampler, start
-from atelier.rng import ImageRngs
 
 
 class Embedder(Protocol):

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from atelier.core.errors import UserError
+from atelier.core.ranges import PositiveFloat, PositiveInt, Probability
 from atelier.diffusion.schedules import Schedule
 from atelier.diffusion.targets import Target, Weighting, denoised, target, weight
-from atelier.errors import UserError
-from atelier.ranges import PositiveFloat, PositiveInt, Probability
 
 Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

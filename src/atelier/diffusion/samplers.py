@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from atelier.core.ranges import PositiveInt, Probability
+from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Denoise
 from atelier.diffusion.schedules import Level, Schedule, Spacing
-from atelier.ranges import PositiveInt, Probability
-from atelier.rng import ImageRngs
 
 Grid = Literal["uniform", "karras"]
 FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Karras et al. 2022, EDM, table 1)

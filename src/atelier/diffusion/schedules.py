@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
-from atelier.ranges import PositiveFloat, PositiveInt, Probability
+from atelier.core.errors import UserError
+from atelier.core.ranges import PositiveFloat, PositiveInt, Probability
 
 Spacing = Literal["trailing", "leading", "linspace"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier import ranks
+from atelier.core import ranks
 
 
 class Adversarial(ABC):

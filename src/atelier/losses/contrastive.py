@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.precision import float32
+from atelier.core.precision import float32
 
 
 def patch_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.ranges import PositiveFloat
+from atelier.core.ranges import PositiveFloat
 
 LEVEL = 127.5  # grey levels per unit of x: the width of a level is 1 / LEVEL
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
+from atelier.core.ranges import Name, PositiveInt
 from atelier.nets.frozen import Frozen
 from atelier.nets.lpips import LPIPSNet
 from atelier.nets.srgan import VGG54
-from atelier.precision import float32
-from atelier.ranges import Name, PositiveInt
 
 LEAST_SIZE = 16  # of images that four halvings leave something of
 LPIPS_FIX = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid, perceptual@metrics.lpips=null"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atelier.precision import float32
+from atelier.core.precision import float32
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
 from atelier.metrics import cache
-from atelier.precision import float32
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name ends with the sha256 the file starts with
 INCEPTION_SHA = "6726825d"

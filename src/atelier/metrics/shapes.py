@@ -8,9 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.judge import BORDER, RMS, Verdict, coverage, duplicates, judge, least_iou
 from atelier.metrics.distances import NEIGHBOURS, precision_recall
-from atelier.world import ATTRIBUTES, COLOURS, COMBINATIONS, COUNTS, FILLS, SHAPES, SIZES, Scenes, furthest, is_unseen
+from atelier.shapes.judge import BORDER, RMS, Verdict, coverage, duplicates, judge, least_iou
+from atelier.shapes.world import (
+    ATTRIBUTES,
+    COLOURS,
+    COMBINATIONS,
+    COUNTS,
+    FILLS,
+    SHAPES,
+    SIZES,
+    Scenes,
+    furthest,
+    is_unseen,
+)
 
 OF_VALID = ("label", *ATTRIBUTES)  # `judge/` figures that are shares of the valid samples
 PLACES = 3  # cells along each axis of where a centre may lie

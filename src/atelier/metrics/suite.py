@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import Name
 from atelier.metrics import cache, distances
 from atelier.metrics.features import (
     INCEPTION_FILE,
@@ -22,7 +23,6 @@ from atelier.metrics.features import (
     fetch_inception,
     find_inception,
 )
-from atelier.ranges import Name
 
 NetName = Literal["auto", "inception", "classifier", "mobilenet", "none"]
 Distance = Literal["fid", "kid", "is", "precision", "recall"]

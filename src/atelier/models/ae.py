@@ -8,16 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atelier.batch import Batch
-from atelier.errors import UserError
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
+from atelier.core.ranges import PositiveFloat
+from atelier.core.rng import ImageRngs
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Autoencoder, Cond
 from atelier.nets.codec import Moments
 from atelier.nets.stages import Imaging
 from atelier.nets.vae import VAENet
-from atelier.precision import float32
-from atelier.ranges import PositiveFloat
-from atelier.rng import ImageRngs
 
 
 class AE(Autoencoder):

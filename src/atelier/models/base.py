@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.rng import ImageRngs
 from atelier.losses.regularizers import gradient_penalty
-from atelier.rng import ImageRngs
 
 Cond = dict[str, Tensor]
 

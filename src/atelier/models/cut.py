@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.contrastive import patch_nce
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.resnet_translator import ResNetTranslator, check_divides
-from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
-from atelier.rng import ImageRngs
 
 
 class CUT(Translator):

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
+from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
 from atelier.nets.conditioning import Condition
 from atelier.nets.unet import UNet
-from atelier.ranges import NonNegFloat, PositiveFloat, Probability
-from atelier.rng import ImageRngs
 
 
 class DDPM(Generator):

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
-from atelier.errors import UserError
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, NonNegInt, PositiveFloat
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.kl import kl_to_standard_normal
 from atelier.losses.perceptual import LPIPS, Pyramid
@@ -23,9 +26,6 @@ from atelier.models.base import Autoencoder, Cond, Discrete
 from atelier.nets.autoencoder import KLNet, VQGANNet
 from atelier.nets.codec import Moments
 from atelier.nets.patch import PatchDiscriminator
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat
-from atelier.rng import ImageRngs
 
 HINGE = Hinge()
 

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
-from atelier.errors import UserError
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Latent, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
-from atelier.rng import ImageRngs
 
 
 class GAN(Latent):

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveFloat
+from atelier.core.rng import ImageRngs
+from atelier.images.pixels import to_uint8
 from atelier.models.base import Cond, Latent, Likelihood
 from atelier.nets.conditioning import Condition
 from atelier.nets.flows import FlowNet
-from atelier.pixels import to_uint8
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveFloat
-from atelier.rng import ImageRngs
 
 LEVELS = 256  # grey levels of a pixel
 

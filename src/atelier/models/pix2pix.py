@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
-from atelier.errors import UserError
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegFloat, PositiveFloat
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pix2pix import UNetTranslator
-from atelier.ranges import NonNegFloat, PositiveFloat
-from atelier.rng import ImageRngs
 
 
 class Pix2Pix(Translator):

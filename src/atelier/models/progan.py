@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from atelier import ranks
-from atelier.batch import Batch
-from atelier.errors import UserError
+from atelier.core import ranks
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
+from atelier.core.ranges import Levels, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Latent, Styled, at_rest
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.progan import ProDiscriminator, ProGenerator, StyleGenerator, doubled, seen_at
 from atelier.nets.stylegan2 import mixed
-from atelier.precision import float32
-from atelier.ranges import Levels, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
-from atelier.rng import ImageRngs
 
 
 class _Progressive(Latent):

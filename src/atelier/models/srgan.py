@@ -8,17 +8,17 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
-from atelier.errors import UserError
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveFloat
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.rrdb import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
 from atelier.nets.stages import Upscaler, keeps
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveFloat
-from atelier.rng import ImageRngs
 
 
 class SRGAN(Translator):

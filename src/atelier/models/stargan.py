@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Translator, at_rest
 from atelier.nets.stargan import StarDiscriminator, StarGenerator
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt
-from atelier.rng import ImageRngs
 
 
 class StarGAN(Translator):

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from atelier import ranks
-from atelier.batch import Batch
+from atelier.core import ranks
+from atelier.core.batch import Batch
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt, Probability
+from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, path_lengths
 from atelier.models.base import Cond, Styled, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import Condition, Untold
 from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator, mixed
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveFloat, PositiveInt, Probability
-from atelier.rng import ImageRngs
 
 
 class StyleGAN2(Styled):

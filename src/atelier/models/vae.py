@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
+from atelier.core.rng import ImageRngs
 from atelier.losses.kl import kl_to_standard_normal, with_free_bits
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Autoencoder, Cond, Likelihood
 from atelier.nets.stages import Imaging
 from atelier.nets.vae import VAENet
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, NonNegInt, PositiveFloat, PositiveInt
-from atelier.rng import ImageRngs
 
 
 class VAE(Autoencoder, Likelihood):

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
+from atelier.core.rng import ImageRngs
 from atelier.models.base import Cond, Generator
 from atelier.nets.conditioning import Condition
 from atelier.nets.frozen import Frozen
 from atelier.nets.stages import CodeStage, keeps
 from atelier.nets.transformer import CausalTransformer
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveFloat, Probability
-from atelier.rng import ImageRngs
 
 COLD = 1e-4  # a temperature at which the likeliest code is all but certain
 

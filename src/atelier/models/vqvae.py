@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.batch import Batch
+from atelier.core.batch import Batch
+from atelier.core.precision import float32
+from atelier.core.ranges import PositiveFloat
+from atelier.core.rng import ImageRngs
 from atelier.models.base import Cond, Discrete
 from atelier.nets.quantizers import perplexity
 from atelier.nets.vqvae import VQNet
-from atelier.precision import float32
-from atelier.ranges import PositiveFloat
-from atelier.rng import ImageRngs
 
 
 class VQVAE(Discrete):

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier import ranks
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveInt, Probability
+from atelier.core import ranks
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveInt, Probability
 
 SHIFT = 1 / 8  # of the image's size
 HALF = 0.5  # of the image's size: side of what is cut out

@@ -14,10 +14,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import Levels, PositiveInt, Probability, Width
 from atelier.nets.layers import Residual, SelfAttention, Up
 from atelier.nets.quantizers import CERTAIN, FSQ, Quantized, VectorQuantizer
-from atelier.ranges import Levels, PositiveInt, Probability, Width
 
 
 @dataclass(frozen=True)

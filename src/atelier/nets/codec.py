@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from atelier import ranks
+from atelier.core import ranks
+from atelier.core.precision import float32
+from atelier.core.ranges import PositiveFloat
 from atelier.nets.frozen import Frozen
-from atelier.precision import float32
-from atelier.ranges import PositiveFloat
 
 MOMENTUM = 0.02  # of latents' moments, per batch
 

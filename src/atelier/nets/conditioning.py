@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
-from atelier.ranges import NonNegInt, PositiveInt
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveInt
 
 
 class Untold(nn.Module):

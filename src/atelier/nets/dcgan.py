@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from atelier.core.ranges import NonNegInt, PositiveInt, Probability
 from atelier.nets.equalized import Linear, MinibatchStd
 from atelier.nets.gan import BatchNorm, n_halvings
 from atelier.nets.layers import as_published
-from atelier.ranges import NonNegInt, PositiveInt, Probability
 
 SLOPE = 0.2  # of leaky ReLU
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from atelier import ranks
+from atelier.core import ranks
+from atelier.core.precision import float32
 from atelier.nets.layers import zeroed
-from atelier.precision import float32
 
 EPS = 1e-6  # added to a measured standard deviation
 ALPHA = 0.05  # of the logit

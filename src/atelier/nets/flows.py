@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import PositiveInt, Width
 from atelier.nets.flow_layers import (
     ActNorm,
     AffineCoupling,
@@ -21,7 +22,6 @@ from atelier.nets.flow_layers import (
     summed,
 )
 from atelier.nets.layers import zeroed
-from atelier.ranges import PositiveInt, Width
 
 Shape = tuple[int, int, int]  # channels, height, width
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.nets.layers import zeroed
-from atelier.ranges import NonNegInt, PositiveInt
 
 
 def n_halvings(image_size: int) -> int:

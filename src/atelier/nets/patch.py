@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import PositiveInt
 from atelier.nets.layers import as_published
-from atelier.ranges import PositiveInt
 
 
 class PatchDiscriminator(nn.Module):

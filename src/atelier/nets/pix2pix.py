@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.nets.layers import as_published
-from atelier.ranges import NonNegInt, PositiveInt
 
 Norm = Literal["batch", "instance", "none"]
 DROPOUT = 0.5

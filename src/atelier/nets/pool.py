@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atelier import ranks
-from atelier.ranges import NonNegInt, PositiveInt
+from atelier.core import ranks
+from atelier.core.ranges import NonNegInt, PositiveInt
 
 
 class ImagePool(nn.Module):

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.nets.equalized import Conv, Linear, MinibatchStd, active, pixel_norm
 from atelier.nets.resample import Resample
 from atelier.nets.stylegan2 import GROUP, Mapping, widths
-from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
 
 
 def doubled(x: Tensor) -> Tensor:

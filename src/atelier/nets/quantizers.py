@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier import ranks
-from atelier.errors import UserError
-from atelier.precision import float32
-from atelier.ranges import NonNegFloat, PositiveInt, Probability
+from atelier.core import ranks
+from atelier.core.errors import UserError
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegFloat, PositiveInt, Probability
 
 EPS = 1e-5  # of Laplace smoothing (van den Oord et al. 2017, appendix A.1)
 LLOYD_STEPS = 10

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.nets.gan import n_halvings
 from atelier.nets.layers import M, zeroed
 from atelier.nets.resample import DownFiltered, UpFiltered
-from atelier.ranges import NonNegInt, PositiveInt
 
 SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # keeps the size of activations through it (He et al. 2015)

@@ -8,10 +8,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.nets.layers import as_published
 from atelier.nets.layers import norm as group_norm
-from atelier.ranges import NonNegInt, PositiveInt
 
 SHARE = 2.0  # of the source in what a residual net's tanh sees: 1 becomes 0.96
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.ranges import PositiveInt
 from atelier.nets.srgan import STAGES
-from atelier.ranges import PositiveInt
 
 BETA = 0.2  # of what a block adds (section 3.1)
 SLOPE = 0.2  # of leaky ReLU

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from atelier.bicubic import enlarged
+from atelier.core.precision import float32
+from atelier.core.ranges import PositiveInt
+from atelier.images.bicubic import enlarged
 from atelier.nets.layers import zeroed
 from atelier.nets.vgg import VGG19, vgg
-from atelier.precision import float32
-from atelier.ranges import PositiveInt
 
 STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2)}  # factor -> what each stage enlarges by
 INNER = 3  # kernel of all convolutions but the first and the last

@@ -5,7 +5,7 @@
     Upscaler     images to larger ones           SRResNet, RRDBNet
 
 A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
-annotation of that argument names the contract, and `atelier.pretrained` finds or trains the run.
+annotation of that argument names the contract, and `atelier.runs.pretrained` finds or trains the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
 from atelier.nets.quantizers import CERTAIN
 
 

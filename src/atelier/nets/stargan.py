@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
-from atelier.ranges import NonNegInt, PositiveInt
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveInt
 
 SLOPE = 0.01
 

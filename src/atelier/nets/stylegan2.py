@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.precision import float32
+from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.nets.equalized import GAIN, Conv, Linear, MinibatchStd, active, pixel_norm
 from atelier.nets.gan import n_halvings
 from atelier.nets.resample import DownFiltered, Resample, UpFiltered
-from atelier.precision import float32
-from atelier.ranges import NonNegInt, PositiveFloat, PositiveInt
 
 TAPS = [1, 3, 3, 1]
 GROUP = 4  # of the minibatch deviation

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import PositiveInt, Probability
 from atelier.nets.layers import zeroed
-from atelier.ranges import PositiveInt, Probability
 
 Seen = tuple[Tensor, Tensor]  # a block's keys and values of the places so far, (B, K, N, D / K) each
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import Levels, PositiveInt, Probability, Width
 from atelier.nets.layers import Down, ResBlock, SelfAttention, TimeEmbedding, Up, norm, zeroed
-from atelier.ranges import Levels, PositiveInt, Probability, Width
 
 
 class UNet(nn.Module):

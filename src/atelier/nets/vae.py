@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import PositiveInt
 from atelier.nets.layers import Residual, norm, zeroed
-from atelier.ranges import PositiveInt
 
 
 class VAENet(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import UserError
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.nets.quantizers import CERTAIN, FSQ, Quantized, VectorQuantizer
 from atelier.nets.vae import decoder, encoder
-from atelier.ranges import NonNegInt, PositiveInt
 
 
 class VQNet(nn.Module):

@@ -1,0 +1,136 @@
+"""How checkpoints lie on disk: listed with their hash; and the choice of the one to go on from.
+
+Replaces lightning's `ckpt_path="last"`, which takes the newest by the clock of the file system, whole or not;
+tests/callbacks/test_checkpoint.py fails with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from atelier.core.errors import UserError
+
+KEEP = 2
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+@rank_zero_only
+def warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+class Manifest:
+    """checkpoints/manifest.json: name, sha256 and images_seen of each whole checkpoint, oldest first, and the best."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "manifest.json"
+
+    def read(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads(self.path.read_text())
+            if isinstance(told, dict):
+                return told
+        return {"files": [], "best": None}
+
+    def add(self, name: str, digest: str, images_seen: int) -> None:
+        told = self.read()
+        files = [f for f in told["files"] if f["name"] != name]
+        files.append({"name": name, "sha256": digest, "images_seen": images_seen})
+        self._write(told | {"files": sorted(files, key=lambda f: f["images_seen"])})
+
+    def mark_best(self, name: str, metric: str, value: float) -> None:
+        """The older best stays where the new one could not be written."""
+        told = self.read()
+        if any(f["name"] == name for f in told["files"]):
+            with contextlib.suppress(OSError):
+                self._write(told | {"best": {"name": name, "metric": metric, "value": value}})
+                self.prune()
+
+    def cut(self, images_seen: int) -> None:
+        """What lies after the checkpoint that a run goes on from is damaged or will come again: it goes."""
+        told = self.read()
+        kept = [f for f in told["files"] if f["images_seen"] <= images_seen]
+        if len(kept) < len(told["files"]):
+            best = told["best"] if told["best"] and told["best"]["name"] in {f["name"] for f in kept} else None
+            self._write({"files": kept, "best": best})
+
+    def prune(self) -> None:
+        """Keep the newest KEEP and the best; the rest goes."""
+        told = self.read()
+        best = (told["best"] or {}).get("name")
+        kept = [f for i, f in enumerate(told["files"]) if i >= len(told["files"]) - KEEP or f["name"] == best]
+        self._write(told | {"files": kept})
+        names = {f["name"] for f in kept}
+        for path in self.folder.glob("*.ckpt"):
+            if path.name not in names:
+                path.unlink()
+
+    def _write(self, told: dict[str, Any]) -> None:
+        write_text(self.path, json.dumps(told, indent=1))
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """A checkpoint on the CPU, as data only.
+
+    Raises:
+        UserError: it is an address, not whole, or holds more than data.
+    """
+    if ":/" in str(path):  # a Path makes one slash of two
+        raise UserError("checkpoint", path, "checkpoints are read from disk only", "download and check it first")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        problem = f"not a safe, whole checkpoint ({type(error).__name__})"
+        raise UserError("checkpoint", path, problem, "give a checkpoint written by train.py") from error
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint; None where nothing was ever saved. Changes nothing: the run may be going on.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    known = Manifest(folder).read()["files"]
+    for entry in reversed(known):
+        path = folder / entry["name"]
+        if path.exists() and sha256(path) == entry["sha256"]:
+            return path
+        warn(f"{path} is damaged or missing, the one before is taken")
+    unlisted = [] if known else sorted(folder.glob("*.ckpt"), reverse=True)
+    for path in unlisted:  # killed before the first line of the manifest, or the manifest is lost
+        with contextlib.suppress(UserError):
+            load(path)
+            return path
+    if known or unlisted:
+        raise UserError("run_dir", folder.parent, "none of its checkpoints is whole", "run_dir=NEW_FOLDER")
+    return None

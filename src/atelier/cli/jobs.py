@@ -1,0 +1,120 @@
+"""What a command does around its work: mistakes as one line, jobs of a sweep side by side, notes for its table."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from atelier.cli.messages import check_words, one_line, report, user_error
+from atelier.cli.start_up import load_torchmetrics
+from atelier.core import stopping
+from atelier.core.errors import UserError
+from atelier.runs.folders import OUTPUTS, register, saved, shorter
+
+NOTES = ("done", "error.txt")
+
+
+def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
+    """Do one job of a command: a user's mistake is one line; in a multirun the other jobs go on.
+
+    The folder is the one that Hydra chose, which the ranks that Lightning starts are told too.
+    """
+    hydra = HydraConfig.get()
+    many = hydra.mode == RunMode.MULTIRUN
+    register()  # a launcher's process got the function alone
+    folder = shorter(Path(hydra.runtime.output_dir))
+    OmegaConf.set_readonly(cfg, False)
+    cfg.run_dir = str(folder)
+    if many:
+        stopping.listen()  # a launcher's process began elsewhere
+        own = [word for word in hydra.overrides.task if word not in sys.argv]
+        print(f"\njob {hydra.job.num}: {' '.join(own)}", flush=True)
+    try:
+        check_words(list(hydra.overrides.task))
+        if many:
+            for note in NOTES:  # of an earlier try
+                (folder / note).unlink(missing_ok=True)
+            one_process(cfg, hydra)
+        load_torchmetrics()
+        value = work(cfg)
+        if many:
+            _note(folder, "done", "")
+        return worst(hydra) if value is not None and math.isnan(value) else value
+    except SystemExit as leaving:
+        if leaving.code in stopping.CODES:
+            words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
+            command = f"python train.py {shlex.join([*words, f'run_dir={folder}'])}"
+            stopped = "stopped by a signal before there was anything to save"
+            stopping.say(f"go on with: {command}" if saved(folder) else stopped)
+        raise
+    except Exception as error:
+        known = user_error(error)
+        if known is None and not many:
+            raise
+        if known is None:
+            traceback.print_exc()
+        else:
+            report(known)
+        if many:
+            _note(folder, "error.txt", known.line() if known else f"{type(error).__name__}: {error}")
+            return worst(hydra)
+        sys.exit(2)
+    finally:
+        if many:
+            _note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
+        _remove_empty(folder)
+
+
+def direction(hydra: DictConfig) -> str | None:
+    """Where a search for hyperparameters goes, `minimize` or `maximize`; None where a sweeper does not search."""
+    told = hydra.sweeper.get("direction")
+    return None if told is None else str(getattr(told, "name", told))
+
+
+def worst(hydra: DictConfig) -> float:
+    """What a sweeper is told of a job that failed or whose metric is nan, of which Optuna would end."""
+    return {"maximize": -math.inf, "minimize": math.inf}.get(direction(hydra), math.nan)
+
+
+def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    """Do what sample.py and evaluate.py do; a user's mistake is one line."""
+    with one_line():
+        check_words(list(HydraConfig.get().overrides.task))
+        load_torchmetrics()
+        work(cfg)
+
+
+def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
+    """Several ranks are no business of a sweep whose jobs share a process.
+
+    Raises:
+        UserError: they were asked for.
+    """
+    if cfg.trainer.devices > 1 and "submitit" not in hydra.launcher._target_:
+        problem = "a sweep whose jobs share a command line cannot start ranks"
+        fix = "trainer.devices=1 or hydra/launcher=submitit_slurm"
+        raise UserError("trainer.devices", cfg.trainer.devices, problem, fix)
+
+
+def _remove_empty(folder: Path) -> None:
+    """A folder in which nothing was written, and those above it as far as outputs/."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        for above in folder.parents:
+            if OUTPUTS.resolve() in (above.resolve(), *above.resolve().parents):
+                above.rmdir()
+
+
+def _note(folder: Path, name: str, text: str) -> None:
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")

@@ -1,0 +1,218 @@
+"""What a user reads when a command fails: one line, also for the complaints of Hydra, OmegaConf and torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from atelier.core.errors import UserError, causes, nearest
+from atelier.core.launchers import rank
+from atelier.runs.pages import CONF, known_keys, placed
+
+ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+ELSEWHERE = {  # words of other projects -> ours
+    "gradient_clip_val": "model.grad_clip",
+    "accumulate_grad_batches": "data.batch_size",
+    "max_epochs": "budget.images",
+    "max_steps": "budget.images",
+    "num_classes": "data.n_classes",
+    "learning_rate": "model.optimizer.lr",
+    "check_val_every_n_epoch": "eval.every_images",
+    "val_check_interval": "eval.every_images",
+}
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """The UserError that `error` is or was raised from; None means that it is a bug."""
+    outer = ""
+    for cause in causes(error):
+        if isinstance(cause, UserError):
+            if cause.key.startswith("."):
+                place = _full_key(outer)
+                fix = place + cause.fix if cause.fix.startswith(".") else cause.fix
+                return UserError(place + cause.key, cause.value, cause.problem, fix)
+            return cause
+        outer += f"{cause}\n"
+    chain = list(causes(error))
+    return _composition_error(chain) or _loader(chain) or _memory(chain)
+
+
+def report(error: UserError) -> None:
+    """Print the line, once for all ranks."""
+    if rank() == 0:
+        print(error.line(), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Inside, a user's mistake becomes its line and exit code 2; anything else stays a traceback."""
+    try:
+        yield
+    except Exception as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        report(known)
+        sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a Hydra main under `one_line`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with one_line():
+        if unsafe := os.environ.get(ENVIRONMENT):
+            raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
+        check_words(sys.argv[1:])
+        main()
+
+
+def check_words(words: list[str]) -> None:
+    """Refuse what Hydra would take, or would explain at length.
+
+    `+key` and `~key` would be read by nothing or take something needed away, `hydra...._target_` would be called.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    for word in words:
+        key, _, value = word.partition("=")
+        if word.startswith("="):
+            raise UserError("KEY", value, "the key is missing", f"KEY={value}")
+        if key == "run_dir" and value.strip("'\"") in ("", "null"):
+            raise UserError(key, value, "it must name a folder", "run_dir=outputs/NAME, or leave it out")
+        if key.startswith("--") and not any(flag.startswith(key) for flag in flags):
+            bare = key.lstrip("-").replace("-", "_")
+            raise UserError(key, value, "keys are written without dashes", _fix(bare, value))
+        if key.startswith(("+", "~")):
+            raise UserError(key, value, "keys are neither added nor removed", _fix(key.lstrip("+~"), value))
+        if key.startswith("hydra") and key.endswith("_target_"):
+            raise UserError(key, value, "what Hydra calls is not for the command line", f"leave {key} out")
+
+
+def _fix(key: str, value: str, known_wrong: bool = False) -> str:
+    """The nearest known key with a value; the key itself only where it is not known to be wrong."""
+    if elsewhere := ELSEWHERE.get(key.split(".")[-1]):
+        return f"{elsewhere}=VALUE"
+    if chosen := placed(key, value):
+        return chosen
+    known = known_keys(Path(sys.argv[0]).stem if Path(sys.argv[0]).stem in ("sample", "evaluate") else "train")
+    close = nearest(
+        key,
+        [
+            name
+            for name, shipped in known.items()
+            if not isinstance(shipped, dict) and not (known_wrong and name == key)
+        ],
+    )
+    return f"{close}={value or 'VALUE'}" if close else "python train.py --cfg job lists every key"
+
+
+def _composition_error(chain: list[BaseException]) -> UserError | None:
+    """Hydra's and OmegaConf's own complaints, each as one line."""
+    from hydra.errors import HydraException, InstantiationException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    parse = next((e for e in chain if isinstance(e, OverrideParseException)), None)
+    if parse is not None:
+        key, _, value = parse.override.partition("=")
+        return UserError(key, value, "it cannot be parsed", f"{key}=VALUE, or quotes round it: '{key}=\"VALUE\"'")
+    known = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException)) or _is_group_override(e)]
+    if not known or isinstance(chain[0], InstantiationException):
+        return None
+    text = "\n".join(str(e) for e in known)
+    for translate in (_unknown_page, _unknown_key, _unset, _other):
+        found = translate(text)
+        if found is not None:
+            return found
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
+    return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+
+
+def _loader(chain: list[BaseException]) -> UserError | None:
+    """A loader process that is gone, which torch tells in the training process, wherever that is."""
+    pattern = r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: [\w ]+|exited unexpectedly)"
+    found = re.search(pattern, "\n".join(map(str, chain)))
+    if found is None:
+        return None
+    end = found.group(1).replace("killed", "was killed")
+    problem = f"a loader process {end}; memory may have run out"
+    return UserError("data.num_workers", "", problem, "data.num_workers=0")
+
+
+def _memory(chain: list[BaseException]) -> UserError | None:
+    """A machine that is too small, or a number that is too large."""
+    words = "can't allocate memory|out of memory|size calculation overflowed"
+    short = [e for e in chain if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and re.search(words, str(e))]
+    if not short:
+        return None
+    key = next((_full_key(str(e)) for e in chain if "full_key" in str(e)), "data.batch_size")
+    fix = "smaller numbers there; else a smaller data.batch_size, eval.batch_size or model.net.width"
+    return UserError(key, "", "memory ran out", fix)
+
+
+def _is_group_override(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and "Config group override must be" in str(error)
+
+
+def _full_key(text: str) -> str:
+    found = re.search(r"full_key: (\S+)", text)
+    return found.group(1) if found else "config"
+
+
+def _unknown_page(text: str) -> UserError | None:
+    found = re.search(r"Could not (?:find|load) '([^']*)'", text)
+    if found is None:
+        return None
+    listed = re.search(r"Available options in '([^']*)':\n((?:\t.*\n?)+)", text)
+    group = listed.group(1) if listed else found.group(1).rpartition("/")[0]
+    pages = [line.strip() for line in listed.group(2).splitlines()] if listed else []
+    page = found.group(1).removeprefix(f"{group}/")
+    if group.startswith("hydra/"):
+        return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
+    close = nearest(page, pages)
+    typed = next((word.partition("=")[0] for word in sys.argv[1:] if word.startswith(f"{group}@")), group)
+    return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={close or '|'.join(pages[:12])}")
+
+
+def _unknown_key(text: str) -> UserError | None:
+    found = re.search(r"Could not override '([^']+)'", text)
+    if found is None and "not in struct" not in text:
+        return None
+    key = found.group(1) if found else _full_key(text)
+    typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
+    words = [word.partition("=")[2] for word in sys.argv[1:] if word.partition("=")[0] == key]
+    value = typed.group(1) if typed else "".join(words[:1])
+    if key.startswith("sampler."):
+        return UserError(key, value, "name the sampler too", f"sampler=ddim {key}={value}, or another of conf/sampler")
+    return UserError(key, value, "there is no such key", _fix(key, value, known_wrong=True))
+
+
+def _unset(text: str) -> UserError | None:
+    """What has no value: an environment variable, `???`, or a reference to nothing."""
+    if found := re.search(r"Environment variable '([^']+)' not found", text):
+        name = found.group(1)
+        return UserError(_full_key(text), f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
+    if "Missing mandatory value" in text:
+        return UserError(_full_key(text), "???", "it has no value", f"{_full_key(text)}=VALUE")
+    if found := re.search(r"Interpolation key '([^']+)' not found", text):
+        return UserError(_full_key(text), f"${{{found.group(1)}}}", "there is no such key", _fix(found.group(1), ""))
+    if found := re.search(r"Recursive interpolation|Unsupported interpolation type \w+", text):
+        return UserError(_full_key(text), "${...}", found.group(0).lower(), f"{_full_key(text)}=VALUE")
+    return None
+
+
+def _other(text: str) -> UserError | None:
+    if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
+        key, value = found.groups()
+        return UserError(key, value, "one value, or a sweep", f"python train.py -m {key}={value}, or {key}=[{value}]")
+    if "Config group override must be" in text:
+        pattern = r"([a-z_]+)=(null|true|false|[\d.]*)"
+        words = [found.groups() for word in sys.argv[1:] if (found := re.fullmatch(pattern, word))]
+        group, value = next(((k, v) for k, v in words if (CONF / k).is_dir()), ("model", "null"))
+        pages = "|".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        return UserError(group, value, f"it is the name of a page in conf/{group}", f"{group}={pages}")
+    return None

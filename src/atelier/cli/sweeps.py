@@ -1,0 +1,83 @@
+"""What a multirun leaves behind: one table of its jobs, and the exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from atelier.cli.jobs import direction, one_process
+from atelier.cli.messages import report
+from atelier.core.errors import UserError
+from atelier.runs.folders import shorter, summary
+
+
+class Summary(Callback):
+    """Hydra calls it before the first job of a sweep and when all have ended, whichever launcher runs them."""
+
+    def on_multirun_start(self, config: DictConfig, config_name: str) -> None:
+        """Refuse what no job can do; Hydra would turn an exception here into a warning."""
+        try:
+            one_process(config, config.hydra)
+            searching(config)
+        except UserError as error:
+            report(error)
+            sys.exit(2)
+
+    def on_multirun_end(self, config: DictConfig, config_name: str) -> None:
+        """Write and print the table; a job that failed, which said so itself, makes the exit code 1."""
+        folder = shorter(Path(config.hydra.sweep.dir))
+        jobs = [told(job) for job in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
+        if not jobs:
+            return
+        columns = ["job", "overrides", *dict.fromkeys(name for job in jobs for name in job["metrics"]), "error"]
+        common = set.intersection(*(set(job["overrides"]) for job in jobs))
+        for job in jobs:
+            job["overrides"] = " ".join(word for word in job["overrides"] if word not in common)
+        lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        for job in jobs:
+            cells = {"job": job["job"], "overrides": job["overrides"], "error": job["error"]}
+            cells |= {name: f"{value:.4g}" for name, value in job["metrics"].items()}
+            shown = [str(cells.get(column, "")).replace("|", "\\|") for column in columns]
+            lines.append("| " + " | ".join(shown) + " |")
+        (folder / "table.md").write_text("\n".join(lines) + "\n")
+        print("\n".join(lines) + f"\n{folder / 'table.md'}", flush=True)
+        if any(job["error"] for job in jobs):
+            sys.exit(1)
+
+
+def searching(config: DictConfig) -> None:
+    """A search has a metric, and goes where that is better.
+
+    Raises:
+        UserError: it has none, or goes the other way.
+    """
+    way = direction(config.hydra)
+    if way is None:
+        return
+    if config.objective is None:
+        raise UserError("objective", None, "a search needs a metric", "objective=judge/valid")
+    from atelier.callbacks.checkpoint import lower_is_better
+
+    better = "minimize" if lower_is_better(config.objective) else "maximize"
+    if way != better:
+        word = "lower" if better == "minimize" else "higher"
+        problem = f"{word} is better, and hydra.sweeper.direction={way}"
+        raise UserError("objective", config.objective, problem, f"hydra.sweeper.direction={better}")
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What a job's folder says of it."""
+    error = folder / "error.txt"
+    overrides = folder / "overrides.txt"
+    values = summary(folder)["metrics"]
+    unfinished = "" if (folder / "done").exists() else "did not finish"
+    return {
+        "job": folder.name,
+        "overrides": overrides.read_text().splitlines() if overrides.exists() else [],
+        "metrics": {name: value for name, value in values.items() if not name.startswith("real/")},
+        "error": " ".join(error.read_text().split()) if error.exists() else unfinished,
+    }

@@ -1,0 +1,113 @@
+"""`--help` in half a second: what there is to choose, read from the first lines of the pages of conf/."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+from atelier.runs.pages import CONF, places
+
+GROUPS = (
+    "model",
+    "data",
+    "experiment",
+    "schedule",
+    "sampler",
+    "likelihood",
+    "quantizer",
+    "perceptual",
+    "adversarial",
+    "augment",
+    "trainer",
+    "logger",
+    "metrics",
+    "debug",
+    "hparams_search",
+)
+NAME = 22  # columns for the name of a page
+WORDS = """\
+seed=0                        of everything random
+run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped
+resume=auto|never             never refuses a folder that holds a run
+budget.images=N               images shown to the model;    budget.minutes=M cuts the run short
+eval.every_images=N           between evaluations;          eval.n_samples=N judged in each
+checkpoint.every_images=N     between checkpoints;          checkpoint.best=METRIC keeps the best as well
+trainer=auto|cpu|gpu|ddp      trainer.devices=N  trainer.precision=auto|32-true|bf16-mixed|16-mixed  compile=true
+objective=METRIC              returned to a sweeper:        python train.py -m seed=0,1,2 model=flow,ddpm
+check=true                    check every key, type and range, build nothing, and stop
+--cfg job                     every key of a run; --help-hydra: Hydra's own options"""
+EXAMPLES = """\
+python train.py                                              conditional flow matching on the shapes world, minutes
+python train.py experiment=shapes_ddpm                       32 px, a quarter of an hour
+python train.py model=ddpm data=fashion_mnist data.root=DIR
+python sample.py run=last n=64 guidance=3 label=5
+python evaluate.py run=last eval.n_samples=1000"""
+
+
+def answer_help() -> None:
+    """Print the help and leave, if that is what was asked for; otherwise do nothing."""
+    if sys.argv[1:] == ["--help-hydra"]:
+        sys.argv[1:] = ["--hydra-help"]
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    script = Path(sys.argv[0]).stem
+    print("\n".join(train_help() if script == "train" else other_help(script)))
+    sys.exit(0)
+
+
+def listed_value(key: str) -> None:
+    """`key=a,b` as typed is `key=[a,b]`, which Hydra would take for a sweep."""
+    for k, word in enumerate(sys.argv):
+        if word.startswith(f"{key}=") and "," in word and "[" not in word:
+            sys.argv[k] = f"{key}=[{word.removeprefix(key)[1:]}]"
+
+
+def train_help() -> list[str]:
+    lines = ["usage: python train.py [GROUP=PAGE ...] [KEY=VALUE ...]"]
+    for group in GROUPS:
+        placed = sorted({f"{group}@{place}=" for name, place, _ in places() if name == group})
+        lines += ["", *(placed or [f"{group}="]), *pages(group)]
+    lines += ["", "keys", *("  " + line for line in WORDS.splitlines())]
+    return lines + ["", "examples", *("  " + line for line in EXAMPLES.splitlines())]
+
+
+def other_help(script: str) -> list[str]:
+    """Every key of sample.py or evaluate.py is on its one page, with a comment."""
+    text = (CONF / f"{script}.yaml").read_text()
+    keys = re.split(r"\n(?:judging|hydra):", text[text.index("\nrun:") :])[0].strip().splitlines()
+    lines = [f"usage: python {script}.py [KEY=VALUE ...]", "", "keys and defaults", *("  " + line for line in keys)]
+    for group in ("sampler", "metrics") if script == "evaluate" else ("sampler",):
+        lines += ["", f"{group}=", *pages(group)]
+    return lines + ["", "example", *("  " + line for line in EXAMPLES.splitlines() if f"{script}.py" in line)]
+
+
+def pages(group: str) -> list[str]:
+    return [line for page in sorted((CONF / group).glob("*.yaml")) for line in listed(page)]
+
+
+def header(page: Path) -> list[str]:
+    """The comment lines at the top of a page."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), page.read_text().splitlines())
+    return [line.lstrip("# ") for line in lines]
+
+
+def headline(page: Path) -> str:
+    """The first sentence of a page's header."""
+    text = " ".join(line for line in header(page) if not line.startswith(("@package", "Needs: ")))
+    return re.split(r"(?<=\.) (?=[A-Z]|python |van )", text, maxsplit=1)[0]
+
+
+def listed(page: Path) -> list[str]:
+    """A page's name, the first sentence of its header, and what it says after `Needs:`; as wide as the terminal."""
+    first, needs = headline(page), [line for line in header(page) if line.startswith("Needs: ")]
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    return textwrap.wrap(
+        " ".join([first, *(f"[n{need[1:].rstrip('.')}]" for need in needs)]),
+        width,
+        initial_indent=f"  {page.stem:<{NAME}}",
+        subsequent_indent=" " * (NAME + 2),
+    )

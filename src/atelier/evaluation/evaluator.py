@@ -1,0 +1,243 @@
+"""Samples of a model against the test split: the same code during training and in evaluate.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atelier.core.ranges import NonNegInt, PositiveInt
+from atelier.core.rng import ImageRngs
+from atelier.data.base import DataModule
+from atelier.evaluation.gathering import Parts, Progress, all_ranks, read, shares
+from atelier.evaluation.paired import compared
+from atelier.evaluation.paired import values as by_answer
+from atelier.evaluation.reconstruction import Context, likelihood, reconstructed
+from atelier.images.pixels import to_float, to_uint8
+from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
+from atelier.metrics.suite import Suite
+from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator
+from atelier.shapes.judge import Verdict, judge
+
+ASKED = ("label", "attributes")  # of a condition, what a judge can look for
+N_TRAINING = 10_000  # images that a classifier of the set is trained on
+
+
+@dataclass
+class Judging:
+    """What is judged, and how many of it.
+
+    Args:
+        n_samples: generated images; of a translator no more than the fewest sources of a direction.
+        n_real: test images they are compared with (all there are, if fewer).
+        batch_size: images sampled at once, over all ranks; changes no image by more than a grey level.
+        seed: of the samples' noise.
+        suite: distances and their net.
+    """
+
+    n_samples: PositiveInt
+    n_real: PositiveInt
+    batch_size: PositiveInt
+    seed: NonNegInt
+    suite: Suite
+    reasons: list[tuple[str, int, int]] = field(default_factory=list, init=False)  # of the judge, for the last samples
+
+    def prepare(self, data: DataModule, device: torch.device) -> str | None:
+        """Get the feature net ready; gives one line to tell the user, or None."""
+        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device, data.judged)
+
+    def left_out(self, model: Generator, data: DataModule) -> str | None:
+        """One line that names the distances for which a run has too few images; None where there are enough."""
+        if not self.suite.active:
+            return None
+        n, counts = self._n_samples(model, data), {case: self._n_real(model, data, case) for case in model.cases}
+        measured = [set(self.suite.measurable(n_real, n)) for n_real in counts.values()]
+        missing = [self.suite.named(name) for name in self.suite.names if not all(name in found for found in measured)]
+        if not missing:
+            return None
+        return f"{', '.join(missing)} left out: {n} samples beside {min(counts.values())} test images are too few"
+
+    def __call__(
+        self, model: Generator, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Values by name and the protocol they hold under; all ranks get all of it.
+
+        Args:
+            model: in eval mode, holding the weights to judge.
+            options: of `model.sample`, beside its defaults.
+            context: the precision that sampling runs under.
+            progress: told (what, done, of how many); may raise to stop.
+        """
+        values: dict[str, float] = {}
+        with torch.inference_mode():
+            for case in model.cases:
+                prefix = f"{case}/" if case else ""
+                found = self._judge_case(model, data, case, options, context, progress)
+                values |= {prefix + name: value for name, value in found.items()}
+            n = self._n_test(data)
+            if isinstance(model, Autoencoder):
+                real = self._real(model, data, "", "test", n, progress)["features"] if self.suite.active else None
+                values |= reconstructed(model, data, self.suite, real, n, self.batch_size, context, progress)
+            if isinstance(model, Likelihood):
+                rngs = partial(ImageRngs, self.seed)
+                values |= likelihood(model, data, rngs, n, self.batch_size, context, progress)
+        return values, self.protocol(model, data, options)
+
+    def _judge_case(
+        self,
+        model: Generator,
+        data: DataModule,
+        case: str,
+        options: dict[str, Any],
+        context: Context,
+        progress: Progress,
+    ) -> dict[str, float]:
+        parts = Parts()
+        n = self._n_samples(model, data)
+        for numbers in shares(n, self.batch_size):
+            progress("samples", numbers.stop, n)
+            batch = data.test_batch(numbers.start, len(numbers))
+            cond = model.condition(batch, case)
+            with context():
+                images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
+            images = to_uint8(images)
+            facts = self._facts(images, cond, data)
+            if isinstance(model, Translator):
+                facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
+            elif data.judged:
+                facts |= verdict_of_true(batch[model.real_fields[case]]).rows("true/")
+            parts.add(numbers, facts)
+        facts = parts.gathered()
+        values: dict[str, float] = by_answer(facts, data.image_size) if isinstance(model, Translator) else {}
+        if self.suite.active:
+            values |= self._distances(model, data, case, facts, progress)
+        if data.judged:
+            found, self.reasons = judged(facts)
+            values |= found
+        return values
+
+    def _facts(self, images: Tensor, cond: Cond, data: DataModule) -> dict[str, Tensor]:
+        """What is kept of a batch of samples: its conditions, features, verdicts."""
+        facts = {f"asked/{name}": value.cpu() for name, value in cond.items() if name in ASKED}
+        if self.suite.active:
+            facts["features"] = self.suite.features(images).cpu()
+        if data.judged:
+            facts |= judge(to_float(images.cpu())).rows("verdict/")
+            facts["images"] = images.cpu()
+        return facts
+
+    def _distances(
+        self, model: Generator, data: DataModule, case: str, facts: dict[str, Tensor], progress: Progress
+    ) -> dict[str, float]:
+        real = self._real(model, data, case, "test", self._n_real(model, data, case), progress)
+        values = self.suite.compare(real["features"], facts["features"])
+        n = min(len(facts["features"]), data.count("train", model.real_fields[case]))
+        other = self._real(model, data, case, "train", n, progress)
+        values |= {f"real/{name}": v for name, v in self.suite.compare(real["features"], other["features"]).items()}
+        if "asked/label" in facts and self.suite.knows_labels:
+            values["label/accuracy"] = self.suite.recognised(facts["features"], facts["asked/label"])
+            values["label/accuracy_real"] = self.suite.recognised(real["features"], real["label"])
+        return values
+
+    def _real(
+        self, model: Generator, data: DataModule, case: str, split: str, n: int, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Features (and labels) of the n images that stand for a split, in order."""
+
+        def compute() -> dict[str, Tensor]:
+            parts = Parts()
+            for numbers, batch in read(data, split, n, 4 * self.batch_size, f"{split} images", progress):
+                part = {"features": self.suite.features(to_uint8(batch[model.real_fields[case]])).cpu()}
+                parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
+            return parts.gathered()
+
+        return self.suite.real(f"{_told(data, split)}{case}{n}", compute, all_ranks)
+
+    def _n_samples(self, model: Generator, data: DataModule) -> int:
+        """A source that comes again would be judged twice."""
+        if not isinstance(model, Translator):
+            return self.n_samples
+        return min(self.n_samples, *(data.count("test", model.source_fields[case]) for case in model.cases))
+
+    def _n_test(self, data: DataModule) -> int:
+        """Test images that are given back, or found probable."""
+        return min(self.n_samples, len(data.split("test")))
+
+    def _n_real(self, model: Generator, data: DataModule, case: str) -> int:
+        return min(self.n_real, data.count("test", model.real_fields[case]))
+
+    def protocol(self, model: Generator, data: DataModule, options: dict[str, Any]) -> dict[str, Any]:
+        told = {
+            "n_samples": self._n_samples(model, data),
+            "seed": self.seed,
+            "split": "test",
+            "choice": data.choice("test"),
+            "data": data.fingerprint("test"),
+        }
+        if isinstance(model, Autoencoder | Likelihood):
+            told["n_test"] = self._n_test(data)
+        if self.suite.active:
+            counts = {case: self._n_real(model, data, case) for case in model.cases}
+            one = len(set(counts.values())) == 1
+            told |= {"n_real": counts[model.cases[0]] if one else counts} | self.suite.protocol()
+        given = {name: value if isinstance(value, float) else str(value) for name, value in options.items()}
+        if "sampler" in options:
+            given["nfe"] = options["sampler"].nfe
+        return told | model.protocol() | given
+
+
+def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any]) -> Tensor:
+    """Images of a model; where memory runs out, half as many at a time."""
+    try:
+        return model.sample(cond, rngs, **options)
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError) or "out of memory" in str(error)
+        if not short or len(rngs) == 1:
+            raise
+    half, rngs = len(rngs) // 2, rngs.again()
+    parts = (slice(0, half), slice(half, None))
+    return torch.cat([sample(model, {k: v[p] for k, v in cond.items()}, rngs[p], options) for p in parts])
+
+
+def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:
+    """The judge's figures of gathered facts, and why samples were refused."""
+    verdict = Verdict.of(facts, "verdict/")
+    asked = {name.split("/")[1]: v for name, v in facts.items() if name.startswith("asked/")}
+    images = to_float(facts["images"])
+    return judge_values(verdict, asked, images, Verdict.of(facts, "true/")), reasons(verdict, images.shape[-1])
+
+
+def intervals(values: dict[str, float], protocol: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the shares.
+
+    `judge/recall` is a share of as many true draws, and its interval says nothing of how the samples would vary.
+    """
+    among = {name: _among(name, values, protocol) for name, value in values.items() if value == value}
+    return {name: wilson(round(values[name] * n), n) for name, n in among.items() if n is not None}
+
+
+def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int | None:
+    """How many images a figure is a share of; None: it is no share. `judge/<attribute>` is of the valid samples."""
+    n, (group, judge, kind) = protocol["n_samples"], name.rpartition("judge/")
+    if name == "recon/valid":
+        return protocol.get("n_test", n)  # which runs from before there was this number lack
+    if name.endswith("label/accuracy") or "answer/" in name or judge and kind in ("valid", "loose", "recall"):
+        return n
+    if judge and kind in OF_VALID:
+        return round(values[f"{group}judge/valid"] * n)
+    return None
+
+
+def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
+    """Images (uint8) and labels, attributes or None of chosen training images; for a classifier of the set."""
+    batch = data.split("train").read(sorted(data.order("train")[:N_TRAINING]), None)
+    targets = batch.get("label", batch.get("attributes"))
+    return to_uint8(batch["image"]), targets
+
+
+def _told(data: DataModule, split: str) -> str:
+    """Changes when the images of a split would, or which of them are chosen."""
+    return f"{data.fingerprint(split)}{data.choice(split)}"

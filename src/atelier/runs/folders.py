@@ -1,0 +1,254 @@
+"""Run folders: made, locked, found again, and loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from atelier.core import stopping
+from atelier.core.errors import UserError, nearest
+from atelier.core.launchers import rank, srun_tasks
+from atelier.runs import build, preflight
+
+if TYPE_CHECKING:
+    from atelier.data.base import DataModule
+    from atelier.models.base import Generator
+
+OUTPUTS = Path("outputs")
+SECTIONS = ("choices", "model", "data", "budget", "callbacks")  # that the config of each run has
+
+
+@functools.cache
+def stamp() -> str:
+    """The time of this command as a folder name; one for all ranks of torchrun, which each compose a config.
+
+    Several tasks of a SLURM step are named by job and step, which a requeued job keeps.
+    """
+    if srun_tasks() > 1 and "SLURM_STEP_ID" in os.environ:
+        return f"job_{os.environ['SLURM_JOB_ID']}_{os.environ['SLURM_STEP_ID']}"
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return now
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return store.compare_set("atelier/stamp", "", now).decode()
+
+
+def register() -> None:
+    """Make known to configs what their pages ask for; called before composing.
+
+    `${stamp:}` is the time of this command; `${listed:ROOT,ATTRIBUTES}` and `${folders:ROOT}` are what a set on disk
+    has, which is looked at where the value is needed.
+    """
+    if not OmegaConf.has_resolver("stamp"):
+        OmegaConf.register_new_resolver("stamp", stamp, use_cache=True)
+        OmegaConf.register_new_resolver("listed", _listed)
+        OmegaConf.register_new_resolver("folders", _class_folders)
+
+
+def _listed(root: object, attributes: list[str] | None) -> int:
+    from atelier.data.celeba import n_listed
+
+    return n_listed(str(root), attributes if isinstance(attributes, Sequence) else None)
+
+
+def _class_folders(root: object) -> int:
+    from atelier.data.classes import n_folders
+
+    return n_folders(str(root))
+
+
+@contextlib.contextmanager
+def held(cfg: DictConfig) -> Iterator[Path]:
+    """The run folder, made and, on rank 0, locked; a run that ends before its first checkpoint leaves it as it was.
+
+    Raises:
+        UserError: it cannot be written, another process holds it, or `resume=never` and it holds a run.
+    """
+    folder = Path(cfg.run_dir)
+    preflight.writable(folder)
+    if cfg.resume == "never" and rank() == 0 and (folder / "config.yaml").exists():
+        raise UserError("resume", "never", f"{folder} holds a run", "run_dir=ANOTHER_FOLDER")
+    with locked(folder) if rank() == 0 else contextlib.nullcontext():
+        begun, before = (folder / "config.yaml").exists(), set(folder.iterdir())
+        try:
+            yield folder
+        except BaseException as error:
+            if not begun and rank() == 0 and not saved(folder):  # nothing to go on from: the next try starts anew
+                started = {folder / name for name in ("config.yaml", "ground.json", "frozen")}
+                with stopping.undisturbed():
+                    _remove(started if isinstance(error, Exception) else set(folder.iterdir()) - before)
+            raise
+
+
+def saved(folder: Path) -> bool:
+    """Whether a run has left a checkpoint."""
+    return any(folder.glob("checkpoints/*.ckpt"))
+
+
+def _remove(paths: set[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder. The lock is the system's: it ends with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    import fcntl
+
+    path = folder / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                raise BlockingIOError  # its holder has just removed the file that was opened here
+        except OSError as error:
+            file.seek(0)
+            problem = f"in use by {file.read().strip() or 'another process'}"
+            raise UserError("run_dir", folder, problem, "run_dir=ANOTHER_FOLDER, or wait") from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def shorter(path: Path) -> Path:
+    """A path as seen from here, or as it is where that is shorter."""
+    return min(Path(os.path.relpath(path)), path, key=lambda p: len(str(p)))
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in a run folder now."""
+    import fcntl
+
+    try:
+        with (folder / "lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def all_runs() -> list[Path]:
+    """Run folders under outputs/, oldest first; folders of others, and what is no config of ours, are passed over."""
+    return [folder for folder in _folders() if _is_run(folder)]
+
+
+def _folders() -> list[Path]:
+    """What has a config.yaml under outputs/, oldest first."""
+    found = [path.parent for path in OUTPUTS.rglob("config.yaml") if not {"frozen", "wandb"} & set(path.parts)]
+    return sorted(found, key=lambda f: (f / "config.yaml").stat().st_mtime)
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        cfg = build.stored_config(folder)
+        return all(isinstance(cfg[key], DictConfig) for key in SECTIONS)
+    except Exception:  # of YAML, of OmegaConf, of the disk: it is none of ours
+        return False
+
+
+def find(run: str) -> Path:
+    """A run folder by path, or `last` for the newest that has a checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    if run == "last":
+        with_weights = (f for f in reversed(_folders()) if saved(f) and _is_run(f))
+        if (newest := next(with_weights, None)) is None:
+            raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
+        return newest
+    folder = Path(run)
+    if not (folder / "config.yaml").exists():
+        beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
+        close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
+        raise UserError("run", run, "no run folder (it has no config.yaml)", f"run={close}")
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """summary.json, its nulls as nan; without metrics where no evaluation was made."""
+    path = folder / "summary.json"
+    told = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "protocol": {}}
+    return told | {"metrics": {name: math.nan if v is None else v for name, v in told["metrics"].items()}}
+
+
+@dataclass
+class Loaded:
+    """A run brought back: its config, data and model in eval mode, and how long it had trained."""
+
+    folder: Path
+    cfg: DictConfig
+    data: DataModule
+    model: Generator
+    images_seen: int
+    ema: list[int]  # half-life of the averaged weights, in images; [] for the raw ones
+
+
+@contextlib.contextmanager
+def _of_this_version(folder: Path) -> Iterator[None]:
+    """A config whose objects take other arguments, or weights of other names, are of another version of the project."""
+    try:
+        yield
+    except (InstantiationException, RuntimeError) as error:
+        if not isinstance(error, RuntimeError) and not isinstance(error.__cause__, TypeError):
+            raise
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(": ")
+        problem = f"another version of the project made it ({reason})"
+        raise UserError("run", folder, problem, "train it anew, or that version") from error
+
+
+def load(folder: Path, ema: bool, root: str | None = None) -> Loaded:
+    """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones.
+
+    Args:
+        root: where its set lies; None: where training found it.
+
+    Raises:
+        UserError: there is no checkpoint, its set has no files, or its model is not what that is today.
+    """
+    from atelier.callbacks.ema import copy_average
+    from atelier.checkpoints.store import load as load_checkpoint
+    from atelier.checkpoints.store import newest
+
+    cfg = build.safe_config(folder)
+    path = newest(folder / "checkpoints")
+    if path is None:
+        raise UserError("run", folder, "it has no checkpoint yet", "run=last")
+    checkpoint = load_checkpoint(path)
+    if root is not None:
+        if "root" not in cfg.data:
+            raise UserError("root", root, "the set of this run has no files", "leave root out")
+        cfg.data.root = root
+    with _of_this_version(folder):
+        data, model = build.data(cfg), build.model(build.untaught(cfg), folder)
+        model.load_state_dict(checkpoint["state_dict"])
+    averages = checkpoint["callbacks"]["EMA"]["nets"]
+    first = list(averages)[: int(ema)]
+    for half_life in first:
+        copy_average(model, averages[half_life])
+    images_seen = checkpoint["callbacks"]["Clock"]["images_seen"]
+    return Loaded(folder, cfg, data, model.eval(), images_seen, [int(half_life) for half_life in first])

@@ -1,0 +1,67 @@
+"""What conf/ holds: every key of its pages, and the groups that stand inside a page."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+CONF = Path(__file__).parents[3] / "conf"
+
+
+@functools.cache
+def known_keys(script: str = "") -> dict[str, Any]:
+    """Every dotted key that some page of conf/ has with its value there (a dictionary holds further keys).
+
+    The name of a group has the name of one of its pages. `script`: only those that it has; "": of all three.
+    """
+    from omegaconf import OmegaConf
+
+    keys: dict[str, Any] = {}
+    groups = (
+        [next(iter(e)) for e in OmegaConf.load(CONF / f"{script}.yaml").defaults if e != "_self_"] if script else []
+    )
+    for path in sorted(CONF.rglob("*.yaml")):
+        group = path.parent.relative_to(CONF).as_posix().strip(".")
+        if script and (group not in groups if group else path.stem != script):
+            continue
+        if not path.read_text().startswith("# @package _global_"):
+            keys |= _dotted(OmegaConf.to_container(OmegaConf.load(path)), group)
+        keys |= {group: path.stem} if group else {}
+    return keys
+
+
+def _dotted(node: Any, prefix: str) -> dict[str, Any]:
+    keys = {prefix: node} if prefix else {}
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key not in ("_target_", "_partial_", "defaults", "hydra"):
+            keys |= _dotted(value, f"{prefix}.{key}" if prefix else str(key))
+    return keys
+
+
+def placed(key: str, value: str) -> str | None:
+    """How a group that stands inside a page is chosen there, where `key` is its name or its place."""
+    group, _, place = key.partition("@")
+    found = [(g, at, page) for g, at, page in places() if (group in (g, at) and place in ("", at))]
+    if not found:
+        return None
+    pages = [page for _, _, page in found]
+    asked = next((word.removeprefix("model=") for word in sys.argv[1:] if word.startswith("model=")), "")
+    if place or (asked and not {asked, "train"} & set(pages)):
+        return " or ".join(f"model={page}" for page in sorted(set(pages)))
+    group, place, page = next((f for f in found if f[2] == asked), found[0])
+    chosen = f"{group}@{place}={value or 'PAGE'}"
+    return chosen if page in (asked, "train") else f"model={page} {chosen}"
+
+
+@functools.cache
+def places() -> tuple[tuple[str, str, str], ...]:
+    """Group, place and page of each group that stands inside another page."""
+    found = []
+    for path in (CONF / "train.yaml", *sorted((CONF / "model").glob("*.yaml"))):
+        prefix = "model." if path.parent != CONF else ""
+        for group, place in re.findall(r"^  - /?(\w+)@([\w.]+):", path.read_text(), re.MULTILINE):
+            found.append((group, prefix + place, path.stem))
+    return tuple(found)

@@ -1,0 +1,349 @@
+"""What can be known to fail before anything starts: keys, types, ranges, and what a model needs of its data."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from atelier.core import launchers
+from atelier.core.errors import UserError, nearest
+from atelier.core.ranges import Name, NonNegFloat, NonNegInt, PositiveInt, Seed
+from atelier.nets.stages import contract_of
+from atelier.runs.pages import known_keys, placed
+
+ALLOWED = (  # where a config may call what is defined
+    "models",
+    "nets",
+    "diffusion",
+    "data",
+    "losses",
+    "metrics",
+    "callbacks",
+    "evaluation",
+    "optim",
+    "runs.trainer",
+    "runs.loggers",
+)
+OBJECTS = ("data", "model", "trainer", "logger", "metrics", "sampler", "judging")  # what is built from a page
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
+MARGIN = 1.2
+Plain = dict[str, Any] | list[Any]
+ROOT: dict[str, Any] = {
+    "seed": Seed,
+    "run_dir": Name,
+    "resume": Literal["auto", "never"],
+    "compile": bool,
+    "channels_last": bool,
+    "check": bool,
+    "objective": Name | None,
+    "run": Name,
+    "n": PositiveInt,
+    "out": Name | None,
+    "root": Name | None,
+    "batch_size": PositiveInt,
+    "do": Name | None,
+    "guidance": NonNegFloat | None,
+    "temperature": NonNegFloat | None,
+    "truncation": NonNegFloat | None,
+    "label": NonNegInt | None,
+    "source": Name | None,
+    "direction": Name | None,
+    "attributes": list[Name] | Name | None,
+    "scale": PositiveInt | None,
+    "ema": bool,
+    "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
+}
+PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
+
+
+def check(cfg: DictConfig) -> None:
+    """Check every leaf of a composed config against the annotation of the argument it becomes.
+
+    Raises:
+        UserError: the first leaf that does not fit.
+        OmegaConfBaseException: a leaf has no value, or refers to what is not there.
+    """
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    _check_keys(values)
+    for key, value in raw.get("choices", {}).items():
+        if value != f"${{hydra:runtime.choices.{key}}}":
+            raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
+    for key in [key for key in ROOT if key in values]:
+        _fits(values[key], key, ROOT[key])
+    for key, node in _objects(values, ""):
+        _check_call(node, key, raw)
+    if "trainer" in values:
+        ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
+
+
+def ranks(devices: int, num_nodes: int) -> None:
+    """A launcher has started one process for each device of each node, or none but this one.
+
+    Raises:
+        UserError: it started others, each of which would take itself for the whole run.
+    """
+    n = launchers.started()
+    if n is None:
+        return
+    each, nodes = launchers.on_each_node(), launchers.srun_nodes()
+    if launchers.by_srun() and (each or 0) * nodes != n:
+        fix = f"srun --ntasks-per-node={max(1, n // nodes)} python train.py ..."
+        problem = f"srun started {n} processes on {nodes} nodes, and does not say how many on each"
+        raise UserError("trainer.devices", devices, problem, fix)
+    each = each or n // num_nodes or 1
+    if (devices, num_nodes) != (each, n // each):
+        fix = f"trainer=ddp trainer.devices={each} trainer.num_nodes={n // each}"
+        raise UserError("trainer.devices", devices, f"{n} processes were started, {each} on each node", fix)
+
+
+def targets(cfg: DictConfig) -> None:
+    """Check what a config read from disk would call.
+
+    Raises:
+        UserError: a `_target_` that no page may name.
+    """
+    for key, node in _objects(OmegaConf.to_container(cfg, resolve=False), ""):
+        _target(node["_target_"], key)
+
+
+def _check_keys(values: dict[str, Any]) -> None:
+    """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
+    known = known_keys()
+    for top, section in values.items():
+        inner = section if isinstance(section, dict) and "_target_" not in section else {}
+        for key in [top, *(f"{top}.{name}" for name in inner)]:
+            if key not in known and top not in OBJECTS:
+                close = nearest(key, known)
+                raise UserError(key, "", "there is no such key", f"{close}=VALUE" if close else f"leave {key} out")
+    built = {key: values[key] for key in OBJECTS if key in values}
+    parts = values.get("callbacks", {})
+    built |= (
+        {f"callbacks.{name}": part for name, part in parts.items()} if isinstance(parts, dict) else {"callbacks": 0}
+    )
+    for key, part in built.items():
+        if not isinstance(part, dict) or "_target_" not in part:
+            raise UserError(f"{key}._target_", "", "it has none", f"{key} as in the pages of conf/")
+
+
+def _objects(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each dictionary with a `_target_` at any depth, and its dotted key."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield prefix, node
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in items:
+        yield from _objects(child, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
+    prefix = _origin(raw, prefix)
+    target, partial = _target(node["_target_"], prefix), node.get("_partial_", False)
+    _fits(partial, f"{prefix}._partial_", bool)
+    takes = _arguments(target)
+    for key in node:
+        if key not in takes and key not in ("_target_", "_partial_"):
+            close = nearest(str(key), takes)
+            fix = f"{prefix}.{close}=VALUE" if close else f"leave {key} out"
+            raise UserError(f"{prefix}.{key}", node[key], f"{target.__name__} has no such argument", fix)
+    for key in [key for key in takes if key in node]:
+        if contract_of(takes[key].annotation) is not None:
+            _check_part(node[key], f"{prefix}.{key}")
+        else:
+            _fits(node[key], _origin(raw, f"{prefix}.{key}"), takes[key].annotation)
+    missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
+    if missing and not partial:
+        raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
+
+
+def _check_part(given: Any, prefix: str) -> None:
+    """What `pretrained.adopt` turns into a net: which run, or which experiment to train, and how long."""
+    if not isinstance(given, dict) or not {"run", "experiment"} <= given.keys():
+        raise UserError(prefix, given, "it needs a run and an experiment", f"{prefix}.run=auto")
+    for key, value in given.items():
+        if key not in PART:
+            raise UserError(f"{prefix}.{key}", value, "there is no such key", f"leave {key} out")
+        _fits(value, f"{prefix}.{key}", PART[key])
+
+
+def _target(path: Any, prefix: str) -> Callable:
+    """The class or function of this project that a `_target_` names; nothing else is ever called."""
+    fix = "a class or function of src/atelier, as in the pages of conf/"
+    module, _, name = str(path).rpartition(".")
+    if not any(f"{module}.".startswith(f"atelier.{place}.") for place in ALLOWED):
+        raise UserError(f"{prefix}._target_", path, "it is not on the list of what a config may call", fix)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module needs
+        raise UserError(f"{prefix}._target_", path, "there is no such class or function", fix) from error
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or found.__module__ != module:
+        raise UserError(f"{prefix}._target_", path, f"{module} does not define it", fix)
+    return found
+
+
+@functools.cache
+def _arguments(target: Callable) -> dict[str, inspect.Parameter]:
+    """The named arguments of a class or function, their annotations evaluated."""
+    own = target if inspect.isfunction(target) or is_dataclass(target) else target.__init__
+    hints = get_type_hints(own, include_extras=True)
+    named = inspect.signature(target).parameters.items()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {key: p.replace(annotation=hints.get(key, Any)) for key, p in named if p.kind not in kinds}
+
+
+@functools.cache
+def _adapter(expected: Any) -> TypeAdapter | None:
+    try:
+        return TypeAdapter(expected, config=STRICT)
+    except PydanticUserError:
+        return None  # a dataclass: only an object will do
+
+
+def _fits(value: Any, name: str, expected: Any) -> None:
+    """Check one value, plain or an object to be built, against an annotation."""
+    if isinstance(value, dict) and "_target_" in value:
+        return _fits_object(value, name, expected)
+    adapter = _adapter(expected)
+    if adapter is None:
+        raise UserError(name, value, f"it must be built: a {expected.__name__}", f"{name} as in the pages of conf/")
+    options = _options(expected)
+    if isinstance(value, bool) and options and not any(option is value for option in options):
+        raise UserError(name, value, f"it must be one of {_typed(options)}", f"{name}={_typed(options[0])}")
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        shown = "null" if value is None else value
+        raise UserError(name, shown, _problem(error), _fix(name, value, expected, adapter)) from error
+
+
+def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
+    """A class must be of the kind that the argument takes, a function must return it."""
+    target, partial = _target(node["_target_"], name), node.get("_partial_", False)
+    _fits(partial, f"{name}._partial_", bool)
+    made = Callable if partial else target
+    if inspect.isfunction(made):
+        made = get_type_hints(made).get("return", Any)
+    kinds = [get_origin(kind) or kind for kind in (get_args(expected) or (expected,)) if kind is not type(None)]
+    if expected is Any or any(kind is made or _is(made, kind) for kind in kinds):
+        return
+    key = f"{name}._partial_" if "_partial_" in node else f"{name}._target_"
+    wanted = getattr(expected, "__name__", expected)
+    raise UserError(key, node[key.rpartition(".")[2]], f"it makes no {wanted}", f"{name} as in the pages of conf/")
+
+
+def _is(made: Any, kind: Any) -> bool:
+    return inspect.isclass(made) and inspect.isclass(kind) and issubclass(made, kind)
+
+
+def _origin(raw: Plain, key: str) -> str:
+    """The key that a user can change for the value at `key`: interpolations followed to their end."""
+    node: Any = raw
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+        found = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+        if found:
+            return _origin(raw, ".".join([found.group(1), *parts[i + 1 :]]))
+    return key
+
+
+def _problem(error: ValidationError) -> str:
+    """pydantic's complaint in a few words."""
+    first = error.errors()[0]
+    place = next((f"item {part}: " for part in first["loc"] if isinstance(part, int)), "")
+    message = (
+        first["msg"].replace("Input should be", "it must be").replace("a valid i", "an i").replace("a valid ", "a ")
+    )
+    return place + message[0].lower() + message[1:]
+
+
+def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
+    """An override that does, found by trying."""
+    options, shipped = _options(expected), known_keys().get(name)
+    close = nearest(str(value), [str(option) for option in options])
+    alike = [option for option in options if str(option) == close]
+    candidates = [*alike, *([] if shipped is None else [shipped]), *options, *([o] for o in options), *EXAMPLES]
+    for candidate in candidates:
+        try:
+            adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+        return f"{name}={_typed(candidate)}"
+    return placed(name, str(value)) or f"{name} as in the pages of conf/"
+
+
+def _options(expected: Any) -> list[Any]:
+    """The values that a Literal anywhere in an annotation lists."""
+    if get_origin(expected) is Literal:
+        return list(get_args(expected))
+    return [option for part in get_args(expected) for option in _options(part)]
+
+
+def _typed(value: Any) -> str:
+    """A value as on the command line."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def match(model: Any, data: Any) -> None:
+    """A model trains on what a set provides.
+
+    Raises:
+        UserError: a field is missing.
+    """
+    missing = sorted(model.needs - data.provides - {"image", "index"})
+    if missing:
+        has = ", ".join(sorted(data.provides)) or "images alone"
+        problem = f"{type(model).__name__} needs {', '.join(missing)}, {type(data).__name__} has {has}"
+        tasks = [name for name, fields in getattr(data, "tasks", {}).items() if set(missing) <= fields]
+        if tasks:
+            fix = f"data.task={'|'.join(tasks)}"
+        elif "target" in missing:
+            fix = "data=celeba, data=classes data.n_attributes=N, or data=shapes data.task=recast"
+        else:
+            fix = "data=shapes has every field; or data.conditions=[]"
+        raise UserError("model", type(model).__name__, problem, fix)
+
+
+def writable(folder: Path) -> None:
+    """The run folder can be made and written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        problem = f"the folder cannot be written ({error.strerror})"
+        raise UserError("run_dir", folder, problem, "run_dir=A_FOLDER_OF_YOURS") from error
+
+
+def fits_on_disk(model: Any, n_averages: int, folder: Path) -> None:
+    """There is room for three checkpoints: weights, their averages, two moments a weight.
+
+    Raises:
+        UserError: there is not.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    needed = MARGIN * 3 * weights * (3 + n_averages) / 2**20
+    free = shutil.disk_usage(folder).free / 2**20
+    if free < needed:
+        problem = f"{needed:.0f} MB are needed for checkpoints, {free:.0f} MB are free"
+        raise UserError("run_dir", folder, problem, "run_dir=A_FOLDER_ON_A_LARGER_DISK")

@@ -1,0 +1,353 @@
+"""The finished runs that a run stands on: found or trained, linked into its folder, hashed.
+
+A part is an argument of the model whose annotation is a contract of `nets/stages.py`; in the config it is a section
+with a `run` and an `experiment`. A model may have several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from atelier.core import stopping
+from atelier.core.errors import UserError
+from atelier.runs import build, folders, preflight
+
+ROOT = Path(__file__).parents[3]
+FORMS = {  # what describes a part in its folder, and its weights beside it: a run of ours, or diffusers' folder
+    "config.yaml": "weights.safetensors",
+    "config.json": "diffusion_pytorch_model.safetensors",
+}
+PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training is told too
+ITS_OWN = set(  # of the data: how images are shown, and what is told of them
+    "batch_size budget flip jitter turn num_workers seed conditions label_factors".split()
+)
+NO_MATTER = set(  # for which images those are
+    "seed budget num_workers root download memory_mb cache conditions label_factors".split()
+)
+SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
+STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
+RANKS = (
+    "LOCAL_RANK RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE"
+    " MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_STEP_NUM_TASKS SLURM_PROCID PL_GLOBAL_SEED WANDB_MODE WANDB_RUN_ID"
+    " HYDRA_FULL_ERROR"
+).split()
+
+
+@dataclass
+class Plan:
+    """A run as `python train.py words` would make it now."""
+
+    words: list[str]
+    cfg: DictConfig
+
+    @property
+    def name(self) -> str:
+        """The page that was chosen: `experiment=shapes_vae` or `model=vae`."""
+        return self.words[0]
+
+
+def adopt(cfg: DictConfig, folder: Path) -> None:
+    """Find or train each part, link it into frozen/, and note its hash in the config.
+
+    What a part cannot serve is refused before anything is trained.
+
+    Raises:
+        UserError: there is none, its training failed, or the model cannot stand on it.
+    """
+    plans = {name: plan(name, cfg) for name in build.parts(cfg) if cfg.model[name].run == "auto"}
+    found = {name: _finished(one) for name, one in plans.items()}
+    if missing := [name for name, run in found.items() if run is None]:
+        _try_untrained(cfg, {name: plans[name] for name in missing})
+    for name in build.parts(cfg):
+        part = cfg.model[name]
+        source = Path(part.run) if name not in plans else found[name] or _train(name, plans[name], folder / "lock")
+        _take(name, source, cfg, folder)
+
+
+def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
+    """Link a finished run as a part, and note where it came from."""
+    from atelier.checkpoints.store import sha256
+
+    files = next((pair for pair in FORMS.items() if all((source / name).exists() for name in pair)), None)
+    if files is None:
+        raise UserError(f"model.{name}.run", source, "no finished run lies there", f"model.{name}.run=auto")
+    if files[0] == "config.yaml":
+        _check_images(name, source, build.stored_config(source).data, cfg)
+    _link(source, files, folder / "frozen" / name)
+    part = cfg.model[name]
+    OmegaConf.set_struct(part, False)
+    part.run, part.sha256 = str(source), sha256(source / files[1])
+    print(f"{name}: {folders.shorter(source)}{_reached(source)}", flush=True)
+
+
+def _reached(source: Path) -> str:
+    """What the run came to, in a few words; nothing where it was never judged."""
+    told = folders.summary(source)
+    best = [f"{key} {value:.4g}" for key, value in told["metrics"].items() if key.startswith(("recon/", "pair/"))]
+    seen = [f"{told['images_seen']:,} images"] if "images_seen" in told else []
+    return f" ({', '.join([*seen, *best[:3]])})" if seen or best else ""
+
+
+def _check_images(name: str, source: Path, trained: DictConfig, cfg: DictConfig) -> None:
+    """The part was trained on images as large as these."""
+    for key in ("image_size", "channels"):
+        if trained[key] != cfg.data[key]:
+            problem = f"it was trained on data.{key}={trained[key]}, this is data.{key}={cfg.data[key]}"
+            raise UserError(f"model.{name}.run", source, problem, f"model.{name}.run=auto")
+
+
+def _link(source: Path, files: tuple[str, str], target: Path) -> None:
+    """Hard links, or copies on another disk, so that the run above outlives the one it stands on."""
+    target.mkdir(parents=True, exist_ok=True)
+    for stale in target.iterdir():
+        stale.unlink()
+    for name in files:
+        try:
+            os.link(source / name, target / name)
+        except OSError:  # another disk
+            (target / name).write_bytes((source / name).read_bytes())
+
+
+def _try_untrained(cfg: DictConfig, plans: dict[str, Plan]) -> None:
+    """Build the model on untrained parts, so that what does not fit is told now and not after hours.
+
+    Parts that exist already are looked at when they are linked.
+    """
+    if set(plans) != set(build.parts(cfg)):
+        return
+    nets = {name: build.untrained_part(one.cfg) for name, one in plans.items()}
+    preflight.match(build.on_parts(cfg, nets), build.data(cfg))
+
+
+# ---- what would be trained
+
+
+def plan(name: str, cfg: DictConfig) -> Plan:
+    """The run that the part `name` of a config is, were it trained now.
+
+    It has the recipe of `experiment`, the images of this config, and what was typed of `PASSED_ON`.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    part = cfg.model[name]
+    page = ROOT / "conf" / "experiment" / f"{part.experiment}.yaml"
+    if not page.exists():
+        raise UserError(f"model.{name}.experiment", part.experiment, "no such page in conf/experiment", "see conf/")
+    typed = [word for word in HydraConfig.get().overrides.task if _of(word).split(".")[0] in PASSED_ON]
+    words = [_recipe(page, cfg.choices.data)[1], f"data={cfg.choices.data}"]
+    words += [word for word in typed if _of(word) not in ("data", *(f"data.{key}" for key in cfg.data))]
+    images = part.get("images")
+    words += [f"seed={cfg.seed}", *([] if images is None else [f"budget.images={images}"])]
+    own = build.plain(_composed(words).data)
+    asked = {_of(word) for word in typed}
+    for key, value in build.plain(cfg.data).items():
+        if f"data.{key}" in asked or (key not in ITS_OWN and value != own.get(key)):
+            words.append(f"data.{key}={typed_value(value)}")
+    return Plan(words, _composed(words))
+
+
+def _of(word: str) -> str:
+    """The key of a word of the command line; of a group that stands inside a page, its place."""
+    return word.partition("=")[0].rpartition("@")[2]
+
+
+def typed_value(value: Any) -> str:
+    """A plain value as Hydra reads it on the command line."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(typed_value, value)) + "]"
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and value.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    ):
+        return value
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"\\+$", lambda m: 2 * m[0], value)) + "'"
+
+
+def _composed(words: list[str]) -> DictConfig:
+    """The config of `python train.py words`, without a folder; everything in it is resolved."""
+    with contextlib.ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # outside of a command
+            stack.enter_context(initialize_config_dir(str(ROOT / "conf"), version_base="1.3"))
+        cfg = compose("train", words, return_hydra_config=True)
+    chosen = cfg.hydra.runtime.choices
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    cfg.choices = {key: chosen[key] for key in cfg.choices}
+    cfg.run_dir = ""
+    return OmegaConf.create(build.plain(cfg))
+
+
+def _recipe(page: Path, data: str) -> tuple[Path, str]:
+    """The page, and the word that chooses it, of an experiment's model on this set.
+
+    An experiment of another set gives way to one of this set with the same model, the first by name, or else to the
+    model's own page.
+    """
+    chosen = _chosen(page)
+    if chosen.get("/data", data) == data:
+        return page, f"experiment={page.stem}"
+    asked = {"/data": data, "/model": chosen["/model"]}
+    for other in sorted(page.parent.glob("*.yaml")):
+        if asked.items() <= _chosen(other).items():
+            return other, f"experiment={other.stem}"
+    return page.parents[1] / "model" / f"{chosen['/model']}.yaml", f"model={chosen['/model']}"
+
+
+def _chosen(page: Path) -> dict[str, str]:
+    """Group -> page, as an experiment's defaults say."""
+    entries = (entry for entry in OmegaConf.load(page).get("defaults", []) if isinstance(entry, DictConfig))
+    return {name.removeprefix("override "): value for entry in entries for name, value in entry.items()}
+
+
+# ---- what has been trained
+
+
+def _finished(plan: Plan) -> Path | None:
+    """The newest run that ended as `plan` would."""
+    same = [folder for folder in _alike(plan) if (folder / "weights.safetensors").exists()]
+    budget, batch = plan.cfg.budget.images, plan.cfg.data.batch_size
+    same = [folder for folder in same if folders.summary(folder).get("images_seen", budget) < budget + batch]
+    return same[-1] if same else None
+
+
+def _unfinished(plan: Plan) -> Path | None:
+    """The newest run that `plan` can go on with: begun, with a checkpoint, and held by nobody."""
+    begun = [f for f in _alike(plan) if not (f / "weights.safetensors").exists() and folders.saved(f)]
+    alike = [f for f in begun if _begins_as(build.stored_config(f), plan.cfg)]
+    return next((folder for folder in reversed(alike) if not folders.is_held(folder)), None)
+
+
+def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
+    """Whether a resumed run may have this config: also of the same seed, of the same pages."""
+    return all(stored.get(key) == cfg.get(key) for key in ("seed", "choices", "data", "channels_last"))
+
+
+def _alike(plan: Plan) -> list[Path]:
+    """Runs of the same recipe, net, budget and images, oldest first."""
+    wanted = _identity(plan.cfg)
+    alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder)) == wanted]
+    if not alike:
+        return []
+    data = build.data(plan.cfg)
+    data.prepare_data()
+    images = data.fingerprint("train")
+    return [folder for folder in alike if _ground(folder) == images]
+
+
+def _identity(cfg: DictConfig) -> dict[str, Any]:
+    """What of a config decides what comes out of it, but for the seed and the files themselves."""
+    told = build.plain(cfg)
+    data = {key: value for key, value in told["data"].items() if key not in NO_MATTER}
+    return {"model": told["model"], "data": data, "images": told["budget"]["images"], "ema": told["callbacks"]["ema"]}
+
+
+def _ground(folder: Path) -> str | None:
+    """The fingerprint of the images that a run was trained on."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads((folder / "ground.json").read_text())["images"]
+    return None
+
+
+# ---- training
+
+
+def _train(name: str, plan: Plan, lock: Path) -> Path:
+    """Train a part in a process of its own, or go on with one that was stopped; gives its folder.
+
+    Raises:
+        UserError: it failed.
+        SystemExit: this process was asked to stop; the other has saved what it had.
+    """
+    begun = _unfinished(plan)
+    run_dir = begun or _new_folder(folders.OUTPUTS / f"{plan.cfg.choices.data}_{plan.cfg.choices.model}")
+    what = f"going on with {run_dir}" if begun else f"none is finished, so {plan.name} is trained first"
+    print(
+        f"{name}: {what}, {plan.cfg.budget.images:,} images (how long that takes follows);"
+        f" model.{name}.run=DIR takes one of yours, model.{name}.images=N another budget",
+        flush=True,
+    )
+    command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
+    try:
+        code = _run(command, lock)
+    except SystemExit:
+        if folders.saved(run_dir):
+            stopping.say(f"{name}: what {run_dir} has learnt is saved, the same command goes on with it")
+        raise
+    if code in STOPPED:
+        problem = f"the training of {plan.name} was stopped"
+        raise UserError(f"model.{name}.run", "auto", problem, "the same command goes on with it")
+    if code:
+        problem = f"the training of {plan.name} failed, see above"
+        raise UserError(f"model.{name}.run", "auto", problem, shlex.join(["python", "train.py", *plan.words]))
+    return run_dir
+
+
+def _new_folder(group: Path) -> Path:
+    """The time of this command, and a number where another job of it has that folder."""
+    names = (f"{folders.stamp()}{end}" for end in ("", *(f"_{k}" for k in range(2, 1000))))
+    return next(group / name for name in names if not (group / name).exists())
+
+
+def _run(command: list[str], lock: Path) -> int:
+    """The exit code of a command that knows nothing of this one's ranks; `lock` is touched as long as it runs.
+
+    Signals to this process are handed on, once each, and end both.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in RANKS and not k.startswith("TORCHELASTIC_")}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process, _handed_on(process) as asked:
+        while True:
+            try:
+                code = process.wait(SIGN_EVERY)
+                break
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(OSError):
+                    os.utime(lock)  # opened and closed again, it would be unlocked
+    if asked:
+        stopping.leave(asked[0])
+    return code
+
+
+@contextlib.contextmanager
+def _handed_on(process: subprocess.Popen) -> Iterator[list[int]]:
+    """The signals that came inside, in order; the first asks `process` to save and end, a second Ctrl-C ends it."""
+    asked: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if stopping.echo():
+            return
+        if asked and number == signal.SIGINT:
+            process.kill()
+        elif not asked:
+            process.terminate()
+        asked.append(number)
+
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    stopping.listen(hand_on)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,121 @@
+"""What the person at the keyboard reads before and after a run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+from rich.table import Table as Shown
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from atelier.callbacks.order import Callbacks
+from atelier.callbacks.progress import Progress, duration
+from atelier.checkpoints import diffusers_folder
+from atelier.checkpoints.store import warn
+from atelier.core.errors import UserError
+from atelier.data.base import DataModule
+from atelier.evaluation.evaluator import intervals
+from atelier.models.base import Generator
+from atelier.runs.folders import summary
+
+
+def begin(progress: Progress, cfg: DictConfig, model: Generator, data: DataModule) -> None:
+    """One line: what is about to be trained on what, for how long."""
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    size = f"{data.channels} x {data.image_size} x {data.image_size}"
+    told = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
+    progress.say(f"{type(model).__name__}, {millions:.2f} M parameters; {type(data).__name__} {size}, {told};")
+    progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
+
+
+def end(callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, objective: str | None) -> float | None:
+    """Write the final weights, show what was reached and what to try next; gives the metric asked for.
+
+    Raises:
+        UserError: `objective` is no metric of this run.
+    """
+    values = callbacks.evaluation.values
+    if trainer.is_global_zero:
+        _export(callbacks, model, folder)
+        _show(callbacks, folder)
+    if objective is None:
+        return None
+    values = values or summary(folder)["metrics"]
+    if objective not in values:
+        raise UserError("objective", objective, "the run has no such metric", f"objective={next(iter(values), 'none')}")
+    return values[objective]
+
+
+def _export(callbacks: Callbacks, model: Generator, folder: Path) -> None:
+    """weights.safetensors: the averaged weights, for runs that stand on this one and for sharing.
+
+    Of a net that diffusers has as well, its folder diffusers/ too. A full disk costs them and not the run, whose
+    checkpoint holds them too.
+    """
+    if callbacks.clock.images_seen < callbacks.clock.images:
+        return
+    temporary = folder / "weights.safetensors.tmp"
+    try:
+        with callbacks.ema.averaged(model):
+            state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+            if diffusers_folder.fits(net := getattr(model, "net", None)):
+                diffusers_folder.write(net, folder / "diffusers")
+        save_file(state, temporary)
+        temporary.replace(folder / "weights.safetensors")
+    except (OSError, SafetensorError) as error:  # its writer tells the disk's failures in its own words
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        warn(f"no weights.safetensors written ({error}); free space, the same command with run_dir={folder} writes it")
+
+
+def _show(callbacks: Callbacks, folder: Path) -> None:
+    clock, progress = callbacks.clock, callbacks.progress
+    told = summary(folder)
+    if callbacks.evaluation.values:  # also where the disk had no room for them
+        told |= {"metrics": callbacks.evaluation.values, "protocol": callbacks.evaluation.protocol}
+    table = Shown("metric", "value", "95 % interval", "real images", title=f"after {clock.images_seen:,} images")
+    ranges = intervals(told["metrics"], told["protocol"])
+    for name, value in told["metrics"].items():
+        if not name.startswith("real/"):
+            low, high = ranges.get(name, (math.nan, math.nan))
+            real = told["metrics"].get(f"real/{name}", math.nan)
+            interval = "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}"
+            table.add_row(name, _number(value) or "no valid sample", interval, _number(real))
+    progress.console.print(table)
+    for line in [*_reason_lines(told.get("reasons", [])), *_protocol_lines(told["protocol"])]:
+        progress.say(line)
+    if clock.reason:
+        progress.say(f"stopped early: {clock.reason}; the same command with run_dir={folder} goes on")
+    elif clock.resumed_at >= clock.images:
+        progress.say(f"this run was finished; budget.images={2 * clock.images} run_dir={folder} extends it")
+    else:
+        speed = f"{told.get('images_per_second', 0):,.0f} images a second all told"
+        work = callbacks.work.words(clock.images_seen)
+        took = ", ".join(filter(None, [f"took {duration(told.get('seconds', 0))}", speed, work]))
+        progress.say(f"{took}; pictures in {folder / 'samples'}")
+    progress.say("next:")
+    progress.say(f"  python sample.py run={folder} n=64")
+    progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
+    progress.say("  python train.py -m seed=0,1,2   (a sweep; python train.py --help lists models and data)")
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def _reason_lines(reasons: list[tuple[str, int, int]]) -> list[str]:
+    """Why samples were refused, and which shapes, sizes and fills are valid how often."""
+    lines = []
+    for head in ("refused", "valid"):
+        parts = [f"{what.split(': ')[1]} {k}/{n}" for what, k, n in reasons if what.startswith(head)]
+        lines += [f"{head}: {', '.join(parts)}"] if parts else []
+    return lines
+
+
+def _protocol_lines(protocol: dict) -> list[str]:
+    words = ", ".join(f"{name} {value}" for name, value in protocol.items())
+    return [f"protocol: {words}"] if words else []

@@ -1,0 +1,128 @@
+"""A run goes on as it was begun: what config and which images its folder was started on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from atelier.core.errors import UserError
+from atelier.core.launchers import rank
+from atelier.runs.build import parts, plain, stored_config
+from atelier.runs.folders import shorter
+from atelier.runs.pretrained import adopt
+
+if TYPE_CHECKING:
+    from atelier.data.base import DataModule
+
+FREE = "budget eval checkpoint metrics logger trainer run_dir resume check objective compile".split()
+FREE_DATA = ("budget", "num_workers", "root", "download", "memory_mb", "on_bad_image", "cache")
+PATIENCE = 1800.0  # seconds without a sign of life of rank 0
+
+
+def settle(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The config that this folder runs: the stored one decides what a resumed run may not change.
+
+    Rank 0 trains or finds the runs it stands on, and writes config.yaml; the other ranks wait for it.
+    """
+    path = folder / "config.yaml"
+    if rank() != 0:
+        _wait(path, folder / "lock", PATIENCE)
+    if path.exists():
+        stored = stored_config(folder)
+        for name in parts(cfg):
+            _as_stored(cfg.model[name], stored.model.get(name))
+        _same(cfg, stored, folder)
+        return cfg
+    adopt(cfg, folder)
+    from atelier.checkpoints.store import write_text
+
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+    return cfg
+
+
+def _as_stored(part: DictConfig, stored: DictConfig | None) -> None:
+    """`auto` is the run that was found when this one began."""
+    if stored is not None and part.run in ("auto", stored.run):
+        OmegaConf.set_struct(part, False)
+        part.run, part.sha256 = stored.run, stored.sha256
+        stored.setdefault("images", None)  # runs from before there was this key
+
+
+def _wait(path: Path, lock: Path, patience: float) -> None:
+    """Until rank 0 has written `path`; where that takes long it touches its `lock` on the way.
+
+    Raises:
+        UserError: no sign of it for `patience` seconds. Each rank that waited prints the line, for want of rank 0.
+    """
+    heard, last = time.monotonic(), _touched(lock)
+    while not path.exists():
+        if _touched(lock) != last:
+            heard, last = time.monotonic(), _touched(lock)
+        if time.monotonic() - heard > patience:
+            problem = f"rank {rank()} saw no sign of rank 0 there for {patience / 60:g} minutes"
+            error = UserError("run_dir", path.parent, problem, "see its output; run_dir=FOLDER_THAT_ALL_RANKS_SEE")
+            print(error.line(), file=sys.stderr, flush=True)
+            raise error
+        time.sleep(0.05)
+
+
+def _touched(lock: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return lock.stat().st_mtime_ns
+    return None
+
+
+def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
+    """A resumed run keeps its model, its data and its callbacks.
+
+    Raises:
+        UserError: the first key that differs.
+    """
+    new, stored = cfg.copy(), stored.copy()
+    OmegaConf.set_struct(new, False)
+    stored.setdefault("channels_last", False)  # runs from before there was this key
+    for key in FREE:
+        new[key] = stored.get(key)  # what refers to it is free too: schedules follow the budget, which may grow
+    for key, (old, now) in _differences(plain(stored), plain(new), "").items():
+        top, _, rest = key.partition(".")
+        if not (top == "data" and rest in FREE_DATA):
+            key = key.removeprefix("choices.")
+            raise UserError(key, now, f"the run in {folder} was started with {old}", f"{key}={old} or run_dir=NEW")
+
+
+def _differences(old: Any, new: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = {}
+        for key in [*old, *(k for k in new if k not in old)]:
+            name = f"{prefix}.{key}" if prefix else str(key)
+            found |= _differences(old.get(key), new.get(key), name)
+        return found
+    return {} if old == new else {prefix: (old, new)}
+
+
+def same_ground(cfg: DictConfig, folder: Path, data: DataModule) -> None:
+    """A run goes on with the images it was started on; with another number of ranks it says what that changes.
+
+    Raises:
+        UserError: the images are others.
+    """
+    path = folder / "ground.json"
+    now = {"images": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
+    if rank() != 0:
+        return
+    if not path.exists():
+        path.write_text(json.dumps(now))
+    before = json.loads(path.read_text())
+    if "images" not in before:  # a run from before sets were told by their content
+        path.write_text(json.dumps(now))
+    elif before["images"] != now["images"]:
+        problem = f"the run in {shorter(folder)} was started on other images"
+        raise UserError("data", cfg.choices.data, problem, "run_dir=ANOTHER_FOLDER")
+    if before["ranks"] != now["ranks"]:
+        print(f"started on {before['ranks']} ranks, now {now['ranks']}: same images, other noise", flush=True)

@@ -1,0 +1,57 @@
+"""Runs that are killed anywhere and started again by the same command end with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs import python
+from tests.tiny import FOUR, TINY
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(900)  # of the campaign, three minutes on 2 cores
+CHAINS, KILLS = 4, 5  # 20 kills for each of the four shapes of module, 5 for every other family
+DROPPED = ("position and clock", "averages", "reseeding", "evaluation due")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("campaign")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = ["-m", "tests.campaign", str(folder), str(CHAINS), str(KILLS)]
+    done = python(*words, folder=ROOT, environment=environment, seconds=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "told.json").read_text())
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_kills_change_no_bit(told: dict[str, Any], family: str) -> None:
+    assert told[family]["kills"] == (CHAINS if family in FOUR else 1) * KILLS
+    assert told[family]["entries"] > 100
+    assert told[family]["differ"] == []
+
+
+@pytest.mark.parametrize("item", DROPPED)
+def test_a_dropped_item_is_seen(told: dict[str, Any], item: str) -> None:
+    assert told["dropped"][item] > 0
+
+
+@pytest.mark.parametrize("where", ["sigterm", "sigterm while judging"])
+def test_sigterm_saves_within_five_seconds_and_exits_143(told: dict[str, Any], where: str) -> None:
+    assert told[where]["code"] == 143
+    assert told[where]["seconds"] < 5
+    assert told[where]["differ"] == []
+
+
+def test_ctrl_c_saves_and_exits_130(told: dict[str, Any]) -> None:
+    assert told["sigint"]["code"] == 130
+    assert told["sigint"]["differ"] == []
+
+
+def test_every_family_is_in_the_campaigns() -> None:
+    families = {path.stem for path in (ROOT / "src" / "atelier" / "models").glob("[!_]*.py")} - {"base"}
+    assert families == set(TINY)

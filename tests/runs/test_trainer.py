@@ -1,0 +1,46 @@
+"""What a process that trains does with its memory and its random state."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from atelier.core.rng import reseed
+
+FAULTS = """
+import resource, sys, torch
+from atelier.runs.trainer import device, keep_freed_memory
+def step():
+    torch.zeros(16 * 2**20)  # 64 MiB, every page of it
+def faults():
+    step(), step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+left = faults()
+device() if sys.argv[1] == "device" else keep_freed_memory()
+print(left, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+@pytest.mark.parametrize("way", ["keep", "device"])
+def test_freed_memory_is_kept_for_the_next_step(way: str) -> None:
+    """In a process of its own, whose memory no other work has cut up."""
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", FAULTS, way]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=hidden).stdout
+    left, kept = map(int, told.split())
+    assert 2 * kept < left, (kept, left)  # a block of another size may move it once
+
+
+def test_reseed_draws_what_manual_seed_draws() -> None:
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    reseed(5, torch.device("cpu"))
+    assert torch.equal(torch.randn(3), expected)
