@@ -33,7 +33,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "cli": {"runs", "callbacks.checkpoint"},
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
-    "core": {"annotated_types", "pydantic"},
+    "core": {"annotated_types"},
     "images": {"PIL", "torchvision"},
     "shapes": set(),
     "diffusion": set(),
