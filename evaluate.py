@@ -29,7 +29,7 @@ def evaluate(cfg: DictConfig) -> None:
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample)
     judging = build.judging(cfg)
-    for notice in (judging.prepare(run.data, model.device), judging.left_out(model, run.data)):
+    for notice in (judging.prepare(model, run.data, model.device), judging.left_out(model, run.data)):
         if notice:
             print(notice, file=sys.stderr, flush=True)
     precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")

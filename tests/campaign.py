@@ -12,7 +12,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from atelier.checkpoints.store import load, newest
 from atelier.evaluation.evaluator import Judging
 from tests import warm  # noqa: F401  (or each child would import as much)
 from tests.compose import composed
+from tests.programs import forked
 from tests.tiny import FOUR, STANDS_ON, TINY, tiny
 
 KILL_POINTS = (
@@ -42,27 +42,6 @@ KILL_POINTS = (
     (Judging, "_facts"),
     (SafeIO, "save_checkpoint"),
 )
-
-
-def child(work: Callable[[], Any]) -> tuple[int, float]:
-    """Run in a forked child; gives its exit code (-9 when killed) and seconds."""
-    started = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            with open(os.devnull, "w") as quiet:
-                os.dup2(quiet.fileno(), 1)
-            work()
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), time.monotonic() - started
 
 
 def run(folder: Path, family: str, *more: str) -> None:
@@ -94,10 +73,10 @@ def kills(folder: Path, family: str, n: int, seed: int) -> int:
     for _ in range(n):
         owner, name = rng.choice(KILL_POINTS)
         patch = killed_at(owner, name, rng.randint(1, 3))
-        code, _ = child(lambda patch=patch: (patch(), run(folder, family)))
+        code = forked(lambda patch=patch: (patch(), run(folder, family)))
         done += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), code
-    code, _ = child(lambda: run(folder, family))
+    code = forked(lambda: run(folder, family))
     assert code == 0, code
     return done
 
@@ -144,13 +123,13 @@ def prepare(root: Path, family: str) -> None:
     composed(*tiny(family, root / "first"))
     first = STANDS_ON.get(family)
     if first and not (root / "first" / first / "weights.safetensors").exists():
-        code, _ = child(lambda: run(root / "first" / first, first))
+        code = forked(lambda: run(root / "first" / first, first))
         assert code == 0
 
 
 def campaign(root: Path, family: str, chains: int, per_chain: int) -> dict[str, Any]:
     prepare(root, family)
-    assert child(lambda: run(root / family, family))[0] == 0
+    assert forked(lambda: run(root / family, family)) == 0
     straight = final(root / family)
     told: dict[str, Any] = {"entries": len(straight), "kills": 0, "differ": []}
     for chain in range(chains):
@@ -163,12 +142,12 @@ def campaign(root: Path, family: str, chains: int, per_chain: int) -> dict[str, 
 def dropped(root: Path, family: str) -> dict[str, int]:
     """How many entries differ when one saved item is not restored."""
     prepare(root, family)
-    child(lambda: run(root / family, family))
+    forked(lambda: run(root / family, family))
     straight, told = final(root / family), {}
     for name, (where, drop) in DROPS.items():
         folder = root / f"dropped_{name.split()[0]}"
-        child(lambda folder=folder, where=where: (killed_at(*where)(), run(folder, family)))
-        child(lambda folder=folder, drop=drop: (drop(), run(folder, family)))
+        forked(lambda folder=folder, where=where: (killed_at(*where)(), run(folder, family)))
+        forked(lambda folder=folder, drop=drop: (drop(), run(folder, family)))
         told[name] = len(differences(straight, final(folder)))
     return told
 
@@ -176,7 +155,7 @@ def dropped(root: Path, family: str) -> dict[str, int]:
 def stopped(root: Path, family: str, where: tuple[type, str], number: int) -> dict[str, Any]:
     """A signal at a hook: how it ended, how fast, and what differs after going on."""
     prepare(root, family)
-    child(lambda: run(root / family, family))
+    forked(lambda: run(root / family, family))
     folder = root / f"stopped_{where[1]}"
     mark = root / "signalled"
 
@@ -192,9 +171,9 @@ def stopped(root: Path, family: str, where: tuple[type, str], number: int) -> di
 
         setattr(*where, wrapped)
 
-    code, _ = child(lambda: (patch(), run(folder, family)))
+    code = forked(lambda: (patch(), run(folder, family)))
     seconds = time.time() - mark.stat().st_mtime
-    child(lambda: run(folder, family))
+    forked(lambda: run(folder, family))
     return {"code": code, "seconds": seconds, "differ": differences(final(root / family), final(folder))}
 
 

@@ -25,8 +25,9 @@ from atelier.checkpoints.safe_io import SafeIO
 from atelier.checkpoints.store import Manifest, load, newest
 from atelier.core.errors import UserError
 from atelier.runs import folders, preflight, report
-from tests.campaign import child, differences, final, run
+from tests.campaign import differences, final, run
 from tests.compose import composed
+from tests.programs import forked
 
 NUMBERS = 20_000  # in the checkpoints here
 
@@ -92,7 +93,7 @@ def writing(root: Path) -> dict[str, Any]:
         folder = root / str(i)
         for images_seen in (8, 16):
             save(folder, images_seen)
-        code, _ = child(lambda folder=folder, patch=patch: (patch(), save(folder, 24)))
+        code = forked(lambda folder=folder, patch=patch: (patch(), save(folder, 24)))
         path = newest(folder)
         found = load(path)
         seen = found["callbacks"]["Clock"]["images_seen"]
@@ -121,19 +122,19 @@ def stock(root: Path) -> dict[str, Any]:
         shutil._fastcopy_sendfile = shutil.copyfileobj = partly
         io.save_checkpoint(checkpoint(16), path)
 
-    return {"code": child(killed)[0], "bytes": path.stat().st_size}
+    return {"code": forked(killed), "bytes": path.stat().st_size}
 
 
 def going_on(root: Path) -> dict[str, Any]:
     """A run killed at its first listing, at a rotation, or in marking the best; against the same run left alone."""
     words = ("vae", "checkpoint.best=recon/psnr")
-    child(lambda: run(root / "straight", *words))
+    forked(lambda: run(root / "straight", *words))
     straight, told = final(root / "straight"), {}
     moments = {"first": (Manifest, "add", 1), "rotation": (Manifest, "prune", 3), "best": (Manifest, "mark_best", 1)}
     for name, where in moments.items():
         folder = root / name
-        code, _ = child(lambda folder=folder, where=where: (at_call(*where)(), run(folder, *words)))
-        again, _ = child(lambda folder=folder: run(folder, *words))
+        code = forked(lambda folder=folder, where=where: (at_call(*where)(), run(folder, *words)))
+        again = forked(lambda folder=folder: run(folder, *words))
         told[name] = {"codes": [code, again], "differ": differences(straight, final(folder))}
         told[name]["files"] = sorted(p.name for p in (folder / "checkpoints").iterdir())
     told["straight"] = sorted(p.name for p in (root / "straight/checkpoints").iterdir())
@@ -190,7 +191,7 @@ def locks(root: Path) -> dict[str, Any]:
             except UserError as error:
                 os.write(writer, error.line().encode())
 
-        child(work)
+        forked(work)
         os.close(writer)
         return os.read(reader, 1000).decode()
 
@@ -200,7 +201,7 @@ def locks(root: Path) -> dict[str, Any]:
         told["pid"], told["second"] = os.getpid(), tried(folder)
     told["after"], told["empty"] = tried(folder), not list(folder.iterdir())
     killed = at_call(Clock, "on_train_batch_end", 3)
-    code, _ = child(lambda: (killed(), run(root / "killed", "vae", "data.num_workers=2")))
+    code = forked(lambda: (killed(), run(root / "killed", "vae", "data.num_workers=2")))
     told["killed"], told["left"], told["stale"] = code, (root / "killed/lock").exists(), tried(root / "killed")
     return told
 

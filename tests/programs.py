@@ -12,7 +12,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,27 @@ def python(
     *words: str, folder: Path, environment: Mapping[str, str], seconds: float = 280
 ) -> subprocess.CompletedProcess[str]:
     return Program([*words], folder, environment).done(seconds)
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The exit code of a child of this process, which may have used one thread only, that does some work.
+
+    It is -9 where the child was killed. An error is its traceback and 1.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _become(words: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:

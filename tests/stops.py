@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from atelier.data.shapes import Shapes
 from atelier.metrics.suite import Suite
 from atelier.runs import preflight
 from tests.compose import composed
+from tests.programs import forked
 from tests.tiny import TINY
 
 WORDS = [*TINY["vae"], "data.num_workers=2", "eval.n_samples=4", "eval.n_real=4"]
@@ -100,31 +100,13 @@ def unheard() -> None:
     stopping.say("another")
 
 
-def child(work: Callable[[], None]) -> int:
-    """The exit code of a forked child that does some work."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def main() -> None:
-    told: dict[str, Any] = {"unheard": child(unheard)}
+    told: dict[str, Any] = {"unheard": forked(unheard)}
     for number, case in enumerate(CASES):
         root = Path(sys.argv[1]) / str(number)
         root.mkdir()
         os.chdir(root)
-        code = child(lambda root=root, case=case: run(root, case))
+        code = forked(lambda root=root, case=case: run(root, case))
         files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("out", "err"))
         words = {name: (root / name).read_text() for name in ("out", "err")}
         told[case] = {"code": code, "files": files} | words

@@ -140,7 +140,7 @@ def judged_again(root: Path) -> dict[str, dict[str, float]]:
     for family in TINY:
         loaded = folders.load(root / family, ema=True)
         judging = instantiate(loaded.cfg.callbacks.evaluation.judging, _convert_="all")
-        judging.prepare(loaded.data, torch.device("cpu"))
+        judging.prepare(loaded.model, loaded.data, torch.device("cpu"))
         told[family], _ = judging(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)
     return told
 

@@ -20,8 +20,8 @@ from torchvision import datasets
 
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
-from atelier.data.base import DataModule
-from atelier.data.celeba import CROPS, HAIR, CelebA
+from atelier.data.base import DataModule, random_order
+from atelier.data.celeba import CROPS, HAIR, CelebA, n_listed
 from atelier.data.cifar10 import CIFAR10
 from atelier.data.mnist import MNIST, FashionMNIST, read_idx
 from atelier.data.published import fetch, resized, with_channels
@@ -359,6 +359,39 @@ def test_celeba_is_its_content(tmp_path, change):
             module.prepare_data()
     else:
         assert (module.fingerprint("train") == before) == (change == "touch")
+
+
+def test_a_limit_is_all_that_is_looked_at(tmp_path):
+    """The other training photographs may be missing or damaged; a set that was checked whole stays so."""
+    write_celeba(tmp_path)
+    data(CelebA, tmp_path).prepare_data()
+    (cache,) = (tmp_path / "cache").iterdir()
+    whole = cache.read_text()
+    data(CelebA, tmp_path, limit=1).prepare_data()
+    assert cache.read_text() == whole
+    cache.unlink()
+    first, damaged, missing = (f"{k + 1:06d}.jpg" for k in random_order(3))
+    folder = tmp_path / "celeba" / "img_align_celeba"
+    (folder / damaged).write_bytes(b"x")
+    (folder / missing).unlink()
+    module = data(CelebA, tmp_path, limit=1)
+    module.prepare_data()
+    assert list(module.checked) == [first, "000005.jpg", "000006.jpg"]
+    assert len(module.split("train")) == 3 and module.n_train == 1
+    assert module.chosen("train", range(1))["index"].tolist() == [int(first[:6]) - 1] == list(module._trained_on())
+    for limit, told in ((2, f"1 of 4 photographs cannot be read, first {damaged}"), (3, "1 of 5 images are not in")):
+        with pytest.raises(UserError, match=told):
+            data(CelebA, tmp_path, limit=limit).prepare_data()
+
+
+@pytest.mark.parametrize("name", ["list_attr_celeba.txt", "list_eval_partition.txt"])
+def test_blank_lines_in_the_lists_are_passed_over(tmp_path, name):
+    write_celeba(tmp_path)
+    before = data(CelebA, tmp_path).fingerprint("train")
+    file = tmp_path / "celeba" / name
+    file.write_text("\n" + file.read_text().replace("\n", "\n \n") + "\n\n")
+    assert data(CelebA, tmp_path).fingerprint("train") == before
+    assert n_listed(str(tmp_path), None) == 40
 
 
 def test_lists_that_were_cut_before_the_test_part_hold_a_tenth_out(tmp_path):

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import evaluate
 import train
 from atelier.checkpoints.store import load, newest
-from atelier.cli import messages
+from atelier.cli import jobs, messages
 from atelier.core import stopping
 from atelier.core.errors import UserError
 from atelier.runs import build, folders, pretrained, resume
@@ -258,6 +258,17 @@ def test_a_run_outlives_the_one_it_stands_on(tmp_path: Path, finished: dict[str,
     assert folders.load(folder, ema=True).images_seen == 16
 
 
+@pytest.mark.parametrize("written", ["{}/", "./vae", "vae/"])
+def test_the_folder_of_a_first_stage_is_the_same_however_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, finished: dict[str, Path], written: str
+) -> None:
+    """Else the command that began a run could not go on with it."""
+    monkeypatch.chdir(finished["vae"].parent)
+    words = [*overrides("ldm", written.format(finished["vae"])), "callbacks.grids.every_images=32"]
+    first = resume.settle(composed(*words, run_dir=finished["ldm"]), finished["ldm"]).model.first_stage
+    assert (first.run, len(first.sha256)) == (str(finished["vae"]), 64)
+
+
 def test_a_folder_of_diffusers_is_a_first_stage_too(tmp_path: Path, finished: dict[str, Path]) -> None:
     """A finished first stage leaves one beside its weights; a run that stands on it has a copy."""
     given = shutil.copytree(finished["first_stage"] / "diffusers", tmp_path / "given")
@@ -323,6 +334,25 @@ def test_a_longer_run_in_the_same_folder_is_another(plan: Callable) -> None:
     assert pretrained._finished(plan(*DATA)) is None
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_the_images_are_read_once_to_find_a_part(plan: Callable, monkeypatch: pytest.MonkeyPatch, done: bool) -> None:
+    made, told = build.data, plan(*DATA)
+    kept("one", told.cfg, 1, done)
+    opened: list[DictConfig] = []
+    monkeypatch.setattr(build, "data", lambda cfg: opened.append(cfg) or made(cfg))
+    found = [pretrained._finished(told), pretrained._unfinished(told)]
+    assert found[not done] == Path("outputs/one") and len(opened) == 1
+
+
+def test_two_parts_of_one_second_have_a_folder_each(plan: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "stamp", lambda: "now")
+    given = []
+    for _ in range(3):
+        given.append(pretrained._new_folder(Path("outputs/shapes_vae")))
+        given[-1].mkdir(parents=True)
+    assert [folder.as_posix() for folder in given] == [f"outputs/shapes_vae/now{end}" for end in ("", "_2", "_3")]
+
+
 @pytest.mark.parametrize(
     "text", ["", "a: [", "- 1\n", "model: {x: 1}\n", "\x00\xff", "data: 3\nmodel: 4\nchoices: 5\n"]
 )
@@ -378,6 +408,31 @@ def test_the_recipes_own_feeding_stays(plan: Callable) -> None:
 def test_what_is_passed_on_is_read_as_it_was(value: str) -> None:
     typed = pretrained.typed_value(value)
     assert composed("data=images", f"data.root={typed}").data.root == value
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_node_trains_a_part_also_for_a_run_of_many(plan: Callable, devices: int) -> None:
+    """It knows nothing of the other nodes, and would wait for them."""
+    planned = plan("trainer=ddp", "trainer.num_nodes=4", f"trainer.devices={devices}").cfg.trainer
+    assert (planned.devices, planned.num_nodes) == (devices, 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=ldm", "model.first_stage.experiment=shapes_vqprior"],
+        ["model=srgan", "data.task=low_resolution", "model.first_stage.experiment=shapes_srgan"],
+        overrides("ldm"),
+    ],
+)
+def test_a_part_stands_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, Path], words: list[str]
+) -> None:
+    """Whether it is to be trained or is there."""
+    monkeypatch.chdir(tmp_path)
+    line = line_of(*(word.replace("FIRST", str(finished["ldm"])) for word in words), run_dir="run")
+    assert line.startswith("error: model.first_stage.") and "which a part cannot" in line
+    assert line.endswith(". Fix: model.first_stage.run=DIR of a run that stands alone")
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,6 +495,25 @@ def test_a_signal_while_a_part_is_trained_ends_both(
     with pytest.raises(SystemExit) as left:
         pretrained._run([sys.executable, "-c", script], tmp_path / "lock")
     assert left.value.code == 128 + number and signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_stop_while_a_part_is_trained_is_told_by_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, saves: bool
+) -> None:
+    def stopped(command: list[str], lock: Path) -> int:
+        if saves:
+            Path(command[-1].removeprefix("run_dir="), "checkpoints").mkdir(parents=True)
+            Path(command[-1].removeprefix("run_dir="), "checkpoints/images_000000000008.ckpt").touch()
+        stopping.leave(signal.SIGTERM)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "_run", stopped)
+    with pytest.raises(SystemExit):
+        jobs.job(train.train, composed("model=ldm", *DATA, run_dir=tmp_path / "run"))
+    last = [line for line in capsys.readouterr().out.splitlines() if "save" in line]
+    assert len(last) == 1 and ("before there was anything to save" in last[0]) == (not saves)
+    assert not saves or last[0].endswith(" has learnt is saved, the same command goes on with it")
 
 
 def test_of_two_experiments_on_another_set_the_first_by_name_is_taken() -> None:

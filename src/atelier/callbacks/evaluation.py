@@ -65,7 +65,7 @@ class Evaluation(Callback):
         """
         for turn in range(2):
             if (turn == 0) == trainer.is_global_zero:
-                told = self.judging.prepare(trainer.datamodule, model.device)
+                told = self.judging.prepare(model, trainer.datamodule, model.device)
                 for notice in (told, self.judging.left_out(model, trainer.datamodule)):
                     if notice and trainer.is_global_zero:
                         self.progress.say(notice)

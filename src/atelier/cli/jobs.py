@@ -53,8 +53,9 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         if leaving.code in stopping.CODES:
             words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
             command = f"python train.py {shlex.join([*words, f'run_dir={folder}'])}"
-            stopped = "stopped by a signal before there was anything to save"
-            stopping.say(f"go on with: {command}" if saved(folder) else stopped)
+            nothing = ["stopped by a signal before there was anything to save"]
+            notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained
+            stopping.say(f"go on with: {command}" if saved(folder) else "\n".join(notes))
         raise
     except Exception as error:
         known = user_error(error)

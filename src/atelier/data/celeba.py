@@ -16,7 +16,7 @@ from torchvision import datasets
 
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, PositiveInt
-from atelier.data.base import DataModule, Split
+from atelier.data.base import DataModule, Split, random_order
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages
 from atelier.data.finding import printable
@@ -106,12 +106,12 @@ class CelebA(DataModule):
 
     @cached_property
     def checked(self) -> dict[str, Checked]:
-        """What decoding each photograph of both splits has shown.
+        """What decoding each photograph of both splits has shown; under `limit`, of those that are trained on.
 
         Raises:
             UserError: one is missing or damaged.
         """
-        names = [name for split in PARTS for name in self._table(split)[0]]
+        names = [*self._taken(), *self._table("test")[0]]
         self._all_there(names)
         checked = check_files(self.photographs, names, MAX_PIXELS, Path(self.cache))
         bad = [name for name in names if checked[name].reason]
@@ -157,6 +157,11 @@ class CelebA(DataModule):
             raise UserError("data.n_attributes", self.n_attributes, problem, f"data.n_attributes={len(names)}")
         return [self.known_names.index(name) for name in names]
 
+    def _taken(self) -> list[str]:
+        """The training images that `limit` leaves: the first in `order`, which is one without labels."""
+        names, _ = self._table("train")
+        return names if self.limit is None else [names[k] for k in random_order(len(names))[: self.limit]]
+
     def _table(self, split: Split) -> tuple[list[str], Tensor]:
         """File names of a split and their attributes (N, 40) float32."""
         rows = [line.split() for line in self._lines(ATTRIBUTES)[2:]]
@@ -175,7 +180,7 @@ class CelebA(DataModule):
         file = self.folder / name
         if not file.is_file():
             raise self._absent(f"no {file}")
-        return file.read_text().splitlines()
+        return [line for line in file.read_text().splitlines() if line.strip()]
 
     def _all_there(self, names: list[str]) -> None:
         folder = self.photographs
@@ -212,6 +217,6 @@ def n_listed(root: str, attributes: list[str] | None) -> int:
         return len(attributes)
     try:
         with Path(root, "celeba", ATTRIBUTES).open() as file:
-            return len(file.readlines(1 << 16)[1].split())
+            return len([line for line in file.readlines(1 << 16) if line.strip()][1].split())
     except (OSError, IndexError, UnicodeDecodeError):
         return PUBLISHED

@@ -65,8 +65,8 @@ def check_files(
     names = list(names)
     with ThreadPoolExecutor(threads()) as pool:
         checked = dict(_told(pool.map(one, names), len(names), root))
-    if checked != known:
-        _write(file, {"rule": rule, "files": checked})
+    if not checked.items() <= known.items():
+        _write(file, {"rule": rule, "files": known | checked})
     return checked
 
 
@@ -82,8 +82,12 @@ def _told(files: Iterable[tuple[str, Checked]], n: int, root: Path) -> Iterator[
 
 
 def fingerprint(files: Iterable[tuple[str, object]], checked: dict[str, Checked]) -> str:
-    """Tells a set from another by the names of its files, what is said of each (a label), and their contents."""
-    told = "".join(f"{name}\0{said}\0{checked[name].content}\n" for name, said in files)
+    """Tells a set from another by the names of its files, what is said of each (a label), and their contents.
+
+    Of a file that is not `checked`, since it is not used, the name and what is said of it tell.
+    """
+    content = {name: one.content for name, one in checked.items()}
+    told = "".join(f"{name}\0{said}\0{content.get(name, '')}\n" for name, said in files)
     return hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
 
 

@@ -45,9 +45,21 @@ class Judging:
     suite: Suite
     reasons: list[tuple[str, int, int]] = field(default_factory=list, init=False)  # of the judge, for the last samples
 
-    def prepare(self, data: DataModule, device: torch.device) -> str | None:
-        """Get the feature net ready; gives one line to tell the user, or None."""
-        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device, data.judged)
+    def prepare(self, model: Generator, data: DataModule, device: torch.device) -> str | None:
+        """Get the feature net ready, unless no distance can be measured; gives one line to tell the user, or None."""
+        too_few = self._too_few(model, data)
+        if too_few:
+            self.suite.names = []
+        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device, data.judged) or too_few
+
+    def _too_few(self, model: Generator, data: DataModule) -> str | None:
+        """One line where the images of a run tell no distance at all, neither of samples nor of what is given back."""
+        n, n_real = self._n_samples(model, data), max(self._n_real(model, data, case) for case in model.cases)
+        n_back = self._n_test(data) if isinstance(model, Autoencoder) else 0
+        suite = self.suite
+        if not suite.active or suite.measurable(n_real, n) or suite.measurable(n_back, n_back):
+            return None
+        return f"no distance is measured: {n} samples beside {n_real} test images are too few"
 
     def left_out(self, model: Generator, data: DataModule) -> str | None:
         """One line that names the distances for which a run has too few images; None where there are enough."""

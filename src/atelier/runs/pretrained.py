@@ -7,6 +7,7 @@ with a `run` and an `experiment`. A model may have several.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -57,6 +58,18 @@ class Plan:
     words: list[str]
     cfg: DictConfig
 
+    @functools.cached_property
+    def alike(self) -> list[Path]:
+        """Runs of the same recipe, net, budget and images, oldest first; looked for once, since all images are read."""
+        wanted = _identity(self.cfg)
+        alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder)) == wanted]
+        if not alike:
+            return []
+        data = build.data(self.cfg)
+        data.prepare_data()
+        images = data.fingerprint("train")
+        return [folder for folder in alike if _ground(folder) == images]
+
     @property
     def name(self) -> str:
         """The page that was chosen: `experiment=shapes_vae` or `model=vae`."""
@@ -89,7 +102,9 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
     if files is None:
         raise UserError(f"model.{name}.run", source, "no finished run lies there", f"model.{name}.run=auto")
     if files[0] == "config.yaml":
-        _check_images(name, source, build.stored_config(source).data, cfg)
+        trained = build.stored_config(source)
+        _refuse_standing(trained, f"model.{name}.run", source)
+        _check_images(name, source, trained.data, cfg)
     _link(source, files, folder / "frozen" / name)
     part = cfg.model[name]
     OmegaConf.set_struct(part, False)
@@ -111,6 +126,13 @@ def _check_images(name: str, source: Path, trained: DictConfig, cfg: DictConfig)
         if trained[key] != cfg.data[key]:
             problem = f"it was trained on data.{key}={trained[key]}, this is data.{key}={cfg.data[key]}"
             raise UserError(f"model.{name}.run", source, problem, f"model.{name}.run=auto")
+
+
+def _refuse_standing(cfg: DictConfig, key: str, value: object) -> None:
+    """A part is a run by itself: of one that stands on others, nothing is linked but its own weights."""
+    if "model" in cfg and (under := build.parts(cfg)):
+        problem = f"it stands on another run itself (its {under[0]}), which a part cannot"
+        raise UserError(key, value, problem, f"{key.rpartition('.')[0]}.run=DIR of a run that stands alone")
 
 
 def _link(source: Path, files: tuple[str, str], target: Path) -> None:
@@ -142,10 +164,11 @@ def _try_untrained(cfg: DictConfig, plans: dict[str, Plan]) -> None:
 def plan(name: str, cfg: DictConfig) -> Plan:
     """The run that the part `name` of a config is, were it trained now.
 
-    It has the recipe of `experiment`, the images of this config, and what was typed of `PASSED_ON`.
+    It has the recipe of `experiment`, the images of this config, and what was typed of `PASSED_ON`. One node
+    trains it, whatever this run has: the other nodes know nothing of it.
 
     Raises:
-        UserError: there is no such experiment.
+        UserError: there is no such experiment, or its model stands on another run.
     """
     part = cfg.model[name]
     page = ROOT / "conf" / "experiment" / f"{part.experiment}.yaml"
@@ -156,11 +179,14 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     words += [word for word in typed if _of(word) not in ("data", *(f"data.{key}" for key in cfg.data))]
     images = part.get("images")
     words += [f"seed={cfg.seed}", *([] if images is None else [f"budget.images={images}"])]
-    own = build.plain(_composed(words).data)
+    composed = _composed(words)
+    _refuse_standing(composed, f"model.{name}.experiment", part.experiment)
+    own = build.plain(composed.data)
     asked = {_of(word) for word in typed}
     for key, value in build.plain(cfg.data).items():
         if f"data.{key}" in asked or (key not in ITS_OWN and value != own.get(key)):
             words.append(f"data.{key}={typed_value(value)}")
+    words += ["trainer.num_nodes=1"] * (composed.trainer.num_nodes != 1)
     return Plan(words, _composed(words))
 
 
@@ -227,7 +253,7 @@ def _chosen(page: Path) -> dict[str, str]:
 
 def _finished(plan: Plan) -> Path | None:
     """The newest run that ended as `plan` would."""
-    same = [folder for folder in _alike(plan) if (folder / "weights.safetensors").exists()]
+    same = [folder for folder in plan.alike if (folder / "weights.safetensors").exists()]
     budget, batch = plan.cfg.budget.images, plan.cfg.data.batch_size
     same = [folder for folder in same if folders.summary(folder).get("images_seen", budget) < budget + batch]
     return same[-1] if same else None
@@ -235,7 +261,7 @@ def _finished(plan: Plan) -> Path | None:
 
 def _unfinished(plan: Plan) -> Path | None:
     """The newest run that `plan` can go on with: begun, with a checkpoint, and held by nobody."""
-    begun = [f for f in _alike(plan) if not (f / "weights.safetensors").exists() and folders.saved(f)]
+    begun = [f for f in plan.alike if not (f / "weights.safetensors").exists() and folders.saved(f)]
     alike = [f for f in begun if _begins_as(build.stored_config(f), plan.cfg)]
     return next((folder for folder in reversed(alike) if not folders.is_held(folder)), None)
 
@@ -243,18 +269,6 @@ def _unfinished(plan: Plan) -> Path | None:
 def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
     """Whether a resumed run may have this config: also of the same seed, of the same pages."""
     return all(stored.get(key) == cfg.get(key) for key in ("seed", "choices", "data", "channels_last"))
-
-
-def _alike(plan: Plan) -> list[Path]:
-    """Runs of the same recipe, net, budget and images, oldest first."""
-    wanted = _identity(plan.cfg)
-    alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder)) == wanted]
-    if not alike:
-        return []
-    data = build.data(plan.cfg)
-    data.prepare_data()
-    images = data.fingerprint("train")
-    return [folder for folder in alike if _ground(folder) == images]
 
 
 def _identity(cfg: DictConfig) -> dict[str, Any]:
@@ -279,7 +293,7 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
 
     Raises:
         UserError: it failed.
-        SystemExit: this process was asked to stop; the other has saved what it had.
+        SystemExit: this process was asked to stop; where the other has saved something, a note says so.
     """
     begun = _unfinished(plan)
     run_dir = begun or _new_folder(folders.OUTPUTS / f"{plan.cfg.choices.data}_{plan.cfg.choices.model}")
@@ -292,9 +306,9 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
     command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
     try:
         code = _run(command, lock)
-    except SystemExit:
+    except SystemExit as leaving:
         if folders.saved(run_dir):
-            stopping.say(f"{name}: what {run_dir} has learnt is saved, the same command goes on with it")
+            leaving.add_note(f"{name}: what {run_dir} has learnt is saved, the same command goes on with it")
         raise
     if code in STOPPED:
         problem = f"the training of {plan.name} was stopped"

@@ -47,8 +47,8 @@ def settle(cfg: DictConfig, folder: Path) -> DictConfig:
 
 
 def _as_stored(part: DictConfig, stored: DictConfig | None) -> None:
-    """`auto` is the run that was found when this one began."""
-    if stored is not None and part.run in ("auto", stored.run):
+    """`auto` is the run that was found when this one began, and a folder is the same however it is written."""
+    if stored is not None and (part.run == "auto" or Path(part.run).resolve() == Path(stored.run).resolve()):
         OmegaConf.set_struct(part, False)
         part.run, part.sha256 = stored.run, stored.sha256
         stored.setdefault("images", None)  # runs from before there was this key
