@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
-LEAVES = set("batch bicubic errors launchers pixels precision ranges ranks rng start_up stopping".split())
+LEAVES = set("batch bicubic errors launchers pixels precision provenance ranges ranks rng start_up stopping".split())
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "world": set(),
     "judge": {"world"},
@@ -28,6 +28,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "studio": {"models.base", "data.base", "callbacks", "metrics", "losses"},
     "translating": {"models.base", "data.base", "data.finding", "data.reading", "callbacks", "studio"},
     "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
+    "ledger": {"callbacks", "runs"},
     "loggers": set(),
     "command_line": set(),
     "sweeps": {"jobs", "runs", "callbacks.checkpoint"},
@@ -45,6 +46,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "launchers": set(),
     "pixels": set(),
     "precision": set(),
+    "provenance": set(),
     "ranges": set(),
     "ranks": set(),
     "rng": set(),
