@@ -28,7 +28,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "studio": {"models.base", "data.base", "callbacks", "metrics", "losses"},
     "translating": {"models.base", "data.base", "data.finding", "data.reading", "callbacks", "studio"},
     "ending": {"diffusers_folder", "models.base", "data.base", "callbacks", "runs"},
-    "ledger": {"callbacks", "runs"},
+    "ledger": {"runs"},
     "loggers": set(),
     "command_line": set(),
     "sweeps": {"jobs", "runs", "callbacks.checkpoint"},
