@@ -66,7 +66,7 @@ def test_a_row_says_what_was_done_by_which_code_where(
     assert {"torch", "lightning", "torchmetrics", "atelier"} <= set(row["versions"]["judging"])
 
 
-def test_the_row_of_the_same_commands_and_seeds_is_replaced(run: Path, results: Path) -> None:
+def test_the_row_of_the_same_commands_is_replaced(run: Path, results: Path) -> None:
     for seed, resumed_at in ((1, 0), (2, 0), (1, 32)):
         change(run, resumed_at=resumed_at)
         recorded(run, "eval.n_samples=16", f"seed={seed}")

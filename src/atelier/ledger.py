@@ -35,7 +35,7 @@ def check(run: Loaded, n_samples: int) -> None:
 
 
 def record(run: Loaded, told: dict[str, Any], words: list[str]) -> None:
-    """Append the row of an evaluation; it takes the place of the row of the same commands and seeds.
+    """Append the row of an evaluation; it takes the place of the row of the same commands.
 
     Args:
         run: checked run that was judged.
@@ -55,7 +55,7 @@ def record(run: Loaded, told: dict[str, Any], words: list[str]) -> None:
 
 
 def _same(row: dict[str, Any]) -> list[Any]:
-    return [row[key] for key in ("experiment", "overrides", "judged_with", "seeds")]
+    return [row[key] for key in ("experiment", "overrides", "judged_with")]
 
 
 def row_of(run: Loaded, told: dict[str, Any], judged_with: list[str]) -> dict[str, Any]:
