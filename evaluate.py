@@ -19,13 +19,18 @@ def evaluate(cfg: DictConfig) -> None:
     import json
     import sys
 
+    from hydra.core.hydra_config import HydraConfig
+
     from atelier.callbacks.evaluation import numbers
     from atelier.evaluation.evaluator import intervals
     from atelier.requests import studio
+    from atelier.runs import ledger
     from atelier.runs.trainer import autocast, device, resolved
 
     preflight.check(cfg)
     run = folders.load(folders.find(cfg.run), cfg.ema, cfg.root)
+    if cfg.eval.record:
+        ledger.check(run, cfg.eval.n_samples)
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample)
     judging = build.judging(cfg)
@@ -36,10 +41,13 @@ def evaluate(cfg: DictConfig) -> None:
     values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), studio.told)
     protocol |= {"ema": run.ema, "precision": precision}
     told = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
-    line = json.dumps(told | {"intervals": intervals(values, protocol)})
+    told |= {"intervals": intervals(values, protocol)}
+    line = json.dumps(told)
     with (run.folder / "evaluations.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)
+    if cfg.eval.record:
+        ledger.record(run, told, list(HydraConfig.get().overrides.task))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

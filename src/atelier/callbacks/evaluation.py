@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from atelier.callbacks.checkpoint import Checkpoints
@@ -24,11 +23,10 @@ from atelier.callbacks.progress import Progress
 from atelier.callbacks.table import Table
 from atelier.callbacks.work import Work
 from atelier.checkpoints.store import warn, write_text
+from atelier.core import provenance
 from atelier.core.ranges import Name, PositiveInt
 from atelier.evaluation import naming
 from atelier.evaluation.evaluator import Judging
-
-VERSIONS = ("torch", "lightning", "torchmetrics", "hydra-core", "numpy")
 
 
 class Evaluation(Callback):
@@ -56,6 +54,7 @@ class Evaluation(Callback):
         self.work = work
         self.values: dict[str, float] = {}
         self.protocol: dict[str, Any] = {}
+        self.commit: str | None = None
 
     def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
         """The feature net is made ready before the first batch, on rank 0 first: it may be trained and kept.
@@ -63,6 +62,7 @@ class Evaluation(Callback):
         Raises:
             UserError: a metric is asked for that no evaluation will give.
         """
+        self.commit = provenance.commit()  # before anyone edits the code
         for turn in range(2):
             if (turn == 0) == trainer.is_global_zero:
                 told = self.judging.prepare(model, trainer.datamodule, model.device)
@@ -106,7 +106,7 @@ class Evaluation(Callback):
     def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
         """The row comes last: an evaluation that has none is done again after a kill."""
         if trainer.is_global_zero:
-            self._write_summary()
+            self._write_summary(provenance.device(model.device, trainer.world_size))
         self.checkpoints.keep_best(trainer, model, self.values)
         self.table.add(trainer, {f"val/{name}": value for name, value in self.values.items()})
 
@@ -115,7 +115,7 @@ class Evaluation(Callback):
         if self.clock.interrupted(trainer):
             raise Interrupted
 
-    def _write_summary(self) -> None:
+    def _write_summary(self, device: str) -> None:
         seconds = time.monotonic() - self.clock.started
         images = self.clock.images_seen - self.clock.resumed_at
         told = {
@@ -123,12 +123,15 @@ class Evaluation(Callback):
             "protocol": self.protocol,
             "reasons": self.judging.reasons,
             "images_seen": self.clock.images_seen,
+            "resumed_at": self.clock.resumed_at,
             "images_per_second": round(images / max(seconds, 1e-9), 1),
             "seconds": round(seconds, 1),
             "gflop_per_image": self.work.gflop_per_image,
             "tflop": self.work.tflop(self.clock.images_seen),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "versions": {name: version(name) for name in VERSIONS} | {"device": _device()},
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "commit": self.commit,
+            "device": device,
+            "versions": provenance.versions(),
         }
         try:
             write_text(self.folder / "summary.json", json.dumps(told, indent=1))
@@ -139,9 +142,3 @@ class Evaluation(Callback):
 def numbers(values: dict[str, float]) -> dict[str, float | None]:
     """As JSON has them: nan and inf, which it lacks, become null."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"

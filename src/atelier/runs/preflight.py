@@ -83,6 +83,7 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
     for key in [key for key in ROOT if key in values]:
         _fits(values[key], key, ROOT[key])
+    _fits(values.get("eval", {}).get("record", False), "eval.record", bool)
     for key, node in _objects(values, ""):
         _check_call(node, key, raw)
     if "trainer" in values:

@@ -1,0 +1,174 @@
+"""The numbers of documents are those of the rows of results/ that they name; those of before are listed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FRONT = ({"flow_tiny"}, {"shapes_ddpm"}, {"shapes_ldm"}, {"shapes_text_to_image"})  # of three training seeds each
+TIE = re.compile(r"(?:<!--|#) results/(\w+)\.jsonl:?([^\n]*?)(?:-->|\n|$)")
+WORDS = re.compile(r"(?:judging )?seed \d+|[\w.@/]+=\S+|\w+")
+UNITS = r"(?:M|min|s|h|GFLOP|MiB)\b"  # of numbers that no evaluation measures
+METRIC = re.compile(rf"(?<![\w.,=-])(?:\d[\d,]*\.\d+|\d+ %)(?!\w|\.\d| {UNITS})")
+
+
+class Claim(NamedTuple):
+    """Printed numbers, and the file of results/ and the words that say which row they are of."""
+
+    where: str
+    numbers: list[str]
+    file: str
+    words: frozenset[str]
+    one: bool  # a table's row is of one row there; a paragraph may speak of several seeds
+
+
+def tied(text: str) -> tuple[str, frozenset[str], str]:
+    """File and words of the first tie in a text, and what stands behind it; all of the text where it has none."""
+    tie = TIE.search(text)
+    return (tie[1], frozenset(WORDS.findall(tie[2])), text[tie.end() :]) if tie else ("", frozenset(), text)
+
+
+def document(name: str, text: str) -> Iterator[Claim]:
+    """The rows of all tables, each told apart by the code and the seed of its first cell, and the tied paragraphs."""
+    for block in re.split(r"\n\s*\n", re.sub(r"-->\s*\n", "-->\n", text)):
+        file, words, rest = tied(block)
+        table = [re.split(r"\s*\|\s*", line.strip("| ")) for line in block.splitlines() if line.startswith("|")]
+        for cells in table[2:]:
+            where = f"{name}: {' | '.join(cells)}"
+            if table[0][0] == "seed":
+                cells[0] = f"seed {cells[0]}"
+            own = WORDS.findall(" ".join(re.findall("`(.*?)`", cells[0]))) + re.findall(r"seed \d+", cells[0])
+            yield Claim(where, numbers(cells), file, words | set(own), True)
+        if file and not table:
+            yield Claim(f"{name}: {rest}", numbers([rest]), file, words, False)
+
+
+def header(name: str, page: str) -> Claim:
+    """The comment lines of a page."""
+    file, words, rest = tied("\n".join(line for line in page.splitlines() if line.startswith("#")))
+    return Claim(name, numbers([rest.replace("\n# ", " ")]), file, words, False)
+
+
+def numbers(cells: list[str]) -> list[str]:
+    """What looks like a metric: decimals and percentages without a unit of time or size; an integer that is a cell."""
+    return [n for c in cells for n in ([c] if re.fullmatch(r"[\d,]+", c) else METRIC.findall(c))]
+
+
+def fitting(words: frozenset[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have all of the words, of these the ones with the fewest further words; seeds are told apart."""
+    fit = []
+    for row in rows:
+        own = {w for w in [row["experiment"], *row["overrides"], *row["judged_with"]] if not w.startswith("seed=")}
+        seeds = {f"seed {row['seeds']['training']}", f"judging seed {row['seeds']['judging']}"}
+        fit += [(len(own), row)] if words <= own | seeds else []
+    return [row for n, row in fit if n == min(n for n, _ in fit)]
+
+
+def held(node: Any) -> Iterator[float]:
+    """Every number of a row but its seeds, also those of its overrides."""
+    if isinstance(node, dict):
+        node = [child for key, child in node.items() if key not in ("seed", "seeds")]
+    if isinstance(node, list):
+        for child in node:
+            yield from held(child)
+    elif isinstance(node, str):
+        yield from map(float, re.findall(r"=(\d+(?:\.\d+)?)$", node.replace("_", "")))
+    elif node is not None:
+        yield float(node)
+
+
+def shows(number: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether a row has a value that is printed so, or in percent; an integer must be met exactly."""
+    digits = number.strip(" %").replace(",", "")
+    room = 0.5 * 10.0 ** -len(digits.partition(".")[2]) + 1e-9 if number != digits or "." in digits else 0.0
+    return any(abs(scale * v - float(digits)) <= room for row in rows for v in held(row) for scale in (1, 100))
+
+
+def complaints(claims: list[Claim], ledger: dict[str, list[dict[str, Any]]], before: list[str]) -> Iterator[str]:
+    for where, told, file, words, one in claims:
+        if not told or " ".join(told) in before:
+            continue
+        rows = fitting(words, ledger.get(file, [])) if words else []
+        if not rows or one and len(rows) > 1:
+            yield f"{where}: {told} must be of one row of results/, {len(rows)} fit {sorted(words)}"
+            continue
+        if wrong := [number for number in told if not shows(number, rows)]:
+            yield f"{where}: {wrong} are not in the row of {sorted(words)}"
+        front = frozenset(word for word in words if "seed " not in word)
+        if front in FRONT and len({row["seeds"]["training"] for row in fitting(front, ledger.get(file, []))}) < 3:
+            yield f"{where}: a front row needs three seeds of training"
+
+
+def everything() -> list[Claim]:
+    documents, pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")], ROOT.glob("conf/experiment/*.yaml")
+    found = [claim for path in documents for claim in document(path.name, path.read_text())]
+    return found + [header(path.name, path.read_text()) for path in sorted(pages)]
+
+
+def before() -> list[str]:
+    return [line for line in (ROOT / "results" / "before.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+def test_every_number_is_of_a_row_or_of_before() -> None:
+    files = ROOT.glob("results/*.jsonl")
+    ledger = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+    assert not list(complaints(everything(), ledger, before()))
+
+
+def test_what_no_document_says_any_more_is_no_longer_listed() -> None:
+    assert set(before()) == {" ".join(claim.numbers) for claim in everything()} & set(before())
+
+
+def row(seed: int, valid: float, *overrides: str) -> dict[str, Any]:
+    seeds, interval = {"training": seed, "judging": 7}, {"judge/valid": [0.8001, 0.9496]}
+    told = {"experiment": "shapes_ddpm", "overrides": [*overrides, f"seed={seed}"], "judged_with": ["seed=7"]}
+    return told | {
+        "seeds": seeds,
+        "values": {"judge/valid": valid, "fd": None},
+        "intervals": interval,
+        "images": 96_000,
+    }
+
+
+ROWS = [row(1, 0.9124), row(2, 0.887), row(3, 0.9), row(1, 0.004, "model=ddpm")]
+HEAD = "| run | valid | images |\n| --- | --- | --- |\n"
+TIED = f"<!-- results/shapes.jsonl: shapes_ddpm -->\n{HEAD}"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "found"),
+    [
+        (
+            f"{TIED}| seed 1 | 0.912 (0.800 .. 0.950), 12 min | 96,000 |\n| `model=ddpm` seed 1 | 0.4 % | 96,000 |",
+            ROWS,
+            "",
+        ),
+        (f"{TIED}| seed 1 | 0.913 | 96,000 |", ROWS, "['0.913'] are not in the row"),
+        (f"{TIED}| seed 1 | 0.912 | 95,999 |", ROWS, "['95,999'] are not in the row"),
+        (f"{TIED}| seed 4 | 0.912 | 96,000 |", ROWS, "0 fit"),
+        (f"{TIED}| as it is | 0.912 | 96,000 |", ROWS, "3 fit"),
+        (f"{TIED}| as it is | 0.5 | 7 |", ROWS, ""),
+        (f"{TIED}| seed 1 | 0.912 | 96,000 |", ROWS[1:2] + ROWS[:1], "three seeds"),
+        (f"{HEAD}| `shapes_ddpm` seed 1 | 0.912 | 96,000 |", ROWS, "0 fit"),
+        ("Said without a table, 0.5 is nobody's business.", ROWS, ""),
+        ("<!-- results/shapes.jsonl: shapes_ddpm -->\n\n91.2 % are valid, 88.7 % with the worst of three.", ROWS, ""),
+        ("<!-- results/shapes.jsonl: shapes_ddpm -->\n91.3 % are valid.", ROWS, "['91.3'] are not in the row"),
+    ],
+)
+def test_a_document_is_held_to_the_rows_that_it_names(text: str, rows: list[dict[str, Any]], found: str) -> None:
+    told = list(complaints(list(document("a.md", text)), {"shapes": rows}, ["0.5 7"]))
+    assert len(told) == bool(found) and found in "".join(told)
+
+
+def test_a_header_is_held_to_the_row_that_it_names() -> None:
+    page = "# @package _global_\n# R1 0.3, at a rate of 2e-3.\n{}# 12 min of one core: {} %\n# of samples.\nlr: 0.7\n"
+    tie = "# results/shapes.jsonl: shapes_ddpm model=ddpm seed 1\n"
+    told = [header("page", page.format(*words)) for words in ((tie, "0.4"), (tie, "0.5"), ("", "0.4"))]
+    assert [claim.numbers for claim in told] == [["0.4"], ["0.5"], ["0.3", "0.4"]]
+    assert [len(list(complaints([claim], {"shapes": ROWS}, []))) for claim in told] == [0, 1, 1]
