@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import renamed
@@ -55,6 +55,13 @@ def safe_config(folder: Path) -> DictConfig:
 
 def data(cfg: DictConfig) -> DataModule:
     return instantiate(cfg.data, _convert_="all")
+
+
+def data_fields(cfg: DictConfig, role: str) -> set[str]:
+    """Fields of the set of a config that have a role, by its name (`atelier.data.base.Role`)."""
+    from atelier.data.base import Role, with_role
+
+    return with_role(get_class(cfg.data._target_), Role[role])
 
 
 def model(cfg: DictConfig, folder: Path) -> Generator:

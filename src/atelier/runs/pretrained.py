@@ -35,12 +35,6 @@ FORMS = {  # what describes a part in its folder, and its weights beside it: a r
     "config.json": "diffusion_pytorch_model.safetensors",
 }
 PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training is told too
-ITS_OWN = set(  # of the data: how images are shown, and what is told of them
-    "batch_size budget flip jitter turn num_workers seed conditions label_factors".split()
-)
-NO_MATTER = set(  # for which images those are
-    "seed budget num_workers root download memory_mb cache conditions label_factors".split()
-)
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
 STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
 RANKS = (
@@ -157,9 +151,9 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     images = part.get("images")
     words += [f"seed={cfg.seed}", *([] if images is None else [f"budget.images={images}"])]
     own = build.plain(_composed(words).data)
-    asked = {_of(word) for word in typed}
+    asked, recipe = {_of(word) for word in typed}, build.data_fields(cfg, "OWN")
     for key, value in build.plain(cfg.data).items():
-        if f"data.{key}" in asked or (key not in ITS_OWN and value != own.get(key)):
+        if f"data.{key}" in asked or (key not in recipe and value != own.get(key)):
             words.append(f"data.{key}={typed_value(value)}")
     return Plan(words, _composed(words))
 
@@ -247,8 +241,9 @@ def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
 
 def _alike(plan: Plan) -> list[Path]:
     """Runs of the same recipe, net, budget and images, oldest first."""
-    wanted = _identity(plan.cfg)
-    alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder)) == wanted]
+    idle = build.data_fields(plan.cfg, "NOT_PART")
+    wanted = _identity(plan.cfg, idle)
+    alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder), idle) == wanted]
     if not alike:
         return []
     data = build.data(plan.cfg)
@@ -257,10 +252,14 @@ def _alike(plan: Plan) -> list[Path]:
     return [folder for folder in alike if _ground(folder) == images]
 
 
-def _identity(cfg: DictConfig) -> dict[str, Any]:
-    """What of a config decides what comes out of it, but for the seed and the files themselves."""
+def _identity(cfg: DictConfig, idle: set[str]) -> dict[str, Any]:
+    """What of a config decides what comes out of it, but for the seed and the files themselves.
+
+    Args:
+        idle: fields of the set that do not.
+    """
     told = build.plain(cfg)
-    data = {key: value for key, value in told["data"].items() if key not in NO_MATTER}
+    data = {key: value for key, value in told["data"].items() if key not in idle}
     return {"model": told["model"], "data": data, "images": told["budget"]["images"], "ema": told["callbacks"]["ema"]}
 
 
