@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from atelier.metrics.suite import Suite
     from atelier.models.base import Generator
 
-SETTINGS = ["model", "data", "budget", "eval", "checkpoint", "trainer", "callbacks", "metrics"]
-
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain values, everything resolved."""
@@ -195,7 +193,8 @@ def _loggers(cfg: DictConfig) -> list[Logger]:
 def described(cfg: DictConfig) -> dict[str, Any]:
     """A run's config as a logger shows it: the pages' names to filter by, and every setting."""
     every = plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "logger"]))
-    return {**every["choices"], "seed": every["seed"], "settings": {key: every[key] for key in SETTINGS}}
+    sections = {key: value for key, value in every.items() if isinstance(value, dict) and key != "choices"}
+    return {**every["choices"], "seed": every["seed"], "settings": sections}
 
 
 def judging(cfg: DictConfig) -> Judging:
@@ -208,11 +207,16 @@ def options(cfg: DictConfig, model: Generator, maker: Callable) -> dict[str, Any
     Raises:
         UserError: the method does not take one, or it would change nothing.
     """
-    given = [name for name in ("sampler", "guidance", "temperature", "truncation") if cfg.get(name) is not None]
-    for name in given:
+    kinds = {name: kind for name, kind in preflight.options().items() if cfg.get(name) is not None}
+    for name in kinds:
         value = HydraConfig.get().runtime.choices.get(name, cfg[name])
         if name not in inspect.signature(maker).parameters:
             raise UserError(name, value, f"{type(model).__name__} takes no {name} here", f"leave {name} out")
         if name == "guidance" and not model.needs:
             raise UserError(name, value, "the model was trained without conditions", f"leave {name} out")
-    return {name: instantiate(cfg[name], _convert_="all") if name == "sampler" else float(cfg[name]) for name in given}
+    return {name: _option(cfg[name], name, kind) for name, kind in kinds.items()}
+
+
+def _option(value: Any, name: str, kind: Any) -> Any:
+    """An object that a page describes, or a number."""
+    return instantiate(value, _convert_="all") if isinstance(value, DictConfig) else preflight.fitted(value, name, kind)
