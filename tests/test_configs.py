@@ -26,6 +26,7 @@ from atelier.cli import messages
 from atelier.runs import preflight
 from tests.compose import CONF, composed
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
+from tests.tiny import task
 
 LINE = re.compile(r"error: (\S+?)=(.*?): .+\. Fix: .+")
 
@@ -300,16 +301,6 @@ BRIEF = [
     "eval.batch_size=4", "eval.every_images=1000", "callbacks.grids.n=4", "trainer.precision=32-true",
 ]  # fmt: skip
 FEW = ["data.n_train_scenes=20", "data.n_test_scenes=8"]
-TASKS = {  # a page -> what it needs beside images of the shapes world
-    "pix2pix": "label_map",
-    "cyclegan": "fill",
-    "cut": "fill",
-    "stargan": "recast",
-    "srresnet": "low_resolution",
-    "srgan": "low_resolution",
-    "rrdbnet": "low_resolution",
-    "esrgan": "low_resolution",
-}
 SMALL = {
     "width": 4,
     "cond_dim": 8,
@@ -397,7 +388,7 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 
 @pytest.mark.parametrize("page", pages("model"))
 def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
-    given = [f"model={page}", *FEW, *([f"data.task={TASKS[page]}"] if page in TASKS else [])]
+    given = [f"model={page}", *FEW, *task(CONF / "model" / f"{page}.yaml")]
     told = trained(tmp_path, *given, *BRIEF, *stands_on(*given))
     assert told["images_seen"] == 8 and any(name.endswith("judge/valid") for name in told["metrics"])
 
