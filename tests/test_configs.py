@@ -223,6 +223,17 @@ def test_a_mistake_is_one_line(given: str, line: str, monkeypatch: pytest.Monkey
     assert line in refused(given)
 
 
+@pytest.mark.parametrize(("given", "line"), {
+    "model.net.breadth=8": "error: model.net.breadth=8: it is called model.net.width now. Fix: model.net.width=8",
+    "data.per_step=8": "error: data.per_step=8: it is called data.batch_size now. Fix: data.batch_size=8",
+    "data.bach_size=8": "error: data.bach_size=8: there is no such key. Fix: data.batch_size=8",
+}.items())  # fmt: skip
+def test_a_key_of_before_is_told_its_name_of_today(given: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "RENAMED", {"breadth": "width", "data.per_step": "data.batch_size"})
+    monkeypatch.setattr("sys.argv", ["train.py", given])
+    assert refused(given) == line
+
+
 @pytest.mark.parametrize(("word", "line"), {
     "+data.typo=1": "error: +data.typo=1: keys are neither added nor removed.",
     "++seed=1": "Fix: seed=1",
