@@ -23,7 +23,7 @@ def evaluate(cfg: DictConfig) -> None:
 
     from atelier.callbacks.evaluation import numbers
     from atelier.evaluation.evaluator import intervals
-    from atelier.requests import studio
+    from atelier.requests.folder import show_progress
     from atelier.runs import ledger
     from atelier.runs.trainer import autocast, device, resolved
 
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> None:
         if notice:
             print(notice, file=sys.stderr, flush=True)
     precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")
-    values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), studio.told)
+    values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), show_progress)
     protocol |= {"ema": run.ema, "precision": precision}
     told = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
     told |= {"intervals": intervals(values, protocol)}

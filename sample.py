@@ -21,34 +21,30 @@ def sample(cfg: DictConfig) -> None:
 
     import torch
 
-    from atelier.requests import files, studio
+    from atelier.requests import files
+    from atelier.requests.folder import Folder
+    from atelier.requests.request import Request, verb, verbs
     from atelier.runs.trainer import autocast, device
 
     preflight.check(cfg)
-    run = folders.load(folders.find(cfg.run), cfg.ema, cfg.root)
+    words = build.plain(cfg)
+    run = folders.load(folders.find(words["run"]), words["ema"], words["root"])
     model = run.model.to(device())
-    verb = studio.verb(cfg.do, model)
-    options = build.options(cfg, model, studio.maker(verb, model))
-    items = studio.items(verb, model, run.data, cfg.label, cfg.source is not None)
-    case = files.case(cfg.direction, model)
-    given = files.wanted(build.plain(cfg)["attributes"], cfg.scale, model, run.data)
-    request = build.plain(cfg) | {"run": str(run.folder), "images_seen": run.images_seen, "do": verb}
-    folder = Path(cfg.out or run.folder / "pictures" / folders.stamp())
-    found = [] if cfg.source is None else files.files(cfg.source, model, verb, folder)
-    out = studio.Folder(folder, request | ({"n": len(found)} if found else {}))
-    with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
-        if found:
-            if verb == "project":
-                made = files.projections(model, run.data, options, cfg.seed, items, found)
-            else:
-                made = files.Job(model, run.data, case, given, options, cfg.seed).results(found)
-            for (name, _), (source, result) in zip(found, made, strict=True):
-                out.add(result, len(found), source, [name])
-            return out.finish()
-        for first in range(0, cfg.n, cfg.batch_size):
-            n = min(cfg.batch_size, cfg.n - first)
-            made, source = studio.pictures(verb, model, run.data, options, cfg.seed, first, n, items, case, given)
-            out.add(made, cfg.n, source)
+    words["do"] = verb(words["do"], model)
+    options = build.options(cfg, model, verbs(model)[words["do"]])
+    precision = autocast(model, words["precision"] or run.cfg.trainer.precision)
+    request = Request.of(model, run.data, options, words)
+    path = Path(words["out"] or run.folder / "pictures" / folders.stamp())
+    sources = [] if words["source"] is None else files.sources(words["source"], path)
+    n = {"n": len(sources)} if sources else {}
+    out = Folder(path, words | {"run": str(run.folder), "images_seen": run.images_seen} | n)
+    with torch.inference_mode(), precision:
+        if not sources:
+            pictures = request.pictures(words["do"], words["n"], words["batch_size"])
+        else:
+            pictures = request.project_files(sources) if words["do"] == "project" else request.translate(sources)
+        for made in pictures:
+            out.add(made)
     out.finish()
 
 

@@ -23,7 +23,7 @@ from atelier.data.superres import SuperRes
 from atelier.evaluation.paired import PAIR, distances
 from atelier.images.bicubic import enlarged, reduced
 from atelier.images.pixels import to_float, to_uint8
-from atelier.requests.files import Job
+from atelier.requests.request import Request
 from atelier.runs import build, folders
 
 KINDS = ("psnr", "psnr_y", "ssim", "ssim_y")
@@ -72,15 +72,15 @@ def main() -> None:
     asked = parser.parse_args()
     run = folders.load(folders.find(asked.run), ema=True) if asked.run else None
     factor = run.model.enlarges if run else asked.factor
-    job = Job(run.model, run.data, "", {}, {}, 0) if run else None
+    request = Request(run.model, run.data) if run else None
     data = images_of(asked.folder, factor, run.data.channels if run else 3)
     found: dict[str, list[list[float]]] = {}
     print("| image | PSNR | PSNR of luma | SSIM | SSIM of luma |\n| --- | --- | --- | --- | --- |")
     with torch.inference_mode():
         for k, (name, source, image) in enumerate(pairs(data)):
             made = {"bicubic": to_uint8(enlarged(to_float(source), factor))}
-            if job is not None:
-                made[type(run.model).__name__] = to_uint8(job.result(to_float(source), k))
+            if request is not None:
+                made[type(run.model).__name__] = to_uint8(request.translated(to_float(source), k))
             for way, result in made.items():
                 found.setdefault(way, []).append(measured(result, image, factor))
                 print(row(f"{name}, {way}", found[way][-1]), flush=True)

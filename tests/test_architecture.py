@@ -188,7 +188,7 @@ BAD = [  # (rule, module, source): each rule bites
     (arrows_point_down, "atelier.brandnew", "import atelier.nets.unet"),
     (nothing_imports_an_entry_point, "atelier.runs.folders", "from train import main"),
     (hydra_stays_at_the_door, "atelier.models.ddpm", "from omegaconf import DictConfig"),
-    (hydra_stays_at_the_door, "atelier.requests.studio", "import hydra.utils"),
+    (hydra_stays_at_the_door, "atelier.requests.request", "import hydra.utils"),
     (pure_rooms_stay_pure, "atelier.diffusion.samplers", "import numpy as np"),
     (pure_rooms_stay_pure, "atelier.nets.unet", "from torchvision import models"),
     (pure_rooms_stay_pure, "atelier.metrics.fid", "from lightning.pytorch import Callback"),

@@ -26,6 +26,7 @@ from atelier.cli import messages
 from atelier.runs import preflight
 from tests.compose import CONF, composed
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
+from tests.tiny import task
 
 LINE = re.compile(r"error: (\S+?)=(.*?): .+\. Fix: .+")
 
@@ -222,6 +223,17 @@ def test_a_mistake_is_one_line(given: str, line: str, monkeypatch: pytest.Monkey
     assert line in refused(given)
 
 
+@pytest.mark.parametrize(("given", "line"), {
+    "model.net.breadth=8": "error: model.net.breadth=8: it is called model.net.width now. Fix: model.net.width=8",
+    "data.per_step=8": "error: data.per_step=8: it is called data.batch_size now. Fix: data.batch_size=8",
+    "data.bach_size=8": "error: data.bach_size=8: there is no such key. Fix: data.batch_size=8",
+}.items())  # fmt: skip
+def test_a_key_of_before_is_told_its_name_of_today(given: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "RENAMED", {"breadth": "width", "data.per_step": "data.batch_size"})
+    monkeypatch.setattr("sys.argv", ["train.py", given])
+    assert refused(given) == line
+
+
 @pytest.mark.parametrize(("word", "line"), {
     "+data.typo=1": "error: +data.typo=1: keys are neither added nor removed.",
     "++seed=1": "Fix: seed=1",
@@ -300,16 +312,6 @@ BRIEF = [
     "eval.batch_size=4", "eval.every_images=1000", "callbacks.grids.n=4", "trainer.precision=32-true",
 ]  # fmt: skip
 FEW = ["data.n_train_scenes=20", "data.n_test_scenes=8"]
-TASKS = {  # a page -> what it needs beside images of the shapes world
-    "pix2pix": "label_map",
-    "cyclegan": "fill",
-    "cut": "fill",
-    "stargan": "recast",
-    "srresnet": "low_resolution",
-    "srgan": "low_resolution",
-    "rrdbnet": "low_resolution",
-    "esrgan": "low_resolution",
-}
 SMALL = {
     "width": 4,
     "cond_dim": 8,
@@ -397,7 +399,7 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 
 @pytest.mark.parametrize("page", pages("model"))
 def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
-    given = [f"model={page}", *FEW, *([f"data.task={TASKS[page]}"] if page in TASKS else [])]
+    given = [f"model={page}", *FEW, *task(CONF / "model" / f"{page}.yaml")]
     told = trained(tmp_path, *given, *BRIEF, *stands_on(*given))
     assert told["images_seen"] == 8 and any(name.endswith("judge/valid") for name in told["metrics"])
 

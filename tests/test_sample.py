@@ -22,7 +22,8 @@ from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond
 from atelier.models.vae import VAE
-from atelier.requests import studio
+from atelier.requests import latents
+from atelier.requests.request import Request
 from atelier.runs import folders
 from tests.compose import composed
 from tests.tiny import TINY
@@ -289,7 +290,7 @@ def test_projection_brings_down_what_it_searches_by(
     finished: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In fewer steps, of tiny nets whose latents change little."""
-    monkeypatch.setattr(studio, "PROJECTION_STEPS", 60)
+    monkeypatch.setattr(latents, "PROJECTION_STEPS", 60)
     x, found, started = searched(finished[family])
     edges = Pyramid(levels=3)
     far, before = ((y - x).abs().mean((1, 2, 3)) + edges(y, x) for y in (found, started))
@@ -302,7 +303,7 @@ def searched(run: Path) -> tuple[Tensor, Tensor, Tensor]:
     batch = loaded.data.test_batch(0, 3)
     x, cond, rngs = batch["image"], loaded.model.condition(batch, ""), ImageRngs(0, 0, 3)
     with torch.inference_mode():
-        found = studio.projection(loaded.model, x, cond, rngs, {})
+        found = latents.projection(loaded.model, x, cond, rngs, {})
         started = loaded.model.render(loaded.model.draw(rngs.again(), cond), cond, rngs.again())
         return x, found.clone(), started.clone()
 
@@ -311,7 +312,7 @@ def test_an_image_of_the_users_own_is_projected(
     finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its central square at the net's size is what is looked for."""
-    monkeypatch.setattr(studio, "PROJECTION_STEPS", 20)
+    monkeypatch.setattr(latents, "PROJECTION_STEPS", 20)
     run = folders.load(finished["gan"], ema=True)
     batch = run.data.test_batch(0, 1)
     label = int(batch["label"])
@@ -323,8 +324,9 @@ def test_an_image_of_the_users_own_is_projected(
     entry.sample(composed(*words, f"label={label}", f"out={tmp_path / 'out'}", config="sample"))
     found = torch.from_numpy(np.array(Image.open(tmp_path / "out" / "mine.png"))).permute(2, 0, 1)
     with torch.inference_mode():
-        cond = studio.conditions(run.model, run.data, 0, 1, studio.items("project", run.model, run.data, label, True))
-        expected = studio.projection(run.model, x, cond, ImageRngs(0, 0, 1), {})
+        having = [k for k in run.data.order("test") if run.data.split("test").labels[k] == label]
+        cond = Request(run.model, run.data, items=having).conditions(0, 1)
+        expected = latents.projection(run.model, x, cond, ImageRngs(0, 0, 1), {})
     assert torch.equal(found, to_uint8(expected)[0])
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 2 * 8  # the source beside it
     assert "Fix: do=project" in refused(f"run={finished['gan']}", f"source={tmp_path / 'mine.png'}")
@@ -337,7 +339,7 @@ def test_a_row_of_truncations_goes_from_the_mean_through_the_sample(finished: di
         cond = run.model.condition(run.data.test_batch(0, 2), "")
         z = run.model.draw(ImageRngs(0, 0, 2), cond)
         mean = run.model.paint(run.model.styles(z, cond, 0.0), ImageRngs(0, 0, 2))
-        beyond = run.model.paint(run.model.styles(z, cond, studio.TRUNCATED), ImageRngs(0, 0, 2))
+        beyond = run.model.paint(run.model.styles(z, cond, latents.TRUNCATED), ImageRngs(0, 0, 2))
     rows = drawn(finished["stylegan2"], tmp_path, "n=16", "do=truncate")
     for k in range(2):
         assert (rows[8 * k] - to_uint8(mean)[k].int()).abs().max() <= 1

@@ -1,7 +1,14 @@
-"""Each family as small as it goes: 8 px, nets of a few hundred weights, seconds a run."""
+"""Each family as small as it goes: 8 px, nets of a few hundred weights, seconds a run.
 
+What makes a family small is the list `TINY` of its test, tests/models/test_<family>.py, which is read and not imported:
+plain strings. `FIRST/vae` there is the run of another family that this one stands on.
+"""
+
+import ast
+import re
 from pathlib import Path
 
+TESTS = Path(__file__).parent / "models"
 COMMON = [
     "data=shapes",
     "data.image_size=8",
@@ -30,169 +37,34 @@ UNET = [
     "model.net.cond_dim=8",
     "model.embedder.dim=8",
 ]
-STANDS_ON = {"ldm": "vae", "vqprior": "vqvae"}  # a family -> the one whose run it needs, which comes before it
 FOUR = ("ddpm", "gan", "vae", "ldm")  # the shapes of module: one optimizer, two, an autoencoder, one on another run
-SR_DISCRIMINATOR = (
-    "_target_:atelier.nets.srgan.SRDiscriminator,image_size:16,image_channels:3,width:2,dense:4,batch_norm:true"
-)
-SR_OPTIMIZER = (
-    "_target_:atelier.optim.adamw,_partial_:true,lr:1e-3,betas:[0.9,0.99],weight_decay:0.0,warmup_images:0,"
-    "decay:constant,decay_from:0,decay_to:96"
-)
-TINY: dict[str, list[str]] = {
-    "ddpm": ["model=flow", *COMMON, *UNET, "model.net.dropout=0.2", "model.net.patch=2", "model.sampler.steps=2"],
-    "ae": ["model=ae", *COMMON, "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2"],
-    "vae": ["model=vae", *COMMON, "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2"],
-    "gan": [
-        "model=cgan",
-        "augment@model.augment=ada",
-        *COMMON,
-        "model.augment.every_images=16",
-        "model.augment.images_per_unit=200",
-        "model.generator.width=2",
-        "model.discriminator.width=2",
-        "model.n_critic=2",
-        "model.penalty_every=3",
-        *(f"model.{part}={size}" for part, size in {"generator.noise_dim": 4, "generator.cond_dim": 4}.items()),
-        "model.discriminator.cond_dim=4",
-        "model.generator_embedder.dim=4",
-        "model.discriminator_embedder.dim=4",
-    ],
-    "ldm": [
-        "model=ldm",
-        *COMMON,
-        *UNET,
-        "model.first_stage.run=FIRST",
-        "model.sampler.steps=2",
-    ],
-    "vqvae": [
-        "model=vqvae",
-        *COMMON,
-        "model.net.width=4",
-        "model.net.blocks=1",
-        "model.net.quantizer.n_codes=8",
-        "model.net.quantizer.dim=2",
-    ],
-    "vqprior": [
-        "model=vqprior",
-        *COMMON,
-        "model.first_stage.run=FIRST",
-        "model.net.width=8",
-        "model.net.depth=1",
-        "model.net.heads=2",
-        "model.net.dropout=0.1",
-        "model.embedder.dim=4",
-    ],
-    "first_stage": [
-        "model=vqgan",
-        *COMMON,
-        "model.net.width=4",
-        "model.net.multipliers=[1,2]",
-        "model.net.latent_channels=2",
-        "model.net.quantizer.n_codes=8",
-        "model.net.quantizer.dim=2",
-        "model.perceptual.levels=1",
-        "model.discriminator.width=4",
-        "model.discriminator.n_layers=1",
-        "model.discriminator_from=16",
-        "model.listen_from=40",
-    ],
-    "stylegan2": [
-        "model=stylegan2",
-        "channels_last=true",
-        "augment@model.augment=ada",
-        *COMMON,
-        "model.augment.every_images=16",
-        "model.augment.images_per_unit=200",
-        "model.generator.base=64",
-        "model.generator.most=8",
-        *(f"model.generator.{part}=4" for part in ("noise_dim", "style_dim", "cond_dim")),
-        "model.discriminator.cond_dim=4",
-        "model.generator_embedder.dim=4",
-        "model.discriminator_embedder.dim=4",
-        "model.r1_every=3",
-        "model.path_every=2",
-    ],
-    "progan": [
-        "model=stylegan",
-        *COMMON,
-        "model.generator.base=32",
-        "model.generator.most=8",
-        *(f"model.generator.{part}=4" for part in ("noise_dim", "style_dim", "cond_dim")),
-        "model.discriminator.cond_dim=4",
-        "model.generator_embedder.dim=4",
-        "model.discriminator_embedder.dim=4",
-        "model.generator.mapping_speed=0.01",
-        "model.stable_images=16",
-        "model.fade_images=24",
-        "model.pieces=[1,2]",
-    ],
-    "cyclegan": [
-        "model=cyclegan",
-        *COMMON,
-        "data.task=fill",
-        *(f"model.generator_{way}.width=4" for way in ("a2b", "b2a")),
-        *(f"model.generator_{way}.n_blocks=1" for way in ("a2b", "b2a")),
-        *(f"model.discriminator_{side}.width=4" for side in "ab"),
-        *(f"model.discriminator_{side}.n_layers=1" for side in "ab"),
-        *(f"model.pool_{side}.size=20" for side in "ab"),
-        "model.identity_every=2",
-    ],
-    "cut": [
-        "model=cut",
-        *COMMON,
-        "data.task=fill",
-        "model.generator.width=4",
-        "model.generator.n_blocks=1",
-        "model.discriminator.width=4",
-        "model.discriminator.n_layers=1",
-        "model.patch_dim=4",
-    ],
-    "pix2pix": [
-        "model=pix2pix",
-        *COMMON,
-        "data.task=label_map",
-        "model.generator.width=4",
-        "model.generator.downs=2",
-        "model.generator.n_dropout=1",
-        "model.discriminator.width=4",
-        "model.discriminator.n_layers=1",
-    ],
-    "stargan": [
-        "model=stargan",
-        *COMMON,
-        "data.task=recast",
-        "model.generator.width=4",
-        "model.generator.n_blocks=1",
-        "model.discriminator.width=4",
-        "model.discriminator.n_layers=1",
-        "model.n_critic=2",
-    ],
-    "srgan": [
-        "model=srresnet",
-        "adversarial@model.loss=relativistic_average",
-        "perceptual@model.perceptual=pyramid",
-        *(word for word in COMMON if word != "data.image_size=8"),
-        "data.image_size=16",
-        "data.task=low_resolution",
-        "model.net.width=4",
-        "model.net.blocks=1",
-        "model.perceptual.levels=1",
-        "model.adversarial_weight=0.1",
-        f"model.discriminator={{{SR_DISCRIMINATOR}}}",
-        f"model.discriminator_optimizer={{{SR_OPTIMIZER}}}",
-    ],
-    "normalizing_flow": [
-        "model=glow",
-        *COMMON,
-        "model.net.width=4",
-        "model.net.levels=2",
-        "model.net.steps=1",
-        "model.embedder.dim=4",
-    ],
+
+
+def _listed(test: Path) -> list[str] | None:
+    """The list `TINY` of a test; None where it has none, which is then not about a family."""
+    for node in ast.parse(test.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TINY":
+            return ast.literal_eval(node.value)
+    return None
+
+
+_OWN = {path.stem.removeprefix("test_"): _listed(path) for path in sorted(TESTS.glob("test_*.py"))}
+STANDS_ON = {  # a family -> the one whose run it needs
+    family: found.group(1) for family, words in _OWN.items() if (found := re.search(r"FIRST/(\w+)", str(words)))
+}
+TINY: dict[str, list[str]] = {  # what others stand on comes first
+    family: [*COMMON, *(re.sub(r"FIRST/\w+", "FIRST", word) for word in words)]
+    for family, words in sorted(_OWN.items(), key=lambda item: item[0] in STANDS_ON)
+    if words is not None
 }
 
 
-def tiny(family: str, root: Path | str) -> list[str]:
+def tiny(family: str, root: Path | str = "unused") -> list[str]:
     """The words of a family's run, which stands on a run in `root`."""
     return [word.replace("FIRST", f"{root}/{STANDS_ON.get(family)}") for word in TINY[family]]
+
+
+def task(page: Path) -> list[str]:
+    """The word that chooses what a page of conf/model needs beside images of the shapes world, if anything."""
+    family = re.search(r"^_target_: atelier\.models\.(\w+)\.", page.read_text(), re.MULTILINE).group(1)
+    return [word for word in TINY[family] if word.startswith("data.task=")]

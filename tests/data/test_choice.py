@@ -25,7 +25,7 @@ from atelier.evaluation.evaluator import Judging, training_set
 from atelier.evaluation.gathering import read
 from atelier.images.pixels import to_uint8
 from atelier.models.base import Autoencoder, Cond, Likelihood
-from atelier.requests.studio import conditions, items
+from atelier.requests.request import Request
 from tests.compose import composed
 from tests.tiny import TINY
 
@@ -120,7 +120,7 @@ TAKERS: dict[str, Callable[[Path], list[int]]] = {
     "train": lambda _: [k for _, b in read(made(), "train", N, 8, "", lambda *_: None) for k in b["label"].tolist()],
     "classifier": lambda _: taught(made()),
     "limit": lambda _: trained_on(made(limit=N)),
-    "samples of a request": lambda _: conditions(Mirror(), made(), 0, N, None)["label"].tolist(),
+    "samples of a request": lambda _: Request(Mirror(), made()).conditions(0, N)["label"].tolist(),
     "real.png": lambda folder: picture(made(), folder),
     **{
         name: lambda _, name=name: judged(made())[name]
@@ -180,7 +180,8 @@ def test_a_set_without_labels_is_shuffled_and_one_that_is_shuffled_is_not() -> N
 def test_images_of_a_label_are_found_without_a_look_at_any(monkeypatch: pytest.MonkeyPatch) -> None:
     data = made()
     monkeypatch.setattr(MemoryImages, "read", lambda *_: pytest.fail("read"))
-    found = items("sample", Mirror.__new__(Mirror), data, 9, True)
+    words = dict.fromkeys(("direction", "scale", "attributes", "source")) | {"do": "sample", "label": 9, "seed": 0}
+    found = Request.of(Mirror.__new__(Mirror), data, {}, words).items
     assert sorted(found) == list(range(9 * EACH, 10 * EACH)) and found != sorted(found)
 
 

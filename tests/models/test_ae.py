@@ -11,6 +11,13 @@ from atelier.losses.likelihood import Gaussian
 from atelier.models.ae import AE
 from atelier.nets.vae import VAENet
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=ae",
+    "model.net.width=4",
+    "model.net.downs=1",
+    "model.net.latent_channels=2",
+]
+
 
 def made(latent_channels: int = 2) -> AE:
     torch.manual_seed(0)

@@ -18,12 +18,22 @@ from atelier.nets.resnet_translator import ResNetTranslator
 from atelier.runs import build
 from tests.compose import composed
 from tests.players import Recording
-from tests.tiny import TINY
+from tests.tiny import tiny
+
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=cut",
+    "data.task=fill",
+    "model.generator.width=4",
+    "model.generator.n_blocks=1",
+    "model.discriminator.width=4",
+    "model.discriminator.n_layers=1",
+    "model.patch_dim=4",
+]
 
 
 def made(*words: str) -> CUT:
     torch.manual_seed(0)
-    return build.model(composed(*TINY["cut"], *words), Path("unused"))
+    return build.model(composed(*tiny("cut"), *words), Path("unused"))
 
 
 def batch(n: int = 4) -> Batch:

@@ -13,12 +13,28 @@ from atelier.core.rng import ImageRngs
 from atelier.models.cyclegan import CycleGAN
 from atelier.runs import build
 from tests.compose import composed
-from tests.tiny import TINY
+from tests.tiny import tiny
+
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=cyclegan",
+    "data.task=fill",
+    "model.generator_a2b.width=4",
+    "model.generator_b2a.width=4",
+    "model.generator_a2b.n_blocks=1",
+    "model.generator_b2a.n_blocks=1",
+    "model.discriminator_a.width=4",
+    "model.discriminator_b.width=4",
+    "model.discriminator_a.n_layers=1",
+    "model.discriminator_b.n_layers=1",
+    "model.pool_a.size=20",
+    "model.pool_b.size=20",
+    "model.identity_every=2",
+]
 
 
 def made(*words: str) -> CycleGAN:
     torch.manual_seed(0)
-    return build.model(composed(*TINY["cyclegan"], *words), Path("unused"))
+    return build.model(composed(*tiny("cyclegan"), *words), Path("unused"))
 
 
 @pytest.fixture

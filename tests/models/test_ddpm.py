@@ -15,6 +15,18 @@ from atelier.runs import build, folders
 from tests.compose import composed
 from tests.conftest import overrides
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=flow",
+    "model.net.width=4",
+    "model.net.multipliers=[1,2]",
+    "model.net.attention=[]",
+    "model.net.cond_dim=8",
+    "model.embedder.dim=8",
+    "model.net.dropout=0.2",
+    "model.net.patch=2",
+    "model.sampler.steps=2",
+]
+
 LEVEL = 1 / 127.5
 
 

@@ -21,6 +21,20 @@ from tests.compose import composed
 from tests.players import Recording
 from tests.tiny import COMMON
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=vqgan",
+    "model.net.width=4",
+    "model.net.multipliers=[1,2]",
+    "model.net.latent_channels=2",
+    "model.net.quantizer.n_codes=8",
+    "model.net.quantizer.dim=2",
+    "model.perceptual.levels=1",
+    "model.discriminator.width=4",
+    "model.discriminator.n_layers=1",
+    "model.discriminator_from=16",
+    "model.listen_from=40",
+]
+
 SMALL = [
     *COMMON,
     "model.net.width=4",

@@ -16,6 +16,22 @@ from tests.compose import composed
 from tests.conftest import overrides
 from tests.players import Watching
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=cgan",
+    "augment@model.augment=ada",
+    "model.augment.every_images=16",
+    "model.augment.images_per_unit=200",
+    "model.generator.width=2",
+    "model.discriminator.width=2",
+    "model.n_critic=2",
+    "model.penalty_every=3",
+    "model.generator.noise_dim=4",
+    "model.generator.cond_dim=4",
+    "model.discriminator.cond_dim=4",
+    "model.generator_embedder.dim=4",
+    "model.discriminator_embedder.dim=4",
+]
+
 
 @pytest.fixture
 def model() -> GAN:

@@ -17,6 +17,14 @@ from atelier.nets.conditioning import Condition
 from atelier.nets.flow_layers import ALPHA
 from atelier.nets.flows import FlowNet, glow, realnvp
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=glow",
+    "model.net.width=4",
+    "model.net.levels=2",
+    "model.net.steps=1",
+    "model.embedder.dim=4",
+]
+
 SIZE, CHANNELS, N = 8, 3, 4
 NUMBERS = CHANNELS * SIZE**2
 

@@ -18,6 +18,16 @@ from tests.compose import composed
 from tests.players import Watching
 from tests.tiny import COMMON
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=pix2pix",
+    "data.task=label_map",
+    "model.generator.width=4",
+    "model.generator.downs=2",
+    "model.generator.n_dropout=1",
+    "model.discriminator.width=4",
+    "model.discriminator.n_layers=1",
+]
+
 SMALL = [
     *COMMON,
     "data.task=label_map",

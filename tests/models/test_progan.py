@@ -17,6 +17,22 @@ from tests.compose import composed
 from tests.conftest import overrides
 from tests.players import learned
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=stylegan",
+    "model.generator.base=32",
+    "model.generator.most=8",
+    "model.generator.noise_dim=4",
+    "model.generator.style_dim=4",
+    "model.generator.cond_dim=4",
+    "model.discriminator.cond_dim=4",
+    "model.generator_embedder.dim=4",
+    "model.discriminator_embedder.dim=4",
+    "model.generator.mapping_speed=0.01",
+    "model.stable_images=16",
+    "model.fade_images=24",
+    "model.pieces=[1,2]",
+]
+
 
 def made(page: str = "stylegan", *words: str) -> ProGAN | StyleGAN:
     torch.manual_seed(0)

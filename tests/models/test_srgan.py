@@ -25,6 +25,22 @@ from tests.compose import composed
 from tests.players import Recording
 from tests.tiny import COMMON
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=srresnet",
+    "adversarial@model.loss=relativistic_average",
+    "perceptual@model.perceptual=pyramid",
+    "data.image_size=16",
+    "data.task=low_resolution",
+    "model.net.width=4",
+    "model.net.blocks=1",
+    "model.perceptual.levels=1",
+    "model.adversarial_weight=0.1",
+    "model.discriminator={_target_:atelier.nets.srgan.SRDiscriminator,"
+    "image_size:16,image_channels:3,width:2,dense:4,batch_norm:true}",
+    "model.discriminator_optimizer={_target_:atelier.optim.adamw,"
+    "_partial_:true,lr:1e-3,betas:[0.9,0.99],weight_decay:0.0,warmup_images:0,decay:constant,decay_from:0,decay_to:96}",
+]
+
 DATA = [*COMMON, "data.task=low_resolution"]
 NET = ["model.net.width=4", "model.net.blocks=1"]
 PLAYER = ["model.discriminator.width=2", "model.discriminator.dense=4", "model.perceptual.levels=1"]

@@ -17,6 +17,16 @@ from tests.compose import composed
 from tests.players import Watching
 from tests.tiny import COMMON
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=stargan",
+    "data.task=recast",
+    "model.generator.width=4",
+    "model.generator.n_blocks=1",
+    "model.discriminator.width=4",
+    "model.discriminator.n_layers=1",
+    "model.n_critic=2",
+]
+
 SMALL = [
     *COMMON,
     "data.task=recast",

@@ -18,6 +18,24 @@ from tests.compose import composed
 from tests.conftest import overrides
 from tests.players import learned
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=stylegan2",
+    "channels_last=true",
+    "augment@model.augment=ada",
+    "model.augment.every_images=16",
+    "model.augment.images_per_unit=200",
+    "model.generator.base=64",
+    "model.generator.most=8",
+    "model.generator.noise_dim=4",
+    "model.generator.style_dim=4",
+    "model.generator.cond_dim=4",
+    "model.discriminator.cond_dim=4",
+    "model.generator_embedder.dim=4",
+    "model.discriminator_embedder.dim=4",
+    "model.r1_every=3",
+    "model.path_every=2",
+]
+
 
 def made(*words: str) -> StyleGAN2:
     torch.manual_seed(0)

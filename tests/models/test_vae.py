@@ -17,6 +17,13 @@ from atelier.models.vae import VAE
 from atelier.nets.vae import VAENet
 from atelier.runs import folders
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=vae",
+    "model.net.width=4",
+    "model.net.downs=1",
+    "model.net.latent_channels=2",
+]
+
 
 class Fixed(nn.Module):
     """The posterior N(x / 2, 4), the likelihood's mean 3 z; latents as large as images."""

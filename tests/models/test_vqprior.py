@@ -18,6 +18,16 @@ from atelier.nets.conditioning import Condition
 from atelier.nets.transformer import CausalTransformer
 from atelier.nets.vae import VAENet
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=vqprior",
+    "model.first_stage.run=FIRST/vqvae",
+    "model.net.width=8",
+    "model.net.depth=1",
+    "model.net.heads=2",
+    "model.net.dropout=0.1",
+    "model.embedder.dim=4",
+]
+
 
 class Bits(nn.Module):
     """Each pixel is a code: 0 below zero, 1 above; given back as -1 and 1."""

@@ -17,6 +17,14 @@ from atelier.nets.frozen import Frozen
 from atelier.nets.quantizers import FSQ, VectorQuantizer
 from atelier.nets.vqvae import VQNet
 
+TINY = [  # beside tests/tiny.py:COMMON
+    "model=vqvae",
+    "model.net.width=4",
+    "model.net.blocks=1",
+    "model.net.quantizer.n_codes=8",
+    "model.net.quantizer.dim=2",
+]
+
 KINDS = ("ema", "gradient", "fsq")
 
 

@@ -15,8 +15,9 @@ from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.images.pixels import to_float, to_uint8
 from atelier.models.base import Cond, Translator
-from atelier.requests import files as requested
-from atelier.requests.files import Job, files, wanted
+from atelier.requests import files
+from atelier.requests.files import sources
+from atelier.requests.request import Request
 from tests.compose import composed
 
 TILE = 32
@@ -24,7 +25,7 @@ TILE = 32
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requested, "TILE", TILE)
+    monkeypatch.setattr(files, "TILE", TILE)
 
 
 class Blurs(Translator):
@@ -52,8 +53,8 @@ class One:
         return {"source": torch.zeros(n, 3, 8, 8)}
 
 
-def job(model: Translator) -> Job:
-    return Job(model, One(), "", {}, {}, seed=0)
+def translated(model: Translator, x: Tensor) -> Tensor:
+    return Request(model, One()).translated(x, 0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(TILE + 17, 2 * TILE + 5), (20, TILE + 1), (TILE + 4, 8)])
@@ -62,10 +63,10 @@ def test_tiles_do_not_show(height: int, width: int, monkeypatch: pytest.MonkeyPa
     sizes: list[int] = []
     kept = model.sample
     monkeypatch.setattr(model, "sample", lambda cond, rngs: sizes.append(cond["source"].shape[3]) or kept(cond, rngs))
-    tiled = job(model).result(x, 0)
+    tiled = translated(model, x)
     assert tiled.shape == (1, 3, 2 * height, 2 * width) and len(sizes) > 1 and max(sizes) <= TILE + 2 * 4
     monkeypatch.setattr(model, "reach", None)
-    torch.testing.assert_close(tiled, job(model).result(x, 0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(tiled, translated(model, x), rtol=0, atol=1e-6)
 
 
 def test_a_net_that_sees_everything_gets_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,7 @@ def test_a_net_that_sees_everything_gets_the_whole_image(monkeypatch: pytest.Mon
     monkeypatch.setattr(model, "reach", None)
     kept = model.sample
     monkeypatch.setattr(model, "sample", lambda cond, rngs: sizes.append(cond["source"].shape) or kept(cond, rngs))
-    job(model).result(torch.zeros(1, 3, 9, TILE + 10), 0)
+    translated(model, torch.zeros(1, 3, 9, TILE + 10))
     assert [tuple(size) for size in sizes] == [(1, 3, 12, TILE + 12)]  # continued to what divides
 
 
@@ -85,9 +86,9 @@ def save(path: Path, height: int, width: int) -> None:
 def test_names_and_order(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.png", "a.png", "a.jpg"):
         save(tmp_path / name, 8, 8)
-    found = files(str(tmp_path), Blurs(), "sample", tmp_path.parent)
+    found = sources(str(tmp_path), tmp_path.parent)
     assert [name for name, _ in found] == ["a.jpg.png", "a.png.png", "b/2.png", "b/10.png"]
-    assert files(str(tmp_path / "a.jpg"), Blurs(), "sample", tmp_path.parent) == [("a.png", tmp_path / "a.jpg")]
+    assert sources(str(tmp_path / "a.jpg"), tmp_path.parent) == [("a.png", tmp_path / "a.jpg")]
 
 
 def test_a_folder_of_sizes_through_the_entry_point(finished: dict[str, Path], tmp_path: Path) -> None:
@@ -130,15 +131,24 @@ def test_other_families_take_no_source(finished: dict[str, Path], tmp_path: Path
         assert told in error.value.line()
 
 
+WORDS = dict.fromkeys(("label", "direction", "source")) | {"do": "sample", "seed": 0}
+
+
 def test_attributes_by_name() -> None:
     model = Blurs()
     model.needs = frozenset({"target"})
-    assert wanted(["striped"], None, model, One())["target"].tolist() == [[0, 1]]
-    assert wanted("red", 2, model, One())["target"].tolist() == [[1, 0]]
+
+    def given(names: list[str] | str, scale: int | None = None) -> list:
+        return Request.of(model, One(), {}, WORDS | {"attributes": names, "scale": scale}).given["target"].tolist()
+
+    assert given(["striped"]) == [[0, 1]]
+    assert given("red", 2) == [[1, 0]]
     with pytest.raises(UserError, match="attributes"):
-        wanted(["rad"], None, model, One())
+        given(["rad"])
+    with pytest.raises(UserError, match="scale"):
+        given("red", 3)
     with pytest.raises(UserError) as error:
-        Job(model, One(), "", {}, {}, seed=0)
+        next(Request(model, One()).translate([("a.png", Path("a.png"))]))
     assert "attributes=red" in error.value.line()
 
 
@@ -147,12 +157,12 @@ def test_results_never_come_among_the_sources(tmp_path: Path) -> None:
         save(tmp_path / name, 8, 8)
     for out in (tmp_path / "in", tmp_path / "in" / "results"):
         with pytest.raises(UserError, match="out"):
-            files(str(tmp_path / "in"), Blurs(), "sample", out)
-    found = files(str(tmp_path / "in"), Blurs(), "sample", tmp_path / "out")
+            sources(str(tmp_path / "in"), out)
+    found = sources(str(tmp_path / "in"), tmp_path / "out")
     assert [name for name, _ in found] == ["grid.png.png", "x.png"]
     with pytest.raises(UserError, match="out"):
-        files(str(tmp_path / "in" / "x.png"), Blurs(), "sample", tmp_path / "in")
-    assert files(str(tmp_path / "in" / "x.png"), Blurs(), "sample", tmp_path / "in" / "results")  # beside a lone file
+        sources(str(tmp_path / "in" / "x.png"), tmp_path / "in")
+    assert sources(str(tmp_path / "in" / "x.png"), tmp_path / "in" / "results")  # beside a lone file
 
 
 @pytest.mark.parametrize("family", ["cyclegan", "stargan", "pix2pix", "srgan"])

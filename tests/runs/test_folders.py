@@ -107,7 +107,7 @@ def test_a_read_only_disk_is_refused_at_once(tmp_path: Path) -> None:
     if refused.returncode:
         pytest.skip(f"no tmpfs here: {refused.stderr.strip()}")
     program = (
-        "from pathlib import Path; import sys, time; from atelier import preflight\n"
+        "from pathlib import Path; import sys, time; from atelier.runs import preflight\n"
         "started = time.monotonic()\n"
         "try: preflight.writable(Path(sys.argv[1]) / 'run')\n"
         "except preflight.UserError as error: print(time.monotonic() - started < 3, error.line())"

@@ -25,6 +25,8 @@ ELSEWHERE = {  # words of other projects -> ours
     "val_check_interval": "eval.every_images",
 }
 
+RENAMED: dict[str, str] = {}  # a key of before, or its last part -> what it is called now
+
 
 def user_error(error: BaseException) -> UserError | None:
     """The UserError that `error` is or was raised from; None means that it is a bug."""
@@ -188,7 +190,17 @@ def _unknown_key(text: str) -> UserError | None:
     value = typed.group(1) if typed else "".join(words[:1])
     if key.startswith("sampler."):
         return UserError(key, value, "name the sampler too", f"sampler=ddim {key}={value}, or another of conf/sampler")
+    if today := renamed(key):
+        return UserError(key, value, f"it is called {today} now", f"{today}={value or 'VALUE'}")
     return UserError(key, value, "there is no such key", _fix(key, value, known_wrong=True))
+
+
+def renamed(key: str) -> str | None:
+    """What a key of before is called today; where its last part alone was renamed, the rest stays."""
+    if key in RENAMED:
+        return RENAMED[key]
+    place, dot, last = key.rpartition(".")
+    return f"{place}{dot}{RENAMED[last]}" if last in RENAMED else None
 
 
 def _unset(text: str) -> UserError | None:

@@ -9,25 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from atelier.runs.pages import CONF, places
+from atelier.runs.pages import CONF, offered
 
-GROUPS = (
-    "model",
-    "data",
-    "experiment",
-    "schedule",
-    "sampler",
-    "likelihood",
-    "quantizer",
-    "perceptual",
-    "adversarial",
-    "augment",
-    "trainer",
-    "logger",
-    "metrics",
-    "debug",
-    "hparams_search",
-)
 NAME = 22  # columns for the name of a page
 WORDS = """\
 seed=0                        of everything random
@@ -68,9 +51,7 @@ def listed_value(key: str) -> None:
 
 def train_help() -> list[str]:
     lines = ["usage: python train.py [GROUP=PAGE ...] [KEY=VALUE ...]"]
-    for group in GROUPS:
-        placed = sorted({f"{group}@{place}=" for name, place, _ in places() if name == group})
-        lines += ["", *(placed or [f"{group}="]), *pages(group)]
+    lines += choices("train")
     lines += ["", "keys", *("  " + line for line in WORDS.splitlines())]
     return lines + ["", "examples", *("  " + line for line in EXAMPLES.splitlines())]
 
@@ -80,9 +61,17 @@ def other_help(script: str) -> list[str]:
     text = (CONF / f"{script}.yaml").read_text()
     keys = re.split(r"\n(?:judging|hydra):", text[text.index("\nrun:") :])[0].strip().splitlines()
     lines = [f"usage: python {script}.py [KEY=VALUE ...]", "", "keys and defaults", *("  " + line for line in keys)]
-    for group in ("sampler", "metrics") if script == "evaluate" else ("sampler",):
-        lines += ["", f"{group}=", *pages(group)]
+    lines += choices(script)
     return lines + ["", "example", *("  " + line for line in EXAMPLES.splitlines() if f"{script}.py" in line)]
+
+
+def choices(script: str) -> list[str]:
+    """Each group of which a page can be chosen, as it is typed, and its pages."""
+    return [
+        line
+        for group, typed in offered(script).items()
+        for line in ["", *(f"{word}=" for word in typed), *pages(group)]
+    ]
 
 
 def pages(group: str) -> list[str]:

@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from enum import Flag, auto
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
@@ -24,12 +25,18 @@ from atelier.images.pixels import to_float
 
 Split = Literal["train", "test"]
 Condition = Literal["label", "attributes"]
-NOT_PIXELS = set(
-    "batch_size seed limit num_workers flip jitter conditions budget label_factors root download memory_mb cache"
-    " max_pixels on_bad_image".split()
-)
 CHOICE_SEED = 0  # of `order`: the same for every run, so that what is kept of real images serves all of them
 IN_ORDER, RANDOM, STRATIFIED = "the first", f"random, seed {CHOICE_SEED}", f"stratified by label, seed {CHOICE_SEED}"
+
+
+class Role(Flag):
+    """What a field of a set does not decide; each field says so once, in its metadata, where it is declared."""
+
+    NOT_PIXELS = auto()  # which images a split has, and how they look when they are judged
+    MAY_CHANGE = auto()  # whether a run can go on
+    OWN = auto()  # how a part is trained first, which keeps the value of its own recipe unless one was typed
+    NOT_PART = auto()  # which part a finished run is
+    READING = NOT_PIXELS | MAY_CHANGE | NOT_PART
 
 
 class Images(Protocol):
@@ -88,6 +95,11 @@ def tossed(rngs: list[torch.Generator]) -> Tensor:
 def mirrored(images: Tensor, chosen: Tensor) -> Tensor:
     """Those of the images (B, C, H, W) that are `chosen` (B,) turned left to right."""
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def with_role(data: DataModule | type[DataModule], role: Role) -> set[str]:
+    """Names of the fields of a set that have a role."""
+    return {f.name for f in fields(data) if role in f.metadata.get("role", Role(0))}
 
 
 def random_order(n: int) -> list[int]:
@@ -188,16 +200,18 @@ class DataModule(LightningDataModule, ABC):
 
     image_size: PositiveInt
     channels: Literal[1, 3]
-    batch_size: PositiveInt
-    seed: NonNegInt
-    limit: PositiveInt | None
-    num_workers: NonNegInt
-    flip: bool
+    batch_size: PositiveInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
+    seed: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART})
+    limit: PositiveInt | None = field(metadata={"role": Role.NOT_PIXELS})
+    num_workers: NonNegInt = field(metadata={"role": Role.READING | Role.OWN})
+    flip: bool = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
     n_classes: NonNegInt
     n_attributes: NonNegInt
-    conditions: list[Condition]
-    budget: PositiveInt = 48_000
-    label_factors: list[PositiveInt] = field(default_factory=list)
+    conditions: list[Condition] = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART})
+    budget: PositiveInt = field(default=48_000, metadata={"role": Role.READING | Role.OWN})
+    label_factors: list[PositiveInt] = field(
+        default_factory=list, metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART}
+    )
 
     provides: ClassVar[frozenset[str]] = frozenset()
     judged: ClassVar[bool] = False  # whether the analytic judge knows this world
@@ -259,7 +273,8 @@ class DataModule(LightningDataModule, ABC):
 
     def fingerprint(self, split: Split) -> str:
         """Changes when the pixels or their number would."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_PIXELS}
+        names = {f.name for f in fields(self)} - with_role(self, Role.NOT_PIXELS)
+        told = {name: getattr(self, name) for name in names}
         images = self.split(split)
         told |= {"set": type(self).__name__, "split": split, "n": len(images), "more": images.fingerprint}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -16,7 +16,7 @@ from torchvision import datasets
 
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, PositiveInt
-from atelier.data.base import DataModule, Split, random_order
+from atelier.data.base import DataModule, Role, Split, random_order
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages
 from atelier.data.finding import printable
@@ -69,12 +69,12 @@ class CelebA(DataModule):
         cache: folder for what was learnt of the files, so that only new or changed ones are decoded again.
     """
 
-    root: Name
-    download: bool
+    root: Name = field(metadata={"role": Role.READING})
+    download: bool = field(metadata={"role": Role.READING})
     crop: Literal["ddim", "score_sde", "mimicry", "none"] | Annotated[int, Interval(ge=1, le=WIDTH)]
-    memory_mb: PositiveInt
+    memory_mb: PositiveInt = field(metadata={"role": Role.READING})
     attributes: Annotated[list[Name], MinLen(1)] | None = None
-    cache: Name = "data/cache"
+    cache: Name = field(default="data/cache", metadata={"role": Role.READING})
 
     provides: ClassVar[frozenset[str]] = frozenset({"attributes", "target"})
 

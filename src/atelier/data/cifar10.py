@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torchvision import datasets
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
-from atelier.data.base import DataModule, MemoryImages, Split
+from atelier.data.base import DataModule, MemoryImages, Role, Split
 from atelier.data.published import absent, fetch, resized, with_channels
 
 SOURCE = "www.cs.toronto.edu/~kriz/cifar.html"
@@ -28,8 +28,8 @@ class CIFAR10(DataModule):
         download: fetch the files (170 MB) if they are not there.
     """
 
-    root: Name
-    download: bool
+    root: Name = field(metadata={"role": Role.READING})
+    download: bool = field(metadata={"role": Role.READING})
 
     provides: ClassVar[frozenset[str]] = frozenset({"label"})
     shuffled: ClassVar[bool] = True  # as published

@@ -7,7 +7,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from torch import Tensor
 from atelier.core.errors import UserError
 from atelier.core.launchers import rank
 from atelier.core.ranges import Name, PositiveInt, Probability
-from atelier.data.base import DataModule, Images, Split
+from atelier.data.base import DataModule, Images, Role, Split
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages, Views
 from atelier.data.finding import Item, files_of, printable
@@ -49,13 +49,13 @@ class Folder(DataModule, ABC):
         cache: folder for what was learnt of the files, so that only new or changed ones are decoded again.
     """
 
-    root: Name
+    root: Name = field(metadata={"role": Role.READING})
     holdout: Probability
     background: Background
-    max_pixels: PositiveInt
-    on_bad_image: Literal["error", "skip"]
-    memory_mb: PositiveInt
-    cache: Name
+    max_pixels: PositiveInt = field(metadata={"role": Role.NOT_PIXELS})
+    on_bad_image: Literal["error", "skip"] = field(metadata={"role": Role.NOT_PIXELS | Role.MAY_CHANGE})
+    memory_mb: PositiveInt = field(metadata={"role": Role.READING})
+    cache: Name = field(metadata={"role": Role.READING})
 
     @abstractmethod
     def layout(self) -> dict[Split, list[Item]]:

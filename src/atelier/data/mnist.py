@@ -6,7 +6,7 @@ import gzip
 import struct
 import zlib
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
-from atelier.data.base import DataModule, MemoryImages, Split
+from atelier.data.base import DataModule, MemoryImages, Role, Split
 from atelier.data.published import absent, fetch, resized, with_channels
 
 FILES = {"train": "train", "test": "t10k"}
@@ -36,8 +36,8 @@ class Idx(DataModule, ABC):
         download: fetch the files (12 to 31 MB) if they are not there.
     """
 
-    root: Name
-    download: bool
+    root: Name = field(metadata={"role": Role.READING})
+    download: bool = field(metadata={"role": Role.READING})
 
     published: ClassVar[type[datasets.MNIST]]
     source: ClassVar[str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
-from atelier.data.base import Split
+from atelier.data.base import Role, Split
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, printable
 from atelier.data.folders import Folder, any_images
@@ -63,7 +63,7 @@ class Pairs(Folder):
     """
 
     direction: Direction
-    jitter: NonNegInt
+    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
 
     provides: ClassVar[frozenset[str]] = frozenset({"source"})
 
@@ -109,7 +109,7 @@ class Edges(Folder):
         threshold: what an edge is, in change of luma (0 .. 1) a pixel.
     """
 
-    jitter: NonNegInt
+    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
     sigma: PositiveFloat
     threshold: PositiveFloat
 

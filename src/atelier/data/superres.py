@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,7 +17,7 @@ from torch import Tensor
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt
-from atelier.data.base import Split
+from atelier.data.base import Role, Split
 from atelier.data.file_images import decoded
 from atelier.data.finding import Item, files_of, printable, subfolders
 from atelier.data.folders import Folder, any_images
@@ -55,7 +55,7 @@ class SuperRes(Folder):
 
     factor: Literal[2, 3, 4]
     resize: PositiveInt | None
-    turn: bool
+    turn: bool = field(metadata={"role": Role.OWN})
 
     provides: ClassVar[frozenset[str]] = frozenset({"source"})
 

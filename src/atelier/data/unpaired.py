@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, NonNegInt
-from atelier.data.base import RANDOM, Split, random_order
+from atelier.data.base import RANDOM, Role, Split, random_order
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
 from atelier.data.folders import Folder
@@ -70,7 +70,7 @@ class Unpaired(Folder):
     """
 
     folders: Annotated[list[Name], Len(2, 4)]
-    jitter: NonNegInt
+    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
 
     provides: ClassVar[frozenset[str]] = frozenset({"image_a", "image_b"})
     shuffled: ClassVar[bool] = True  # here, each domain by itself

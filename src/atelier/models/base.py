@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from atelier.core.batch import Batch
+from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
 from atelier.losses.regularizers import gradient_penalty
 
@@ -83,7 +84,8 @@ class Generator(LightningModule, ABC):
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         """Images (len(rngs), C, H, W) in about [-1, 1], all noise from `rngs`.
 
-        A family adds keyword-only options; the entry points pass those that the user gave and refuse the others.
+        A family adds keyword-only options, whose annotations are the types of the keys of that name in
+        conf/sample.yaml and conf/evaluate.yaml; those that the user gave are passed on, others are refused.
         """
 
     def part(self) -> nn.Module:
@@ -170,7 +172,7 @@ class Styled(Latent):
         """Images (B, C, H, W); `truncation` as in `styles`."""
         return self.paint(self.styles(z, cond, truncation), rngs)
 
-    def sample(self, cond: Cond, rngs: ImageRngs, *, truncation: float | None = None) -> Tensor:
+    def sample(self, cond: Cond, rngs: ImageRngs, *, truncation: NonNegFloat | None = None) -> Tensor:
         """Images (n, C, H, W); `truncation` as in `styles`."""
         return self.render(self.draw(rngs, cond), cond, rngs, truncation=truncation)
 

@@ -64,7 +64,7 @@ class DDPM(Generator):
         return self.optimizer([*self.net.parameters(), *self.embedder.parameters()])
 
     def sample(
-        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: float | None = None
+        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
     ) -> Tensor:
         """Images (n, C, H, W).
 

@@ -92,7 +92,7 @@ class NormalizingFlow(Latent, Likelihood):
             v = self.net.inverse(heat * z, self.embedder(cond, len(z)))
         return v * (LEVELS / 127.5)
 
-    def sample(self, cond: Cond, rngs: ImageRngs, *, temperature: float | None = None) -> Tensor:
+    def sample(self, cond: Cond, rngs: ImageRngs, *, temperature: NonNegFloat | None = None) -> Tensor:
         """Images (n, C, H, W); `temperature` as in `render`."""
         return self.render(self.draw(rngs, cond), cond, rngs, temperature=temperature)
 

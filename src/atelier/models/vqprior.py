@@ -81,7 +81,12 @@ class VQPrior(Generator):
         return self.optimizer([*self.net.parameters(), *self.embedder.parameters()])
 
     def sample(
-        self, cond: Cond, rngs: ImageRngs, *, temperature: float | None = None, guidance: float | None = None
+        self,
+        cond: Cond,
+        rngs: ImageRngs,
+        *,
+        temperature: NonNegFloat | None = None,
+        guidance: NonNegFloat | None = None,
     ) -> Tensor:
         """Images (n, C, H, W).
 

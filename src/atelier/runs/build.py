@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import renamed
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from atelier.evaluation.evaluator import Judging
     from atelier.metrics.suite import Suite
     from atelier.models.base import Generator
-
-SETTINGS = ["model", "data", "budget", "eval", "checkpoint", "trainer", "callbacks", "metrics"]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -55,6 +53,13 @@ def safe_config(folder: Path) -> DictConfig:
 
 def data(cfg: DictConfig) -> DataModule:
     return instantiate(cfg.data, _convert_="all")
+
+
+def data_fields(cfg: DictConfig, role: str) -> set[str]:
+    """Fields of the set of a config that have a role, by its name (`atelier.data.base.Role`)."""
+    from atelier.data.base import Role, with_role
+
+    return with_role(get_class(cfg.data._target_), Role[role])
 
 
 def model(cfg: DictConfig, folder: Path) -> Generator:
@@ -188,7 +193,8 @@ def _loggers(cfg: DictConfig) -> list[Logger]:
 def described(cfg: DictConfig) -> dict[str, Any]:
     """A run's config as a logger shows it: the pages' names to filter by, and every setting."""
     every = plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "logger"]))
-    return {**every["choices"], "seed": every["seed"], "settings": {key: every[key] for key in SETTINGS}}
+    sections = {key: value for key, value in every.items() if isinstance(value, dict) and key != "choices"}
+    return {**every["choices"], "seed": every["seed"], "settings": sections}
 
 
 def judging(cfg: DictConfig) -> Judging:
@@ -201,11 +207,16 @@ def options(cfg: DictConfig, model: Generator, maker: Callable) -> dict[str, Any
     Raises:
         UserError: the method does not take one, or it would change nothing.
     """
-    given = [name for name in ("sampler", "guidance", "temperature", "truncation") if cfg.get(name) is not None]
-    for name in given:
+    kinds = {name: kind for name, kind in preflight.options().items() if cfg.get(name) is not None}
+    for name in kinds:
         value = HydraConfig.get().runtime.choices.get(name, cfg[name])
         if name not in inspect.signature(maker).parameters:
             raise UserError(name, value, f"{type(model).__name__} takes no {name} here", f"leave {name} out")
         if name == "guidance" and not model.needs:
             raise UserError(name, value, "the model was trained without conditions", f"leave {name} out")
-    return {name: instantiate(cfg[name], _convert_="all") if name == "sampler" else float(cfg[name]) for name in given}
+    return {name: _option(cfg[name], name, kind) for name, kind in kinds.items()}
+
+
+def _option(value: Any, name: str, kind: Any) -> Any:
+    """An object that a page describes, or a number."""
+    return instantiate(value, _convert_="all") if isinstance(value, DictConfig) else preflight.fitted(value, name, kind)

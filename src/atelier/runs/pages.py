@@ -65,3 +65,16 @@ def places() -> tuple[tuple[str, str, str], ...]:
         for group, place in re.findall(r"^  - /?(\w+)@([\w.]+):", path.read_text(), re.MULTILINE):
             found.append((group, prefix + place, path.stem))
     return tuple(found)
+
+
+def offered(script: str) -> dict[str, list[str]]:
+    """Group -> how it is typed, of each that has another page than the one shipped: first those of the defaults."""
+    found: dict[str, set[str]] = {}
+    for group, place, shipped in re.findall(
+        r"^  - (\w+)(@[\w.]+)?: (\S+)", (CONF / f"{script}.yaml").read_text(), re.MULTILINE
+    ):
+        if {path.stem for path in (CONF / group).glob("*.yaml")} - {shipped}:
+            found.setdefault(group, set()).add(group + place)
+    for group, place, _ in places() if script == "train" else ():
+        found.setdefault(group, set()).add(f"{group}@{place}")
+    return {group: sorted(words) for group, words in found.items()}

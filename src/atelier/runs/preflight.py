@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
-from atelier.core.ranges import Name, NonNegFloat, NonNegInt, PositiveInt, Seed
+from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed
 from atelier.nets.stages import contract_of
 from atelier.runs.pages import known_keys, placed
 
@@ -54,9 +54,6 @@ ROOT: dict[str, Any] = {
     "root": Name | None,
     "batch_size": PositiveInt,
     "do": Name | None,
-    "guidance": NonNegFloat | None,
-    "temperature": NonNegFloat | None,
-    "truncation": NonNegFloat | None,
     "label": NonNegInt | None,
     "source": Name | None,
     "direction": Name | None,
@@ -81,13 +78,26 @@ def check(cfg: DictConfig) -> None:
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
             raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
-    for key in [key for key in ROOT if key in values]:
-        _fits(values[key], key, ROOT[key])
-    _fits(values.get("eval", {}).get("record", False), "eval.record", bool)
+    types = ROOT | (options() if "run" in values else {})
+    for key in [key for key in types if key in values]:
+        fitted(values[key], key, types[key])
+    fitted(values.get("eval", {}).get("record", False), "eval.record", bool)
     for key, node in _objects(values, ""):
         _check_call(node, key, raw)
     if "trainer" in values:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
+
+
+@functools.cache
+def options() -> dict[str, Any]:
+    """What some family's `sample` takes by keyword, with its annotation: keys of conf/sample.yaml and evaluate.yaml."""
+    found: dict[str, Any] = {}
+    for path in sorted((Path(__file__).parents[1] / "models").glob("[!_]*.py")):
+        classes = inspect.getmembers(importlib.import_module(f"atelier.models.{path.stem}"), inspect.isclass)
+        for sample in [kind.sample for _, kind in classes if hasattr(kind, "sample")]:
+            taken = _arguments(sample)
+            found |= {name: p.annotation for name, p in taken.items() if p.kind is p.KEYWORD_ONLY}
+    return found
 
 
 def ranks(devices: int, num_nodes: int) -> None:
@@ -151,7 +161,7 @@ def _objects(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
     prefix = _origin(raw, prefix)
     target, partial = _target(node["_target_"], prefix), node.get("_partial_", False)
-    _fits(partial, f"{prefix}._partial_", bool)
+    fitted(partial, f"{prefix}._partial_", bool)
     takes = _arguments(target)
     for key in node:
         if key not in takes and key not in ("_target_", "_partial_"):
@@ -162,7 +172,7 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         if contract_of(takes[key].annotation) is not None:
             _check_part(node[key], f"{prefix}.{key}")
         else:
-            _fits(node[key], _origin(raw, f"{prefix}.{key}"), takes[key].annotation)
+            fitted(node[key], _origin(raw, f"{prefix}.{key}"), takes[key].annotation)
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
@@ -175,7 +185,7 @@ def _check_part(given: Any, prefix: str) -> None:
     for key, value in given.items():
         if key not in PART:
             raise UserError(f"{prefix}.{key}", value, "there is no such key", f"leave {key} out")
-        _fits(value, f"{prefix}.{key}", PART[key])
+        fitted(value, f"{prefix}.{key}", PART[key])
 
 
 def _target(path: Any, prefix: str) -> Callable:
@@ -213,10 +223,15 @@ def _adapter(expected: Any) -> TypeAdapter | None:
         return None  # a dataclass: only an object will do
 
 
-def _fits(value: Any, name: str, expected: Any) -> None:
-    """Check one value, plain or an object to be built, against an annotation."""
+def fitted(value: Any, name: str, expected: Any) -> Any:
+    """One value, plain or an object to be built, as an annotation has it: a whole number where it says float is one.
+
+    Raises:
+        UserError: it does not fit.
+    """
     if isinstance(value, dict) and "_target_" in value:
-        return _fits_object(value, name, expected)
+        _fits_object(value, name, expected)
+        return value
     adapter = _adapter(expected)
     if adapter is None:
         raise UserError(name, value, f"it must be built: a {expected.__name__}", f"{name} as in the pages of conf/")
@@ -224,7 +239,7 @@ def _fits(value: Any, name: str, expected: Any) -> None:
     if isinstance(value, bool) and options and not any(option is value for option in options):
         raise UserError(name, value, f"it must be one of {_typed(options)}", f"{name}={_typed(options[0])}")
     try:
-        adapter.validate_python(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
         shown = "null" if value is None else value
         raise UserError(name, shown, _problem(error), _fix(name, value, expected, adapter)) from error
@@ -233,7 +248,7 @@ def _fits(value: Any, name: str, expected: Any) -> None:
 def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
     """A class must be of the kind that the argument takes, a function must return it."""
     target, partial = _target(node["_target_"], name), node.get("_partial_", False)
-    _fits(partial, f"{name}._partial_", bool)
+    fitted(partial, f"{name}._partial_", bool)
     made = Callable if partial else target
     if inspect.isfunction(made):
         made = get_type_hints(made).get("return", Any)

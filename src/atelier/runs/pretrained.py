@@ -36,12 +36,6 @@ FORMS = {  # what describes a part in its folder, and its weights beside it: a r
     "config.json": "diffusion_pytorch_model.safetensors",
 }
 PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training is told too
-ITS_OWN = set(  # of the data: how images are shown, and what is told of them
-    "batch_size budget flip jitter turn num_workers seed conditions label_factors".split()
-)
-NO_MATTER = set(  # for which images those are
-    "seed budget num_workers root download memory_mb cache conditions label_factors".split()
-)
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
 STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
 RANKS = (
@@ -61,8 +55,9 @@ class Plan:
     @functools.cached_property
     def alike(self) -> list[Path]:
         """Runs of the same recipe, net, budget and images, oldest first; looked for once, since all images are read."""
-        wanted = _identity(self.cfg)
-        alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder)) == wanted]
+        idle = build.data_fields(self.cfg, "NOT_PART")
+        wanted = _identity(self.cfg, idle)
+        alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder), idle) == wanted]
         if not alike:
             return []
         data = build.data(self.cfg)
@@ -182,9 +177,9 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     composed = _composed(words)
     _refuse_standing(composed, f"model.{name}.experiment", part.experiment)
     own = build.plain(composed.data)
-    asked = {_of(word) for word in typed}
+    asked, recipe = {_of(word) for word in typed}, build.data_fields(cfg, "OWN")
     for key, value in build.plain(cfg.data).items():
-        if f"data.{key}" in asked or (key not in ITS_OWN and value != own.get(key)):
+        if f"data.{key}" in asked or (key not in recipe and value != own.get(key)):
             words.append(f"data.{key}={typed_value(value)}")
     words += ["trainer.num_nodes=1"] * (composed.trainer.num_nodes != 1)
     return Plan(words, _composed(words))
@@ -271,10 +266,14 @@ def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
     return all(stored.get(key) == cfg.get(key) for key in ("seed", "choices", "data", "channels_last"))
 
 
-def _identity(cfg: DictConfig) -> dict[str, Any]:
-    """What of a config decides what comes out of it, but for the seed and the files themselves."""
+def _identity(cfg: DictConfig, idle: set[str]) -> dict[str, Any]:
+    """What of a config decides what comes out of it, but for the seed and the files themselves.
+
+    Args:
+        idle: fields of the set that do not.
+    """
     told = build.plain(cfg)
-    data = {key: value for key, value in told["data"].items() if key not in NO_MATTER}
+    data = {key: value for key, value in told["data"].items() if key not in idle}
     return {"model": told["model"], "data": data, "images": told["budget"]["images"], "ema": told["callbacks"]["ema"]}
 
 

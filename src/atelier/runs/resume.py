@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.core.errors import UserError
 from atelier.core.launchers import rank
-from atelier.runs.build import parts, plain, stored_config
+from atelier.runs.build import data_fields, parts, plain, stored_config
 from atelier.runs.folders import shorter
 from atelier.runs.pretrained import adopt
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from atelier.data.base import DataModule
 
 FREE = "budget eval checkpoint metrics logger trainer run_dir resume check objective compile".split()
-FREE_DATA = ("budget", "num_workers", "root", "download", "memory_mb", "on_bad_image", "cache")
 PATIENCE = 1800.0  # seconds without a sign of life of rank 0
 
 
@@ -89,9 +88,9 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
     stored.setdefault("channels_last", False)  # runs from before there was this key
     for key in FREE:
         new[key] = stored.get(key)  # what refers to it is free too: schedules follow the budget, which may grow
+    free = {f"data.{name}" for name in data_fields(cfg, "MAY_CHANGE")}
     for key, (old, now) in _differences(plain(stored), plain(new), "").items():
-        top, _, rest = key.partition(".")
-        if not (top == "data" and rest in FREE_DATA):
+        if key not in free:
             key = key.removeprefix("choices.")
             raise UserError(key, now, f"the run in {folder} was started with {old}", f"{key}={old} or run_dir=NEW")
 

@@ -1,0 +1,97 @@
+"""The folder in which the pictures of a request are written."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from atelier.checkpoints.store import write_text
+from atelier.core.errors import UserError
+from atelier.images.pictures import beside, framed, grid, save_gif, save_png, shrunk
+
+COLUMNS = 8  # of the grid of a verb whose pictures have places there
+REQUEST = "request.yaml"
+GRID = "grid.png"
+WALK = "walk.gif"  # from each latent to the next
+SHOWN = 64  # pictures in grid.png
+GRID_SIDE = 256  # of a picture there that was made of a file, at most
+
+
+class Made(NamedTuple):
+    """Pictures in order, (n, C, H, W) uint8, what they were made of, and the names of their files."""
+
+    images: Tensor
+    sources: Tensor | None = None
+    names: list[str] | None = None
+
+
+class Folder:
+    """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and for an interpolation `walk.gif`.
+
+    Args:
+        path: made if need be; the pictures of an earlier request there are replaced.
+        request: what was asked for; `do` and `n` among it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, request: dict[str, Any]) -> None:
+        self.path, self.request, self.n = Path(path), request, 0
+        self.first: list[Tensor] = []
+        self.before = _length(self.path / REQUEST)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / REQUEST).touch()
+        except OSError as error:
+            raise UserError("out", path, f"it cannot be written ({error.strerror})", "out=A_FOLDER_OF_YOURS") from error
+
+    def add(self, made: Made) -> None:
+        """Write the next pictures; the grid shows what they were made of beside them."""
+        images, sources, names = made
+        for k, image in enumerate(images):
+            path = self.path / (f"{self.n:06d}.png" if names is None else names[k])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(image, path)
+            self.n += 1
+        if sum(map(len, self.first)) < SHOWN:
+            shown = images.cpu() if sources is None else beside([sources, images])
+            self.first.append(shown if names is None else shrunk(shown, GRID_SIDE))
+            self.kinds = 1 if sources is None else 2
+        show_progress("images", self.n, self.request["n"])
+
+    def finish(self) -> None:
+        """Write the grid and the request, and remove what an earlier, longer request left."""
+        for k in range(self.n, self.before):
+            (self.path / f"{k:06d}.png").unlink(missing_ok=True)
+        sizes = {images.shape[2:] for images in self.first}
+        if len(sizes) > 1:  # of files
+            self.first = [framed(images, max(map(max, sizes))) for images in self.first]
+        shown = torch.cat(self.first)[:SHOWN]
+        square = self.kinds * math.ceil(math.sqrt(len(shown)) / self.kinds)
+        save_png(grid(shown, square if self.request["do"] == "sample" else COLUMNS), self.path / GRID)
+        (self.path / WALK).unlink(missing_ok=True)
+        if self.request["do"] == "interpolate":
+            save_gif(torch.stack([grid(picture[None]) for picture in shown]), self.path / WALK)
+        write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
+        print(f"{self.n} images and grid.png in {self.path}", flush=True)
+
+
+def _length(path: Path) -> int:
+    """How many numbered pictures an earlier request.yaml asked for; 0 where there is none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if any(line.startswith("source: ") and line != "source: null" for line in lines):
+        return 0
+    return next((int(line[3:]) for line in lines if line.startswith("n: ")), 0)
+
+
+def show_progress(what: str, done: int, n: int) -> None:
+    """Progress on one line of a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done:,} of {n:,}", end="\n" if done >= n else "", file=sys.stderr, flush=True)

@@ -1,0 +1,326 @@
+"""What a trained model is asked for: one object, checked, with a method for each verb of sample.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atelier.core.batch import Batch
+from atelier.core.errors import UserError, nearest
+from atelier.core.rng import ImageRngs
+from atelier.data.base import DataModule
+from atelier.data.reading import pixels, square
+from atelier.evaluation.evaluator import sample
+from atelier.images.pixels import to_float, to_uint8
+from atelier.models.base import Autoencoder, Cond, Generator, Latent, Styled, Translator
+from atelier.requests import files, latents
+from atelier.requests.folder import COLUMNS, Made
+
+
+def verbs(model: Generator) -> dict[str, Callable]:
+    """Verbs that a model can be asked for -> the method whose keyword arguments are the options of that verb."""
+    able: dict[str, Callable] = {"sample": model.sample}
+    if isinstance(model, Latent):
+        able |= {"interpolate": model.render, "traverse": model.render, "project": model.render}
+    if isinstance(model, Styled):
+        able |= {"mix": model.render, "truncate": model.paint}
+    if isinstance(model, Autoencoder):
+        able |= {"reconstruct": model.decode, "resample": model.decode}
+    return able
+
+
+def verb(asked: str | None, model: Generator) -> str:
+    """What to do: as asked, or `reconstruct` for autoencoders and else `sample`.
+
+    Raises:
+        UserError: the model cannot do that.
+    """
+    able = list(verbs(model))
+    if asked is None:
+        return "reconstruct" if "reconstruct" in able else "sample"
+    if asked not in able:
+        fix = f"do={nearest(asked, able) or able[0]}"
+        raise UserError("do", asked, f"{type(model).__name__} can {', '.join(able)}", fix)
+    return asked
+
+
+@dataclass
+class Request:
+    """Pictures wanted of a trained model; picture k is the same however many are made at once.
+
+    Methods named after verbs make pictures first .. first + n - 1. They run under `torch.inference_mode`.
+
+    Args:
+        model: in eval mode, on its device.
+        data: set whose test images give conditions, sources and what is reconstructed.
+        options: keyword arguments of the model's method (`verbs`), beside its defaults.
+        seed: of image k's noise, with k.
+        items: test images whose condition the pictures take in turn; None: all of them in order.
+        case: direction of a translator, one of `model.cases`.
+        given: Batch fields (1, ...) that stand in place of the test images'.
+    """
+
+    model: Generator
+    data: DataModule
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    items: list[int] | None = None
+    case: str = ""
+    given: Batch = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Generator, data: DataModule, options: dict[str, Any], words: Mapping[str, Any]) -> Request:
+        """The request that the keys of conf/sample.yaml describe, `do` being a verb of this model.
+
+        Raises:
+            UserError: the model or the set has not what is asked for.
+        """
+        items = _items(words["do"], model, data, words["label"], words["source"] is not None)
+        case = _case(words["direction"], model)
+        _check_scale(words["scale"], model)
+        given = _given(words["attributes"], model, data)
+        _check_source(words["source"], model, words["do"])
+        return cls(model, data, options, words["seed"], items, case, given)
+
+    def pictures(self, verb: str, n: int, batch_size: int) -> Iterator[Made]:
+        """The n pictures of a verb, so many at a time."""
+        for first in range(0, n, batch_size):
+            yield getattr(self, verb)(first, min(batch_size, n - first))
+
+    def conditions(self, first: int, n: int) -> Cond:
+        """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again."""
+        if self.items is None:
+            batch = self.data.test_batch(first, n)
+        else:
+            numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
+            batch = self.data.split("test").read(numbers, None)
+        batch |= {name: value.expand(n, -1) for name, value in self.given.items()}
+        return self.model.condition(batch, self.case)
+
+    # ---- verbs
+
+    def sample(self, first: int, n: int) -> Made:
+        """Images of the model; a translator's beside their sources."""
+        cond = self.conditions(first, n)
+        sources = to_uint8(cond[self.model.source_fields[self.case]]) if isinstance(self.model, Translator) else None
+        return Made(to_uint8(sample(self.model, cond, self._rngs(first, n), self.options)), sources)
+
+    def reconstruct(self, first: int, n: int) -> Made:
+        """Test images, each followed by what the model makes of it."""
+        return self._reconstructed(first, n, drawn=False)
+
+    def resample(self, first: int, n: int) -> Made:
+        """Test images, each followed by what the model makes of a draw of its posterior."""
+        return self._reconstructed(first, n, drawn=True)
+
+    def interpolate(self, first: int, n: int) -> Made:
+        """Row r goes from latent r to latent r + 1, under the condition of image r.
+
+        An autoencoder's latents are those of the test images, and the way is straight; else they are draws of the
+        prior, and the way is the great circle, since independent normal latents are nearly orthogonal.
+        """
+        rows, columns = _cells(first, n)
+        base, count = int(rows[0]), int(rows[-1] - rows[0]) + 2
+        cond = self.conditions(base, count)
+        ends = self._latents(base, count, cond)
+        place = (rows - base).to(ends.device)
+        way = latents.straight if isinstance(self.model, Autoencoder) else latents.great_circle
+        z = way(ends[place], ends[place + 1], columns / (COLUMNS - 1))
+        return self._rendered(z, _rows(cond, place), first)
+
+    def traverse(self, first: int, n: int) -> Made:
+        """Row r is latent 0 with its coordinate r set to -REACH .. REACH, all other coordinates as they are."""
+        rows, columns = _cells(first, n)
+        cond = self.conditions(0, 1)
+        start = self._latents(0, 1, cond)
+        z = latents.along(start, rows, columns / (COLUMNS - 1))
+        return self._rendered(z, _rows(cond, torch.zeros_like(rows)), first)
+
+    def truncate(self, first: int, n: int) -> Made:
+        """Row r is image r, its style moved from the mean of all styles through its own to TRUNCATED times as far."""
+        rows, columns = _cells(first, n)
+        base, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
+        cond = self.conditions(base, count)
+        z = self.model.draw(self._rngs(base, count), cond)
+        styles = latents.truncated(self.model, z, cond, rows - base, columns / (COLUMNS - 1))
+        return Made(to_uint8(self.model.paint(styles, ImageRngs.of(self.seed, rows.tolist()))))
+
+    def mix(self, first: int, n: int) -> Made:
+        """The picture in row r > 0 and column c > 0 has the coarse styles of the one at its left, the fine ones of the
+
+        one on top of its column (Karras et al. 2019, StyleGAN, figure 3).
+        """
+        rows, columns = _cells(first, n)
+        left = torch.where(rows > 0, COLUMNS - 1 + rows, columns)
+        top = torch.where(columns > 0, columns, left)
+        last = int(max(left.max(), top.max())) + 1
+        cond = self.conditions(0, last)
+        styles = self.model.styles(self.model.draw(self._rngs(0, last), cond), cond, **self.options)
+        return Made(to_uint8(self.model.paint(latents.mixed(styles, left, top), self._rngs(first, n))))
+
+    def project(self, first: int, n: int) -> Made:
+        """Test images, each followed by the nearest that a latent was found for."""
+        base, skipped, count = _pairs(first, n)
+        batch = self.data.test_batch(base, count)
+        x, cond = batch["image"].to(self.model.device), self.model.condition(batch, self.case)
+        return _beside(x, latents.projection(self.model, x, cond, self._rngs(base, count), self.options), skipped, n)
+
+    # ---- of files
+
+    def translate(self, sources: list[files.Source]) -> Iterator[Made]:
+        """What a translator makes of each file, (1, C, H, W), beside it.
+
+        Raises:
+            UserError: attributes are needed and none were given, or a file cannot be read.
+        """
+        if "target" in self.model.needs and "target" not in self.given:
+            fix = f"attributes={self.data.attribute_names[0]}"
+            raise UserError("attributes", None, "what are the images to get?", fix)
+        for k, (name, path) in enumerate(sources):
+            source = pixels(files.opened(path, self.data))[None]
+            yield Made(to_uint8(self.translated(to_float(source), k)), source, [name])
+
+    def translated(self, x: Tensor, k: int) -> Tensor:
+        """What becomes of image k, (1, C, H, W) in [-1, 1] of any size; in parts if large and the net is local."""
+        model = self.model
+        return files.tiled(lambda part: self._translated_whole(part, k), x, model.reach, model.multiple, model.enlarges)
+
+    def project_files(self, sources: list[files.Source]) -> Iterator[Made]:
+        """The nearest to the central square of each file that a latent was found for, beside it.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        for k, (name, path) in enumerate(sources):
+            source = pixels(square(files.opened(path, self.data), self.data.image_size))[None]
+            x, cond = to_float(source).to(self.model.device), self.conditions(k, 1)
+            near = latents.projection(self.model, x, cond, self._rngs(k, 1), self.options)
+            yield Made(to_uint8(near), source, [name])
+
+    # ---- pieces
+
+    def _rngs(self, first: int, n: int) -> ImageRngs:
+        return ImageRngs(self.seed, first, n)
+
+    def _latents(self, first: int, n: int, cond: Cond) -> Tensor:
+        """Latents of test images where the model encodes, else draws of its prior."""
+        if isinstance(self.model, Autoencoder):
+            return self.model.encode(self.data.test_batch(first, n)["image"].to(self.model.device))
+        return self.model.draw(self._rngs(first, n), cond)
+
+    def _rendered(self, z: Tensor, cond: Cond, first: int) -> Made:
+        return Made(to_uint8(self.model.render(z, cond, self._rngs(first, len(z)), **self.options)))
+
+    def _reconstructed(self, first: int, n: int, drawn: bool) -> Made:
+        """Of the mode of the posterior, or of a draw."""
+        base, skipped, count = _pairs(first, n)
+        x = self.data.test_batch(base, count)["image"].to(self.model.device)
+        z = self.model.encode(x, self._rngs(base, count) if drawn else None)
+        return _beside(x, self.model.decode(z, **self.options), skipped, n)
+
+    def _translated_whole(self, x: Tensor, k: int) -> Tensor:
+        """Sides are continued to what the net takes, which is cut off the result."""
+        height, width = x.shape[2:]
+        field, factor = self.model.source_fields[self.case], self.model.enlarges
+        cond = self.model.condition(self.given | {field: files.continued(x, self.model.multiple)}, self.case)
+        image = sample(self.model, cond, self._rngs(k, 1), self.options)
+        return image[:, :, : factor * height, : factor * width]
+
+
+def _cells(first: int, n: int) -> tuple[Tensor, Tensor]:
+    """Row and column of pictures first .. first + n - 1 of a grid, (n,) each."""
+    numbers = torch.arange(first, first + n)
+    return numbers // COLUMNS, numbers % COLUMNS
+
+
+def _pairs(first: int, n: int) -> tuple[int, int, int]:
+    """Of pictures first .. first + n - 1, two a test image: the first image, pictures to leave out, how many images."""
+    base, skipped = divmod(first, 2)
+    return base, skipped, (skipped + n + 1) // 2
+
+
+def _beside(x: Tensor, made: Tensor, skipped: int, n: int) -> Made:
+    return Made(to_uint8(torch.stack([x, made], dim=1).flatten(0, 1)[skipped:][:n]))
+
+
+def _rows(cond: Cond, index: Tensor) -> Cond:
+    """The conditions at these places, which may come again."""
+    return {name: value[index.to(value.device)] for name, value in cond.items()}
+
+
+# ---- what is checked
+
+
+def _items(verb: str, model: Generator, data: DataModule, label: int | None, files: bool) -> list[int] | None:
+    """Test images with this label, whose condition the pictures take in turn; None: all in order.
+
+    Args:
+        files: whether the request is about image files, whose class only the user knows.
+
+    Raises:
+        UserError: nothing here follows a label, no test image has it, or it is not given and must be.
+    """
+    if label is None:
+        if verb == "project" and files and "label" in model.needs:
+            raise UserError("label", None, "of which class are the images?", "label=0")
+        return None
+    if verb in ("reconstruct", "resample") or (verb == "project" and not files):
+        raise UserError("label", label, f"do={verb} is of the test images in order", "do=sample")
+    if "label" not in model.needs:
+        raise UserError("label", label, f"{type(model).__name__} was trained without labels", "leave label out")
+    if label >= data.n_classes:
+        problem = f"the {data.n_classes} labels are 0 to {data.n_classes - 1}"
+        raise UserError("label", label, problem, f"label={data.n_classes - 1}")
+    order = torch.tensor(data.order("test"))
+    labels = data.split("test").labels[order]
+    if label not in labels:
+        raise UserError("label", label, f"none of {len(order)} test images has it", f"label={int(labels[0])}")
+    return order[labels == label].tolist()
+
+
+def _case(asked: str | None, model: Generator) -> str:
+    """The direction asked for, or the model's first."""
+    if asked is None or asked in model.cases:
+        return model.cases[0] if asked is None else asked
+    named = [name for name in model.cases if name]
+    fix = f"direction={nearest(asked, named) or named[0]}" if named else "leave direction out"
+    problem = (
+        f"{type(model).__name__} goes {', '.join(named)}" if named else f"{type(model).__name__} has no directions"
+    )
+    raise UserError("direction", asked, problem, fix)
+
+
+def _check_scale(scale: int | None, model: Generator) -> None:
+    enlarges = model.enlarges if isinstance(model, Translator) else 1
+    if scale is not None and scale != enlarges:
+        problem = f"{type(model).__name__} of this run makes images {enlarges} times as wide"
+        raise UserError("scale", scale, problem, f"scale={enlarges}, or another run")
+
+
+def _given(names: list[str] | str | None, model: Generator, data: DataModule) -> Batch:
+    """The attributes to give, (1, A) of 0 and 1, as a Batch field.
+
+    Raises:
+        UserError: no such attribute, or nothing here takes attributes.
+    """
+    if names is None:
+        return {}
+    if "target" not in model.needs:
+        raise UserError("attributes", names, f"{type(model).__name__} takes none", "leave attributes out")
+    known, chosen = data.attribute_names, [names] if isinstance(names, str) else names
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        fix = f"attributes={nearest(unknown[0], known) or known[0]}"
+        raise UserError("attributes", unknown[0], f"the set has {', '.join(known)[:90]}", fix)
+    return {"target": torch.tensor([[float(name in chosen) for name in known]])}
+
+
+def _check_source(source: str | Path | None, model: Generator, verb: str) -> None:
+    if source is not None and not isinstance(model, Translator) and verb != "project":
+        fix = "do=project, or leave source out" if isinstance(model, Latent) else "leave source out"
+        raise UserError("source", source, f"{type(model).__name__} makes images of nothing", fix)
