@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
@@ -22,16 +23,16 @@ class Shades:
     def __init__(self, conditions: tuple[str, ...]) -> None:
         self.conditions = conditions
 
-    def __call__(self, cond: dict[str, torch.Tensor], n: int) -> torch.Tensor:
-        return torch.full((n, 1), 2.0) if self.conditions else self.null(n)
+    def __call__(self, cond: dict[str, torch.Tensor], n: int) -> Condition:
+        return Condition(torch.full((n, 1), 2.0)) if self.conditions else self.null(n)
 
-    def null(self, n: int) -> torch.Tensor:
-        return torch.zeros(n, 1)
+    def null(self, n: int) -> Condition:
+        return Condition(torch.zeros(n, 1))
 
 
-def shade(x_t: torch.Tensor, time: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+def shade(x_t: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:
     sizes.append(len(x_t))
-    return torch.ones_like(x_t) * cond.view(-1, 1, 1, 1)
+    return torch.ones_like(x_t) * cond.vector.view(-1, 1, 1, 1)
 
 
 sizes: list[int] = []
@@ -97,7 +98,7 @@ MEAN = 0.5  # of Gaussian latents of unit deviation
 def best(objective: Objective, error: float) -> Drawing:
     """The net that is best for such latents, but for `error` in each of its answers."""
 
-    def net(x_t: torch.Tensor, time: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+    def net(x_t: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:
         t = time.double() / 1000 if isinstance(objective.schedule, Flow) else (time.double() + 1) / 1000
         alpha, sigma = (value.float() for value in objective.schedule.pair(t, like=x_t.double()))
         x = (alpha * x_t + sigma**2 * MEAN) / (alpha**2 + sigma**2)

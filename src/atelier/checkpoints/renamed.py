@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-TARGETS = {  # the beginning of a `_target_`
+TARGETS = {  # a `_target_`, or with a dot at the end the beginning of one
     "atelier.trainer.": "atelier.runs.trainer.",
     "atelier.loggers.": "atelier.runs.loggers.",
     "atelier.callbacks.judging.": "atelier.evaluation.evaluator.",
+    "atelier.nets.conditioning.Condition": "atelier.nets.conditioning.ConditionEmbedder",
 }
+WEIGHTS = {"nothing": "null_embedding"}  # the last part of a weight's name
 
 
 def today(node: Any) -> Any:
@@ -19,10 +21,19 @@ def today(node: Any) -> Any:
         return node
     node = {key: today(value) for key, value in node.items()}
     if "_target_" in node:
-        node["_target_"] = _target(node["_target_"])
+        node["_target_"] = _target(str(node["_target_"]))
+    return node
+
+
+def weights(node: Any) -> Any:
+    """A loaded checkpoint or state dict, its weights under the names of today; changed in place."""
+    for key in list(node) if isinstance(node, dict) else ():
+        value = weights(node.pop(key))
+        place, dot, last = str(key).rpartition(".")
+        node[place + dot + WEIGHTS[last] if last in WEIGHTS else key] = value
     return node
 
 
 def _target(path: str) -> str:
-    old = next((old for old in TARGETS if str(path).startswith(old)), None)
-    return path if old is None else TARGETS[old] + path.removeprefix(old)
+    old = next((old for old in TARGETS if path == old or old.endswith(".") and path.startswith(old)), path)
+    return TARGETS.get(old, old) + path.removeprefix(old)

@@ -31,11 +31,7 @@ def user_error(error: BaseException) -> UserError | None:
     outer = ""
     for cause in causes(error):
         if isinstance(cause, UserError):
-            if cause.key.startswith("."):
-                place = _full_key(outer)
-                fix = place + cause.fix if cause.fix.startswith(".") else cause.fix
-                return UserError(place + cause.key, cause.value, cause.problem, fix)
-            return cause
+            return cause.at(_full_key(outer, ""))
         outer += f"{cause}\n"
     chain = list(causes(error))
     return _composition_error(chain) or _loader(chain) or _memory(chain)
@@ -158,9 +154,9 @@ def _is_group_override(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "Config group override must be" in str(error)
 
 
-def _full_key(text: str) -> str:
+def _full_key(text: str, otherwise: str = "config") -> str:
     found = re.search(r"full_key: (\S+)", text)
-    return found.group(1) if found else "config"
+    return found.group(1) if found else otherwise
 
 
 def _unknown_page(text: str) -> UserError | None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from atelier.core.condition import Condition
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import clipped, guided
 from atelier.diffusion.objective import Net, Objective
@@ -15,14 +16,14 @@ from atelier.diffusion.samplers import Sampler, start
 
 
 class Embedder(Protocol):
-    """Conditions to vectors (n, D)."""
+    """What is asked of n images to what their net takes."""
 
     conditions: tuple[str, ...]
 
-    def __call__(self, cond: dict[str, Tensor], n: int) -> Tensor: ...
+    def __call__(self, cond: dict[str, Tensor], n: int) -> Condition: ...
 
-    def null(self, n: int) -> Tensor:
-        """Those for "not told"."""
+    def null(self, n: int) -> Condition:
+        """The condition of n images of which nothing is known."""
         ...
 
 
@@ -32,7 +33,7 @@ class Drawing:
 
     Args:
         objective: that the net was trained by.
-        net: (x_t, time, vectors) -> target.
+        net: (x_t, time, condition) -> target.
         embedder: of its conditions.
         sampler: used unless another is asked for.
         guidance: used unless another is asked for: D_u + guidance (D_c - D_u), 1 = off, 0 = without condition.

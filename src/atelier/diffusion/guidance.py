@@ -7,22 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from atelier.core.condition import Condition
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
-ConditionalDenoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+ConditionalDenoise = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
-def guided(denoise: ConditionalDenoise, cond: Tensor | None, null: Tensor | None, guidance: float) -> Denoise:
+def guided(denoise: ConditionalDenoise, cond: Condition, null: Condition, guidance: float) -> Denoise:
     """Classifier-free guidance: D = D_u + g (D_c - D_u)   (Ho & Salimans 2022, eq. 6, g = 1 + w).
 
     Args:
         denoise: (x_t, t, cond) -> denoised.
-        cond: condition of each image, (B, ...), or None.
-        null: "no condition" in the same shape; not used with guidance 1.
+        cond: of each of B images.
+        null: that of B images of which nothing is known; not used with guidance 1.
         guidance: g; 1 = off: the net is called with `cond` alone. Otherwise one call holds both halves.
     """
-    if cond is None or null is None or guidance == 1:
+    if guidance == 1:
         return lambda x_t, t: denoise(x_t, t, cond)
-    both = torch.cat([null, cond])
+    both = null.cat(cond)
 
     def denoise_both(x_t: Tensor, t: Tensor) -> Tensor:
         free, asked = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)

@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveFloat, PositiveInt, Probability
 from atelier.diffusion.schedules import Schedule
 from atelier.diffusion.targets import Target, Weighting, denoised, target, weight
 
-Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Net = Callable[[Tensor, Tensor, Condition | None], Tensor]
 
 
 class Objective(nn.Module):
@@ -62,7 +63,7 @@ class Objective(nn.Module):
         self.mean_end, self.mean_images = mean_end, mean_images
         self.space, self.floor = space, floor
 
-    def forward(self, net: Net, x: Tensor, cond: Tensor | None = None, images_seen: int = 0) -> Tensor:
+    def forward(self, net: Net, x: Tensor, cond: Condition | None = None, images_seen: int = 0) -> Tensor:
         """The loss of each image, (B,) float32, for x (B, C, H, W) float32; draws from torch's generator."""
         t = self.draw(len(x), x.device, images_seen)                       # (B,)
         eps = torch.randn_like(x)                                          # (B, C, H, W)
@@ -86,7 +87,7 @@ class Objective(nn.Module):
             t = (mean + self.deviation * torch.randn(n, device=device, dtype=torch.float64)).sigmoid()
         return self.schedule.snap(t)
 
-    def denoise(self, net: Net, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def denoise(self, net: Net, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """The net's estimate of E[x | x_t], float32: x_t (B, C, H, W) float32, t (B,) in (0, 1]."""
         output = net(x_t, self.schedule.net_time(t), cond).float()
         alpha, sigma = self.schedule.pair(t, like=x_t)

@@ -15,7 +15,7 @@ from atelier.diffusion.drawing import Drawing
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
-from atelier.nets.conditioning import Condition
+from atelier.nets.conditioning import ConditionEmbedder
 from atelier.nets.unet import UNet
 
 
@@ -39,7 +39,7 @@ class DDPM(Generator):
         self,
         objective: Objective,
         net: UNet,
-        embedder: Condition,
+        embedder: ConditionEmbedder,
         drop: Probability,
         sampler: Sampler,
         guidance: NonNegFloat,

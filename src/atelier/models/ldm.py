@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atelier.core.batch import Batch
+from atelier.core.errors import within
 from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
@@ -16,7 +17,7 @@ from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
 from atelier.nets.codec import LatentCodec
-from atelier.nets.conditioning import Condition
+from atelier.nets.conditioning import ConditionEmbedder
 from atelier.nets.frozen import Frozen
 from atelier.nets.stages import FirstStage, keeps
 from atelier.nets.unet import UNet
@@ -42,7 +43,7 @@ class LDM(Generator):
         codec: Callable,
         objective: Objective,
         net: Callable | UNet,  # a net in runs from before sizes followed from the first stage
-        embedder: Condition,
+        embedder: ConditionEmbedder,
         drop: Probability,
         sampler: Sampler,
         guidance: NonNegFloat,
@@ -51,9 +52,10 @@ class LDM(Generator):
         first_stage: FirstStage,
     ) -> None:
         super().__init__()
-        keeps(first_stage, FirstStage, "model.first_stage")
+        keeps(first_stage, FirstStage, ".first_stage")
         channels, _, size = first_stage.latent_shape
-        self.net: UNet = net if isinstance(net, UNet) else net(image_size=size, image_channels=channels)
+        with within(".net"):
+            self.net: UNet = net if isinstance(net, UNet) else net(image_size=size, image_channels=channels)
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.embedder, self.drop = objective, embedder, drop
         self.needs = frozenset(embedder.conditions)
