@@ -19,8 +19,7 @@ def sample(cfg: DictConfig) -> None:
     """Load a run, make what was asked for, write it with the request beside it."""
     from pathlib import Path
 
-    import torch
-
+    from atelier.models.base import sampling
     from atelier.requests import files, studio
     from atelier.runs.trainer import autocast, device
 
@@ -36,7 +35,7 @@ def sample(cfg: DictConfig) -> None:
     folder = Path(cfg.out or run.folder / "pictures" / folders.stamp())
     found = [] if cfg.source is None else files.files(cfg.source, model, verb, folder)
     out = studio.Folder(folder, request | ({"n": len(found)} if found else {}))
-    with torch.inference_mode(), autocast(model, cfg.precision or run.cfg.trainer.precision):
+    with sampling(model), autocast(model, cfg.precision or run.cfg.trainer.precision):
         if found:
             if verb == "project":
                 made = files.projections(model, run.data, options, cfg.seed, items, found)
