@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atelier.core.condition import Condition
-from atelier.diffusion.guidance import clipped, guided
+from atelier.diffusion.guidance import ClassifierFree, clipped
 
 X, T = torch.randn(4, 3, 2, 2), torch.full((4,), 0.5)
 COND, NULL = Condition(torch.arange(8.0).view(4, 2)), Condition(torch.full((4, 2), -1.0))
@@ -21,7 +21,7 @@ class Spy:
 
 def test_one_equals_unguided_and_is_one_plain_call():
     spy = Spy()
-    assert torch.equal(guided(spy, COND, NULL, 1)(X, T), spy(X, T, COND))
+    assert torch.equal(ClassifierFree(guidance=1)(spy, COND, NULL)(X, T), spy(X, T, COND))
     assert spy.calls[0][2] is COND
     assert len(spy.calls[0][0]) == 4
 
@@ -29,7 +29,7 @@ def test_one_equals_unguided_and_is_one_plain_call():
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
 def test_line_through_both_answers_in_one_call(guidance):
     spy = Spy()
-    result = guided(spy, COND, NULL, guidance)(X, T)
+    result = ClassifierFree(guidance=guidance)(spy, COND, NULL)(X, T)
     assert [len(x_t) for x_t, _, _ in spy.calls] == [8]
     free, asked = spy(X, T, NULL), spy(X, T, COND)
     torch.testing.assert_close(result, free + guidance * (asked - free))

@@ -208,7 +208,7 @@ def test_the_first_stage_stays_as_it_is() -> None:
 def test_a_first_stage_without_codes_is_refused() -> None:
     stage = VAENet(image_size=8, image_channels=3, width=4, downs=1, latent_channels=2, patch=1)
     embedder = ConditionEmbedder(dim=8, conditions=[], n_classes=0, label_factors=[], n_attributes=0)
-    with pytest.raises(UserError, match="model.first_stage=VAENet: its latents are no codes"):
+    with pytest.raises(UserError, match=r"\.first_stage=VAENet: its latents are no codes"):
         VQPrior(lambda n_codes, n_places: nn.Identity(), embedder, 0.1, 1.0, 1.0, torch.optim.SGD, None, stage)
 
 

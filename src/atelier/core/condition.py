@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,3 +60,18 @@ class Condition:
     def _each(self, change: Callable[..., Tensor], *others: Condition) -> Condition:
         columns = zip(self._values(), *(other._values() for other in others), strict=True)
         return Condition(*(None if column[0] is None else change(*column) for column in columns))
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What is asked of n images, by name, to the condition that their net takes."""
+
+    conditions: tuple[str, ...]
+
+    def __call__(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
+        """The condition of n images; where `drop` (n,) bool is true, that of `null`."""
+        ...
+
+    def null(self, n: int) -> Condition:
+        """The condition of n images of which nothing is known."""
+        ...
