@@ -295,6 +295,32 @@ def test_an_object_behind_an_interpolation_is_checked() -> None:
     assert "error: budget.net" in line_of(lambda: preflight.check(cfg))
 
 
+class Other(nn.Module):
+    """A net of another name, with other names for its arguments."""
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, c: object) -> torch.Tensor:
+        return noisy
+
+
+class NoNet(nn.Module):
+    """Of one argument, as an autoencoder has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(Other, True), (NoNet, False)])
+def test_a_net_is_known_by_what_it_takes(kind: type, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kind, "__module__", "atelier.nets.unet")
+    monkeypatch.setattr("atelier.nets.unet.Mine", kind, raising=False)
+    cfg = composed("model=flow")
+    OmegaConf.set_struct(cfg, False)
+    cfg.model.net = {"_target_": "atelier.nets.unet.Mine"}
+    if fits:
+        return preflight.check(cfg)
+    assert "Mine: it makes no DenoisingNet. Fix: model.net as" in line_of(lambda: preflight.check(cfg))
+
+
 @pytest.mark.parametrize("key", ["model", "trainer", "logger", "metrics", "callbacks", "callbacks.clock"])
 def test_a_page_without_an_object_is_refused(key: str) -> None:
     cfg = composed()

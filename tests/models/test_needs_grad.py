@@ -40,9 +40,15 @@ class Energy(Generator):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return adamw(
-            self.parameters(), lr=1e-6, betas=[0.9, 0.99], weight_decay=0.0, warmup_images=0, decay="constant",
-            decay_from=0, decay_to=16,
-        )  # fmt: skip
+            self.parameters(),
+            lr=1e-6,
+            betas=[0.9, 0.99],
+            weight_decay=0.0,
+            warmup_images=0,
+            decay="constant",
+            decay_from=0,
+            decay_to=16,
+        )
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         x, step = rngs.randn(3, 8, 8, device=self.device), 0.005
