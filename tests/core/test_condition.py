@@ -11,7 +11,7 @@ from atelier.core.condition import Condition
 
 
 def condition(value: float, n: int = 3) -> Condition:
-    rows = value + torch.arange(n)
+    rows = value + torch.arange(float(n))
     tokens = rows.view(n, 1, 1).expand(n, 4, 2)
     mask = torch.arange(4) <= torch.arange(n)[:, None]
     return Condition(rows.view(n, 1).expand(n, 5), tokens, mask, rows.view(n, 1, 1, 1).expand(n, 2, 6, 6))
