@@ -45,10 +45,10 @@ MUTATIONS = [
     ),
     Mutation(
         "min-SNR is max-SNR",
-        "diffusion/targets.py",
+        "diffusion/weightings.py",
         "snr.clamp(max=",
         "snr.clamp(min=",
-        "tests/diffusion/test_targets.py",
+        "tests/diffusion",
     ),
     Mutation(
         "the posterior forgets how much of x_t is kept",
@@ -67,8 +67,8 @@ MUTATIONS = [
     Mutation(
         "guidance starts from the conditional answer",
         "diffusion/guidance.py",
-        "return free + guidance * (asked - free)",
-        "return asked + guidance * (asked - free)",
+        "return free + self.guidance * (asked - free)",
+        "return asked + self.guidance * (asked - free)",
         "tests/diffusion/test_guidance.py",
     ),
     Mutation(

@@ -23,7 +23,9 @@ from torch import nn
 
 import train as entry
 from atelier.cli import messages
-from atelier.runs import preflight
+from atelier.core.rng import ImageRngs
+from atelier.runs import build, preflight
+from atelier.runs.pages import places
 from tests.compose import CONF, composed
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
 from tests.tiny import task
@@ -70,8 +72,8 @@ PAGES = [
     ("train", "", ""), ("sample", "", ""), ("evaluate", "", ""),
 ]  # fmt: skip
 RIGHT = {  # (key, value): values that look wrong and are not
-    ("model.objective.mean", "-1"): "a logit has either sign",
-    ("model.objective.mean_end", "-1"): "a logit has either sign",
+    ("model.objective.time_distribution.mean", "-1"): "a logit has either sign",
+    ("model.objective.time_distribution.mean_end", "-1"): "a logit has either sign",
     ("model.codec.shift", "-1"): "a shift has either sign",
 }
 
@@ -210,8 +212,16 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "data.batch_size=0": "it must be greater than 0",
     "data.n_classes=10": "error: data.n_classes=10: it must be 36. Fix: data.n_classes=36",
     "data.conditions=[labl]": "it must be 'label' or 'attributes'",
-    "model.net=abc": "error: model.net=abc: it must be an instance of UNet",
-    "model.net._target_=atelier.nets.vae.VAENet": "error: model.net._target_=",
+    "model.net=abc": "error: model.net=abc: it must be an instance of DenoisingNet",
+    "model.net._target_=atelier.nets.vae.VAENet": "VAENet: it makes no DenoisingNet. Fix: model.net as",
+    "model.embedder._target_=atelier.nets.unet.UNet": "atelier.nets.unet.UNet: it makes no Embedder. Fix: model.embedd",
+    "model.objective.target=v": "it must be an instance of Target. Fix: target@model.objective.target=v",
+    "model.sampler=heun": "error: model.sampler=heun: it must be built: a Sampler. Fix: ",
+    "model.objective.density=uniform": "no such key. Fix: time_distribution@model.objective.time_distribution=uniform",
+    "model.objective.space=flow": "there is no such key. Fix: weighting@model.objective.weighting=flow_error",
+    "model.objective.floor=0.2": "there is no such key. Fix: model.objective.weighting.floor=0.2",
+    "model.objective.mean=1": "there is no such key. Fix: model.objective.time_distribution.mean=1",
+    "model.guidance=3": "error: model.guidance=3: there is no such key. Fix: model.guider.guidance=3",
     "model.optimizer._partial_=false": "error: model.optimizer._partial_=False: it makes no Callable",
     "metrics.names=[fdi]": "Fix: metrics.names=[fid]",
     "budget.images=-1": "error: budget.images=-1: ",
@@ -297,6 +307,32 @@ def test_an_object_behind_an_interpolation_is_checked() -> None:
     assert "error: budget.net" in line_of(lambda: preflight.check(cfg))
 
 
+class Other(nn.Module):
+    """A net of another name, with other names for its arguments."""
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, c: object) -> torch.Tensor:
+        return noisy
+
+
+class NoNet(nn.Module):
+    """Of one argument, as an autoencoder has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(Other, True), (NoNet, False)])
+def test_a_net_is_known_by_what_it_takes(kind: type, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kind, "__module__", "atelier.nets.unet")
+    monkeypatch.setattr("atelier.nets.unet.Mine", kind, raising=False)
+    cfg = composed("model=flow")
+    OmegaConf.set_struct(cfg, False)
+    cfg.model.net = {"_target_": "atelier.nets.unet.Mine"}
+    if fits:
+        return preflight.check(cfg)
+    assert "Mine: it makes no DenoisingNet. Fix: model.net as" in line_of(lambda: preflight.check(cfg))
+
+
 @pytest.mark.parametrize("key", ["model", "trainer", "logger", "metrics", "callbacks", "callbacks.clock"])
 def test_a_page_without_an_object_is_refused(key: str) -> None:
     cfg = composed()
@@ -343,14 +379,11 @@ def shrunk(node: Any, prefix: str, kept: set[str]) -> None:
             node[key] = SMALL[key]
 
 
-def trained(folder: Path, *overrides: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+def trained(folder: Path, *overrides: str) -> dict[str, Any]:
     """Two steps of a config with small nets; gives summary.json."""
     cfg = composed(*overrides, run_dir=folder)
     OmegaConf.set_struct(cfg, False)
     shrunk(cfg.model, "model", {word.split("=")[0] for word in overrides})
-    for key, value in (changes or {}).items():
-        parent, name = parent_of(cfg, key)
-        parent[name] = value
     entry.train(cfg)
     assert (folder / "weights.safetensors").exists() and list((folder / "checkpoints").glob("*.ckpt"))
     return json.loads((folder / "summary.json").read_text())
@@ -404,37 +437,83 @@ def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
     assert told["images_seen"] == 8 and any(name.endswith("judge/valid") for name in told["metrics"])
 
 
-LINEAR, SCALED, COSINE, FLOW = (
-    {"_target_": f"atelier.diffusion.schedules.{name}"} for name in ("Linear", "ScaledLinear", "Cosine", "Flow")
-)
+DIFFUSION = ("ddpm", "flow", "flow_tiny", "ldm")
+CHOICES = {  # a group that every page of diffusion can swap -> where it stands
+    **{group: f"objective.{group}" for group in ("schedule", "target", "weighting", "time_distribution")},
+    "sampler": "sampler",
+    "guider": "guider",
+}
 
 
-def sampler(name: str, **options: Any) -> dict[str, Any]:
-    return {"_target_": f"atelier.diffusion.samplers.{name}", "steps": 2, **options}
+def chosen(**pages: str) -> list[str]:
+    return [f"{group}@model.{CHOICES[group]}={page}" for group, page in pages.items()]
 
 
-@pytest.mark.parametrize(("target", "weighting", "density", "schedule", "sampler"), [
-    ("eps", "plain", "uniform", LINEAR, sampler("DDPM", variance="small", spacing="trailing")),
-    ("x0", "min_snr", "logit_normal", COSINE, sampler("DDPM", variance="large", spacing="leading")),
-    ("v", "min_snr", "uniform", SCALED, sampler("DDIM", eta=1.0, spacing="linspace")),
-    ("flow", "min_snr", "logit_normal", FLOW, sampler("Heun", grid="karras")),
-    ("x0", "plain", "uniform", FLOW, sampler("Heun", grid="uniform")),
-    ("v", "plain", "uniform", FLOW, sampler("Euler", grid="uniform")),
-    ("eps", "min_snr", "uniform", COSINE, sampler("Euler", grid="karras")),
-    ("flow", "plain", "logit_normal", LINEAR, sampler("DDIM", eta=0.0, spacing="leading")),
-], ids=lambda part: part if isinstance(part, str) else part["_target_"].split(".")[-1])  # fmt: skip
+@pytest.fixture(scope="module")
+def first_stage() -> nn.Module:
+    cfg = composed("model=vae", "data.image_size=8", "model.net.width=4", "model.net.downs=1")
+    return build.untrained_part(cfg)
+
+
+@pytest.mark.parametrize("group", CHOICES)
+@pytest.mark.parametrize("page", DIFFUSION)
+def test_every_page_of_diffusion_takes_every_page_of_a_group(page: str, group: str, first_stage: nn.Module) -> None:
+    """It composes, builds, has a loss with gradients and samples; or one line says what will do."""
+    parts = {"first_stage": first_stage} if page == "ldm" else {}
+    for choice in pages(group):
+        words = [f"model={page}", *FEW, "data.image_size=8", *chosen(**{group: choice})]
+        cfg = composed(*words)
+        preflight.check(cfg)
+        OmegaConf.set_struct(cfg, False)
+        shrunk(cfg.model, "model", set())
+        if cfg.model.objective.target._target_.endswith("Epsilon") and "Flow" in cfg.model.objective.schedule._target_:
+            line = line_of(lambda cfg=cfg: build.on_parts(cfg, parts), words)
+            assert line.endswith("Fix: target@model.objective.target=flow")
+            continue
+        model, batch = build.on_parts(cfg, parts), build.data(cfg).test_batch(0, 3)
+        model.training_step(batch).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        assert any(p.grad is not None and p.grad.any() for p in model.net.parameters())
+        with torch.inference_mode():
+            images = model.sample(model.condition(batch, ""), ImageRngs(0, 0, 3))
+        assert images.shape == (3, 3, 8, 8) and images.isfinite().all()
+
+
+def test_what_the_pages_of_diffusion_choose() -> None:
+    """A group that a page does not choose would be tested above by its own page alone."""
+    for page in DIFFUSION:
+        found = {(group, place) for group, place, at in places() if at == page}
+        assert found == {(group, f"model.{place}") for group, place in CHOICES.items()}
+
+
+@pytest.mark.parametrize(("page", "choices", "options"), [
+    ("flow", {"target": "eps", "weighting": "plain", "time_distribution": "uniform", "schedule": "linear",
+              "sampler": "ddpm"}, []),
+    ("ddpm", {"target": "x0", "weighting": "min_snr", "time_distribution": "logit_normal", "schedule": "cosine",
+              "sampler": "ddpm"}, ["model.sampler.variance=large", "model.sampler.spacing=leading"]),
+    ("flow_tiny", {"target": "v", "weighting": "min_snr", "time_distribution": "uniform", "schedule": "scaled_linear",
+                   "sampler": "ddim"}, ["model.sampler.eta=1.0", "model.sampler.spacing=linspace"]),
+    ("ddpm", {"target": "flow", "weighting": "min_snr", "time_distribution": "logit_normal", "schedule": "flow",
+              "sampler": "heun"}, ["model.sampler.grid=karras"]),
+    ("flow", {"target": "x0", "weighting": "plain", "time_distribution": "uniform", "schedule": "flow",
+              "sampler": "heun"}, ["model.sampler.grid=uniform"]),
+    ("ldm", {"target": "v", "weighting": "plain", "sampler": "euler"}, ["model.sampler.grid=uniform"]),
+    ("flow", {"schedule": "cosine", "sampler": "ddim"}, []),
+    ("ldm", {"schedule": "cosine", "sampler": "ddim", "guider": "none"}, []),
+], ids=lambda part: "-".join(part) if isinstance(part, dict) else str(part))  # fmt: skip
 def test_the_choices_of_diffusion_train(
-    target: str, weighting: str, density: str, schedule: dict, sampler: dict, tmp_path: Path
+    page: str, choices: dict[str, str], options: list[str], tmp_path: Path, stands_on: Callable
 ) -> None:
-    objective = {"target": target, "weighting": weighting, "density": density, "schedule": schedule}
-    changes = {f"model.objective.{key}": value for key, value in objective.items()} | {"model.sampler": sampler}
-    assert trained(tmp_path, "model=flow", *BRIEF, *FEW, changes=changes)["images_seen"] == 8
+    words = [f"model={page}", *FEW, *chosen(**choices), *options]
+    assert trained(tmp_path, *words, *BRIEF, *stands_on(f"model={page}", *FEW))["images_seen"] == 8
 
 
 @pytest.mark.parametrize("overrides", [
     ["model=ddpm", "sampler@model.sampler=heun", "model.net.heads=2", "model.net.attention=[8]"],
-    ["model=flow", "model.optimizer.decay=linear", "model.grad_clip=null", "data.conditions=[]", "model.guidance=1"],
-    ["model=flow", "model.optimizer.decay=constant", "model.drop=0", "data.conditions=[label]", "model.guidance=0"],
+    ["model=flow", "model.optimizer.decay=linear", "model.grad_clip=null", "data.conditions=[]",
+     "guider@model.guider=none"],
+    ["model=flow", "model.optimizer.decay=constant", "model.drop=0", "data.conditions=[label]",
+     "model.guider.guidance=0"],
     ["model=cgan", "model.r1_gamma=0", "model.n_critic=2", "model.generator_optimizer.decay=cosine"],
     ["model=cgan", "model.generator.told=norm", "model.discriminator.told=classifier", "augment@model.augment=ada"],
     ["model=cgan", "model.discriminator.told=concatenation", "model.discriminator.spectral=true",
@@ -580,7 +659,8 @@ def test_an_experiment_trains(
     (["model=flow", "data.image_size=17", "model.net.patch=1"], "Fix: data.image_size=18"),
     (["model=flow", "model.net.heads=3"], "error: model.net.heads=3: attention over 8 channels"),
     (["model=flow", "model.net.attention=[5]"], "error: model.net.attention=[5]: no map has size 5"),
-    (["model=flow", "model.objective.target=eps"], "Fix: model.objective.target=flow"),
+    (["model=flow", "target@model.objective.target=eps"], "Fix: target@model.objective.target=flow"),
+    (["model=ddpm", "model.sampler.steps=2000"], "the schedule has 1000 levels. Fix: model.sampler.steps=1000"),
     (["model=vae", "eval.every_images=3"], "less than one batch of 4. Fix: eval.every_images=4"),
     (["model=ldm", "model.net.attention=[3]", "FIRST"], "Fix: model.net.attention=[2]"),
     (["model=ldm", "model.first_stage.run=nowhere"], "error: model.first_stage.run=nowhere: "),

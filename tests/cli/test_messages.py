@@ -95,6 +95,22 @@ def test_key_and_fix_of_a_part_are_told_from_where_it_stands() -> None:
     assert messages.user_error(told).line() == "error: model.generator.width=4: too few. Fix: model.generator.width=12"
 
 
+def test_a_group_in_a_fix_keeps_its_name() -> None:
+    told = raised(ValueError("in call\nfull_key: model"), UserError(".target", "X0", "no", "target@.target=v"))
+    assert messages.user_error(told).line() == "error: model.target=X0: no. Fix: target@model.target=v"
+
+
+def test_where_nothing_was_built_a_part_is_the_commands() -> None:
+    told = messages.user_error(UserError(".sampler.steps", 9, "too many", ".sampler.steps=8"))
+    assert told.line() == "error: sampler.steps=9: too many. Fix: sampler.steps=8"
+
+
+def test_a_part_that_a_part_builds_is_told_from_both() -> None:
+    with pytest.raises(UserError) as caught, errors.within("model"), errors.within(".net"):
+        raise UserError(".width", 4, "too few", ".width=12")
+    assert messages.user_error(caught.value).line() == "error: model.net.width=4: too few. Fix: model.net.width=12"
+
+
 def test_a_bug_is_none() -> None:
     assert messages.user_error(ValueError("bug")) is None
     hidden = raised(ValueError("bug"), None)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
+from atelier.diffusion.guidance import ClassifierFree, ConditionalDenoise, Denoise, Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear, Schedule
-from atelier.diffusion.targets import target
+from atelier.diffusion.targets import X0, Epsilon, Target, VectorField, Velocity
+from atelier.diffusion.times import Uniform
+from atelier.diffusion.weightings import Plain
 
 
 class Shades:
@@ -22,23 +26,29 @@ class Shades:
     def __init__(self, conditions: tuple[str, ...]) -> None:
         self.conditions = conditions
 
-    def __call__(self, cond: dict[str, torch.Tensor], n: int) -> torch.Tensor:
-        return torch.full((n, 1), 2.0) if self.conditions else self.null(n)
+    def __call__(self, cond: dict[str, torch.Tensor], n: int) -> Condition:
+        return Condition(torch.full((n, 1), 2.0)) if self.conditions else self.null(n)
 
-    def null(self, n: int) -> torch.Tensor:
-        return torch.zeros(n, 1)
+    def null(self, n: int) -> Condition:
+        return Condition(torch.zeros(n, 1))
 
 
-def shade(x_t: torch.Tensor, time: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+def shade(x_t: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:
     sizes.append(len(x_t))
-    return torch.ones_like(x_t) * cond.view(-1, 1, 1, 1)
+    return torch.ones_like(x_t) * cond.vector.view(-1, 1, 1, 1)
 
 
 sizes: list[int] = []
 
 
+def objective(schedule: Schedule, target: Target) -> Objective:
+    return Objective(schedule, target, Plain(), Uniform())
+
+
 def drawing(conditions: tuple[str, ...] = ("label",), clip: bool = False) -> Drawing:
-    return Drawing(Objective(Flow(), "x0"), shade, Shades(conditions), Euler(steps=3), 1.5, clip)
+    return Drawing(
+        objective(Flow(), X0()), shade, Shades(conditions), Euler(steps=3), ClassifierFree(guidance=1.5), clip
+    )
 
 
 def drawn(made: Drawing, sampler: Euler | None = None, guidance: float | None = None) -> tuple[float, list[int]]:
@@ -80,6 +90,27 @@ def test_protocol_counts_the_calls() -> None:
     assert drawing().protocol() == {"sampler": str(Euler(steps=3)), "nfe": 3, "guidance": 1.5}
 
 
+def test_a_sampler_that_the_schedule_cannot_serve_is_refused_before_anything_is_trained() -> None:
+    aim, made = objective(Linear(n_steps=10), X0()), drawing()
+    with pytest.raises(UserError) as caught:
+        replace(made, objective=aim, sampler=DDIM(steps=11))
+    assert caught.value.at("model").line().endswith("the schedule has 10 levels. Fix: model.sampler.steps=10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InAnInterval(Guider):
+    """Guidance at times within (0.4, 0.8) alone   (Kynkäänniemi et al. 2024)."""
+
+    def __call__(self, denoise: ConditionalDenoise, cond: Condition, null: Condition) -> Denoise:
+        inner = ClassifierFree(guidance=self.guidance)(denoise, cond, null)
+        return lambda x_t, t: inner(x_t, t) if 0.4 < t[0] < 0.8 else denoise(x_t, t, cond)
+
+
+def test_another_guider_takes_its_place_and_hears_the_request() -> None:
+    made = replace(drawing(), guider=InAnInterval(guidance=1.5))
+    assert drawn(made)[1] == [4, 8, 4] and drawn(made, guidance=1.0)[1] == [4, 4, 4]
+
+
 # ---- a net with errors ---------------------------------------------------------------------------------------------
 
 SCHEDULES = (Linear(), ScaledLinear(), Cosine(), Flow())
@@ -97,26 +128,27 @@ MEAN = 0.5  # of Gaussian latents of unit deviation
 def best(objective: Objective, error: float) -> Drawing:
     """The net that is best for such latents, but for `error` in each of its answers."""
 
-    def net(x_t: torch.Tensor, time: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+    def net(x_t: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:
         t = time.double() / 1000 if isinstance(objective.schedule, Flow) else (time.double() + 1) / 1000
         alpha, sigma = (value.float() for value in objective.schedule.pair(t, like=x_t.double()))
         x = (alpha * x_t + sigma**2 * MEAN) / (alpha**2 + sigma**2)
-        return target(objective.target, x, (x_t - alpha * x) / sigma, alpha, sigma) + error
+        return objective.target(x, (x_t - alpha * x) / sigma, alpha, sigma) + error
 
-    return Drawing(objective, net, Shades(()), DDIM(steps=10), 1.0, clip=False)
+    return Drawing(objective, net, Shades(()), DDIM(steps=10), ClassifierFree(guidance=1.0), clip=False)
 
 
-@pytest.mark.parametrize("kind", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("target", [Epsilon(), X0(), Velocity(), VectorField()], ids=lambda t: type(t).__name__)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
-def test_small_errors_of_a_net_stay_small_in_latents(schedule: Schedule, kind: str) -> None:
+def test_small_errors_of_a_net_stay_small_in_latents(schedule: Schedule, target: Target) -> None:
     """0.4 % of a deviation in each answer; or the schedule is refused."""
-    if kind == "eps" and isinstance(schedule, Flow):
+    if isinstance(target, Epsilon) and isinstance(schedule, Flow):
         with pytest.raises(UserError, match="ends in pure noise"):
-            Objective(schedule, kind)
+            objective(schedule, target)
         return
+    aim = objective(schedule, target)
     for sampler in SAMPLERS:
         exact, off = (
-            best(Objective(schedule, kind), error)({}, ImageRngs(0, 0, 32).randn(1, 4, 4), ImageRngs(1, 0, 32), sampler)
+            best(aim, error)({}, ImageRngs(0, 0, 32).randn(1, 4, 4), ImageRngs(1, 0, 32), sampler)
             for error in (0.0, 0.004)
         )
         assert (off - exact).abs().max() < 0.3, sampler
@@ -124,11 +156,12 @@ def test_small_errors_of_a_net_stay_small_in_latents(schedule: Schedule, kind: s
 
 
 @pytest.mark.parametrize(
-    ("kind", "clip", "first"), [("eps", False, 0.992), ("eps", True, 1.0), ("v", False, 1.0), ("v", True, 1.0)]
+    ("target", "clip", "first"),
+    [(Epsilon(), False, 0.992), (Epsilon(), True, 1.0), (Velocity(), False, 1.0), (Velocity(), True, 1.0)],
 )
-def test_only_eps_that_is_not_clipped_starts_later(kind: str, clip: bool, first: float) -> None:
+def test_only_eps_that_is_not_clipped_starts_later(target: Target, clip: bool, first: float) -> None:
     asked: list[float] = []
-    made = replace(best(Objective(Cosine(), kind), 0.0), clip=clip)
+    made = replace(best(objective(Cosine(), target), 0.0), clip=clip)
     net = made.net
     made = replace(made, net=lambda x, time, cond: asked.append((time[0].item() + 1) / 1000) or net(x, time, cond))
     made({}, ImageRngs(0, 0, 2).randn(1, 2, 2), ImageRngs(1, 0, 2))

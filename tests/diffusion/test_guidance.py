@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from atelier.diffusion.guidance import clipped, guided
+from atelier.core.condition import Condition
+from atelier.diffusion.guidance import ClassifierFree, clipped
 
 X, T = torch.randn(4, 3, 2, 2), torch.full((4,), 0.5)
-COND, NULL = torch.arange(8.0).view(4, 2), torch.full((4, 2), -1.0)
+COND, NULL = Condition(torch.arange(8.0).view(4, 2)), Condition(torch.full((4, 2), -1.0))
 
 
 class Spy:
@@ -15,26 +16,20 @@ class Spy:
 
     def __call__(self, x_t, t, cond):
         self.calls.append((x_t, t, cond))
-        return x_t * t.view(-1, 1, 1, 1) + (0 if cond is None else cond.sum(1).view(-1, 1, 1, 1))
+        return x_t * t.view(-1, 1, 1, 1) + cond.vector.sum(1).view(-1, 1, 1, 1)
 
 
 def test_one_equals_unguided_and_is_one_plain_call():
     spy = Spy()
-    assert torch.equal(guided(spy, COND, NULL, 1)(X, T), spy(X, T, COND))
+    assert torch.equal(ClassifierFree(guidance=1)(spy, COND, NULL)(X, T), spy(X, T, COND))
     assert spy.calls[0][2] is COND
     assert len(spy.calls[0][0]) == 4
-
-
-def test_without_a_condition_nothing_is_guided():
-    spy = Spy()
-    assert torch.equal(guided(spy, None, None, 3.0)(X, T), X / 2)
-    assert spy.calls[0][2] is None
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
 def test_line_through_both_answers_in_one_call(guidance):
     spy = Spy()
-    result = guided(spy, COND, NULL, guidance)(X, T)
+    result = ClassifierFree(guidance=guidance)(spy, COND, NULL)(X, T)
     assert [len(x_t) for x_t, _, _ in spy.calls] == [8]
     free, asked = spy(X, T, NULL), spy(X, T, COND)
     torch.testing.assert_close(result, free + guidance * (asked - free))

@@ -1,12 +1,15 @@
 """Samplers against diffusers, Bayes' rule and Gaussian data, for which the best denoiser and the ODE are known."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import diffusers
 import pytest
 import torch
 
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import clipped
-from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun, posterior, start
+from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun, posterior, slope, start
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
 
 SCHEDULES = {
@@ -166,6 +169,64 @@ def test_order_of_convergence(kind, order, schedule):
 def test_order_of_convergence_on_the_straight_path(kind, order):
     coarse, fine = (error(kind(steps=n, grid="uniform"), Flow(), last=-1) for n in (40, 160))
     assert torch.tensor(coarse / fine).log2() / 2 == pytest.approx(order, abs=0.15)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamsBashforth(Euler):
+    """The slope at t, and how it has changed since the step before: second order with one call a step."""
+
+    remembers: ClassVar[int] = 1
+
+    def step(self, x, t, s, way):
+        denoised = way.predict(x, t)
+        y, d = slope(x, denoised, t)
+        for last in way.past:
+            _, before = slope(last.x, last.denoised, last.t)
+            d = d + (s.ratio - t.ratio) / (t.ratio - last.t.ratio) / 2 * (d - before)
+        return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Midpoint(Euler):
+    """The slope at the level between t and s in log-SNR, which the schedule gives   (Lu et al. 2022, DPM-Solver)."""
+
+    def step(self, x, t, s, way):
+        denoised = way.predict(x, t)
+        y, d = slope(x, denoised, t)
+        if s.t > 0:
+            logsnr = (way.schedule.logsnr(t.t) + way.schedule.logsnr(s.t)) / 2
+            m = way.schedule.level(way.schedule.time(logsnr))
+            at_m = (y + (m.ratio - t.ratio) * d) * m.scale
+            _, d = slope(at_m, way.predict(at_m, m), m)
+        return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
+
+
+@pytest.mark.parametrize("schedule", EVERY, ids=names)
+@pytest.mark.parametrize("kind", [AdamsBashforth, Midpoint])
+def test_a_rule_that_remembers_or_asks_the_schedule_is_of_second_order(kind, schedule):
+    coarse, fine = (error(kind(steps=n, grid="karras"), schedule, last=-2) for n in (81, 321))
+    assert torch.tensor(coarse / fine).log2() / 2 == pytest.approx(2, abs=0.2)
+    assert fine < 1e-3
+
+
+def test_past_holds_what_the_sampler_remembers():
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Remembering(Euler):
+        remembers: ClassVar[int] = 2
+
+        def step(self, x, t, s, way):
+            seen.append([(float(last.t.t), float(last.x[0, 0, 0, 0])) for last in way.past])
+            visited.append((float(t.t), float(x[0, 0, 0, 0])))
+            return super().step(x, t, s, way)
+
+    visited = []
+    sampler = Remembering(steps=5)
+    for _ in range(2):  # one image's steps are not the next one's past
+        seen.clear(), visited.clear()
+        sampler(smooth, torch.randn(SHAPE, dtype=torch.float64), Flow(), None)
+        assert seen == [visited[max(0, k - 2) : k] for k in range(5)]
 
 
 @pytest.mark.parametrize("schedule", EVERY, ids=names)

@@ -120,7 +120,7 @@ def test_flows_find_their_images_probable(page: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ddpm_draws_the_image_that_is_asked_for(tmp_path: Path) -> None:
     words = ["model=flow", "model.net.width=16", "budget.images=24000", "model.optimizer.warmup_images=500"]
-    asked, _ = distances(learned(tmp_path, *words, "model.guidance=1.0", "model.optimizer.lr=2e-3"))
+    asked, _ = distances(learned(tmp_path, *words, "model.guider.guidance=1.0", "model.optimizer.lr=2e-3"))
     assert asked.median() < 0.2
 
 
@@ -135,7 +135,7 @@ def test_gan_draws_the_image_that_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ldm_draws_the_image_that_is_asked_for(tmp_path: Path, vae: folders.Loaded) -> None:
     words = ["model=ldm", f"model.first_stage.run={vae.folder}", "model.net.width=32", "budget.images=32000"]
-    words += ["model.optimizer.warmup_images=500", "model.guidance=1.0", "model.optimizer.lr=2e-3"]
+    words += ["model.optimizer.warmup_images=500", "model.guider.guidance=1.0", "model.optimizer.lr=2e-3"]
     asked, _ = distances(learned(tmp_path, *words))
     assert asked.median() < 0.25
 

@@ -111,7 +111,7 @@ def test_the_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPa
     n = 4000
     torch.manual_seed(0)
     del model.objective
-    model.objective = lambda net, x, cond, images_seen: cond.sum(1)
+    model.objective = lambda net, x, cond, images_seen: cond.vector.sum(1)
     model.training_step({"image": torch.zeros(n, 1), "label": torch.zeros(n).long(), "attributes": torch.ones(n, 14)})
     assert dropped[0].double().mean().item() == pytest.approx(0.3, abs=0.03)
 

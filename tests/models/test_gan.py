@@ -117,7 +117,7 @@ def test_a_classifier_tells_labels_of_real_and_generated_images(monkeypatch: pyt
     model._discriminator_step(x, None, penalise=False)
     told = model.reported
     assert losses["discriminator"].item() == pytest.approx((told["discriminator"] + 0.7 * told["classifier"]).item())
-    known = model.discriminator_embedder(model.condition(x, ""), 6)
+    known = model.discriminator_embedder.vector(model.condition(x, ""), 6)
     real = F.cross_entropy(model.discriminator(x["image"], known)[1], x["label"])
     model._generator_step(x, None)
     told = model.reported

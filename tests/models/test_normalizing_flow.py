@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from atelier.core.rng import ImageRngs
 from atelier.images.pixels import to_float
 from atelier.models.normalizing_flow import NormalizingFlow
-from atelier.nets.conditioning import Condition
+from atelier.nets.conditioning import ConditionEmbedder
 from atelier.nets.flow_layers import ALPHA
 from atelier.nets.flows import FlowNet, glow, realnvp
 
@@ -30,7 +30,9 @@ NUMBERS = CHANNELS * SIZE**2
 
 
 def built(net: nn.Module, temperature: float = 0.7) -> NormalizingFlow:
-    embedder = Condition(dim=4, conditions=["label", "attributes"], n_classes=36, label_factors=[6, 6], n_attributes=14)
+    embedder = ConditionEmbedder(
+        dim=4, conditions=["label", "attributes"], n_classes=36, label_factors=[6, 6], n_attributes=14
+    )
     return NormalizingFlow(net, embedder, temperature, torch.optim.Adam, 1.0)
 
 
@@ -120,7 +122,7 @@ def test_training_makes_images_likelier(make: str) -> None:
 def test_an_image_comes_back_from_its_noise(make: str) -> None:
     model, x = trained(make), batch()["image"]
     v = ((127.5 * x + 127.5).round() + 0.5) / 256 - 0.5
-    noise, _ = model.net(v, model.embedder(cond(), N))
+    noise, _ = model.net(v, model.embedder.vector(cond(), N))
     back = model.render(noise, cond(), ImageRngs(0, 0, N), temperature=1.0)
     assert (back - x).abs().max() <= 1e-3  # the middle of a level is the level
 

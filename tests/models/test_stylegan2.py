@@ -144,7 +144,7 @@ def test_truncation_draws_styles_towards_their_mean(model: StyleGAN2) -> None:
     full, half, none = (model.styles(z, cond(3), psi) for psi in (1.0, 0.5, 0.0))
     torch.testing.assert_close(none, mean.expand_as(none))
     torch.testing.assert_close(half, (full + mean) / 2)
-    torch.testing.assert_close(full[:, 0], model.generator.mapping(z, model.generator_embedder(cond(3), 3)))
+    torch.testing.assert_close(full[:, 0], model.generator.mapping(z, model.generator_embedder.vector(cond(3), 3)))
     model.truncation = 0.5
     torch.testing.assert_close(model.styles(z, cond(3)), half)
     assert model.protocol() == {"truncation": 0.5}

@@ -14,7 +14,7 @@ from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.models import vqprior
 from atelier.models.vqprior import VQPrior, inverted
-from atelier.nets.conditioning import Condition
+from atelier.nets.conditioning import ConditionEmbedder
 from atelier.nets.transformer import CausalTransformer
 from atelier.nets.vae import VAENet
 
@@ -52,7 +52,7 @@ def made(conditions: Any = ("label",), drop: float = 0.1, guidance: float = 1.0,
     """A net with weights that do something, told one of three labels."""
     torch.manual_seed(0)
     net = partial(CausalTransformer, width=16, depth=2, heads=2, dropout=0.0, cond_dim=8)
-    embedder = Condition(dim=8, conditions=list(conditions), n_classes=3, label_factors=[], n_attributes=0)
+    embedder = ConditionEmbedder(dim=8, conditions=list(conditions), n_classes=3, label_factors=[], n_attributes=0)
     model = VQPrior(net, embedder, drop, guidance, temperature, torch.optim.SGD, None, Bits())
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -117,7 +117,7 @@ def test_codes_are_written_row_by_row() -> None:
 def test_guidance_one_is_off() -> None:
     model = made(guidance=1.0)
     plain = drawn(model, 40)
-    nn.init.constant_(model.embedder.nothing, torch.nan)  # what is not told is not asked
+    nn.init.constant_(model.embedder.null_embedding, torch.nan)  # what is not told is not asked
     assert torch.equal(drawn(model, 40), plain)
     assert torch.equal(drawn(model, 40, guidance=1.0), plain)
 
@@ -217,8 +217,8 @@ def test_the_first_stage_stays_as_it_is() -> None:
 
 def test_a_first_stage_without_codes_is_refused() -> None:
     stage = VAENet(image_size=8, image_channels=3, width=4, downs=1, latent_channels=2, patch=1)
-    embedder = Condition(dim=8, conditions=[], n_classes=0, label_factors=[], n_attributes=0)
-    with pytest.raises(UserError, match="model.first_stage=VAENet: its latents are no codes"):
+    embedder = ConditionEmbedder(dim=8, conditions=[], n_classes=0, label_factors=[], n_attributes=0)
+    with pytest.raises(UserError, match=r"\.first_stage=VAENet: its latents are no codes"):
         VQPrior(lambda n_codes, n_places: nn.Identity(), embedder, 0.1, 1.0, 1.0, torch.optim.SGD, None, stage)
 
 

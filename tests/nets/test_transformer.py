@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.nets.transformer import Block, CausalTransformer
 
@@ -28,7 +29,7 @@ def codes(n: int = 4) -> Tensor:
     return torch.randint(V, (n, N), generator=torch.Generator().manual_seed(1))
 
 
-COND = torch.randn(4, 5, generator=torch.Generator().manual_seed(2))
+COND = Condition(torch.randn(4, 5, generator=torch.Generator().manual_seed(2)))
 
 
 def test_a_place_sees_the_codes_before_it_and_no_other() -> None:
@@ -66,8 +67,8 @@ def test_every_place_hears_the_condition() -> None:
     net = made()
     grads = []
     for place in range(N):
-        cond = COND.clone().requires_grad_()
-        net(codes(), cond)[:, place].square().sum().backward()
+        cond = COND.vector.clone().requires_grad_()
+        net(codes(), Condition(cond))[:, place].square().sum().backward()
         grads.append(cond.grad.abs().amin().item())
     assert min(grads) > 0
 
@@ -77,7 +78,7 @@ def test_places_differ() -> None:
     net = made()
     for block in net.blocks:
         nn.init.zeros_(block.out.weight)  # no attention, which alone counts the codes before
-    logits = net(torch.zeros(1, N, dtype=torch.long), COND[:1])[0]
+    logits = net(torch.zeros(1, N, dtype=torch.long), COND.rows([0]))[0]
     assert all((logits[i] - logits[j]).abs().max() > 1e-3 for i in range(1, N) for j in range(i))
 
 
@@ -132,7 +133,7 @@ def test_dropout_acts_in_training_alone() -> None:
     net.train()
     assert not torch.equal(net(codes(), COND), net(codes(), COND))
     block, x = made(dropout=1.0).train().blocks[0], torch.randn(4, N, 16)
-    assert torch.equal(block(x, COND, None)[0], x)  # both branches end in it
+    assert torch.equal(block(x, COND.vector, None)[0], x)  # both branches end in it
 
 
 def test_logits_are_float32_under_bf16() -> None:
@@ -144,5 +145,5 @@ def test_logits_are_float32_under_bf16() -> None:
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(UserError, match="model.net.heads=3: it does not divide the width 16"):
+    with pytest.raises(UserError, match=r"\.heads=3: it does not divide the width 16"):
         CausalTransformer(n_codes=V, n_places=N, width=16, depth=1, heads=3, dropout=0.0, cond_dim=5)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.nets.layers import SelfAttention, TimeEmbedding
 from atelier.nets.unet import UNet
@@ -41,7 +42,7 @@ def awake(net):
 
 def inputs(n=3, size=8):
     torch.manual_seed(0)
-    return torch.randn(n, 3, size, size), torch.tensor([0.0, 500.0, 999.0])[:n], torch.randn(n, 6)
+    return torch.randn(n, 3, size, size), torch.tensor([0.0, 500.0, 999.0])[:n], Condition(torch.randn(n, 6))
 
 
 def test_cifar10_net_of_the_paper():
@@ -92,14 +93,18 @@ def test_an_image_does_not_depend_on_its_batch(patch):
     x, time, cond = inputs()
     together = net(x, time, cond)
     for i in range(3):
-        torch.testing.assert_close(together[i], net(x[i : i + 1], time[i : i + 1], cond[i : i + 1])[0])
+        torch.testing.assert_close(together[i], net(x[i : i + 1], time[i : i + 1], cond.rows([i]))[0])
 
 
 @pytest.mark.parametrize("part", ["x", "time", "cond"])
 def test_output_depends_on(part):
     net = awake(small()).eval()
     x, time, cond = inputs()
-    changed = {"x": (x + 0.1, time, cond), "time": (x, time + 10, cond), "cond": (x, time, cond + 0.1)}[part]
+    changed = {
+        "x": (x + 0.1, time, cond),
+        "time": (x, time + 10, cond),
+        "cond": (x, time, Condition(cond.vector + 0.1)),
+    }[part]
     assert (net(*changed) - net(x, time, cond)).abs().max() > 1e-3
 
 

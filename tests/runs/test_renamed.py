@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from PIL.ImageChops import difference
 from safetensors.torch import load_file
 
+from atelier.checkpoints import renamed
+from tests.compose import composed
 from tests.programs import python
 from tests.tiny import TINY
 
@@ -50,3 +53,58 @@ def test_a_run_of_before(family: str, tmp_path: Path) -> None:
     assert len(sizes) == expected["n"]
     assert sum(sizes) == pytest.approx(expected["sum_of_sizes"], rel=1e-5)
     assert json.loads((run / "summary.json").read_text())["images_seen"] == 32
+
+
+def objective(**changes: object) -> dict[str, object]:
+    """What the config of a run of before says."""
+    return {"_target_": "atelier.diffusion.objective.Objective", "schedule": {}, "weighting": "plain", **changes}
+
+
+FLOW = {"_target_": "atelier.diffusion.targets.VectorField"}
+
+
+@pytest.mark.parametrize(
+    ("old", "key", "new"),
+    [
+        ({"target": "flow"}, "target", FLOW),
+        ({"target": "flow"}, "weighting", {"_target_": "atelier.diffusion.weightings.Plain"}),
+        ({"target": "flow"}, "time_distribution", {"_target_": "atelier.diffusion.times.Uniform"}),
+        (
+            {"target": "x0", "space": "flow", "floor": 0.4},
+            "weighting",
+            {"_target_": "atelier.diffusion.weightings.ErrorOf", "space": FLOW, "floor": 0.4},
+        ),
+        (
+            {"target": "v", "weighting": "min_snr", "floor": 0.1},
+            "weighting",
+            {"_target_": "atelier.diffusion.weightings.MinSNR", "gamma": 5.0, "floor": 0.1},
+        ),
+    ],
+)
+def test_an_objective_of_before_is_one_of_objects(old: dict, key: str, new: dict) -> None:
+    assert renamed.today(objective(**old))[key] == new
+
+
+@pytest.mark.parametrize("page", ["flow", "flow_tiny", "ddpm"])
+def test_a_config_of_before_is_that_of_its_page(page: str) -> None:
+    """So that a run goes on: what differs is refused there."""
+    before = {
+        "flow": {"target": "flow", "density": "logit_normal"},
+        "ddpm": {"target": "eps", "density": "uniform"},
+        "flow_tiny": {"target": "x0", "space": "flow", "floor": 0.4, "density": "logit_normal", "deviation": 1.1}
+        | {"mean": 0.9, "mean_end": -0.2, "mean_images": 110_000},
+    }[page]
+    now = OmegaConf.to_container(composed(f"model={page}").model, resolve=True)
+    old = {"objective": objective(**before), "guidance": now["guider"]["guidance"]}
+    found = renamed.today(old)
+    assert found["guider"] == now["guider"] and "guidance" not in found
+    assert found["objective"] | {"schedule": 0} == now["objective"] | {"schedule": 0}
+    assert renamed.today(now) == now
+
+
+def test_weights_of_before_have_the_names_of_today() -> None:
+    old = {"state_dict": {"embedder.nothing": 1, "nothing": 2, "nothing.at": 3}, "epoch": 4}
+    assert renamed.weights(old) == {
+        "state_dict": {"embedder.null_embedding": 1, "null_embedding": 2, "nothing.at": 3},
+        "epoch": 4,
+    }

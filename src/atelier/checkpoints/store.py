@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from atelier.checkpoints.renamed import weights
 from atelier.core.errors import UserError
 
 KEEP = 2
@@ -100,7 +101,7 @@ class Manifest:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, as data only.
+    """A checkpoint on the CPU, as data only, its weights under the names of today.
 
     Raises:
         UserError: it is an address, not whole, or holds more than data.
@@ -108,7 +109,7 @@ def load(path: str | Path) -> dict[str, Any]:
     if ":/" in str(path):  # a Path makes one slash of two
         raise UserError("checkpoint", path, "checkpoints are read from disk only", "download and check it first")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return weights(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         problem = f"not a safe, whole checkpoint ({type(error).__name__})"
         raise UserError("checkpoint", path, problem, "give a checkpoint written by train.py") from error

@@ -14,7 +14,7 @@ from atelier.core.launchers import rank
 from atelier.runs.pages import CONF, known_keys, placed
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-ELSEWHERE = {  # words of other projects -> ours
+ELSEWHERE = {  # words of other projects, and keys of before -> ours
     "gradient_clip_val": "model.grad_clip",
     "accumulate_grad_batches": "data.batch_size",
     "max_epochs": "budget.images",
@@ -23,6 +23,14 @@ ELSEWHERE = {  # words of other projects -> ours
     "learning_rate": "model.optimizer.lr",
     "check_val_every_n_epoch": "eval.every_images",
     "val_check_interval": "eval.every_images",
+    "model.guidance": "model.guider.guidance",
+    "model.objective.density": "time_distribution@model.objective.time_distribution",
+    "model.objective.space": "weighting@model.objective.weighting=flow_error",
+    "model.objective.floor": "model.objective.weighting.floor",
+    "model.objective.mean": "model.objective.time_distribution.mean",
+    "model.objective.deviation": "model.objective.time_distribution.deviation",
+    "model.objective.mean_end": "model.objective.time_distribution.mean_end",
+    "model.objective.mean_images": "model.objective.time_distribution.mean_images",
 }
 
 RENAMED: dict[str, str] = {}  # a key of before, or its last part -> what it is called now
@@ -33,11 +41,7 @@ def user_error(error: BaseException) -> UserError | None:
     outer = ""
     for cause in causes(error):
         if isinstance(cause, UserError):
-            if cause.key.startswith("."):
-                place = _full_key(outer)
-                fix = place + cause.fix if cause.fix.startswith(".") else cause.fix
-                return UserError(place + cause.key, cause.value, cause.problem, fix)
-            return cause
+            return cause.at(_full_key(outer, ""))
         outer += f"{cause}\n"
     chain = list(causes(error))
     return _composition_error(chain) or _loader(chain) or _memory(chain)
@@ -97,6 +101,8 @@ def check_words(words: list[str]) -> None:
 
 def _fix(key: str, value: str, known_wrong: bool = False) -> str:
     """The nearest known key with a value; the key itself only where it is not known to be wrong."""
+    if elsewhere := ELSEWHERE.get(key):
+        return elsewhere if "=" in elsewhere else f"{elsewhere}={value or 'VALUE'}"
     if elsewhere := ELSEWHERE.get(key.split(".")[-1]):
         return f"{elsewhere}=VALUE"
     if chosen := placed(key, value):
@@ -160,9 +166,9 @@ def _is_group_override(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "Config group override must be" in str(error)
 
 
-def _full_key(text: str) -> str:
+def _full_key(text: str, otherwise: str = "config") -> str:
     found = re.search(r"full_key: (\S+)", text)
-    return found.group(1) if found else "config"
+    return found.group(1) if found else otherwise
 
 
 def _unknown_page(text: str) -> UserError | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST = 200
 ALMOST = 1.1  # likeness of two keys from which one is offered for the other; 2 is the same
@@ -14,15 +16,24 @@ class UserError(Exception):
 
     Args:
         key: the dotted key or option to change, as typed on the command line (`data.batch_size`); where it begins
-            with a dot, an argument of the object that the config was building.
+            with a dot, an argument of the object that the config was building, or of the command where it built none.
         value: what it was.
         problem: why that does not work.
-        fix: an override or a command that does; with a dot in front, of an argument of the same object.
+        fix: an override or a command that does; with a dot in front, or behind the @ of a group, of an argument of the
+            same object.
     """
 
     def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
         self.key, self.value, self.problem, self.fix = key, value, problem, fix
         super().__init__(" ".join(f"error: {key}={value}: {problem}. Fix: {fix}".split()))
+
+    def at(self, place: str) -> UserError:
+        """The same, its key and fix told from `place`, where the object stands that it is about; "": the command."""
+        if not self.key.startswith("."):
+            return self
+        front = f"{place}." if place else ""
+        fix = re.sub(r"^(\w+@)?\.", lambda found: (found[1] or "") + front, self.fix)
+        return UserError(front + self.key[1:], self.value, self.problem, fix)
 
     def line(self) -> str:
         """One line of at most 200 characters; what is too long loses its middle, the value first, the fix last."""
@@ -39,6 +50,15 @@ class UserError(Exception):
 
 def _short(text: str, n: int) -> str:
     return text if len(text) <= n else text[: n // 2 - 2] + "..." + text[len(text) - (n - n // 2 - 1) :]
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Inside, keys that begin with a dot are those of the object at `place`, which may begin with a dot as well."""
+    try:
+        yield
+    except UserError as error:
+        raise error.at(place) from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from atelier.core.condition import Embedder
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.guidance import clipped, guided
+from atelier.diffusion.guidance import Guider, clipped
 from atelier.diffusion.objective import Net, Objective
-from atelier.diffusion.samplers import Sampler, start
-
-
-class Embedder(Protocol):
-    """Conditions to vectors (n, D)."""
-
-    conditions: tuple[str, ...]
-
-    def __call__(self, cond: dict[str, Tensor], n: int) -> Tensor: ...
-
-    def null(self, n: int) -> Tensor:
-        """Those for "not told"."""
-        ...
+from atelier.diffusion.samplers import FAINTEST, Sampler, start
 
 
 @dataclass(frozen=True)
@@ -32,19 +22,25 @@ class Drawing:
 
     Args:
         objective: that the net was trained by.
-        net: (x_t, time, vectors) -> target.
+        net: (x_t, time, condition) -> target.
         embedder: of its conditions.
         sampler: used unless another is asked for.
-        guidance: used unless another is asked for: D_u + guidance (D_c - D_u), 1 = off, 0 = without condition.
+        guider: used with its own guidance unless another number is asked for.
         clip: cut what is denoised to [-1, 1], where pixels lie; never for latents.
+
+    Raises:
+        UserError: the sampler does not fit the schedule.
     """
 
     objective: Objective
     net: Net
     embedder: Embedder
     sampler: Sampler
-    guidance: float
+    guider: Guider
     clip: bool
+
+    def __post_init__(self) -> None:
+        self.sampler.times(self.objective.schedule, torch.device("cpu"))
 
     def __call__(
         self,
@@ -56,19 +52,26 @@ class Drawing:
     ) -> Tensor:
         """Images (n, C, H, W) from standard normal noise (n, C, H, W); `rngs` gives the noise on the way."""
         known, null = self.embedder(cond, len(noise)), self.embedder.null(len(noise))
-        denoise = guided(partial(self.objective.denoise, self.net), known, null, self._strength(guidance))
+        guider = replace(self.guider, guidance=self._strength(guidance))
+        denoise = guider(partial(self.objective.denoise, self.net), known, null)
         if self.clip:
             denoise = clipped(denoise)
-        schedule = self.objective.schedule
-        # unclipped, an error of eps is sigma / alpha times as large in the image: 20,000 times where Cosine ends
-        first = start(schedule, noise.device) if self.objective.target == "eps" and not self.clip else 1.0
-        return (sampler or self.sampler)(denoise, noise, schedule, rngs, first)
+        return (sampler or self.sampler)(denoise, noise, self.objective.schedule, rngs, self._first(noise.device))
+
+    def _first(self, device: torch.device) -> float:
+        """The time to start at.
+
+        Unclipped, an error of eps is sigma / alpha times as large in the image: 20,000 times where Cosine ends.
+        """
+        schedule, one = self.objective.schedule, torch.ones((), dtype=torch.float64, device=device)
+        gain = self.objective.target.gain(schedule.alpha(one), schedule.sigma(one))
+        return start(schedule, device) if gain > FAINTEST and not self.clip else 1.0
 
     def _strength(self, asked: float | None) -> float:
         """Without conditions there is nothing to be guided by."""
         if not self.embedder.conditions:
             return 1.0
-        return self.guidance if asked is None else asked
+        return self.guider.guidance if asked is None else asked
 
     def protocol(self) -> dict[str, Any]:
         """What a printed number depends on."""

@@ -1,34 +1,55 @@
-"""Wrappers around a denoiser that leave its signature (x_t, t) -> denoised as it is."""
+"""Wrappers around a denoiser that make (x_t, t) -> denoised of it: with a condition, cut to the range of pixels."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from atelier.core.condition import Condition
+from atelier.core.ranges import NonNegFloat
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
-ConditionalDenoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+ConditionalDenoise = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
-def guided(denoise: ConditionalDenoise, cond: Tensor | None, null: Tensor | None, guidance: float) -> Denoise:
-    """Classifier-free guidance: D = D_u + g (D_c - D_u)   (Ho & Salimans 2022, eq. 6, g = 1 + w).
+@dataclass(frozen=True, kw_only=True)
+class Guider(ABC):
+    """How a condition enters sampling. `guidance`: how strongly; 1 = off, 0 = without condition."""
 
-    Args:
-        denoise: (x_t, t, cond) -> denoised.
-        cond: condition of each image, (B, ...), or None.
-        null: "no condition" in the same shape; not used with guidance 1.
-        guidance: g; 1 = off: the net is called with `cond` alone. Otherwise one call holds both halves.
+    guidance: NonNegFloat
+
+    @abstractmethod
+    def __call__(self, denoise: ConditionalDenoise, cond: Condition, null: Condition) -> Denoise:
+        """The denoiser of B images.
+
+        Args:
+            denoise: (x_t, t, cond) -> denoised.
+            cond: of each image.
+            null: that of B images of which nothing is known.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFree(Guider):
+    """D = D_u + g (D_c - D_u)   (Ho & Salimans 2022, eq. 6, g = 1 + w).
+
+    With guidance 1 the net is called with `cond` alone, otherwise once with both halves.
     """
-    if cond is None or null is None or guidance == 1:
-        return lambda x_t, t: denoise(x_t, t, cond)
-    both = torch.cat([null, cond])
 
-    def denoise_both(x_t: Tensor, t: Tensor) -> Tensor:
-        free, asked = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return free + guidance * (asked - free)
+    def __call__(self, denoise: ConditionalDenoise, cond: Condition, null: Condition) -> Denoise:
+        if self.guidance == 1:
+            return lambda x_t, t: denoise(x_t, t, cond)
+        both = null.cat(cond)
 
-    return denoise_both
+        def denoise_both(x_t: Tensor, t: Tensor) -> Tensor:
+            free, asked = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+            return free + self.guidance * (asked - free)
+
+        return denoise_both
 
 
 def clipped(denoise: Denoise) -> Denoise:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.core.ranges import PositiveFloat, PositiveInt, Probability
 from atelier.diffusion.schedules import Schedule
-from atelier.diffusion.targets import Target, Weighting, denoised, target, weight
+from atelier.diffusion.targets import Target
+from atelier.diffusion.times import TimeDistribution
+from atelier.diffusion.weightings import Weighting
 
-Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Net = Callable[[Tensor, Tensor, Condition | None], Tensor]
 
 
 class Objective(nn.Module):
@@ -21,73 +22,47 @@ class Objective(nn.Module):
 
     Args:
         schedule: alpha_t and sigma_t.
-        target: what the net predicts; "flow" is eps - x.
-        weighting: "plain" is the squared error, "min_snr" see `targets.weight`.
-        density: of t; "uniform", or "logit_normal": t = sigmoid(n), n ~ N(mean, deviation^2) (Esser et al. 2024, eq.
-            19).
-        space: the target whose error a plain loss measures, see `targets.weight`; None: the net's own answer.
-        floor: times below it are weighted as it is; keeps the weight of the last bit of noise finite.
-        mean, deviation: of the logit of t.
-        mean_end: where the mean moves, linearly, within `mean_images` images: from much noise, which shows what is
-            where, to little, which shows how it is drawn; None: it stays.
-        mean_images: see there.
+        target: what the net predicts.
+        weighting: w_t.
+        time_distribution: of t.
 
     Raises:
-        UserError: eps on a schedule that ends in pure noise (Flow), where sampling would divide by alpha = 0; a space
-            beside min_snr, which names its own.
+        UserError: a target that tells nothing of the image where the schedule ends, as eps where it ends in pure noise:
+            sampling would divide by 0.
     """
 
     def __init__(
-        self,
-        schedule: Schedule,
-        target: Target,
-        weighting: Weighting = "plain",
-        density: Literal["uniform", "logit_normal"] = "uniform",
-        space: Target | None = None,
-        floor: Probability = 0.0,
-        mean: float = 0.0,
-        deviation: PositiveFloat = 1.0,
-        mean_end: float | None = None,
-        mean_images: PositiveInt = 1,
+        self, schedule: Schedule, target: Target, weighting: Weighting, time_distribution: TimeDistribution
     ) -> None:
         super().__init__()
-        if target == "eps" and schedule.alpha(torch.ones(())) == 0:
-            problem = f"{type(schedule).__name__} ends in pure noise, where eps tells nothing of the image"
-            raise UserError("model.objective.target", target, problem, "model.objective.target=flow")
-        if space is not None and weighting != "plain":
-            problem = f"weighting {weighting} says itself what error it weighs"
-            raise UserError("model.objective.space", space, problem, "model.objective.space=null")
-        self.schedule, self.target, self.weighting = schedule, target, weighting
-        self.density, self.mean, self.deviation = density, mean, deviation
-        self.mean_end, self.mean_images = mean_end, mean_images
-        self.space, self.floor = space, floor
+        one = torch.ones((), dtype=torch.float64)
+        if not target.gain(schedule.alpha(one), schedule.sigma(one)).isfinite():
+            name = type(target).__name__
+            problem = f"{type(schedule).__name__} ends in pure noise, where {name} tells nothing of the image"
+            raise UserError(".target", name, problem, "target@.target=flow")
+        self.schedule, self.target = schedule, target
+        self.weighting, self.time_distribution = weighting, time_distribution
 
-    def forward(self, net: Net, x: Tensor, cond: Tensor | None = None, images_seen: int = 0) -> Tensor:
+    def forward(self, net: Net, x: Tensor, cond: Condition | None = None, images_seen: int = 0) -> Tensor:
         """The loss of each image, (B,) float32, for x (B, C, H, W) float32; draws from torch's generator."""
         t = self.draw(len(x), x.device, images_seen)                       # (B,)
         eps = torch.randn_like(x)                                          # (B, C, H, W)
         alpha, sigma = self.schedule.pair(t, like=x)                       # (B, 1, 1, 1)
         output = net(alpha * x + sigma * eps, self.schedule.net_time(t), cond).float()
-        error = output - target(self.target, x, eps, alpha, sigma)
+        error = output - self.target(x, eps, alpha, sigma)
         return (self.weight(t, like=x) * error**2).flatten(1).mean(1)
 
     def weight(self, t: Tensor, like: Tensor) -> Tensor:
         """Of the squared error at times t (B,), (B, 1, 1, 1)."""
-        alpha, sigma = self.schedule.pair(t.clamp(min=self.floor), like)
-        return weight(self.target, self.weighting, alpha, sigma, self.space)
+        alpha, sigma = self.schedule.pair(t.clamp(min=self.weighting.floor), like)
+        return self.weighting(self.target, alpha, sigma)
 
     def draw(self, n: int, device: torch.device, images_seen: int = 0) -> Tensor:
         """Training times, (n,) float64 in (0, 1], on the schedule's grid where it has one."""
-        if self.density == "uniform":
-            t = 1 - torch.rand(n, device=device, dtype=torch.float64)
-        else:
-            end = self.mean if self.mean_end is None else self.mean_end
-            mean = self.mean + min(1.0, images_seen / self.mean_images) * (end - self.mean)
-            t = (mean + self.deviation * torch.randn(n, device=device, dtype=torch.float64)).sigmoid()
-        return self.schedule.snap(t)
+        return self.schedule.snap(self.time_distribution(n, device, images_seen))
 
-    def denoise(self, net: Net, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def denoise(self, net: Net, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """The net's estimate of E[x | x_t], float32: x_t (B, C, H, W) float32, t (B,) in (0, 1]."""
         output = net(x_t, self.schedule.net_time(t), cond).float()
         alpha, sigma = self.schedule.pair(t, like=x_t)
-        return denoised(self.target, output, x_t, alpha, sigma)
+        return self.target.denoised(output, x_t, alpha, sigma)

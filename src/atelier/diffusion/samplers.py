@@ -1,6 +1,6 @@
 """From noise to images: one loop, and a `step` from time t to time s < t for each sampler.
 
-A sampler knows a denoiser (x_t, t) -> E[x | x_t] and a schedule, nothing of nets, guidance or targets.
+A sampler knows a denoiser (x_t, t) -> E[x | x_t], a schedule and its last steps, nothing of nets, guidance or targets.
 Its state is float64; the denoiser is fed the type of the noise.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +27,39 @@ FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Kar
 Predict = Callable[[Tensor, Level], Tensor]
 
 
+class Step(NamedTuple):
+    """A step that was taken: from which level, from where, and towards which denoised image; float64."""
+
+    t: Level
+    x: Tensor
+    denoised: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a step may ask beside x: one for the whole way from noise to image.
+
+    Args:
+        predict: (x, level) -> denoised, float64.
+        schedule: for levels between those of the grid.
+        rngs: noise, one generator per image.
+        past: steps before this one, the latest last; as many as the sampler `remembers`.
+    """
+
+    predict: Predict
+    schedule: Schedule
+    rngs: ImageRngs
+    past: deque[Step]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """The loop. `steps`: how many times from noise to image; with a table of levels, at most its length."""
+    """The loop. `steps`: how many times from noise to image; with a table of levels, at most its length.
 
+    `remembers`: how many of its last steps a step looks back at, as multistep rules do.
+    """
+
+    remembers: ClassVar[int] = 0
     steps: PositiveInt
 
     @property
@@ -59,8 +88,11 @@ class Sampler(ABC):
         times = self.times(schedule, noise.device).clamp(max=first)
         levels = [Level(*row) for row in torch.stack(schedule.level(times), dim=1)]
         x = schedule.prior_std(times[0]) * noise.double()
+        way = Sampling(predict, schedule, rngs, deque(maxlen=self.remembers))
         for t, s in pairwise(levels):
-            x, denoised = self.step(x, t, s, predict, rngs)
+            next_x, denoised = self.step(x, t, s, way)
+            way.past.append(Step(t, x, denoised))
+            x = next_x
             yield x.to(noise.dtype), denoised.to(noise.dtype)
 
     @abstractmethod
@@ -68,7 +100,7 @@ class Sampler(ABC):
         """(steps + 1,) float64, falling to 0."""
 
     @abstractmethod
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
         """x at level t -> (x at level s, denoised)."""
 
 
@@ -86,12 +118,12 @@ class DDPM(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return schedule.times(self.steps, self.spacing).to(device)
 
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
-        denoised = predict(x, t)
+    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+        denoised = way.predict(x, t)
         mean, variance = posterior(x, denoised, s, t)
         if self.variance == "large" and s.t > 0:
             _, variance = transition(s, t)
-        return mean + variance.sqrt() * rngs.randn(*x.shape[1:], device=x.device), denoised
+        return mean + variance.sqrt() * way.rngs.randn(*x.shape[1:], device=x.device), denoised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +139,14 @@ class DDIM(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return schedule.times(self.steps, self.spacing).to(device)
 
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
-        denoised = predict(x, t)
+    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+        denoised = way.predict(x, t)
         eps = (x - t.alpha * denoised) / t.sigma
         _, variance = posterior(x, denoised, s, t)
         added = self.eta**2 * variance
         x = s.alpha * denoised + (s.sigma**2 - added).sqrt() * eps
         if self.eta > 0:
-            x = x + added.sqrt() * rngs.randn(*x.shape[1:], device=x.device)
+            x = x + added.sqrt() * way.rngs.randn(*x.shape[1:], device=x.device)
         return x, denoised
 
 
@@ -127,8 +159,8 @@ class Euler(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return ode_times(schedule, self.steps, self.grid, device)
 
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
-        denoised = predict(x, t)
+    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+        denoised = way.predict(x, t)
         y, d = slope(x, denoised, t)
         return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
 
@@ -149,13 +181,13 @@ class Heun(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return ode_times(schedule, self.steps, self.grid, device).clamp(max=start(schedule, device))
 
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
-        denoised = predict(x, t)
+    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+        denoised = way.predict(x, t)
         y, d = slope(x, denoised, t)
         stride = s.ratio - t.ratio
         x = (y + stride * d) * s.scale
         if s.t > 0:
-            _, d_s = slope(x, predict(x, s), s)
+            _, d_s = slope(x, way.predict(x, s), s)
             x = (y + stride * (d + d_s) / 2) * s.scale
         return x, denoised
 

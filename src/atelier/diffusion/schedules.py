@@ -128,7 +128,7 @@ class Discrete(Schedule):
         """
         n = self.n_steps
         if steps > n:
-            raise UserError("sampler.steps", steps, f"the schedule has {n} levels", f"sampler.steps={n}")
+            raise UserError(".sampler.steps", steps, f"the schedule has {n} levels", f".sampler.steps={n}")
         match spacing:
             case "trailing":
                 entries = (n - torch.arange(steps, dtype=torch.float64) * (n / steps)).round()

@@ -19,7 +19,7 @@ from atelier.evaluation.reconstruction import Context, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator
+from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator, sampling
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
@@ -84,7 +84,7 @@ class Judging:
             progress: told (what, done, of how many); may raise to stop.
         """
         values: dict[str, float] = {}
-        with torch.inference_mode():
+        with sampling(model):
             for case in model.cases:
                 prefix = f"{case}/" if case else ""
                 found = self._judge_case(model, data, case, options, context, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,14 @@ def at_rest(*nets: nn.Module) -> Iterator[None]:
             net.requires_grad_(True)
 
 
+def sampling(model: Generator) -> AbstractContextManager:
+    """What `sample` is called under: no gradients of anything around it.
+
+    That is inference mode, or `no_grad` for a model that `needs_grad`, which may enable them inside.
+    """
+    return torch.no_grad() if model.needs_grad else torch.inference_mode()
+
+
 class Generator(LightningModule, ABC):
     """Makes images.
 
@@ -41,7 +49,8 @@ class Generator(LightningModule, ABC):
     field of the true images that its samples are judged against), `averaged` (attribute names
     of the nets under EMA), `strategy` (arguments of DDPStrategy), `grad_clip` (global norm, None = off), `limits`
     (reported name -> size beyond which training has diverged and is stopped), `twice` (whether training goes backward
-    through a gradient of an averaged net, which no compiled net can).
+    through a gradient of an averaged net, which no compiled net can), `needs_grad` (whether `sample` enables
+    gradients, as one does that descends an energy or is guided by a classifier).
     """
 
     needs: frozenset[str] = frozenset()
@@ -51,6 +60,7 @@ class Generator(LightningModule, ABC):
     strategy: ClassVar[dict[str, bool]] = {}
     limits: ClassVar[dict[str, float]] = {}
     twice: ClassVar[bool] = False
+    needs_grad: ClassVar[bool] = False
     grad_clip: float | None = None
     images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
 

@@ -9,28 +9,32 @@ import torch
 from torch import Tensor
 
 from atelier.core.batch import Batch
+from atelier.core.condition import Embedder
 from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
+from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
-from atelier.nets.conditioning import Condition
-from atelier.nets.unet import UNet
+from atelier.nets.denoising import DenoisingNet, denoises
 
 
 class DDPM(Generator):
-    """One U-Net that denoises.
+    """One net that denoises.
 
     Args:
-        objective: schedule, target, weighting and density of the training loss.
-        net: (x_t, time, embedding) -> target.
-        embedder: conditions to one vector.
+        objective: schedule, target, weighting and time distribution of the training loss.
+        net: (x_t, time, condition) -> target.
+        embedder: what is asked to the net's condition.
         drop: share of training images whose condition is left out, for guidance.
         sampler: used unless another is asked for.
-        guidance: used unless another is asked for; 1 = off.
+        guider: used with its own guidance unless another is asked for; 1 = off.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm; None = off.
+
+    Raises:
+        UserError: the net does not denoise, or the sampler does not fit the schedule.
     """
 
     averaged = ("net", "embedder")
@@ -38,19 +42,20 @@ class DDPM(Generator):
     def __init__(
         self,
         objective: Objective,
-        net: UNet,
-        embedder: Condition,
+        net: DenoisingNet,
+        embedder: Embedder,
         drop: Probability,
         sampler: Sampler,
-        guidance: NonNegFloat,
+        guider: Guider,
         optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
         super().__init__()
+        denoises(net, ".net")
         self.objective, self.net, self.embedder, self.drop = objective, net, embedder, drop
         self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
-        self.drawing = Drawing(objective, net, embedder, sampler, guidance, clip=True)
+        self.drawing = Drawing(objective, net, embedder, sampler, guider, clip=True)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]

@@ -20,7 +20,7 @@ from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Latent, at_rest
 from atelier.nets.augment import ADA, DiffAugment
-from atelier.nets.conditioning import Condition, Untold
+from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 
 
 class GAN(Latent):
@@ -59,8 +59,8 @@ class GAN(Latent):
         self,
         generator: nn.Module,
         discriminator: nn.Module,
-        generator_embedder: Condition | None,
-        discriminator_embedder: Condition | None,
+        generator_embedder: ConditionEmbedder | None,
+        discriminator_embedder: ConditionEmbedder | None,
         loss: Adversarial,
         augment: DiffAugment | ADA | None,
         r1_gamma: NonNegFloat,
@@ -80,8 +80,8 @@ class GAN(Latent):
             problem = "with batch norm a gradient is not of one image"
             raise UserError("model.discriminator.norm", "batch", problem, "model.discriminator.norm=none")
         self.automatic_optimization = False
-        self.generator, self.generator_embedder = generator, generator_embedder or Untold()
-        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or Untold()
+        self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
+        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
         self.loss, self.augment = loss, augment
         self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
@@ -138,7 +138,7 @@ class GAN(Latent):
 
     def _generator_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
-        known = self.discriminator_embedder(cond, n).detach()
+        known = self.discriminator_embedder.vector(cond, n).detach()
         fake = self._augmented(self._fake(cond, n))
         with at_rest(self.discriminator):
             fake_logits, classes = self.discriminator(fake, known)
@@ -163,7 +163,7 @@ class GAN(Latent):
         cond, n = self.condition(batch, ""), len(batch["image"])
         with torch.no_grad():
             real, fake = self._augmented(batch["image"]), self._augmented(self._fake(cond, n))
-        known = self.discriminator_embedder(cond, n).float()
+        known = self.discriminator_embedder.vector(cond, n).float()
         return real.requires_grad_(penalise), fake.requires_grad_(penalise), known
 
     def _augmented(self, x: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class GAN(Latent):
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = self._coded(torch.randn(n, self.generator.noise_dim, device=self.device))
-        return self.generator(z, self.generator_embedder(cond, n))
+        return self.generator(z, self.generator_embedder.vector(cond, n))
 
     def _coded(self, z: Tensor) -> Tensor:
         """Noise (B, Z) with its first numbers as codes: of n numbers the largest becomes sqrt(n), the others 0."""
@@ -189,4 +189,4 @@ class GAN(Latent):
         return self._coded(rngs.randn(self.generator.noise_dim, device=self.device))
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        return self.generator(z, self.generator_embedder(cond, len(z)))
+        return self.generator(z, self.generator_embedder.vector(cond, len(z)))

@@ -6,33 +6,35 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atelier.core.batch import Batch
+from atelier.core.condition import Embedder
+from atelier.core.errors import within
 from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
+from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
 from atelier.nets.codec import LatentCodec
-from atelier.nets.conditioning import Condition
+from atelier.nets.denoising import DenoisingNet, denoises
 from atelier.nets.frozen import Frozen
 from atelier.nets.stages import FirstStage, keeps
-from atelier.nets.unet import UNet
 
 
 class LDM(Generator):
-    """A denoising U-Net in the latent space of a first stage.
+    """A denoising net in the latent space of a first stage.
 
     Args:
         codec: frozen net -> LatentCodec.
-        net: image_size, image_channels -> U-Net, which get the size and the channels of the latents.
-        objective, embedder, drop, sampler, guidance, optimizer, grad_clip: as in DDPM, on latents.
+        net: image_size, image_channels -> denoising net, which get the size and the channels of the latents.
+        objective, embedder, drop, sampler, guider, optimizer, grad_clip: as in DDPM, on latents.
         first_stage: images to latents and back.
 
     Raises:
-        UserError: the first stage is no autoencoder.
+        UserError: the first stage is no autoencoder, or as in DDPM.
     """
 
     averaged = ("net", "embedder")
@@ -41,24 +43,27 @@ class LDM(Generator):
         self,
         codec: Callable,
         objective: Objective,
-        net: Callable | UNet,  # a net in runs from before sizes followed from the first stage
-        embedder: Condition,
+        net: Callable | DenoisingNet,  # a net in runs from before sizes followed from the first stage
+        embedder: Embedder,
         drop: Probability,
         sampler: Sampler,
-        guidance: NonNegFloat,
+        guider: Guider,
         optimizer: Callable,
         grad_clip: PositiveFloat | None,
         first_stage: FirstStage,
     ) -> None:
         super().__init__()
-        keeps(first_stage, FirstStage, "model.first_stage")
+        keeps(first_stage, FirstStage, ".first_stage")
         channels, _, size = first_stage.latent_shape
-        self.net: UNet = net if isinstance(net, UNet) else net(image_size=size, image_channels=channels)
+        with within(".net"):
+            made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels)
+        denoises(made, ".net")
+        self.net: DenoisingNet = made
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.embedder, self.drop = objective, embedder, drop
         self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
-        self.drawing = Drawing(objective, self.net, embedder, sampler, guidance, clip=False)
+        self.drawing = Drawing(objective, self.net, embedder, sampler, guider, clip=False)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]

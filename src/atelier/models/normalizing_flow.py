@@ -15,7 +15,7 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat
 from atelier.core.rng import ImageRngs
 from atelier.images.pixels import to_uint8
 from atelier.models.base import Cond, Latent, Likelihood
-from atelier.nets.conditioning import Condition
+from atelier.nets.conditioning import ConditionEmbedder
 from atelier.nets.flows import FlowNet
 
 LEVELS = 256  # grey levels of a pixel
@@ -41,7 +41,7 @@ class NormalizingFlow(Latent, Likelihood):
     def __init__(
         self,
         net: FlowNet,
-        embedder: Condition,
+        embedder: ConditionEmbedder,
         temperature: NonNegFloat,
         optimizer: Callable,
         grad_clip: PositiveFloat | None,
@@ -66,7 +66,7 @@ class NormalizingFlow(Latent, Likelihood):
         noise = f(v) and D numbers in an image, -log N(noise; 0, 1) - log |det df/dv| + D log 256.
         """
         v = (to_uint8(x) + uniform) / LEVELS - 0.5
-        noise, logdet = self.net(v, self.embedder(cond, len(x)))
+        noise, logdet = self.net(v, self.embedder.vector(cond, len(x)))
         energy = noise.square().sum(1, dtype=torch.float64) / 2
         return energy - logdet + x[0].numel() * (math.log(2 * math.pi) / 2 + math.log(LEVELS))
 
@@ -89,7 +89,7 @@ class NormalizingFlow(Latent, Likelihood):
         """
         heat = self.temperature if temperature is None else temperature
         with float32(z.device):
-            v = self.net.inverse(heat * z, self.embedder(cond, len(z)))
+            v = self.net.inverse(heat * z, self.embedder.vector(cond, len(z)))
         return v * (LEVELS / 127.5)
 
     def sample(self, cond: Cond, rngs: ImageRngs, *, temperature: NonNegFloat | None = None) -> Tensor:

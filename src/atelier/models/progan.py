@@ -20,7 +20,7 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Latent, Styled, at_rest
-from atelier.nets.conditioning import Condition, Untold
+from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 from atelier.nets.progan import ProDiscriminator, ProGenerator, StyleGenerator, doubled, seen_at
 from atelier.nets.stylegan2 import mixed
 
@@ -59,8 +59,8 @@ class _Progressive(Latent):
         self,
         generator: ProGenerator | StyleGenerator,
         discriminator: ProDiscriminator,
-        generator_embedder: Condition | None,
-        discriminator_embedder: Condition | None,
+        generator_embedder: ConditionEmbedder | None,
+        discriminator_embedder: ConditionEmbedder | None,
         loss: Adversarial,
         r1_gamma: NonNegFloat,
         lipschitz_weight: NonNegFloat,
@@ -78,8 +78,8 @@ class _Progressive(Latent):
             fix = f"model.generator._target_=atelier.nets.progan.{self.takes.__name__}"
             raise UserError("model.generator._target_", type(generator).__name__, problem, fix)
         self.automatic_optimization = False
-        self.generator, self.generator_embedder = generator, generator_embedder or Untold()
-        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or Untold()
+        self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
+        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
         self.loss, self.r1_gamma, self.lipschitz_weight, self.drift = loss, r1_gamma, lipschitz_weight, drift
         self.stable_images, self.fade_images, self.pieces = stable_images, fade_images, pieces
@@ -127,7 +127,7 @@ class _Progressive(Latent):
     def _discriminator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
         with torch.no_grad():
             real, fake = seen_at(x, level, self.discriminator.top), self.made(cond, len(x), level)
-        known = self.discriminator_embedder(cond, len(x)).float()
+        known = self.discriminator_embedder.vector(cond, len(x)).float()
         real.requires_grad_(self.r1_gamma > 0)
         with float32(self.device, self.r1_gamma > 0):
             real_logits, fake_logits = self.discriminator(real, known, level), self.discriminator(fake, known, level)
@@ -142,7 +142,7 @@ class _Progressive(Latent):
         return loss
 
     def _generator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
-        known, fake = self.discriminator_embedder(cond, len(x)).detach(), self.made(cond, len(x), level)
+        known, fake = self.discriminator_embedder.vector(cond, len(x)).detach(), self.made(cond, len(x), level)
         real = seen_at(x, level, self.discriminator.top)
         with at_rest(self.discriminator):
             fake_logits = self.discriminator(fake, known, level)
@@ -177,10 +177,10 @@ class ProGAN(_Progressive):
 
     def made(self, cond: Cond, n: int, level: float) -> Tensor:
         z = torch.randn(n, self.generator.noise_dim, device=self.device)
-        return self.generator(z, self.generator_embedder(cond, n), level)
+        return self.generator(z, self.generator_embedder.vector(cond, n), level)
 
     def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        return self.enlarged(self.generator(z, self.generator_embedder(cond, len(z)), self.at.item()))
+        return self.enlarged(self.generator(z, self.generator_embedder.vector(cond, len(z)), self.at.item()))
 
 
 class StyleGAN(_Progressive, Styled):
@@ -199,8 +199,8 @@ class StyleGAN(_Progressive, Styled):
         self,
         generator: ProGenerator | StyleGenerator,
         discriminator: ProDiscriminator,
-        generator_embedder: Condition | None,
-        discriminator_embedder: Condition | None,
+        generator_embedder: ConditionEmbedder | None,
+        discriminator_embedder: ConditionEmbedder | None,
         loss: Adversarial,
         r1_gamma: NonNegFloat,
         lipschitz_weight: NonNegFloat,
@@ -222,7 +222,7 @@ class StyleGAN(_Progressive, Styled):
         self.mixing, self.mean_memory, self.truncation = mixing, mean_memory, truncation
 
     def made(self, cond: Cond, n: int, level: float) -> Tensor:
-        known, net = self.generator_embedder(cond, n), self.generator.synthesis
+        known, net = self.generator_embedder.vector(cond, n), self.generator.synthesis
         z = torch.randn(2, n, self.generator.noise_dim, device=self.device)
         first = self.generator.mapping(z[0], known)
         self.generator.mapping.mean.lerp_(ranks.mean(first.detach().mean(0)), 1 - self.mean_memory)
@@ -231,7 +231,7 @@ class StyleGAN(_Progressive, Styled):
         return net(styles, noises, level)
 
     def styles(self, z: Tensor, cond: Cond, truncation: float | None = None) -> Tensor:
-        w = self.generator.mapping(z, self.generator_embedder(cond, len(z)))
+        w = self.generator.mapping(z, self.generator_embedder.vector(cond, len(z)))
         mean, psi = self.generator.mapping.mean, self.truncation if truncation is None else truncation
         return (mean + psi * (w - mean))[:, None].expand(-1, self.generator.synthesis.n_styles, -1)
 

@@ -18,7 +18,7 @@ from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, path_lengths
 from atelier.models.base import Cond, Styled, at_rest
 from atelier.nets.augment import ADA, DiffAugment
-from atelier.nets.conditioning import Condition, Untold
+from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator, mixed
 
 
@@ -54,8 +54,8 @@ class StyleGAN2(Styled):
         self,
         generator: StyleGenerator,
         discriminator: StyleDiscriminator,
-        generator_embedder: Condition | None,
-        discriminator_embedder: Condition | None,
+        generator_embedder: ConditionEmbedder | None,
+        discriminator_embedder: ConditionEmbedder | None,
         loss: Adversarial,
         augment: DiffAugment | ADA | None,
         r1_gamma: NonNegFloat,
@@ -72,8 +72,8 @@ class StyleGAN2(Styled):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.generator, self.generator_embedder = generator, generator_embedder or Untold()
-        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or Untold()
+        self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
+        self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
         self.loss, self.augment = loss, augment
         self.r1_gamma, self.r1_every = r1_gamma, r1_every
@@ -96,7 +96,7 @@ class StyleGAN2(Styled):
         cond, n = self.condition(batch, ""), len(batch["image"])
         with torch.no_grad():
             real, fake = self._augmented(batch["image"]), self._augmented(self._fake(self._mixed(cond, n)))
-        known = self.discriminator_embedder(cond, n)
+        known = self.discriminator_embedder.vector(cond, n)
         real_logits, fake_logits = self.discriminator(real, known), self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_game(loss, real_logits, fake_logits)
@@ -109,7 +109,7 @@ class StyleGAN2(Styled):
         cond, n = self.condition(batch, ""), len(batch["image"])
         real = self._augmented(batch["image"]).detach().requires_grad_()
         with float32(self.device):
-            r1 = gradient_penalty(self.discriminator(real, self.discriminator_embedder(cond, n)), real)
+            r1 = gradient_penalty(self.discriminator(real, self.discriminator_embedder.vector(cond, n)), real)
         self.report("r1", r1)
         self.step(optimizer, self.r1_every * self.r1_gamma / 2 * r1, "r1")
 
@@ -118,7 +118,7 @@ class StyleGAN2(Styled):
         styles = self._mixed(cond, n)
         mean = ranks.mean(styles.detach()[:, 0].mean(0))
         self.generator.mapping.mean.lerp_(mean, 1 - self.mean_memory)
-        known, fake = self.discriminator_embedder(cond, n).detach(), self._augmented(self._fake(styles))
+        known, fake = self.discriminator_embedder.vector(cond, n).detach(), self._augmented(self._fake(styles))
         with at_rest(self.discriminator):
             fake_logits = self.discriminator(fake, known)
             real_logits = self.discriminator(self._augmented(batch["image"]), known) if self.loss.compares else None
@@ -141,7 +141,7 @@ class StyleGAN2(Styled):
 
     def _mixed(self, cond: Cond, n: int) -> Tensor:
         """Styles (n, L, W) of fresh latents, some of them of two."""
-        known, layers = self.generator_embedder(cond, n), self.generator.synthesis.n_styles
+        known, layers = self.generator_embedder.vector(cond, n), self.generator.synthesis.n_styles
         z = torch.randn(2, n, self.generator.noise_dim, device=self.device)
         first, second = (self.generator.mapping(one, known) for one in z)
         return mixed(first, second, layers, self.mixing)
@@ -166,7 +166,7 @@ class StyleGAN2(Styled):
         return rngs.randn(self.generator.noise_dim, device=self.device)
 
     def styles(self, z: Tensor, cond: Cond, truncation: float | None = None) -> Tensor:
-        w = self.generator.mapping(z, self.generator_embedder(cond, len(z)))
+        w = self.generator.mapping(z, self.generator_embedder.vector(cond, len(z)))
         mean, psi = self.generator.mapping.mean, self.truncation if truncation is None else truncation
         return (mean + psi * (w - mean))[:, None].expand(-1, self.generator.synthesis.n_styles, -1)
 

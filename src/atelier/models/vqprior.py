@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.core.batch import Batch
+from atelier.core.condition import Condition
+from atelier.core.errors import within
 from atelier.core.precision import float32
 from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
 from atelier.models.base import Cond, Generator
-from atelier.nets.conditioning import Condition
+from atelier.nets.conditioning import ConditionEmbedder
 from atelier.nets.frozen import Frozen
 from atelier.nets.stages import CodeStage, keeps
 from atelier.nets.transformer import CausalTransformer
@@ -45,7 +47,7 @@ class VQPrior(Generator):
     def __init__(
         self,
         net: Callable,
-        embedder: Condition,
+        embedder: ConditionEmbedder,
         drop: Probability,
         guidance: NonNegFloat,
         temperature: PositiveFloat,
@@ -54,9 +56,11 @@ class VQPrior(Generator):
         first_stage: CodeStage,
     ) -> None:
         super().__init__()
-        keeps(first_stage, CodeStage, "model.first_stage")
+        keeps(first_stage, CodeStage, ".first_stage")
         self.first = Frozen(first_stage)
-        self.net: CausalTransformer = net(n_codes=first_stage.n_codes, n_places=math.prod(first_stage.latent_shape[1:]))
+        n_places = math.prod(first_stage.latent_shape[1:])
+        with within(".net"):
+            self.net: CausalTransformer = net(n_codes=first_stage.n_codes, n_places=n_places)
         self.embedder, self.drop = embedder, drop
         self.needs = frozenset(embedder.conditions)
         self.guidance, self.temperature = guidance, temperature
@@ -101,14 +105,14 @@ class VQPrior(Generator):
             codes = self._drawn(self._told(cond, len(rngs), strength), strength, warmth, u)
             return self.first.net.decode_codes(codes.unflatten(1, self.first.net.latent_shape[1:])).clamp(-1, 1)
 
-    def _told(self, cond: Cond, n: int, strength: float) -> Tensor:
-        """Condition vectors: of what was asked, of nothing, or where both are needed of both, (n or 2 n, E)."""
+    def _told(self, cond: Cond, n: int, strength: float) -> Condition:
+        """The condition of what was asked, of nothing, or where both are needed of both: n or 2 n images."""
         if strength == 0:
             return self.embedder.null(n)
         known = self.embedder(cond, n)
-        return known if strength == 1 else torch.cat([known, self.embedder.null(n)])
+        return known if strength == 1 else known.cat(self.embedder.null(n))
 
-    def _drawn(self, told: Tensor, strength: float, temperature: float, u: Tensor) -> Tensor:
+    def _drawn(self, told: Condition, strength: float, temperature: float, u: Tensor) -> Tensor:
         """Codes (n, N) by inverting the distribution function of each place at `u` (n, N)."""
         codes: list[Tensor] = []
         code, seen = None, None

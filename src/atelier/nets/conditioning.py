@@ -1,4 +1,4 @@
-"""Labels and attributes as one vector per image, with a learned vector for "not told"."""
+"""Labels and attributes as one vector per image, with a learned vector for an image without them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
 
 
-class Untold(nn.Module):
+class NoCondition(nn.Module):
     """Where there is no condition: a vector of no numbers."""
 
     conditions: tuple[str, ...] = ()
@@ -21,19 +22,23 @@ class Untold(nn.Module):
         super().__init__()
         self.register_buffer("place", torch.zeros(()), persistent=False)
 
-    def forward(self, cond: dict[str, Tensor], n: int) -> Tensor:
-        return self.place.expand(n, 0)                                     # (n, 0)
+    def forward(self, cond: dict[str, Tensor], n: int) -> Condition:
+        return Condition(vector=self.place.expand(n, 0))                   # (n, 0)
+
+    def vector(self, cond: dict[str, Tensor], n: int) -> Tensor:
+        """Of no numbers, (n, 0)."""
+        return self(cond, n).vector
 
 
-class Condition(nn.Module):
+class ConditionEmbedder(nn.Module):
     """The sum of an embedding of the label and one of each attribute that is 1.
 
-    Where that is a sum of nothing, as without conditions, or of attributes that are all 0, an image gets the vector for
-    "not told". Nets divide vectors by their length (`nets/gan.py`, `nets/stylegan2.py`), so there it starts at 1.
+    Where that is a sum of nothing, as without conditions, or of attributes that are all 0, an image gets the null
+    embedding. Nets divide vectors by their length (`nets/gan.py`, `nets/stylegan2.py`), so there it starts at 1.
 
     Args:
         dim: size D of the vector.
-        conditions: what is told.
+        conditions: names of what is embedded.
         n_classes: number of labels.
         label_factors: where a label numbers the combinations of several things, how many there are of each, the last
             counting fastest; each thing gets a table of its own, which is learned many times sooner. []: one table.
@@ -64,12 +69,12 @@ class Condition(nn.Module):
         tables = [nn.Embedding(n, dim) for n in self.factors] if "label" in conditions else []
         self.label = nn.ModuleList(tables)
         self.attributes = nn.Parameter(torch.randn(n_attributes, dim)) if "attributes" in conditions else None
-        self.nothing = nn.Parameter(torch.full((dim,), 0.0 if self.label else 1.0))
+        self.null_embedding = nn.Parameter(torch.full((dim,), 0.0 if self.label else 1.0))
 
-    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Tensor:
-        """Vectors (n, D) of `label` (n,) int64 and `attributes` (n, A) 0/1.
+    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
+        """A vector (n, D) of `label` (n,) int64 and `attributes` (n, A) 0/1.
 
-        Rows where `drop` (n,) is true get the one for "not told" (Ho & Salimans 2022, algorithm 1).
+        Rows where `drop` (n,) is true get the null embedding (Ho & Salimans 2022, algorithm 1).
         """
         parts, rest = [], cond.get("label")
         for table in reversed(self.label):
@@ -79,12 +84,16 @@ class Condition(nn.Module):
             parts.append(cond["attributes"] @ self.attributes)             # (n, D)
         if not parts:
             return self.null(n)
-        told = torch.stack(parts).sum(0)                                   # (n, D)
         if not self.label:
             none = cond["attributes"].sum(1) == 0                          # (n,)
             drop = none if drop is None else drop | none
-        return told if drop is None else torch.where(drop[:, None], self.nothing.to(told.dtype), told)
+        known = Condition(vector=torch.stack(parts).sum(0))                # (n, D)
+        return known if drop is None else known.drop(drop, self.null(n))
 
-    def null(self, n: int) -> Tensor:
-        """The vector for "not told", (n, D)."""
-        return self.nothing.expand(n, -1)
+    def vector(self, cond: dict[str, Tensor], n: int) -> Tensor:
+        """The vector (n, D) alone, for nets that take nothing else."""
+        return self(cond, n).vector
+
+    def null(self, n: int) -> Condition:
+        """The condition of n images of which nothing is known, a vector (n, D)."""
+        return Condition(vector=self.null_embedding.expand(n, -1))

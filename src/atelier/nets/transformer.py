@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt, Probability
 from atelier.nets.layers import zeroed
@@ -46,7 +47,7 @@ class CausalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise UserError("model.net.heads", heads, f"it does not divide the width {width}", "model.net.heads=1")
+            raise UserError(".heads", heads, f"it does not divide the width {width}", ".heads=1")
         self.n_places = n_places
         self.codes = nn.Embedding(n_codes, width)
         self.positions = nn.Embedding(n_places, width)
@@ -58,26 +59,26 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = zeroed(nn.Linear(width, n_codes))
 
-    def forward(self, codes: Tensor, cond: Tensor) -> Tensor:
-        """Codes (B, N) int64, the last of which is not looked at, and conditions (B, E) to logits (B, N, V) float32."""
-        h = torch.cat([self.start(cond)[:, None], self.codes(codes[:, :-1])], dim=1)    # (B, N, D)
+    def forward(self, codes: Tensor, cond: Condition) -> Tensor:
+        """Codes (B, N) int64, the last of which is not looked at, and vectors (B, E) to logits (B, N, V) float32."""
+        h = torch.cat([self.start(cond.vector)[:, None], self.codes(codes[:, :-1])], dim=1)    # (B, N, D)
         return self._logits(h + self.positions.weight, cond, None)[0]
 
-    def step(self, code: Tensor | None, cond: Tensor, seen: list[Seen] | None) -> tuple[Tensor, list[Seen]]:
+    def step(self, code: Tensor | None, cond: Condition, seen: list[Seen] | None) -> tuple[Tensor, list[Seen]]:
         """Logits (B, V) of one place, and what the next step needs of this one and those before.
 
         Args:
             code: (B,) of the place before; None at the first.
-            cond: (B, E).
+            cond: with a vector (B, E).
             seen: what the step before gave; None at the first.
         """
         place = seen[0][0].shape[2] if seen else 0
-        h = self.start(cond) if code is None else self.codes(code)         # (B, D)
+        h = self.start(cond.vector) if code is None else self.codes(code)         # (B, D)
         logits, seen = self._logits((h + self.positions.weight[place])[:, None], cond, seen)
         return logits[:, 0], seen
 
-    def _logits(self, h: Tensor, cond: Tensor, seen: list[Seen] | None) -> tuple[Tensor, list[Seen]]:
-        h, told, now = self.dropout(h), F.silu(cond), []
+    def _logits(self, h: Tensor, cond: Condition, seen: list[Seen] | None) -> tuple[Tensor, list[Seen]]:
+        h, told, now = self.dropout(h), F.silu(cond.vector), []
         for i, block in enumerate(self.blocks):
             h, pair = block(h, told, seen[i] if seen else None)            # (B, N, D)
             now.append(pair)

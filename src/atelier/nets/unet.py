@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.ranges import Levels, PositiveInt, Probability, Width
 from atelier.nets.layers import Down, ResBlock, SelfAttention, TimeEmbedding, Up, norm, zeroed
@@ -26,7 +27,7 @@ class UNet(nn.Module):
         scale_shift: how the embedding enters them, see `ResBlock`.
         patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps.
             A fold of more numbers than `width` ends in `Pixels`, as its maps cannot hold what they are to give back.
-        cond_dim: size of the condition's embedding, added to the time's; None: unconditional.
+        cond_dim: size of the condition's vector, added to the time's; None: unconditional.
 
     Raises:
         UserError: an attention size that no level has, or an image size that does not halve evenly.
@@ -87,11 +88,11 @@ class UNet(nn.Module):
         last = nn.Identity() if self.pixels else zeroed(nn.Conv2d(n, folded, 3, padding=1))
         self.head = nn.Sequential(norm(n), nn.SiLU(), last)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x (B, image_channels, H, W), time (B,), cond (B, cond_dim) or None -> the shape of x."""
+    def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
+        """x (B, image_channels, H, W), time (B,), cond with a vector (B, cond_dim) or None -> the shape of x."""
         embedding = self.time(time)                                        # (B, D)
         if self.cond is not None:
-            embedding = embedding + self.cond(cond)                        # (B, D)
+            embedding = embedding + self.cond(cond.vector)                     # (B, D)
         embedding = F.silu(embedding)
         h = self.stem(F.pixel_unshuffle(x, self.patch))                    # (B, C, H / patch, W / patch)
         skips = [h]
@@ -158,11 +159,11 @@ def _check_attention(attention: list[int], sizes: list[int]) -> None:
     missed = [size for size in attention if size not in sizes]
     if missed:
         problem = f"no map has size {missed[0]}; the levels have {sizes}"
-        raise UserError("model.net.attention", attention, problem, f"model.net.attention=[{sizes[-1]}]")
+        raise UserError(".attention", attention, problem, f".attention=[{sizes[-1]}]")
 
 
 def _check_heads(heads: int, widths: list[int]) -> None:
     uneven = [width for width in widths if width % heads]
     if uneven:
         problem = f"attention over {uneven[0]} channels needs a divisor of that"
-        raise UserError("model.net.heads", heads, problem, "model.net.heads=1")
+        raise UserError(".heads", heads, problem, ".heads=1")

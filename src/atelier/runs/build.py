@@ -14,7 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import renamed
-from atelier.core.errors import UserError
+from atelier.core.errors import UserError, within
 from atelier.core.launchers import rank
 from atelier.runs import preflight
 
@@ -87,7 +87,10 @@ def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Generator:
     OmegaConf.set_struct(node, False)
     for name in nets:
         del node[name]
-    return instantiate(node, _convert_="all", _partial_=True)(**nets) if nets else instantiate(node, _convert_="all")
+    if not nets:
+        return instantiate(node, _convert_="all")
+    with within("model"):
+        return instantiate(node, _convert_="all", _partial_=True)(**nets)
 
 
 def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
@@ -112,7 +115,7 @@ def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
     if (folder / diffusers_folder.CONFIG).exists():
         return diffusers_folder.read(folder, cfg.data.image_size, cfg.data.channels)
     finished = model(untaught(safe_config(folder)), folder)
-    finished.load_state_dict(load_file(weights))
+    finished.load_state_dict(renamed.weights(load_file(weights)))
     return finished.part()
 
 

@@ -51,9 +51,10 @@ def placed(key: str, value: str) -> str | None:
     asked = next((word.removeprefix("model=") for word in sys.argv[1:] if word.startswith("model=")), "")
     if place or (asked and not {asked, "train"} & set(pages)):
         return " or ".join(f"model={page}" for page in sorted(set(pages)))
-    group, place, page = next((f for f in found if f[2] == asked), found[0])
+    taken = asked or re.search(r"^  - model: (\w+)", (CONF / "train.yaml").read_text(), re.MULTILINE)[1]
+    group, place, page = next((f for f in found if f[2] == taken), found[0])
     chosen = f"{group}@{place}={value or 'PAGE'}"
-    return chosen if page in (asked, "train") else f"model={page} {chosen}"
+    return chosen if page in (taken, "train") else f"model={page} {chosen}"
 
 
 @functools.cache

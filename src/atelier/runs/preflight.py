@@ -261,7 +261,28 @@ def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
 
 
 def _is(made: Any, kind: Any) -> bool:
-    return inspect.isclass(made) and inspect.isclass(kind) and issubclass(made, kind)
+    if not inspect.isclass(made) or not inspect.isclass(kind):
+        return False
+    if getattr(kind, "_is_protocol", False):
+        return all(_takes(made, name, method) for name, method in _methods(kind))
+    return issubclass(made, kind)
+
+
+def _methods(contract: type) -> Iterator[tuple[str, Callable]]:
+    """Those that a protocol asks for; of its attributes only an object knows."""
+    for name, value in vars(contract).items():
+        if inspect.isfunction(value) and (name == "__call__" or not name.startswith("_")):
+            yield name, value
+
+
+def _takes(made: type, name: str, asked: Callable) -> bool:
+    """Whether a class has a method that takes as many arguments; a module is called by its `forward`."""
+    own = getattr(made, "forward" if name == "__call__" and hasattr(made, "forward") else name, None)
+    try:
+        inspect.signature(own).bind(*inspect.signature(asked).parameters)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _origin(raw: Plain, key: str) -> str:

@@ -1,0 +1,184 @@
+"""Conditions that no page has yet, tokens and planes: trained, averaged, dropped, guided, resumed and sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import train
+from atelier.checkpoints.store import load, newest
+from atelier.core.condition import Condition
+from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
+from atelier.diffusion.guidance import ClassifierFree
+from atelier.diffusion.objective import Objective
+from atelier.diffusion.samplers import Euler
+from atelier.diffusion.schedules import Flow
+from atelier.diffusion.targets import VectorField
+from atelier.diffusion.times import Uniform
+from atelier.diffusion.weightings import Plain
+from atelier.models.ddpm import DDPM
+from atelier.optim import adamw
+from atelier.runs import build, folders
+from tests.compose import composed
+from tests.tiny import COMMON
+
+N, D = 14, 8  # attributes, and numbers of a token
+
+
+class Tokens(nn.Module):
+    """A token for each attribute that an image has, behind one that every image has."""
+
+    conditions = ("attributes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.start = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(1, D))
+
+    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
+        mask = torch.cat([cond["attributes"].new_ones(n, 1), cond["attributes"]], dim=1) > 0
+        known = Condition(tokens=torch.cat([self.start, self.table]).expand(n, -1, -1), mask=mask)
+        return known if drop is None else known.drop(drop, self.null(n))
+
+    def null(self, n: int) -> Condition:
+        mask = torch.arange(N + 1, device=self.start.device) == 0
+        tokens = torch.cat([self.start, torch.zeros_like(self.table)])
+        return Condition(tokens=tokens.expand(n, -1, -1), mask=mask.expand(n, -1))
+
+
+class CrossAttention(nn.Module):
+    """Each pixel looks at the tokens."""
+
+    shape = (3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, D, 3, padding=1), nn.Conv2d(D, 3, 1)
+        self.attention = nn.MultiheadAttention(D, 1, batch_first=True)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        h = self.first(x) + time.view(-1, 1, 1, 1) / 1000  # (B, D, H, W)
+        pixels = h.flatten(2).transpose(1, 2)  # (B, H W, D)
+        seen, _ = self.attention(pixels, cond.tokens, cond.tokens, key_padding_mask=~cond.mask)
+        return self.last(h + seen.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Planes(nn.Module):
+    """The source itself; zeros where it is not shown."""
+
+    conditions = ("source",)
+
+    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
+        known = Condition(planes=cond["source"])
+        return known if drop is None else known.drop(drop, known.null())
+
+    def null(self, n: int) -> Condition:
+        return Condition(planes=torch.zeros(n, 3, 8, 8))
+
+
+class Concatenated(nn.Module):
+    """Planes beside the channels of x."""
+
+    shape = (3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(6, D, 3, padding=1), nn.SiLU(), nn.Conv2d(D, 3, 1))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        return self.layers(torch.cat([x, cond.planes], dim=1)) + time.view(-1, 1, 1, 1) / 1000
+
+
+OPTIMIZER = partial(
+    adamw, lr=0.01, betas=[0.9, 0.99], weight_decay=0.0, warmup_images=0, decay="constant", decay_from=0, decay_to=1
+)
+KINDS = {"tokens": (CrossAttention, Tokens, "image"), "planes": (Concatenated, Planes, "label_map")}
+Train = Callable[..., Path]
+
+
+def made(kind: str, drop: float = 0.3) -> DDPM:
+    net, embedder, _ = KINDS[kind]
+    objective, guider = Objective(Flow(), VectorField(), Plain(), Uniform()), ClassifierFree(guidance=2.0)
+    return DDPM(objective, net(), embedder(), drop, Euler(steps=2), guider, OPTIMIZER, 1.0)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Inside, a config's model is the toy one."""
+    monkeypatch.setattr(build, "_model", lambda cfg, folder: made(request.param))
+    return request.param
+
+
+def trained(kind: str, folder: Path, images: int) -> Path:
+    words = [word for word in COMMON if not word.startswith(("budget.", "checkpoint.", "eval.every"))]
+    words += [f"budget.images={images}", "checkpoint.every_images=16", "eval.every_images=1000"]
+    train.train(composed("model=flow", *words, f"data.task={KINDS[kind][2]}", run_dir=folder))
+    return folder
+
+
+def test_a_run_goes_on_bit_for_bit_under_averages_and_samples(kind: str, tmp_path: Path) -> None:
+    whole = trained(kind, tmp_path / "whole", 32)
+    trained(kind, tmp_path / "parts", 16)
+    parts = trained(kind, tmp_path / "parts", 32)
+    first, second = (load_file(folder / "weights.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+
+    state = load(newest(whole / "checkpoints"))
+    averages = next(iter(state["callbacks"]["EMA"]["nets"].values()))
+    assert set(averages) == {"net", "embedder"}
+    raw = {name: state["state_dict"][f"net.{name}"] for name in averages["net"]}
+    assert not all(torch.equal(raw[name], value) for name, value in averages["net"].items())
+
+    loaded = folders.load(whole, ema=True)
+    cond = loaded.model.condition(loaded.data.test_batch(0, 6), "")
+    with torch.inference_mode():
+        together = loaded.model.sample(cond, ImageRngs(0, 0, 6))
+        one = loaded.model.sample({name: value[4:5] for name, value in cond.items()}, ImageRngs(0, 4, 1))
+    torch.testing.assert_close(together[4:5], one, atol=1e-5, rtol=0)
+
+
+def asked(kind: str, n: int = 4) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {"attributes": (torch.rand(n, N) > 0.5).float()} if kind == "tokens" else {"source": torch.rand(n, 3, 8, 8)}
+
+
+def test_guidance_goes_along_the_line_of_both_answers(kind: str) -> None:
+    model, cond, x = made(kind), asked(kind), torch.randn(4, 3, 8, 8)
+    known, null, t = model.embedder(cond, 4), model.embedder.null(4), torch.full((4,), 0.5)
+    denoise = partial(model.objective.denoise, model.net)
+    with torch.inference_mode():
+        free, told = denoise(x, t, null), denoise(x, t, known)
+        guided = ClassifierFree(guidance=3.0)(denoise, known, null)(x, t)
+    torch.testing.assert_close(guided, free + 3 * (told - free), atol=1e-5, rtol=1e-5)
+    assert (told - free).abs().flatten(1).amax(1).min() > 1e-3
+
+
+def test_samples_follow_the_condition_and_guidance_0_does_not(kind: str) -> None:
+    model, cond = made(kind), asked(kind)
+    other = {name: value.flip(0) for name, value in cond.items()}
+    for guidance, follows in ((2.0, True), (1.0, True), (0.0, False)):
+        with torch.inference_mode():
+            one, two = (model.sample(c, ImageRngs(0, 0, 4), guidance=guidance) for c in (cond, other))
+        assert torch.equal(one, two) != follows
+
+
+@pytest.mark.parametrize("drop", [0.0, 1.0])
+def test_a_dropped_condition_leaves_no_trace_in_the_loss(kind: str, drop: float) -> None:
+    model, losses = made(kind, drop), []
+    x, cond = torch.randn(4, 3, 8, 8), asked(kind)
+    for given in (cond, {name: 1 - value for name, value in cond.items()}):
+        torch.manual_seed(0)
+        losses.append(model.training_step({"image": x, **given}))
+    assert torch.equal(*losses) == (drop == 1.0)
+
+
+def test_a_net_without_a_shape_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        DDPM(made("planes").objective, nn.Conv2d(3, 3, 1), Planes(), 0.1, Euler(steps=2), None, None, None)
+    assert caught.value.at("model").line().startswith("error: model.net=Conv2d: it is no denoising net")
