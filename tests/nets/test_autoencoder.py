@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from atelier.core.errors import UserError
-from atelier.nets.autoencoder import Halve, KLNet, Layout, VQGANNet
+from atelier.nets.autoencoder import Halve, Layout
+from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.quantizers import VectorQuantizer
+from atelier.nets.vqgan import VQGANNet
 
 SMALL = {
     "image_size": 16,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from PIL import Image
 from PIL.ImageChops import difference
 from safetensors.torch import load_file
 
+from atelier.checkpoints import renamed
 from tests.programs import python
 from tests.tiny import TINY
 
@@ -31,6 +34,18 @@ def program(folder: Path, script: str, *words: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = python(str(ROOT / script), *words, folder=folder, environment=environment)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.TARGETS.items())
+def test_a_name_of_before_leads_to_something_of_today(old: str, new: str) -> None:
+    """What has moved is no longer found under the old name, and what is written today is left as it is."""
+    module, _, beginning = new.rpartition(".")
+    assert any(name.startswith(beginning) for name in dir(importlib.import_module(module)))
+    module, _, beginning = old.rpartition(".")
+    if importlib.util.find_spec(module.rpartition(".")[0]) and importlib.util.find_spec(module):
+        assert not beginning or not any(name.startswith(beginning) for name in dir(importlib.import_module(module)))
+    assert renamed.today({"_target_": f"{old}Thing"}) == {"_target_": f"{new}Thing"}
+    assert renamed.today({"_target_": f"{new}Thing"}) == {"_target_": f"{new}Thing"}
 
 
 @pytest.mark.parametrize("family", ["gan", "ldm", "progan"])

@@ -28,7 +28,7 @@ from atelier.data.reading import Background, check, read
 
 
 @dataclass(kw_only=True, eq=False)
-class Folder(DataModule, ABC):
+class ImageFiles(DataModule, ABC):
     """Image files under one folder, each decoded once at the start to find the unreadable ones.
 
     The files are those named as reading.SUFFIXES lists (any case) at any depth, in natural order (2 before 10);
@@ -164,7 +164,7 @@ class Folder(DataModule, ABC):
 
 
 @dataclass(kw_only=True, eq=False)
-class ImageFolder(Folder):
+class ImageFolder(ImageFiles):
     """Any folder of images, without labels.
 
     With a train/ in it the training split is train/, else the whole folder; the test split is test/, val/ or another

@@ -19,7 +19,7 @@ from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.data.base import Split
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, printable
-from atelier.data.folders import Folder, any_images
+from atelier.data.folders import ImageFiles, any_images
 from atelier.data.layouts import Sides, matched, side_folders
 from atelier.data.published import GREY
 from atelier.data.reading import Background, BadImage, check, decode, pixels, read, square, upright_size
@@ -48,7 +48,7 @@ class PairImages:
 
 
 @dataclass(kw_only=True, eq=False)
-class Pairs(Folder):
+class Pairs(ImageFiles):
     """Pairs of images, in the layouts of Pix2Pix (Isola, Zhu, Zhou, Efros 2017).
 
     One file for a pair, A at the left of B, each half of its width, in <root>/train and <root>/test, or all under
@@ -100,7 +100,7 @@ class Pairs(Folder):
 
 
 @dataclass(kw_only=True, eq=False)
-class Edges(Folder):
+class Edges(ImageFiles):
     """Any folder of images (as `ImageFolder`), each with its edges as `source`: see `edge_map`.
 
     Args:

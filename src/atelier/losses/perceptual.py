@@ -14,7 +14,7 @@ from atelier.core.precision import float32
 from atelier.core.ranges import Name, PositiveInt
 from atelier.nets.frozen import Frozen
 from atelier.nets.lpips import LPIPSNet
-from atelier.nets.srgan import VGG54
+from atelier.nets.vgg import VGG54
 
 LEAST_SIZE = 16  # of images that four halvings leave something of
 LPIPS_FIX = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid, perceptual@metrics.lpips=null"

@@ -15,7 +15,7 @@ SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2)  # of activations, so that their size stays
 
 
-class Linear(nn.Module):
+class EqualizedLinear(nn.Module):
     """Weights of N(0, 1), divided by the root of the number of inputs when used (ProGAN, 4.1).
 
     Args:
@@ -33,8 +33,8 @@ class Linear(nn.Module):
         return F.linear(x, self.weight * self.scale, self.bias * self.speed)
 
 
-class Conv(nn.Module):
-    """A convolution that keeps the size of the map, with weights as `Linear` has them."""
+class EqualizedConv(nn.Module):
+    """A convolution that keeps the size of the map, with weights as `EqualizedLinear` has them."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, bias: bool = True) -> None:
         super().__init__()

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.errors import UserError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -37,6 +39,20 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4), channels), channels, eps=1e-6)
 
 
+def n_halvings(image_size: int) -> int:
+    """Halvings from image_size down to 4.
+
+    Raises:
+        UserError: it is no power of two from 8 up.
+    """
+    halvings = math.log2(image_size / 4)
+    if halvings < 1 or halvings != int(halvings):
+        power = max(8, 2 ** round(math.log2(max(1, image_size))))
+        fix = f"data.image_size={power}"
+        raise UserError("data.image_size", image_size, "this net needs a power of two from 8 up", fix)
+    return int(halvings)
+
+
 class TimeEmbedding(nn.Module):
     """Sines and cosines of geometrically spaced frequencies, 1 .. 1/10000 (Vaswani et al. 2017, 3.5)."""
 
@@ -51,6 +67,22 @@ class TimeEmbedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         angles = time.float()[:, None] * self.frequencies                  # (B, D / 2)
         return torch.cat([angles.sin(), angles.cos()], dim=1)              # (B, D)
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose scale and shift the condition moves, from 1 and 0; without one they are learned as usual."""
+
+    def __init__(self, channels: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=not cond_dim)
+        self.told = zeroed(nn.Linear(cond_dim, 2 * channels)) if cond_dim else None
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        h = self.norm(x)
+        if self.told is None:
+            return h
+        scale, shift = self.told(cond)[:, :, None, None].chunk(2, dim=1)         # (B, C, 1, 1) each
+        return h * (1 + scale) + shift                                           # (B, C, H, W)
 
 
 class ResBlock(nn.Module):

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.core.ranges import NonNegInt, PositiveInt
-from atelier.nets.gan import n_halvings
-from atelier.nets.layers import M, zeroed
+from atelier.nets.layers import M, n_halvings, zeroed
 from atelier.nets.resample import DownFiltered, UpFiltered
 
 SLOPE = 0.2  # of leaky ReLU

@@ -62,7 +62,7 @@ class ResNetTranslator(nn.Module):
             looked_at[len(layers)] = 2 * n
             layers += _block(nn.Conv2d(n, 2 * n, 3, stride=2, padding=1), make)
         looked_at |= {len(layers) + k: widths[-1] for k in (0, n_blocks // 2)}
-        layers += [Block(widths[-1], make, padding) for _ in range(n_blocks)]
+        layers += [TranslatorBlock(widths[-1], make, padding) for _ in range(n_blocks)]
         for n in widths[:0:-1]:
             layers += _block(nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), make)
         last = nn.Conv2d(width, folded, ends, padding=ends // 2, padding_mode=padding)
@@ -90,7 +90,7 @@ class ResNetTranslator(nn.Module):
         return found
 
 
-class Block(nn.Module):
+class TranslatorBlock(nn.Module):
     """Two 3x3 convolutions with norms, plus the input; no ReLU behind the sum (Gross & Wilber 2016)."""
 
     def __init__(self, channels: int, make: Callable[[int], nn.Module], padding: str) -> None:

@@ -1,6 +1,6 @@
-"""Super-resolution: a residual net that enlarges, the discriminator of its results, features of VGG19
+"""Nets of SRGAN: a residual net that enlarges images, and the discriminator of its results.
 
-(Ledig et al. 2017, Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network, SRGAN).
+Ledig et al. 2017, Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network.
 """
 
 from __future__ import annotations
@@ -8,21 +8,18 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from atelier.core.precision import float32
 from atelier.core.ranges import PositiveInt
 from atelier.images.bicubic import enlarged
 from atelier.nets.layers import zeroed
-from atelier.nets.vgg import VGG19, vgg
 
 STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2)}  # factor -> what each stage enlarges by
 INNER = 3  # kernel of all convolutions but the first and the last
 CUBIC = 2  # pixels of the source to either side that a bicubic enlargement looks at
 WIDTHS, STRIDES = (1, 1, 2, 2, 4, 4, 8, 8), (1, 2, 1, 2, 1, 2, 1, 2)
 SLOPE = 0.2  # of the discriminator's leaky ReLU
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
 class SRResNet(nn.Module):
@@ -158,30 +155,3 @@ def _kept_in_size(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, SLOPE)
         nn.init.zeros_(layer.bias)
-
-
-class VGG54(nn.Module):
-    """Features of VGG19's conv5_4, before its ReLU (Simonyan & Zisserman 2015, table 1, E), divided by 12.75.
-
-    Args:
-        state: state dict of torchvision's vgg19 (its classifier is not used).
-
-    Raises:
-        RuntimeError: it holds other layers.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.features = vgg(VGG19)[:-1]
-        own = self.features.state_dict()
-        self.features.load_state_dict({name: state[f"features.{name}"] for name in own if f"features.{name}" in state})
-        shift, scale = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
-        self.register_buffer("shift", 2 * shift - 1)                       # (3, 1, 1)
-        self.register_buffer("scale", 2 * scale)                           # (3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 512, H / 16, W / 16) of images (B, 1 or 3, H, W) in [-1, 1], grey as RGB, 16 px a side or more."""
-        return self.features((x - self.shift) / self.scale) / 12.75

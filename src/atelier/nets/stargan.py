@@ -56,7 +56,7 @@ class StarGenerator(nn.Module):
             *_layer(*plain, image_channels + n_attributes, width),
             *_layer(*down, width, 2 * width),
             *_layer(*down, 2 * width, 4 * width),
-            *(Block(4 * width) for _ in range(n_blocks)),
+            *(StarBlock(4 * width) for _ in range(n_blocks)),
             *_layer(*up, 4 * width, 2 * width),
             *_layer(*up, 2 * width, width),
             nn.Conv2d(width, image_channels, 7, padding=3, bias=False),
@@ -69,7 +69,7 @@ class StarGenerator(nn.Module):
         return (h + 2 * x if self.residual else h).tanh()  # (B, C, H, W)
 
 
-class Block(nn.Module):
+class StarBlock(nn.Module):
     """3x3 and instance norm twice, plus the input; no activation behind the sum."""
 
     def __init__(self, channels: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt, Width
-from atelier.nets.flow_layers import (
+from atelier.nets.invertible import (
     ActNorm,
     AffineCoupling,
     Chain,
@@ -26,7 +26,7 @@ from atelier.nets.layers import zeroed
 Shape = tuple[int, int, int]  # channels, height, width
 
 
-class FlowNet(nn.Module):
+class NormalizingFlowNet(nn.Module):
     """Images to as many standard normal numbers and back; behind each level half of the numbers are done
 
     (Dinh et al. 2017, RealNVP, 3.6). What a prior expects of them counts as one more layer.
@@ -62,7 +62,7 @@ class FlowNet(nn.Module):
         return x                                                           # (B, C, H, W)
 
 
-class Standard(nn.Module):
+class StandardPrior(nn.Module):
     """z is standard normal as it is."""
 
     def forward(self, z: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ class Standard(nn.Module):
         return noise
 
 
-class Gaussian(nn.Module):
+class GaussianPrior(nn.Module):
     """z of N(mean, std^2), both made of what is known, to standard normal noise (z - mean) / std.
 
     std = 2 sigmoid(s), which is bounded, so that no surprise in what is known throws z far away.
@@ -107,7 +107,7 @@ def glow(
     levels: PositiveInt,
     steps: PositiveInt,
     cond_dim: PositiveInt,
-) -> FlowNet:
+) -> NormalizingFlowNet:
     """Steps of normalisation, 1x1 convolution and coupling at each size, learned priors (Kingma & Dhariwal 2018).
 
     Images come through the logit, as RealNVP's do and the paper's do not: colours near black and white get room, which
@@ -135,9 +135,9 @@ def glow(
         chains.append(Chain([Logit(), *layers] if level == 0 else layers))
         if level < levels - 1:
             channels //= 2
-            priors.append(Gaussian(ZeroConv(channels, 2 * channels)))
+            priors.append(GaussianPrior(ZeroConv(channels, 2 * channels)))
         done.append((channels, size, size))
-    return FlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
+    return NormalizingFlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
 
 
 def realnvp(
@@ -148,7 +148,7 @@ def realnvp(
     levels: PositiveInt,
     blocks: PositiveInt,
     cond_dim: PositiveInt,
-) -> FlowNet:
+) -> NormalizingFlowNet:
     """Three checkerboard couplings, a squeeze, three channel-wise ones at each level, four checkerboards at the last
 
     (Dinh et al. 2017, 3.6), of images through the logit. Each coupling is normalised by ActNorm in place of the
@@ -184,8 +184,8 @@ def realnvp(
             channels //= 2
         chains.append(Chain([Logit(), *layers] if level == 0 else layers))
         done.append((channels, size, size))
-    priors = [Standard() for _ in range(levels - 1)]
-    return FlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
+    priors = [StandardPrior() for _ in range(levels - 1)]
+    return NormalizingFlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
 
 
 def _halves(image_size: int, times: int) -> None:
@@ -195,11 +195,11 @@ def _halves(image_size: int, times: int) -> None:
         raise UserError("data.image_size", image_size, problem, f"data.image_size={nearest}")
 
 
-def _told(shape: Shape, cond_dim: int) -> Gaussian:
+def _told(shape: Shape, cond_dim: int) -> GaussianPrior:
     """A prior that the condition moves, each number on its own."""
     channels, height, width = shape
     net = zeroed(nn.Linear(cond_dim, 2 * channels * height * width))
-    return Gaussian(nn.Sequential(net, nn.Unflatten(1, (2 * channels, height, width))))
+    return GaussianPrior(nn.Sequential(net, nn.Unflatten(1, (2 * channels, height, width))))
 
 
 def checkerboard(size: int, phase: int) -> Tensor:
