@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,6 +159,49 @@ def functions_stay_short(name: str, tree: ast.Module) -> Iterator[str]:
             yield f"{name}:{node.lineno} {node.name} has {lines} lines"
 
 
+GROUND_FLOOR = {"nets", "losses", "diffusion"}  # they name a key relative to themselves: `.heads`
+ABSOLUTE = re.compile(
+    r"(model|sampler|metrics|eval|trainer|callbacks|budget|checkpoint)\.\w+(\.\w+)*=?|\w+@(model|metrics)\."
+)
+STILL_ABSOLUTE = {"nets.unet", "nets.transformer", "diffusion.objective", "diffusion.schedules"}
+
+
+def strings(tree: ast.AST) -> Iterator[ast.Constant]:
+    """String literals, those that an f-string begins with too; no docstrings."""
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    prose |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values[1:]}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node
+
+
+def arguments(tree: ast.AST) -> set[str]:
+    """What the constructors, dataclasses and functions of a module take."""
+    taken = {arg.arg for node in functions(tree) for arg in node.args.args + node.args.kwonlyargs}
+    fields = (node.target for node in ast.walk(tree) if isinstance(node, ast.AnnAssign))
+    return taken | {field.id for field in fields if isinstance(field, ast.Name)}
+
+
+def the_ground_floor_names_its_own_keys(name: str, tree: ast.Module) -> Iterator[str]:
+    """Keys in errors of nets, losses and diffusion: of the set (`data.`), or of an argument that is there."""
+    if room(name) not in GROUND_FLOOR or name.removeprefix("atelier.") in STILL_ABSOLUTE:
+        return
+    raised = [call for call in ast.walk(tree) if isinstance(call, ast.Call) and ast.unparse(call.func) == "UserError"]
+    if not raised:
+        return
+    known = arguments(tree)
+    for text in strings(tree):
+        if ABSOLUTE.match(text.value):
+            yield f"{name}:{text.lineno} {text.value}"
+        relative = re.match(r"\.([a-z]\w*)(=|$)", text.value)
+        if relative and relative[1] not in known:
+            yield f"{name}:{text.lineno} {text.value} is no argument"
+    for key in (call.args[0] for call in raised):
+        first = key.values[0] if isinstance(key, ast.JoinedStr) else key
+        if isinstance(first, ast.Constant) and not str(first.value).startswith((".", "data.")):
+            yield f"{name}:{key.lineno} {first.value}"
+
+
 RULES: list[Rule] = [
     arrows_point_down,
     nothing_imports_an_entry_point,
@@ -167,6 +211,7 @@ RULES: list[Rule] = [
     nothing_runs_what_was_read,
     signatures_name_their_arguments,
     functions_stay_short,
+    the_ground_floor_names_its_own_keys,
 ]
 
 
@@ -202,6 +247,18 @@ BAD = [  # (rule, module, source): each rule bites
     (nothing_runs_what_was_read, "atelier.runs.folders", "import pickle"),
     (signatures_name_their_arguments, "atelier.models.ddpm", "def sample(self, cond, **options): ..."),
     (signatures_name_their_arguments, "atelier.models.ddpm", "f = lambda **options: 0"),
+    (the_ground_floor_names_its_own_keys, "atelier.nets.vae", "UserError('model.net.width', 3, 'few', fix)"),
+    (the_ground_floor_names_its_own_keys, "atelier.nets.vae", "raise UserError('.width', 3, 'few', '.width=4')"),
+    (
+        the_ground_floor_names_its_own_keys,
+        "atelier.losses.kl",
+        "def f(a):\n    raise UserError('.a', a, 'few', f'.b={a}')",
+    ),
+    (
+        the_ground_floor_names_its_own_keys,
+        "atelier.nets.vae",
+        "fix = f'model.net.width={3}'\nUserError(key, 3, 'few', fix)",
+    ),
     (functions_stay_short, "atelier.nets.unet", "def f():\n" + "    x = 1\n" * 60),
 ]
 GOOD = (
@@ -225,6 +282,13 @@ def f(*parts, n: int):
 @pytest.mark.parametrize(("rule", "name", "source"), BAD)
 def test_each_rule_sees_what_breaks_it(rule: Rule, name: str, source: str) -> None:
     assert list(rule(name, ast.parse(source)))
+
+
+def test_keys_of_the_set_and_of_an_argument_are_no_absolute_keys() -> None:
+    plain = (
+        "def f(n):\n    UserError('.n', n, 'odd', f'.n={n + 1}')\n    UserError('data.root', n, 'odd', 'data.root=4')"
+    )
+    assert not list(the_ground_floor_names_its_own_keys("atelier.nets.vae", ast.parse(plain)))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -55,10 +55,10 @@ class Layout:
         missed = [size for size in self.attention if size not in self.sizes]
         if missed:
             problem = f"no map has size {missed[0]}; the levels have {self.sizes}"
-            raise UserError("model.net.attention", self.attention, problem, f"model.net.attention=[{self.sizes[-1]}]")
+            raise UserError(".attention", self.attention, problem, f".attention=[{self.sizes[-1]}]")
         if any(width % self.groups for width in self.widths):
             problem = f"it does not divide the widths {self.widths}"
-            raise UserError("model.net.norm_groups", self.norm_groups, problem, "model.net.norm_groups=null")
+            raise UserError(".norm_groups", self.norm_groups, problem, ".norm_groups=null")
 
     @property
     def factor(self) -> int:

@@ -87,8 +87,8 @@ class CGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         if told == "classifier" and n_classes == 0:
-            fix = "model.discriminator.told=projection"
-            raise UserError("model.discriminator.told", told, "this set has no labels", fix)
+            fix = ".told=projection"
+            raise UserError(".told", told, "this set has no labels", fix)
         self.told, self.alone = told, True
         widths = [width * min(8, 2**i) for i in range(n_halvings(image_size) + 1)]
         n_in = image_channels + (cond_dim if told == "concatenation" else 0)

@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
         self.image_size = image_size
         if image_size < 3 * 2**n_layers:
             problem = f"{n_layers} layers need {3 * 2**n_layers} px, the images have {image_size}"
-            raise UserError("model.discriminator.n_layers", n_layers, problem, _fix(image_size))
+            raise UserError(".n_layers", n_layers, problem, _fix(image_size))
         widths = [width * min(8, 2**i) for i in range(n_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(n_layers):
@@ -64,4 +64,4 @@ def _layer(n_in: int, n_out: int, stride: int, norm: str) -> list[nn.Module]:
 
 def _fix(image_size: int) -> str:
     fitting = [n for n in range(1, 9) if 3 * 2**n <= image_size]
-    return f"model.discriminator.n_layers={fitting[-1]}" if fitting else "data.image_size=8"
+    return f".n_layers={fitting[-1]}" if fitting else "data.image_size=8"

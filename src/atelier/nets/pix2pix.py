@@ -55,10 +55,10 @@ class UNetTranslator(nn.Module):
         super().__init__()
         if image_size % 2**downs:
             problem = f"{image_size} px cannot be halved {downs} times"
-            raise UserError("model.generator.downs", downs, problem, _fix(image_size, downs))
+            raise UserError(".downs", downs, problem, _fix(image_size, downs))
         if n_dropout >= downs:
-            problem, fix = f"{downs} halvings have {downs - 1} such blocks", f"model.generator.n_dropout={downs - 1}"
-            raise UserError("model.generator.n_dropout", n_dropout, problem, fix)
+            problem, fix = f"{downs} halvings have {downs - 1} such blocks", f".n_dropout={downs - 1}"
+            raise UserError(".n_dropout", n_dropout, problem, fix)
         self.in_channels, self.image_channels = in_channels, image_channels
         self.levels, self.multiple, self.n_dropout = levels, 2**downs, n_dropout
         self.widths = [width * min(8, 2**i) for i in range(downs)]
@@ -135,5 +135,5 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
 def _fix(image_size: int, downs: int) -> str:
     fitting = [n for n in range(1, downs) if image_size % 2**n == 0]
     if fitting:
-        return f"model.generator.downs={fitting[-1]}"
+        return f".downs={fitting[-1]}"
     return f"data.image_size={2**downs * max(1, round(image_size / 2**downs))}"

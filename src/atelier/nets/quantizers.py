@@ -173,8 +173,8 @@ class FSQ(nn.Module):
     def __init__(self, *, levels: list[PositiveInt]) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
-            fix = "model.net.quantizer.levels=[8,6,5]"
-            raise UserError("model.net.quantizer.levels", levels, "each channel needs 2 levels or more", fix)
+            fix = ".levels=[8,6,5]"
+            raise UserError(".levels", levels, "each channel needs 2 levels or more", fix)
         self.n_codes, self.dim = math.prod(levels), len(levels)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels)[:, None, None], persistent=False)    # (D, 1, 1)

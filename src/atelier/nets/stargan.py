@@ -111,9 +111,9 @@ class StarDiscriminator(nn.Module):
         if image_size % 2**n_layers:
             fitting = [n for n in range(1, n_layers) if image_size % 2**n == 0]
             size = 2**n_layers * max(1, round(image_size / 2**n_layers))
-            fix = f"model.discriminator.n_layers={fitting[-1]}" if fitting else f"data.image_size={size}"
+            fix = f".n_layers={fitting[-1]}" if fitting else f"data.image_size={size}"
             problem = f"{image_size} px cannot be halved {n_layers} times"
-            raise UserError("model.discriminator.n_layers", n_layers, problem, fix)
+            raise UserError(".n_layers", n_layers, problem, fix)
         widths = [image_channels, *(width * 2**i for i in range(n_layers))]
         self.layers = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 4, 2, 1) for i in range(n_layers))
         self.score = nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False)
