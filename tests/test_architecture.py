@@ -178,7 +178,8 @@ def strings(tree: ast.AST) -> Iterator[ast.Constant]:
 def arguments(tree: ast.AST) -> set[str]:
     """What the constructors, dataclasses and functions of a module take."""
     taken = {arg.arg for node in functions(tree) for arg in node.args.args + node.args.kwonlyargs}
-    fields = (node.target for node in ast.walk(tree) if isinstance(node, ast.AnnAssign))
+    bodies = (node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    fields = (node.target for body in bodies for node in body if isinstance(node, ast.AnnAssign))
     return taken | {field.id for field in fields if isinstance(field, ast.Name)}
 
 
