@@ -35,7 +35,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
     "core": {"annotated_types", "pydantic"},
-    "images": {"PIL", "torchvision"},
+    "images": {"PIL", "einops", "torchvision"},
     "shapes": set(),
     "diffusion": set(),
     "losses": set(),
@@ -203,6 +203,35 @@ def the_ground_floor_names_its_own_keys(name: str, tree: ast.Module) -> Iterator
             yield f"{name}:{key.lineno} {first.value}"
 
 
+SAID_PLAINLY = {"nets", "losses", "metrics", "data", "shapes", "images"}  # rooms whose docstrings keep the rule
+NOT_YET_PLAIN = {"nets.unet"}
+NO_NOUN = ("of ", "as in", "see ")
+
+
+def documented(node: ast.AST, name: str = "") -> Iterator[tuple[str, str]]:
+    """Name and docstring of all that is public in a tree, itself first."""
+    prose = ast.get_docstring(node)
+    if prose:
+        yield name, prose
+    for inner in ast.iter_child_nodes(node):
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not inner.name.startswith("_"):
+            yield from documented(inner, f"{name}.{inner.name}")
+
+
+def docstrings_stand_alone(name: str, tree: ast.Module) -> Iterator[str]:
+    """A first paragraph that a tooltip can show, arguments that begin with a noun."""
+    if room(name) not in SAID_PLAINLY or name.removeprefix("atelier.") in NOT_YET_PLAIN:
+        return
+    for place, prose in documented(tree, name):
+        first = prose.split("\n\n")[0]
+        if not first.endswith((".", ":")) or len(first.splitlines()) > 2:
+            yield f"{place}: {first}"
+        listed = prose.partition("Args:\n")[2].partition("\n\n")[0]
+        for entry in re.findall(r"^    (\w[\w, ]*: .*)$", listed, re.MULTILINE):
+            if entry.partition(": ")[2].startswith(NO_NOUN):
+                yield f"{place}: {entry}"
+
+
 RULES: list[Rule] = [
     arrows_point_down,
     nothing_imports_an_entry_point,
@@ -213,6 +242,7 @@ RULES: list[Rule] = [
     signatures_name_their_arguments,
     functions_stay_short,
     the_ground_floor_names_its_own_keys,
+    docstrings_stand_alone,
 ]
 
 
@@ -260,6 +290,9 @@ BAD = [  # (rule, module, source): each rule bites
         "atelier.nets.vae",
         "fix = f'model.net.width={3}'\nUserError(key, 3, 'few', fix)",
     ),
+    (docstrings_stand_alone, "atelier.nets.vae", "def f():\n    '''The norm of x\n\n    (Somebody 2020).\n    '''"),
+    (docstrings_stand_alone, "atelier.nets.vae", "class A:\n    '''One.\n    Two.\n    Three.'''"),
+    (docstrings_stand_alone, "atelier.nets.vae", "'''A.\n\nArgs:\n    x: of the image.\n'''"),
     (functions_stay_short, "atelier.nets.unet", "def f():\n" + "    x = 1\n" * 60),
 ]
 GOOD = (

@@ -114,7 +114,7 @@ def matched(root: str, a: str, b: str, ending: str = "") -> list[tuple[str | Non
     """The files of root/a and root/b of the same name, as paths from `root`, in natural order; None: it has none.
 
     Args:
-        ending: what names in root/a may end with and those in root/b do not.
+        ending: suffix that names in root/a may have and those in root/b do not.
 
     The suffix counts only where a folder has two files that differ in nothing else.
     """
@@ -138,8 +138,8 @@ def refuse_pairs(root: str, within: str, fix: str, any_two: bool = False) -> Non
     """Refuse a folder of single images whose folders are the sides of pairs, or hold splits.
 
     Args:
-        fix: what to do with pairs.
-        any_two: of many folders any two that hold the same file names are sides; else only those called so, as
+        fix: advice for pairs.
+        any_two: whether any two of many folders that hold the same file names are sides; else only those called so, as
             classes often number their files alike.
 
     Raises:

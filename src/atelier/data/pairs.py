@@ -31,9 +31,9 @@ class PairImages:
     """Images with their sources, cut and mirrored together.
 
     Args:
-        views: what both are made of.
+        views: images that both are made of.
         apart: (B, C', S, S) to `image` and `source`.
-        fingerprint: what tells this set from another.
+        fingerprint: text that tells this set from another.
     """
 
     def __init__(self, views: Views, apart: Callable[[Tensor], tuple[Tensor, Tensor]], fingerprint: str) -> None:
@@ -105,8 +105,8 @@ class Edges(ImageFiles):
 
     Args:
         jitter: training images are read so many pixels larger and cut at a random place.
-        sigma: of the blur before edges are looked for, in pixels of the image that is made.
-        threshold: what an edge is, in change of luma (0 .. 1) a pixel.
+        sigma: width of the blur before edges are looked for, in pixels of the image that is made.
+        threshold: least change of luma (0 .. 1) a pixel that is an edge.
     """
 
     jitter: NonNegInt

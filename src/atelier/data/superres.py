@@ -45,7 +45,7 @@ class SuperRes(ImageFiles):
     memory: as in `ImageFiles`, but files are kept as large as they are.
 
     Args:
-        factor: how many times as wide an image is as its source; `image_size` is a multiple of it.
+        factor: width of an image in widths of its source; `image_size` is a multiple of it.
         resize: first bring the shorter side of each file to so many px (antialiased bicubic; a smaller one is
             enlarged); None: files stay as they are.
         turn: turn training squares by 0 to 3 quarters.
@@ -171,10 +171,10 @@ class Squares:
         paths: one file for each image.
         sources: the files of the sources, as many; none: they are made.
         read_file: path to (C, H, W) uint8; raises BadImage.
-        size, factor: of the squares.
+        size, factor: side and factor of the squares.
         flip, turn: mirror half of them, turn them by quarters, when generators are given.
         keep: keep each file as uint8 in memory once it has been read.
-        fingerprint: what tells this set from another.
+        fingerprint: text that tells this set from another.
     """
 
     def __init__(

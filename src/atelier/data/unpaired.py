@@ -33,7 +33,7 @@ class UnpairedImages:
 
     Args:
         a, b: the domains.
-        fingerprint: what tells this set from another.
+        fingerprint: text that tells this set from another.
     """
 
     def __init__(self, a: Views, b: Views, fingerprint: str) -> None:

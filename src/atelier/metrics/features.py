@@ -194,7 +194,7 @@ class Classifier(FeatureNet):
 
     Args:
         state: weights of `Classifier.layers(n_logits)`.
-        task: what it was trained to tell: exclusive labels, attributes, or by how many quarter turns it was
+        task: target of its training: exclusive labels, attributes, or by how many quarter turns it was
             rotated.
         n_logits: number of labels or attributes; 4 for rotations.
     """
@@ -241,7 +241,7 @@ def classifier_of(training_set: TrainingSet, fingerprint: str, folder: Path, ste
         training_set: called only to train: images (N, C, H, W) uint8 (10,000 suffice) and with them labels
             (N,) int64, attributes (N, A) of 0 and 1, or None: then it learns by how much they were rotated.
         fingerprint: changes when the training set would.
-        folder: of the kept files; a broken one is made again.
+        folder: folder of the kept files; a broken one is made again.
         steps: batches of 64.
     """
     path = folder / cache.name("classifier", _RECIPE, fingerprint, steps)

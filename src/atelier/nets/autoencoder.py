@@ -1,4 +1,4 @@
-"""Encoder and decoder of latent diffusion's first stages, with a Gaussian or a quantised latent.
+"""Encoder and decoder that the first stages of latent diffusion share.
 
 Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, appendix G;
 Esser et al. 2021, Taming Transformers for High-Resolution Image Synthesis, appendix A.
@@ -23,14 +23,15 @@ class Layout:
     """What an encoder and its decoder share.
 
     Args:
-        image_size: height and width of the images, a multiple of f = 2 ** (levels - 1).
-        image_channels: of the images.
+        image_size: side of the images, a multiple of f = 2 ** (levels - 1).
+        image_channels: channels of the images.
         width: channels that `multipliers` are multiples of.
         multipliers: one level per entry, width * entry channels each, half the size of the one before.
         blocks: residual blocks per level of the encoder; the decoder has one more.
         attention: map sizes at which each block is followed by attention.
         middle_attention: between the two blocks of the smallest map.
-        norm_groups: of every norm; None: up to 32, of 4 or more channels each (32 where all widths divide by 128).
+        norm_groups: groups of every norm; None: up to 32, of 4 or more channels each (32 where all widths divide by
+            128).
         dropout: inside the residual blocks.
 
     Raises:

@@ -12,8 +12,8 @@ class KLNet(nn.Module):
     """Images to a diagonal Gaussian over latents, latents to images (Rombach et al. 2022, KL-reg).
 
     Args:
-        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: see
-            `Layout`.
+        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: the
+            fields of `Layout`.
         latent_channels: Z.
         quant_conv: a 1x1 convolution on either side of the latent, as published.
     """

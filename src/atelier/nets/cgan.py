@@ -1,4 +1,4 @@
-"""A small generator and discriminator, told a condition in any of the ways that conditional GANs have."""
+"""A small conditional generator and discriminator; the condition enters in any of the ways of conditional GANs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -20,7 +21,7 @@ class CGANGenerator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         width: channels at full size; twice as many at each halving, at most 8 times.
         noise_dim: size of z.
         cond_dim: size of the condition.
@@ -49,7 +50,7 @@ class CGANGenerator(nn.Module):
 
     def forward(self, z: Tensor, cond: Tensor) -> Tensor:
         told = torch.cat([z, cond], dim=1) if self.beside else z
-        h = F.relu(self.norms[0](self.start(told).unflatten(1, (-1, 4, 4)), cond))   # (B, C0, 4, 4)
+        h = F.relu(self.norms[0](rearrange(self.start(told), "b (c h w) -> b c h w", h=4, w=4), cond))
         for conv, norm in zip(self.convs, self.norms[1:], strict=True):
             h = conv(F.interpolate(h, scale_factor=2.0))                         # (B, C, 2 H, 2 W)
             h = F.relu(norm(h, cond))
@@ -61,13 +62,13 @@ class CGANDiscriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         width: channels at full size; twice as many at each halving, at most 8 times.
         cond_dim: size of the condition.
         told: "concatenation": the condition stands beside the colours of each pixel (Mirza & Osindero 2014);
             "projection": the features' own score plus their product with the condition (Miyato & Koyama 2018, eq. 4);
             "classifier": the condition is not seen, the net tells the label itself (Odena et al. 2017, AC-GAN).
-        n_classes: that a classifier tells apart.
+        n_classes: labels that a classifier tells apart.
         spectral: weights divided by their largest singular value (Miyato et al. 2018, SNGAN, eq. 8).
 
     Raises:
@@ -107,7 +108,7 @@ class CGANDiscriminator(nn.Module):
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (B,), and of the classes (B, K) where the net is their classifier."""
         if self.told == "concatenation":
-            x = torch.cat([x, cond[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
+            x = torch.cat([x, repeat(cond, "b d -> b d h w", h=x.shape[2], w=x.shape[3])], dim=1)
         h = self.blocks(x).flatten(1)                                            # (B, 16 C)
         score = self.score(h).squeeze(1).float()                                 # (B,)
         if self.told == "projection":

@@ -27,7 +27,7 @@ class DCGenerator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images, which end in tanh.
+        image_channels: channels of the images, which end in tanh.
         noise_dim: size of z.
         width: channels of the last hidden map, half the image's size; twice as many at each halving.
         most: channels of any map.
@@ -69,7 +69,7 @@ class DCDiscriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         width: channels of the first hidden map, half the image's size; twice as many at each halving.
         most: channels of any map.
         group: images whose deviation is one more channel of the 4x4 map, with a 3x3 convolution behind it (Karras et

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from einops import reduce
 from torch import Tensor, nn
 
 from atelier.core.ranges import PositiveInt, Probability
@@ -13,7 +14,7 @@ class MLPGenerator(nn.Module):
     """Noise through two hidden layers of ReLU to all pixels at once (Goodfellow et al. 2014, GAN, section 5).
 
     Args:
-        image_size, image_channels: of the images, which end in tanh.
+        image_size, image_channels: channels of the images, which end in tanh.
         noise_dim: size of z.
         width: units of a hidden layer.
     """
@@ -35,7 +36,7 @@ class MLPDiscriminator(nn.Module):
     """Two hidden layers of maxout with dropout in front of each layer (Goodfellow et al. 2014, GAN, section 5).
 
     Args:
-        image_size, image_channels: of the images.
+        image_size, image_channels: channels of the images.
         width: units of a hidden layer.
         pieces: linear functions of which each unit takes the largest (Goodfellow et al. 2013, Maxout Networks, eq. 1).
         dropout: share of units left out.
@@ -51,9 +52,9 @@ class MLPDiscriminator(nn.Module):
         dropout: Probability,
     ) -> None:
         super().__init__()
-        self.alone = True
+        self.alone, self.pieces = True, pieces
         self.hidden = nn.ModuleList(
-            nn.Sequential(nn.Dropout(dropout), nn.Linear(n_in, width * pieces), nn.Unflatten(1, (width, pieces)))
+            nn.Sequential(nn.Dropout(dropout), nn.Linear(n_in, width * pieces))
             for n_in in (image_channels * image_size**2, width)
         )
         self.score = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
@@ -62,5 +63,5 @@ class MLPDiscriminator(nn.Module):
         """Logits (B,)."""
         h = x.flatten(1)                                                   # (B, C H W)
         for layer in self.hidden:
-            h = layer(h).amax(2)                                           # (B, W)
+            h = reduce(layer(h), "b (w pieces) -> b w", "max", pieces=self.pieces)
         return self.score(h).squeeze(1).float(), None                      # (B,)

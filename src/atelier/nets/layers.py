@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from atelier.core.errors import UserError
@@ -23,9 +24,10 @@ def zeroed(layer: M) -> M:
 
 
 def as_published(layer: nn.Module) -> None:
-    """First weights of DCGAN (Radford et al. 2016, 4), pix2pix (Isola et al. 2017, 6.2) and CycleGAN (Zhu et al. 2017,
+    """First weights of DCGAN, pix2pix and CycleGAN, for `Module.apply`.
 
-    7.1), for `Module.apply`: convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0.
+    Convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0 (Radford et al. 2016, 4; Isola et al. 2017,
+    6.2; Zhu et al. 2017, 7.1).
     """
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.InstanceNorm2d):
         if layer.weight is not None:
@@ -149,12 +151,11 @@ class SelfAttention(nn.Module):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)                   # (B, N, C)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))           # (B, N, 3, K, C / K)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                               # (B, K, N, C / K) each
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")           # (B, N, C)
+        q, k, v = rearrange(self.qkv(tokens), "b n (qkv heads c) -> qkv b heads n c", qkv=3, heads=self.heads)
         h = F.scaled_dot_product_attention(q, k, v)                        # (B, K, N, C / K)
-        h = self.out(h.transpose(1, 2).flatten(2))                         # (B, N, C)
-        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])             # (B, C, H, W)
+        h = self.out(rearrange(h, "b heads n c -> b n (heads c)"))         # (B, N, C)
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])      # (B, C, H, W)
 
 
 class Down(nn.Module):

@@ -27,13 +27,14 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 
 class NormalizingFlowNet(nn.Module):
-    """Images to as many standard normal numbers and back; behind each level half of the numbers are done
+    """Images to as many standard normal numbers and back; behind each level half of the numbers are done.
 
-    (Dinh et al. 2017, RealNVP, 3.6). What a prior expects of them counts as one more layer.
+    Dinh et al. 2017, RealNVP, 3.6. What a prior expects of them counts as one more layer.
 
     Args:
         levels: bijections, the first of the image, each of the half that the one before left.
-        priors: of what is done behind each level given the half that goes on; the last given the condition.
+        priors: distributions of what is done behind each level, given the half that goes on; of the last, given the
+            condition.
         done: shapes of what is done behind each level.
     """
 
@@ -78,7 +79,7 @@ class GaussianPrior(nn.Module):
     std = 2 sigmoid(s), which is bounded, so that no surprise in what is known throws z far away.
 
     Args:
-        net: what is known to mean and s, (B, 2 C, H, W); it starts at 0.
+        net: a net that starts at 0; it takes what is known to mean and s, (B, 2 C, H, W).
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -114,8 +115,8 @@ def glow(
     was worth 0.22 bits/dim after 12,800 images of shapes.
 
     Args:
-        image_size: height and width of the images; halves evenly `levels` times.
-        image_channels: of the images.
+        image_size: side of the images; halves evenly `levels` times.
+        image_channels: channels of the images.
         width: channels inside the couplings.
         levels: sizes at which the flow works, from half the image's on.
         steps: couplings at each of them.
@@ -149,16 +150,17 @@ def realnvp(
     blocks: PositiveInt,
     cond_dim: PositiveInt,
 ) -> NormalizingFlowNet:
-    """Three checkerboard couplings, a squeeze, three channel-wise ones at each level, four checkerboards at the last
+    """Couplings of checkerboards and of channels at each level (Dinh et al. 2017, RealNVP, 3.6).
 
-    (Dinh et al. 2017, 3.6), of images through the logit. Each coupling is normalised by ActNorm in place of the
+    Images come through the logit. A level has three checkerboard couplings, a squeeze and three channel-wise couplings;
+    the last has four checkerboards. Each coupling is normalised by ActNorm in place of the
     paper's batch norm, whose moving averages at evaluation are not the map that was trained.
 
     Args:
-        image_size: height and width of the images; halves evenly `levels` - 1 times.
-        image_channels: of the images.
+        image_size: side of the images; halves evenly `levels` - 1 times.
+        image_channels: channels of the images.
         width: channels inside the couplings at full size, doubled at each halving.
-        levels: how many.
+        levels: sizes at which the flow works.
         blocks: residual blocks in a coupling.
         cond_dim: size of the condition.
 

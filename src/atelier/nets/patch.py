@@ -1,4 +1,4 @@
-"""A discriminator that judges overlapping patches, each by itself (Isola et al. 2017, pix2pix)."""
+"""A discriminator that scores overlapping patches, each by itself (Isola et al. 2017, pix2pix)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from atelier.nets.layers import as_published
 
 
 class PatchDiscriminator(nn.Module):
-    """Images to a map of logits: 4x4 convolutions, `n_layers` of stride 2 and two of stride 1
+    """Images to a map of logits: 4x4 convolutions, `n_layers` of stride 2 and two of stride 1.
 
-    (Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, appendix 6.1.2). One logit
+    Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, appendix 6.1.2. One logit
     sees 9 * 2**n_layers - 2 pixels a side: 16, 34, 70, 142 for 1, 2, 3, 4 layers.
 
     Args:
-        image_size: height and width of what it sees, at least 3 * 2**n_layers.
-        in_channels: of what it sees; for pairs those of both images.
+        image_size: side of what it sees, at least 3 * 2**n_layers.
+        in_channels: channels of what it sees; for pairs those of both images.
         width: channels of the first convolution; twice as many at each further one, at most 8 times.
         n_layers: halvings; 3 is the 70x70 of the paper.
         norm: behind all convolutions but the first and the last: "batch" as published there, "instance" as in CycleGAN

@@ -49,8 +49,8 @@ class Growing(nn.Module):
     """Colours of a map of each size, and the fade between two of them.
 
     Args:
-        image_channels: of the images.
-        channels: of the maps from 4x4 up.
+        image_channels: channels of the images.
+        channels: channels of the maps, from 4x4 up.
     """
 
     def __init__(self, image_channels: int, channels: list[int]) -> None:
@@ -74,7 +74,7 @@ class ProGenerator(Growing):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
+        image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         base, most: channels of a map of size s are base / s, at most `most`; published: 16384, 512.
@@ -120,9 +120,9 @@ class ProDiscriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        base, most: as the generator's.
+        base, most: channels of a map of size s are base / s, at most `most`, as the generator's.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class R3Generator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
+        image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         width: channels at full size; twice as many at each halving.
@@ -72,7 +72,7 @@ class R3Discriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
         width: channels at full size; twice as many at each halving.
         most: channels of any map.

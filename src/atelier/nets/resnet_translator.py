@@ -20,7 +20,7 @@ class ResNetTranslator(nn.Module):
     """c7s1-k, d2k, d4k, n residual blocks, u2k, uk, c7s1-3 in the words of CycleGAN's appendix 7.2.
 
     Args:
-        in_channels, image_channels: of the source and of the image, which ends in tanh.
+        in_channels, image_channels: channels of the source and of the image, which ends in tanh.
         width: k, channels at full size; twice as many at each halving.
         downs: halvings; published: 2.
         n_blocks: residual blocks at the smallest size; published: 6 for 128 px, 9 for 256 px and more.
@@ -77,10 +77,10 @@ class ResNetTranslator(nn.Module):
         return (h + SHARE * x.float() if self.residual else h).tanh()
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What the first half sees in x: its pixels, its map behind each halving convolution, behind the first and
+        """What the first half sees in x, a list of maps (B, C, h, w) (Park et al. 2020, CUT, appendix C.1).
 
-        behind the middle residual block, each (B, C, h, w) (Park et al. 2020, CUT, appendix C.1). `looked_at` says
-        behind which layers, and how many channels C those give.
+        The pixels, the maps behind each halving convolution, behind the first and behind the middle residual block.
+        `looked_at` says behind which layers, and how many channels C those give.
         """
         found = []
         for k, layer in enumerate(self.layers[: max(self.looked_at) + 1]):

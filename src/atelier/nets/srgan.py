@@ -31,11 +31,11 @@ class SRResNet(nn.Module):
     `residual`: 1,548,547 parameters for colour and factor 4. It takes sources of any size.
 
     Args:
-        image_channels: of source and result.
+        image_channels: channels of source and result.
         width: channels.
         blocks: residual blocks.
-        factor: how many times as wide a result is.
-        kernel: of the first and the last convolution, which at 9 costs more than all blocks of a small net; later
+        factor: width of a result in widths of its source.
+        kernel: side of the first and the last kernel, which at 9 costs more than all blocks of a small net; later
             practice has 3.
         batch_norm: behind the convolutions of the blocks and the one after them, its running statistics at test; later
             practice leaves it out (Lim et al. 2017, EDSR, 3.1; Wang et al. 2018, ESRGAN, 3.1).
@@ -110,18 +110,19 @@ def _reach(blocks: int, factor: int, kernel: int) -> int:
 
 
 class SRDiscriminator(nn.Module):
-    """Images to one logit each (Ledig et al. 2017, figure 4): eight 3x3 convolutions of strides 1, 2, 1, 2, ...,
+    """Images to one logit each (Ledig et al. 2017, figure 4).
 
-    leaky ReLU 0.2 and, with `batch_norm`, a norm behind all but the first; then two dense layers, so that it sees one
-    size only. Attribute `alone`: whether a logit is of its image alone, as penalties want.
+    Eight 3x3 convolutions of strides 1, 2, 1, 2, ..., leaky ReLU 0.2 and, with `batch_norm`, a norm behind all but the
+    first; then two dense layers, so that it sees one size only. Attribute `alone`: whether a logit is of its image
+    alone, as penalties want.
 
     Args:
-        image_size: height and width.
-        image_channels: of the images.
+        image_size: side of the images.
+        image_channels: channels of the images.
         width: channels of the first two convolutions, doubled at every second one; 64 as published.
         dense: size of the first dense layer; 1024 as published.
-        batch_norm: as published. Without, convolutions start from weights that keep the size of activations as norms
-            would (He et al. 2015, eq. 15).
+        batch_norm: a norm behind convolutions, as published. Without, convolutions start from weights that keep the
+            size of activations as norms would (He et al. 2015, eq. 15).
     """
 
     def __init__(

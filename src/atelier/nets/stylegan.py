@@ -27,7 +27,7 @@ class Mapping(nn.Module):
         cond_dim: size of the condition, 0 for none.
         style_dim: W.
         depth: layers.
-        speed: of their learning, beside the other layers'.
+        speed: learning rate of these layers as a factor of the other layers'.
     """
 
     mean: Tensor
@@ -58,9 +58,9 @@ class Mapping(nn.Module):
 
 
 def mixed(first: Tensor, second: Tensor, layers: int, share: float) -> Tensor:
-    """Styles (B, L, W): those of the first (B, W), for a share of images those of the second from a random layer on
+    """Styles (B, L, W): those of the first (B, W), for a share of images those of the second from a random layer on.
 
-    (Karras et al. 2019, StyleGAN, section 3.1).
+    Mixing regularisation (Karras et al. 2019, StyleGAN, section 3.1).
     """
     b, device = len(first), first.device
     cut = torch.randint(1, layers, (b, 1), device=device)
@@ -85,7 +85,7 @@ class StyledLayer(nn.Module):
     """Convolution, noise of a learned strength for each channel, leaky ReLU, AdaIN (Karras et al. 2019, figure 1b).
 
     Args:
-        n_in: None: there is no convolution, the map is the constant.
+        n_in: channels of the map that comes in; None: there is no convolution, the map is the constant.
         up: the size doubles before it, through the filter (1, 2, 1).
     """
 
@@ -107,8 +107,8 @@ class StyleSynthesis(Growing):
     """Styles to an image: a constant, two layers a size.
 
     Args:
-        image_channels: of the images.
-        channels: of the maps from 4x4 up.
+        image_channels: channels of the images.
+        channels: channels of the maps, from 4x4 up.
         style_dim: W.
     """
 
@@ -137,12 +137,13 @@ class StyleGenerator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
+        image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         style_dim: size of a style.
         depth: layers of the mapping.
-        mapping_speed: of their learning, beside the other layers'; published: 0.01, for runs of 25 M images.
+        mapping_speed: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs of 25 M
+            images.
         base, most: channels of a map of size s are base / s, at most `most`; published: 16384, 512.
     """
 

@@ -109,12 +109,13 @@ class StyleGAN2Generator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
+        image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         style_dim: size of a style.
         depth: layers of the mapping.
-        mapping_speed: of their learning, beside the other layers'; published: 0.01, for runs of 25 M images.
+        mapping_speed: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs of 25 M
+            images.
         base, most: channels of a map of size s are base / s, at most `most`; published: 32768, 512 (configuration F).
     """
 
@@ -150,9 +151,9 @@ class StyleGAN2Discriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        base, most: as the generator's.
+        base, most: channels of a map of size s are base / s, at most `most`, as the generator's.
     """
 
     def __init__(

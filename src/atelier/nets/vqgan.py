@@ -13,9 +13,9 @@ class VQGANNet(nn.Module):
     """Images to latents that are quantised before they are decoded (Esser et al. 2021; Rombach et al. 2022, VQ-reg).
 
     Args:
-        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: see
-            `Layout`.
-        latent_channels: of encoder and decoder; a 1x1 convolution leads to the quantiser's own number Z, one back.
+        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: the
+            fields of `Layout`.
+        latent_channels: channels between encoder and decoder; 1x1 convolutions lead to the quantiser's own Z and back.
         quantizer: latents to codes.
     """
 
