@@ -1,4 +1,4 @@
-"""Which distances are judged with which net, and how they are called."""
+"""Which distances are measured with which net, and how they are called."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
 from atelier.metrics import cache, distances
+from atelier.metrics.classifier import Classifier, TrainingSet, classifier_of
 from atelier.metrics.features import (
     INCEPTION_FILE,
-    Classifier,
     FeatureNet,
     Inception,
     MobileNet,
-    TrainingSet,
-    classifier_of,
     fetch_inception,
     find_inception,
 )
@@ -92,7 +90,7 @@ class Suite:
 
         Args:
             fingerprint: text that tells the training images from others.
-            training_set: the training images, as `features.classifier_of` takes them; called only if a classifier is
+            training_set: the training images, as `classifier.classifier_of` takes them; called only if a classifier is
                 needed and not yet kept.
             device: where `features` will be computed.
             judged: whether a judge knows this world.

@@ -23,7 +23,7 @@ class PatchDiscriminator(nn.Module):
         width: channels of the first convolution; twice as many at each further one, at most 8 times.
         n_layers: halvings; 3 is the 70x70 of the paper.
         norm: behind all convolutions but the first and the last: "batch" as published there, "instance" as in CycleGAN
-            (Zhu et al. 2017), where each image is judged alone.
+            (Zhu et al. 2017), where each image is scored alone.
 
     Raises:
         UserError: the image is too small for so many layers.
