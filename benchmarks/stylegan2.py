@@ -23,7 +23,7 @@ def make(cfg: DictConfig) -> beside.Step:
     from hydra.utils import instantiate
     from torch import Tensor
 
-    from atelier.nets.stylegan2 import mixed
+    from atelier.nets.stylegan import mixed
 
     node, size, batch = cfg.model, cfg.data.image_size, cfg.data.batch_size
     form = torch.channels_last if cfg.channels_last else torch.contiguous_format

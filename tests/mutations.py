@@ -136,7 +136,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a coupling's Jacobian has the other sign",
-        "nets/flow_layers.py",
+        "nets/invertible.py",
         "logdet = logdet + change",
         "logdet = logdet - change",
         "tests/nets/test_flows.py",

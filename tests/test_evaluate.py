@@ -14,7 +14,7 @@ import train
 from atelier.core.errors import UserError
 from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import LPIPS
-from atelier.metrics import features
+from atelier.metrics import classifier
 from atelier.metrics.shapes import wilson
 from atelier.runs import folders
 from tests.compose import composed
@@ -71,7 +71,7 @@ def test_shapes_are_judged_without_a_distance_unless_one_is_asked_for(
     finished: dict[str, Path], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(features, "train_classifier", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(classifier, "train_classifier", lambda *_: pytest.fail("trained"))
     entry.evaluate(composed(f"run={finished['vae']}", *AS_TRAINING, config="evaluate"))
     printed = capsys.readouterr()
     found = json.loads(printed.out)

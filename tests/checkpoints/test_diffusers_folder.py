@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from atelier.checkpoints import diffusers_folder
 from atelier.core.errors import UserError
-from atelier.nets.autoencoder import KLNet, VQGANNet
+from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.quantizers import FSQ, VectorQuantizer
+from atelier.nets.vqgan import VQGANNet
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 LAYOUT = {

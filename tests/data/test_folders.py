@@ -23,7 +23,7 @@ from atelier.data.base import MemoryImages
 from atelier.data.checking import check_files
 from atelier.data.classes import ClassFolders, n_folders
 from atelier.data.finding import Item, image_files, natural
-from atelier.data.folders import Folder, ImageFolder, hold_out
+from atelier.data.folders import ImageFiles, ImageFolder, hold_out
 from atelier.data.reading import SUFFIXES
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -35,7 +35,7 @@ def image_file(path: Path, grey: int = 0, size: int = 4) -> Path:
     return path
 
 
-def data(kind: type, root: Path, **changed: object) -> Folder:
+def data(kind: type, root: Path, **changed: object) -> ImageFiles:
     fields = {
         "root": str(root), "holdout": 0.0, "background": "white", "max_pixels": 1 << 20,
         "on_bad_image": "error", "memory_mb": 100, "cache": f"{root}.cache",

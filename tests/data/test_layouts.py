@@ -10,7 +10,7 @@ from atelier.core.errors import UserError
 from atelier.data.base import Split
 from atelier.data.classes import ClassFolders
 from atelier.data.finding import visible_files
-from atelier.data.folders import Folder, ImageFolder
+from atelier.data.folders import ImageFiles, ImageFolder
 from atelier.data.layouts import left_out, role
 from atelier.data.pairs import Edges, Pairs
 from atelier.data.superres import SuperRes
@@ -27,7 +27,7 @@ OWN = {
 }
 
 
-def data(kind: type, root: Path, **changed: object) -> Folder:
+def data(kind: type, root: Path, **changed: object) -> ImageFiles:
     fields = {
         "root": str(root), "holdout": 0.5, "background": "white", "max_pixels": 1 << 20, "on_bad_image": "error",
         "memory_mb": 100, "cache": f"{root}.cache", "image_size": 8, "channels": 3, "batch_size": 2, "seed": 0,

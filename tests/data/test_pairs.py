@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
-from atelier.data.folders import Folder
+from atelier.data.folders import ImageFiles
 from atelier.data.pairs import Edges, Pairs, edge_map, upright_size
 from atelier.data.reading import SUFFIXES
 
@@ -22,7 +22,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 N = 6
 
 
-def data(kind: type, root: Path, **changed: object) -> Folder:
+def data(kind: type, root: Path, **changed: object) -> ImageFiles:
     fields = {
         "root": str(root), "holdout": 0.5, "background": "white", "max_pixels": 1 << 20, "jitter": 0,
         "on_bad_image": "error", "memory_mb": 100, "cache": f"{root}.cache",

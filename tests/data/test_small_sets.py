@@ -14,7 +14,7 @@ from PIL import Image
 import train
 from atelier.core.errors import UserError
 from atelier.metrics import suite
-from atelier.metrics.features import classifier_of
+from atelier.metrics.classifier import classifier_of
 from tests.compose import composed
 
 SMALL = [

@@ -13,7 +13,7 @@ from atelier.core.rng import ImageRngs
 from atelier.diffusion.drawing import Drawing
 from atelier.diffusion.guidance import ClassifierFree, ConditionalDenoise, Denoise, Guider
 from atelier.diffusion.objective import Objective
-from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun
+from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear, Schedule
 from atelier.diffusion.targets import X0, Epsilon, Target, VectorField, Velocity
 from atelier.diffusion.times import Uniform
@@ -115,10 +115,10 @@ def test_another_guider_takes_its_place_and_hears_the_request() -> None:
 
 SCHEDULES = (Linear(), ScaledLinear(), Cosine(), Flow())
 SAMPLERS = (
-    *(kind(steps=10, spacing=spacing) for kind in (DDIM, DDPM) for spacing in ("trailing", "leading", "linspace")),
+    *(kind(steps=10, spacing=spacing) for kind in (DDIM, Ancestral) for spacing in ("trailing", "leading", "linspace")),
     *(kind(steps=10, grid=grid) for kind in (Euler, Heun) for grid in ("uniform", "karras")),
     DDIM(steps=10, eta=1.0),
-    DDPM(steps=10, variance="large"),
+    Ancestral(steps=10, variance="large"),
     DDIM(steps=50),
     Euler(steps=3),
 )

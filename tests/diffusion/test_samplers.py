@@ -9,7 +9,7 @@ import torch
 
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import clipped
-from atelier.diffusion.samplers import DDIM, DDPM, Euler, Heun, posterior, slope, start
+from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, posterior, slope, start
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
 
 SCHEDULES = {
@@ -75,7 +75,7 @@ def test_ddpm_is_diffusers(name, steps, spacing, variance, monkeypatch):
     options = {**options, "variance_type": f"fixed_{variance}", "timestep_spacing": spacing}
     scheduler = oracle_scheduler(diffusers.DDPMScheduler, options, monkeypatch, noises(steps))
     scheduler.set_timesteps(steps)
-    sampler = DDPM(steps=steps, variance=variance, spacing=spacing)
+    sampler = Ancestral(steps=steps, variance=variance, spacing=spacing)
     assert_same_trajectory(sampler, schedule, scheduler, smooth)
 
 
@@ -85,7 +85,7 @@ def test_ddpm_takes_any_number_of_steps(steps, monkeypatch):
     scheduler = oracle_scheduler(diffusers.DDPMScheduler, {}, monkeypatch, noises(steps))
     entries = (Linear().times(steps, "linspace")[:-1] * 1000 - 1).round().long()
     scheduler.set_timesteps(timesteps=entries.tolist())
-    assert_same_trajectory(DDPM(steps=steps, spacing="linspace"), Linear(), scheduler, smooth)
+    assert_same_trajectory(Ancestral(steps=steps, spacing="linspace"), Linear(), scheduler, smooth)
 
 
 def test_clipped_ddpm_is_diffusers(monkeypatch):
@@ -96,7 +96,7 @@ def test_clipped_ddpm_is_diffusers(monkeypatch):
     def wide(x_t, t):
         return 2 * smooth(x_t, t)
 
-    sampler = DDPM(steps=20, spacing="leading")
+    sampler = Ancestral(steps=20, spacing="leading")
     torch.manual_seed(0)
     x = noise = torch.randn(SHAPE, dtype=torch.float64)
     result = sampler(clipped(wide), noise, Linear(), ImageRngs(7, 0, SHAPE[0]))
@@ -250,8 +250,8 @@ def test_karras_grid_is_the_paper_s(schedule):
 
 
 GAUSSIAN = {
-    "ddpm-small": DDPM(steps=1000),
-    "ddpm-large": DDPM(steps=1000, variance="large"),
+    "ddpm-small": Ancestral(steps=1000),
+    "ddpm-large": Ancestral(steps=1000, variance="large"),
     "ddim-0": DDIM(steps=200),
     "ddim-1": DDIM(steps=1000, eta=1.0),
     "euler": Euler(steps=100, grid="uniform"),
@@ -272,7 +272,7 @@ def test_samples_of_gaussian_data_have_its_mean_and_deviation(name, schedule):
 
 @pytest.mark.parametrize(
     ("sampler", "nfe"),
-    [(DDPM(steps=5), 5), (DDIM(steps=5), 5), (Euler(steps=5), 5), (Heun(steps=5), 9)],
+    [(Ancestral(steps=5), 5), (DDIM(steps=5), 5), (Euler(steps=5), 5), (Heun(steps=5), 9)],
     ids=["ddpm", "ddim", "euler", "heun"],
 )
 def test_nfe_counts_the_calls(sampler, nfe):
@@ -290,7 +290,7 @@ def test_nfe_counts_the_calls(sampler, nfe):
     assert len(path) == 5
 
 
-@pytest.mark.parametrize("sampler", [DDPM(steps=5), DDIM(steps=5, eta=0.5), Heun(steps=5)], ids=names)
+@pytest.mark.parametrize("sampler", [Ancestral(steps=5), DDIM(steps=5, eta=0.5), Heun(steps=5)], ids=names)
 def test_an_image_does_not_depend_on_its_batch(sampler):
     noise, rngs = ImageRngs(3, 0, 4).randn(*SHAPE[1:]), ImageRngs(3, 0, 4)
     together = sampler(smooth, noise, Linear(), rngs)
@@ -301,8 +301,8 @@ def test_an_image_does_not_depend_on_its_batch(sampler):
 
 def test_the_call_is_the_last_of_the_trajectory():
     noise = torch.randn(SHAPE)
-    path = list(DDPM(steps=6).trajectory(smooth, noise, Linear(), ImageRngs(3, 0, 3)))
-    assert torch.equal(path[-1][0], DDPM(steps=6)(smooth, noise, Linear(), ImageRngs(3, 0, 3)))
+    path = list(Ancestral(steps=6).trajectory(smooth, noise, Linear(), ImageRngs(3, 0, 3)))
+    assert torch.equal(path[-1][0], Ancestral(steps=6)(smooth, noise, Linear(), ImageRngs(3, 0, 3)))
 
 
 def test_where_an_image_is_not_yet_lost_in_its_noise():

@@ -12,7 +12,7 @@ import train
 from atelier.core.errors import UserError
 from atelier.evaluation import naming
 from atelier.evaluation.evaluator import Judging
-from atelier.metrics.features import Classifier
+from atelier.metrics.classifier import Classifier
 from atelier.metrics.suite import Suite
 from atelier.runs import folders
 from tests.compose import composed

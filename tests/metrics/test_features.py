@@ -11,7 +11,8 @@ from torch import Tensor
 from atelier.core.errors import UserError
 from atelier.images.pixels import to_uint8
 from atelier.metrics import features
-from atelier.metrics.features import Classifier, FeatureNet, MobileNet, classifier_of, train_classifier
+from atelier.metrics.classifier import Classifier, classifier_of, train_classifier
+from atelier.metrics.features import FeatureNet, MobileNet
 from atelier.shapes import world
 
 SHARED = Path(__file__).parents[3] / "shared"

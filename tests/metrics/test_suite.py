@@ -9,8 +9,9 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.images.pixels import to_uint8
-from atelier.metrics import features, suite
-from atelier.metrics.features import INCEPTION_FILE, Classifier, Inception, train_classifier
+from atelier.metrics import classifier, features, suite
+from atelier.metrics.classifier import Classifier, train_classifier
+from atelier.metrics.features import INCEPTION_FILE, Inception
 from atelier.metrics.suite import Suite
 from atelier.shapes import world
 
@@ -24,7 +25,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty torch hub cache, and a training of a few steps."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     quick = train_classifier
-    monkeypatch.setattr(features, "train_classifier", lambda images, targets, steps: quick(images, targets, 5))
+    monkeypatch.setattr(classifier, "train_classifier", lambda images, targets, steps: quick(images, targets, 5))
     return tmp_path / "hub" / "checkpoints" / INCEPTION_FILE
 
 

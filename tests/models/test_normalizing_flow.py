@@ -14,8 +14,8 @@ from atelier.core.rng import ImageRngs
 from atelier.images.pixels import to_float
 from atelier.models.normalizing_flow import NormalizingFlow
 from atelier.nets.conditioning import ConditionEmbedder
-from atelier.nets.flow_layers import ALPHA
-from atelier.nets.flows import FlowNet, glow, realnvp
+from atelier.nets.invertible import ALPHA
+from atelier.nets.normalizing_flow import NormalizingFlowNet, glow, realnvp
 
 TINY = [  # beside tests/tiny.py:COMMON
     "model=glow",
@@ -184,6 +184,6 @@ def test_the_condition_is_learned_from(make: str) -> None:
 
 def test_both_pages_are_of_a_size() -> None:
     sizes = {"image_size": 32, "image_channels": 3, "levels": 3, "cond_dim": 64}
-    nets: list[FlowNet] = [glow(**sizes, width=96, steps=8), realnvp(**sizes, width=20, blocks=1)]
+    nets: list[NormalizingFlowNet] = [glow(**sizes, width=96, steps=8), realnvp(**sizes, width=20, blocks=1)]
     one, other = (sum(p.numel() for p in net.parameters()) for net in nets)
     assert abs(one - other) < 0.05 * one

@@ -18,8 +18,7 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.perceptual import Pyramid, VGGFeatures
 from atelier.models.base import Translator
 from atelier.models.srgan import SRGAN
-from atelier.nets.srgan import VGG54
-from atelier.nets.vgg import VGG19, vgg
+from atelier.nets.vgg import VGG19, VGG54, vgg
 from atelier.runs import build
 from tests.compose import composed
 from tests.players import Recording

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from atelier.core.errors import UserError
-from atelier.nets.autoencoder import Halve, KLNet, Layout, VQGANNet
+from atelier.nets.autoencoder import Halve, Layout
+from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.quantizers import VectorQuantizer
+from atelier.nets.vqgan import VQGANNet
 
 SMALL = {
     "image_size": 16,
@@ -167,8 +169,8 @@ def test_a_residual_block_by_hand() -> None:
 
 @pytest.mark.parametrize(("changes", "line"), [
     ({"image_size": 18}, "error: data.image_size=18: 3 levels need a multiple of 4. Fix: data.image_size=16"),
-    ({"attention": [5]}, "error: model.net.attention=[5]: no map has size 5; the levels have [16, 8, 4]. Fix: "),
-    ({"norm_groups": 3}, "error: model.net.norm_groups=3: it does not divide the widths [8, 16, 16]. Fix: "),
+    ({"attention": [5]}, "error: .attention=[5]: no map has size 5; the levels have [16, 8, 4]. Fix: "),
+    ({"norm_groups": 3}, "error: .norm_groups=3: it does not divide the widths [8, 16, 16]. Fix: "),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.nets.dcgan import DCDiscriminator, DCGenerator, MLPDiscriminator, MLPGenerator
-from atelier.nets.gan import BatchNorm, DiscriminatorNet, GeneratorNet
+from atelier.nets.cgan import CGANDiscriminator, CGANGenerator
+from atelier.nets.dcgan import DCDiscriminator, DCGenerator
+from atelier.nets.gan import MLPDiscriminator, MLPGenerator
+from atelier.nets.layers import ConditionalBatchNorm
 from atelier.nets.r3gan import Bottleneck, R3Discriminator, R3Generator
 from atelier.nets.resample import DownFiltered, UpFiltered
 
@@ -103,20 +105,20 @@ def test_maxout_takes_the_largest_of_its_pieces() -> None:
     assert ours(torch.randn(2, 5), x).shape == (2, 3, 4, 4)
 
 
-def generator(told: str) -> GeneratorNet:
-    return GeneratorNet(image_size=16, image_channels=3, width=4, noise_dim=5, cond_dim=6, told=told)
+def generator(told: str) -> CGANGenerator:
+    return CGANGenerator(image_size=16, image_channels=3, width=4, noise_dim=5, cond_dim=6, told=told)
 
 
-def discriminator(told: str, spectral: bool = False) -> DiscriminatorNet:
+def discriminator(told: str, spectral: bool = False) -> CGANDiscriminator:
     sizes = {"image_size": 16, "image_channels": 3, "width": 4, "cond_dim": 6, "n_classes": 7}
-    return DiscriminatorNet(**sizes, told=told, spectral=spectral)
+    return CGANDiscriminator(**sizes, told=told, spectral=spectral)
 
 
 @pytest.mark.parametrize("told", ["concatenation", "norm"])
 def test_a_generator_hears_its_condition(told: str) -> None:
     net, z, cond = generator(told).eval(), torch.randn(3, 5), torch.randn(3, 6)
     for layer in net.modules():
-        if isinstance(layer, BatchNorm) and layer.told is not None:
+        if isinstance(layer, ConditionalBatchNorm) and layer.told is not None:
             nn.init.normal_(layer.told.weight)
     assert net(z, cond).shape == (3, 3, 16, 16) and net(z, cond).abs().max() <= 1
     assert not torch.allclose(net(z, cond), net(z, cond.roll(1, 0)), atol=1e-3)
@@ -124,7 +126,7 @@ def test_a_generator_hears_its_condition(told: str) -> None:
 
 
 def test_conditional_batch_norm_by_hand() -> None:
-    layer, x, cond = BatchNorm(4, 6), torch.randn(5, 4, 3, 3), torch.randn(5, 6)
+    layer, x, cond = ConditionalBatchNorm(4, 6), torch.randn(5, 4, 3, 3), torch.randn(5, 6)
     torch.testing.assert_close(layer(x, cond), nn.BatchNorm2d(4)(x))  # starts without the condition
     nn.init.normal_(layer.told.weight)
     nn.init.normal_(layer.told.bias)

@@ -77,5 +77,5 @@ def test_the_smallest_images() -> None:
         assert made(n_layers, "instance", smallest)(torch.rand(1, 3, smallest, smallest)).shape == (1, 1, 1, 1)
     with pytest.raises(UserError) as caught:
         made(3, size=16)
-    line = "error: model.discriminator.n_layers=3: 3 layers need 24 px, the images have 16. Fix: "
-    assert caught.value.line() == line + "model.discriminator.n_layers=2"
+    line = "error: .n_layers=3: 3 layers need 24 px, the images have 16. Fix: "
+    assert caught.value.line() == line + ".n_layers=2"

@@ -7,15 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.nets.progan import (
-    AdaIN,
-    ProDiscriminator,
-    ProGenerator,
-    StyleGenerator,
-    doubled,
-    halved,
-    seen_at,
-)
+from atelier.nets.progan import ProDiscriminator, ProGenerator, doubled, halved, seen_at
+from atelier.nets.stylegan import AdaIN, StyleGenerator
 
 SMALL = {"image_size": 16, "image_channels": 3, "cond_dim": 6, "base": 64, "most": 16}
 

@@ -367,7 +367,7 @@ def test_fsq_has_no_state_and_no_weights() -> None:
 
 @pytest.mark.parametrize("levels", [[3, 1], []])
 def test_a_channel_of_one_level_is_refused(levels: list[int]) -> None:
-    with pytest.raises(UserError, match=r"Fix: model.net.quantizer.levels=\[8,6,5\]"):
+    with pytest.raises(UserError, match=r"Fix: .levels=\[8,6,5\]"):
         FSQ(levels=levels)
 
 

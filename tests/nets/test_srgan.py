@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from atelier.images.bicubic import enlarged
-from atelier.nets.srgan import VGG54, SRDiscriminator, SRResNet
-from atelier.nets.vgg import VGG19, vgg
+from atelier.nets.srgan import SRDiscriminator, SRResNet
+from atelier.nets.vgg import VGG19, VGG54, vgg
 
 
 def net(**changed: Any) -> SRResNet:

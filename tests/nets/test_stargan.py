@@ -114,7 +114,7 @@ def test_what_does_not_fit() -> None:
     assert caught.value.line() == "error: data.image_size=10: this net needs a multiple of 4. Fix: data.image_size=8"
     with pytest.raises(UserError) as caught:
         discriminator(size=12, n_layers=3)
-    line = "error: model.discriminator.n_layers=3: 12 px cannot be halved 3 times. Fix: model.discriminator.n_layers=2"
+    line = "error: .n_layers=3: 12 px cannot be halved 3 times. Fix: .n_layers=2"
     assert caught.value.line() == line
     with pytest.raises(UserError) as caught:
         discriminator(size=7)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.nets.equalized import Conv, Linear, MinibatchStd, active, pixel_norm
+from atelier.nets.equalized import EqualizedConv, EqualizedLinear, MinibatchStd, active, pixel_norm
 from atelier.nets.resample import DownFiltered
-from atelier.nets.stylegan2 import HalvingConv, ModulatedConv, StyleDiscriminator, StyleGenerator
+from atelier.nets.stylegan2 import HalvingConv, ModulatedConv, StyleGAN2Discriminator, StyleGAN2Generator
 
 
 def size(net: nn.Module) -> int:
@@ -24,8 +24,8 @@ def size(net: nn.Module) -> int:
 def test_configuration_f_has_the_published_counts(image_size: int, ours: int, theirs: int) -> None:
     both = {"image_size": image_size, "image_channels": 3, "cond_dim": 0, "base": 32768, "most": 512}
     with torch.device("meta"):
-        assert size(StyleGenerator(**both, noise_dim=512, style_dim=512, depth=8, mapping_speed=0.01)) == ours
-        assert size(StyleDiscriminator(**both)) == theirs
+        assert size(StyleGAN2Generator(**both, noise_dim=512, style_dim=512, depth=8, mapping_speed=0.01)) == ours
+        assert size(StyleGAN2Discriminator(**both)) == theirs
 
 
 def image_by_image(layer: ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ def test_demodulation_is_float32_under_bf16() -> None:
     assert seen == [torch.float32] * 2
 
 
-def generator(**other: int) -> StyleGenerator:
+def generator(**other: int) -> StyleGAN2Generator:
     sizes = {"image_size": 16, "image_channels": 3, "noise_dim": 5, "cond_dim": 6, "style_dim": 8, "depth": 2}
-    return StyleGenerator(**(sizes | {"base": 64, "most": 16, "mapping_speed": 0.01} | other))
+    return StyleGAN2Generator(**(sizes | {"base": 64, "most": 16, "mapping_speed": 0.01} | other))
 
 
-def noises(net: StyleGenerator, n: int) -> list[Tensor]:
+def noises(net: StyleGAN2Generator, n: int) -> list[Tensor]:
     return [torch.randn(n, 1, size, size) for size in net.synthesis.noise_sizes]
 
 
@@ -105,7 +105,7 @@ def test_a_generator_uses_each_style_each_noise_and_its_condition() -> None:
 
 @pytest.mark.parametrize("cond_dim", [0, 6])
 def test_a_discriminator_hears_its_condition(cond_dim: int) -> None:
-    net = StyleDiscriminator(image_size=16, image_channels=3, cond_dim=cond_dim, base=64, most=16)
+    net = StyleGAN2Discriminator(image_size=16, image_channels=3, cond_dim=cond_dim, base=64, most=16)
     x, cond = torch.randn(4, 3, 16, 16), torch.randn(4, cond_dim)
     assert net(x, cond).shape == (4,)
     assert cond_dim == 0 or not torch.allclose(net(x, cond), net(x, cond.roll(1, 0)), atol=1e-5)
@@ -126,17 +126,17 @@ def test_the_halving_convolution_filters_first() -> None:
 def test_equalised_layers_keep_the_size_of_what_goes_through() -> None:
     torch.manual_seed(0)
     x = torch.randn(4000, 300)
-    assert Linear(300, 200)(x).std().item() == pytest.approx(1, abs=0.05)
-    assert Linear(300, 200, speed=0.01)(x).std().item() == pytest.approx(1, abs=0.05)
+    assert EqualizedLinear(300, 200)(x).std().item() == pytest.approx(1, abs=0.05)
+    assert EqualizedLinear(300, 200, speed=0.01)(x).std().item() == pytest.approx(1, abs=0.05)
     maps = torch.randn(8, 64, 16, 16)
-    assert Conv(64, 64, 3)(maps)[:, :, 1:-1, 1:-1].std().item() == pytest.approx(1, abs=0.05)
+    assert EqualizedConv(64, 64, 3)(maps)[:, :, 1:-1, 1:-1].std().item() == pytest.approx(1, abs=0.05)
     assert active(x).square().mean().item() == pytest.approx((1 + 0.04) / 2 * 2, abs=0.05)
 
 
 def test_a_slow_layer_moves_by_its_speed() -> None:
     """One step of Adam moves a raw weight by lr, the used one by lr times scale and speed."""
     for speed in (1.0, 0.01):
-        layer = Linear(4, 3, speed=speed)
+        layer = EqualizedLinear(4, 3, speed=speed)
         before = layer.weight.detach() * layer.scale
         optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
         layer(torch.randn(5, 4)).sum().backward()

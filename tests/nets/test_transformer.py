@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.nets.transformer import Block, CausalTransformer
+from atelier.nets.transformer import CausalTransformer, TransformerBlock
 
 V, N = 7, 6
 
@@ -84,7 +84,7 @@ def test_places_differ() -> None:
 
 def test_a_block_is_torchs_where_no_condition_speaks() -> None:
     torch.manual_seed(0)
-    block = Block(16, 4, 0.0, 5)
+    block = TransformerBlock(16, 4, 0.0, 5)
     theirs = nn.TransformerEncoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
     for parameter in [*block.qkv.parameters(), *block.out.parameters(), *block.mlp.parameters()]:
         nn.init.normal_(parameter, std=0.2)
@@ -110,7 +110,7 @@ def test_a_block_is_torchs_where_no_condition_speaks() -> None:
 def test_the_condition_scales_and_shifts_both_norms() -> None:
     """One place, which attends to itself alone: x + out(v), then the perceptron, by hand."""
     torch.manual_seed(0)
-    block, x, told = Block(8, 2, 0.0, 5), torch.randn(3, 1, 8), torch.randn(3, 5)
+    block, x, told = TransformerBlock(8, 2, 0.0, 5), torch.randn(3, 1, 8), torch.randn(3, 5)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
     scale1, shift1, scale2, shift2 = block.told(told)[:, None].split(8, dim=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -34,6 +36,19 @@ def program(folder: Path, script: str, *words: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = python(str(ROOT / script), *words, folder=folder, environment=environment)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.TARGETS.items())
+def test_a_name_of_before_leads_to_something_of_today(old: str, new: str) -> None:
+    """What has moved is no longer found under the old name, and what is written today is left as it is."""
+    module, _, name = new.rpartition(".")
+    assert not name or importlib.import_module(module).__dict__[name].__module__ == module
+    module, _, name = old.rpartition(".")
+    if importlib.util.find_spec(module.rpartition(".")[0]) and importlib.util.find_spec(module):
+        assert name and getattr(importlib.import_module(module).__dict__.get(name), "__module__", "") != module
+    rest = "" if name else "Thing"
+    assert renamed.today({"_target_": old + rest}) == {"_target_": new + rest}
+    assert renamed.today({"_target_": new + rest}) == {"_target_": new + rest}
 
 
 @pytest.mark.parametrize("family", ["gan", "ldm", "progan"])

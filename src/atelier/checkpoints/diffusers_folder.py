@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from atelier.core.errors import UserError
-from atelier.nets.autoencoder import KLNet, Layout, VQGANNet
+from atelier.nets.autoencoder import Layout
+from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.quantizers import VectorQuantizer
+from atelier.nets.vqgan import VQGANNet
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 OUR_QUANTIZER = {"update": "ema", "decay": 0.99, "commitment": 0.25, "kmeans": False, "revive_below": 0.0}

@@ -5,6 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 TARGETS = {  # a `_target_`, or with a dot at the end the beginning of one
+    "atelier.nets.autoencoder.KLNet": "atelier.nets.autoencoder_kl.KLNet",
+    "atelier.nets.autoencoder.VQGANNet": "atelier.nets.vqgan.VQGANNet",
+    "atelier.nets.dcgan.MLPGenerator": "atelier.nets.gan.MLPGenerator",
+    "atelier.nets.dcgan.MLPDiscriminator": "atelier.nets.gan.MLPDiscriminator",
+    "atelier.nets.flows.": "atelier.nets.normalizing_flow.",
+    "atelier.nets.gan.DiscriminatorNet": "atelier.nets.cgan.CGANDiscriminator",
+    "atelier.nets.gan.GeneratorNet": "atelier.nets.cgan.CGANGenerator",
+    "atelier.nets.progan.StyleGenerator": "atelier.nets.stylegan.StyleGenerator",
+    "atelier.nets.rrdb.": "atelier.nets.esrgan.",
+    "atelier.nets.stylegan2.StyleDiscriminator": "atelier.nets.stylegan2.StyleGAN2Discriminator",
+    "atelier.nets.stylegan2.StyleGenerator": "atelier.nets.stylegan2.StyleGAN2Generator",
+    "atelier.diffusion.samplers.DDPM": "atelier.diffusion.samplers.Ancestral",
     "atelier.trainer.": "atelier.runs.trainer.",
     "atelier.loggers.": "atelier.runs.loggers.",
     "atelier.callbacks.judging.": "atelier.evaluation.evaluator.",

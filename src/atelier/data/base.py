@@ -187,7 +187,7 @@ class DataModule(LightningDataModule, ABC):
         image_size: height and width in pixels.
         channels: 1 grey, 3 RGB.
         batch_size: images per optimizer step over all ranks.
-        seed: of the order and of the augmentation.
+        seed: seed of the order and of the augmentation.
         limit: use only so many training images, the first in `order` (8 shows whether a model can overfit).
         num_workers: loader processes; 0 reads in the training process.
         flip: mirror half of the training images.

@@ -12,13 +12,13 @@ from torch.nn.functional import one_hot
 from atelier.core.errors import UserError
 from atelier.data.base import Images, Split
 from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders
-from atelier.data.folders import Folder
+from atelier.data.folders import ImageFiles
 from atelier.data.layouts import refuse_deeper, split_folders
 from atelier.data.recast import Recast, another
 
 
 @dataclass(kw_only=True, eq=False)
-class ClassFolders(Folder):
+class ClassFolders(ImageFiles):
     """A folder for each class; labels number the folders in natural order.
 
     Layouts: <root>/<class>/ with a share of each class held out (`holdout`), or <root>/train/<class>/ and

@@ -29,7 +29,7 @@ class FileImages:
         fields: further Batch fields, (N, ...) tensors.
         flip: mirror half of the images when generators are given.
         keep: keep each image as uint8 in memory once it has been read.
-        fingerprint: what tells this set from another.
+        fingerprint: text that tells this set from another.
 
     A file that has become unreadable since it was checked is a UserError with its path.
     """
@@ -90,7 +90,7 @@ class Views:
         paths: one file for each image.
         read_file: (path, size=) to (C, size, size) uint8; raises BadImage.
         image_size: S.
-        jitter: how many pixels larger than S the whole is in training.
+        jitter: pixels by which the whole is larger than S in training.
         flip: mirror half of the images in training.
         keep: keep what has been read as uint8 in memory.
     """

@@ -28,7 +28,7 @@ from atelier.data.reading import Background, check, read
 
 
 @dataclass(kw_only=True, eq=False)
-class Folder(DataModule, ABC):
+class ImageFiles(DataModule, ABC):
     """Image files under one folder, each decoded once at the start to find the unreadable ones.
 
     The files are those named as reading.SUFFIXES lists (any case) at any depth, in natural order (2 before 10);
@@ -41,7 +41,7 @@ class Folder(DataModule, ABC):
         root: the folder.
         holdout: share of the readable images (of each class), chosen by a hash of their paths, that is the test split
             where there is no folder of one; 0 = the test split is the training split.
-        background: what lies behind transparent pixels.
+        background: colour behind transparent pixels.
         max_pixels: refuse larger images before decoding them.
         on_bad_image: `error` stops at the start and names the unreadable files, `skip` leaves them out and
             says how many.
@@ -164,7 +164,7 @@ class Folder(DataModule, ABC):
 
 
 @dataclass(kw_only=True, eq=False)
-class ImageFolder(Folder):
+class ImageFolder(ImageFiles):
     """Any folder of images, without labels.
 
     With a train/ in it the training split is train/, else the whole folder; the test split is test/, val/ or another
@@ -181,7 +181,7 @@ def any_images(
     """All images under `root`: of train/ and test/ where they are, else in one split.
 
     Args:
-        of_pairs, any_two: what to do with pairs, and what is taken for them: see `refuse_pairs`.
+        of_pairs, any_two: advice for pairs, and what is taken for them, both as `refuse_pairs` has them.
         items_of: a folder under root to its items; None: each file is one.
     """
     train, test = split_folders(root)

@@ -40,7 +40,7 @@ Words = tuple[tuple[str, ...], tuple[str, ...]]  # what each may be called
 PAIRS: Words = (("a", "x", *SMALL), ("b", "y", *LARGE))
 
 
-class Role(NamedTuple):
+class FolderRole(NamedTuple):
     """What a folder is by its name: of which split (None: of none), how far down the list of its names, which side."""
 
     split: Split | None
@@ -48,7 +48,7 @@ class Role(NamedTuple):
     side: int | None
 
 
-def role(name: str, words: Words = PAIRS) -> Role | None:
+def role(name: str, words: Words = PAIRS) -> FolderRole | None:
     """None where the name says nothing."""
     return _roles(words).get(_plain(name))
 
@@ -114,7 +114,7 @@ def matched(root: str, a: str, b: str, ending: str = "") -> list[tuple[str | Non
     """The files of root/a and root/b of the same name, as paths from `root`, in natural order; None: it has none.
 
     Args:
-        ending: what names in root/a may end with and those in root/b do not.
+        ending: suffix that names in root/a may have and those in root/b do not.
 
     The suffix counts only where a folder has two files that differ in nothing else.
     """
@@ -138,8 +138,8 @@ def refuse_pairs(root: str, within: str, fix: str, any_two: bool = False) -> Non
     """Refuse a folder of single images whose folders are the sides of pairs, or hold splits.
 
     Args:
-        fix: what to do with pairs.
-        any_two: of many folders any two that hold the same file names are sides; else only those called so, as
+        fix: advice for pairs.
+        any_two: whether any two of many folders that hold the same file names are sides; else only those called so, as
             classes often number their files alike.
 
     Raises:
@@ -177,19 +177,19 @@ def _plain(name: str) -> str:
 
 
 @functools.cache
-def _roles(words: Words) -> dict[str, Role]:
+def _roles(words: Words) -> dict[str, FolderRole]:
     splits = {"": (None, 0)} | {word: ("train", k) for k, word in enumerate(TRAIN)}
     splits |= {word: ("test", k) for k, word in enumerate(TEST)}
     sides = {"": None} | {word: side for side in (0, 1) for word in words[side]}
-    roles: dict[str, Role] = {}
+    roles: dict[str, FolderRole] = {}
     for (one, (split, rank)), (other, side) in product(splits.items(), sides.items()):
         for core in (one + other, other + one) if one or other else ():
             for name in (core, *(core + word for word in BESIDE), *(word + core for word in BESIDE)):
-                roles.setdefault(name, Role(split, rank, side))
+                roles.setdefault(name, FolderRole(split, rank, side))
     return roles
 
 
-def _first(roles: dict[str, Role], split: Split | None, side: int | None) -> str | None:
+def _first(roles: dict[str, FolderRole], split: Split | None, side: int | None) -> str | None:
     """The folder of this split and side with the most usual name."""
     named = [name for name, found in roles.items() if (found.split, found.side) == (split, side)]
     return min(named, key=lambda name: (roles[name].rank, len(name)), default=None)
@@ -221,7 +221,7 @@ def _inner(root: str, within: str, name: str) -> str:
     return os.path.join(folder, name) if subfolders(Path(root, folder)) == [name] else folder
 
 
-def _both(root: str, roles: dict[str, Role], split: Split | None) -> Sides | None:
+def _both(root: str, roles: dict[str, FolderRole], split: Split | None) -> Sides | None:
     """Both sides of a split by their names; one alone is refused where its name can mean nothing else."""
     found = [_first(roles, split, side) for side in (0, 1)]
     if None not in found:

@@ -19,7 +19,7 @@ from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.data.base import Role, Split
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, printable
-from atelier.data.folders import Folder, any_images
+from atelier.data.folders import ImageFiles, any_images
 from atelier.data.layouts import Sides, matched, side_folders
 from atelier.data.published import GREY
 from atelier.data.reading import Background, BadImage, check, decode, pixels, read, square, upright_size
@@ -31,9 +31,9 @@ class PairImages:
     """Images with their sources, cut and mirrored together.
 
     Args:
-        views: what both are made of.
+        views: images that both are made of.
         apart: (B, C', S, S) to `image` and `source`.
-        fingerprint: what tells this set from another.
+        fingerprint: text that tells this set from another.
     """
 
     def __init__(self, views: Views, apart: Callable[[Tensor], tuple[Tensor, Tensor]], fingerprint: str) -> None:
@@ -48,7 +48,7 @@ class PairImages:
 
 
 @dataclass(kw_only=True, eq=False)
-class Pairs(Folder):
+class Pairs(ImageFiles):
     """Pairs of images, in the layouts of Pix2Pix (Isola, Zhu, Zhou, Efros 2017).
 
     One file for a pair, A at the left of B, each half of its width, in <root>/train and <root>/test, or all under
@@ -100,13 +100,13 @@ class Pairs(Folder):
 
 
 @dataclass(kw_only=True, eq=False)
-class Edges(Folder):
+class Edges(ImageFiles):
     """Any folder of images (as `ImageFolder`), each with its edges as `source`: see `edge_map`.
 
     Args:
         jitter: training images are read so many pixels larger and cut at a random place.
-        sigma: of the blur before edges are looked for, in pixels of the image that is made.
-        threshold: what an edge is, in change of luma (0 .. 1) a pixel.
+        sigma: width of the blur before edges are looked for, in pixels of the image that is made.
+        threshold: least change of luma (0 .. 1) a pixel that is an edge.
     """
 
     jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})

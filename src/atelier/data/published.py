@@ -20,7 +20,7 @@ def absent(root: str, missing: str, source: str, download: bool) -> UserError:
 
     Args:
         root: the folder looked in.
-        missing: what is not there, or is not whole, with its path in the layout expected.
+        missing: file that is not there, or is not whole, with its path in the layout expected.
         source: where the set comes from.
         download: whether a download has been tried already.
     """

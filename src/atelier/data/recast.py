@@ -16,8 +16,8 @@ class Recast:
     """Images with their attributes, and with those that each is to get: another image's, drawn anew, in training.
 
     Args:
-        files: of a split, with the field `attributes`.
-        changed: what test images are to get: attributes (B, A), index (B,) -> (B, A).
+        files: images of a split, with the field `attributes`.
+        changed: rule of what test images are to get: attributes (B, A), index (B,) -> (B, A).
     """
 
     def __init__(self, files: FileImages, changed: Callable[[Tensor, Tensor], Tensor]) -> None:

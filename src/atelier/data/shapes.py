@@ -37,7 +37,7 @@ class Shapes(DataModule):
         n_train_scenes: scenes 0 .. n - 1 of the training split.
         n_test_scenes: the same of the test split.
         test_split: "unseen" tests on the combinations of attributes that no training scene has.
-        task: what comes beside the image. "label_map": `source`, flat planes that determine the image. "fill":
+        task: field that comes beside the image. "label_map": `source`, flat planes that determine the image. "fill":
             `image_a` solid and `image_b` striped, unpaired, and of test images what each is in the other fill.
             "recast": `target`, the attributes with one of colour, fill and ground changed, and of test images the
             `answer`. "inpaint": `mask`, a box or free-form.
@@ -75,10 +75,10 @@ class SceneImages:
     """Scenes of one split, drawn whole batches at once when first read, then kept as uint8.
 
     Args:
-        split: of the world.
+        split: split of the world.
         n: scenes.
-        task: as in `Shapes`.
-        image_size: in pixels.
+        task: the task of `Shapes`.
+        image_size: side in pixels.
         flip: mirror half of the scenes, with all that belongs to them, when generators are given.
     """
 

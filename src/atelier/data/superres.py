@@ -20,7 +20,7 @@ from atelier.core.ranges import PositiveInt
 from atelier.data.base import Role, Split
 from atelier.data.file_images import decoded
 from atelier.data.finding import Item, files_of, printable, subfolders
-from atelier.data.folders import Folder, any_images
+from atelier.data.folders import ImageFiles, any_images
 from atelier.data.layouts import LARGE, SMALL, matched, side_folders
 from atelier.data.reading import Background, decode, pixels, upright_size
 from atelier.images.bicubic import reduced
@@ -31,7 +31,7 @@ SRF = re.compile(r"_SRF_([234])_HR(?=\.\w+$)")  # the end of a name in image_SRF
 
 
 @dataclass(kw_only=True, eq=False)
-class SuperRes(Folder):
+class SuperRes(ImageFiles):
     """`image`: a square of `image_size` px cut out of a file; `source`: the same square `factor` times smaller.
 
     The place is random in training and the middle at test. A source is the MATLAB bicubic reduction of the square
@@ -42,10 +42,10 @@ class SuperRes(Folder):
     DIV2K (Agustsson & Timofte 2017), DIV2K_train_HR/ beside DIV2K_valid_HR/ with the sources
     DIV2K_train_LR_bicubic/X4/0001x4.png where they are; Set5, Set14, BSD100 and Urban100 as Huang, Singh and Ahuja
     2015 give them away, image_SRF_4/img_001_SRF_4_HR.png beside _LR.png. The search of files, and what is kept in
-    memory: as in `Folder`, but files are kept as large as they are.
+    memory: as in `ImageFiles`, but files are kept as large as they are.
 
     Args:
-        factor: how many times as wide an image is as its source; `image_size` is a multiple of it.
+        factor: width of an image in widths of its source; `image_size` is a multiple of it.
         resize: first bring the shorter side of each file to so many px (antialiased bicubic; a smaller one is
             enlarged); None: files stay as they are.
         turn: turn training squares by 0 to 3 quarters.
@@ -171,10 +171,10 @@ class Squares:
         paths: one file for each image.
         sources: the files of the sources, as many; none: they are made.
         read_file: path to (C, H, W) uint8; raises BadImage.
-        size, factor: of the squares.
+        size, factor: side and factor of the squares.
         flip, turn: mirror half of them, turn them by quarters, when generators are given.
         keep: keep each file as uint8 in memory once it has been read.
-        fingerprint: what tells this set from another.
+        fingerprint: text that tells this set from another.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from atelier.core.ranges import Name, NonNegInt
 from atelier.data.base import RANDOM, Role, Split, random_order
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
-from atelier.data.folders import Folder
+from atelier.data.folders import ImageFiles
 from atelier.data.layouts import side_folders
 
 FOLDERS = ["trainA", "trainB", "testA", "testB"]  # these are also found under other names: data/layouts.py
@@ -33,7 +33,7 @@ class UnpairedImages:
 
     Args:
         a, b: the domains.
-        fingerprint: what tells this set from another.
+        fingerprint: text that tells this set from another.
     """
 
     def __init__(self, a: Views, b: Views, fingerprint: str) -> None:
@@ -54,7 +54,7 @@ class UnpairedImages:
 
 
 @dataclass(kw_only=True, eq=False)
-class Unpaired(Folder):
+class Unpaired(ImageFiles):
     """Two domains A and B without pairs, `image_a` and `image_b`, in the layout of CycleGAN (Zhu, Park, Isola, Efros
     2017); `image` is `image_b`.
 

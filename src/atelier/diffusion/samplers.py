@@ -105,7 +105,7 @@ class Sampler(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPM(Sampler):
+class Ancestral(Sampler):
     """Ancestral sampling: x_s ~ q(x_s | x_t, x = denoised)   (Ho et al. 2020, eq. 6-7, algorithm 2).
 
     `variance` of the step: "small" is the posterior's own, "large" that of q(x_t | x_s): beta with all steps,

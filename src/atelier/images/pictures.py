@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -47,7 +48,7 @@ def beside(images: list[Tensor]) -> Tensor:
     width, channels = max(x.shape[-1] for x in images), max(x.shape[1] for x in images)
     factors = [width // x.shape[-1] for x in images]
     large = [x.repeat_interleave(f, -1).repeat_interleave(f, -2) for x, f in zip(images, factors, strict=True)]
-    return torch.stack([x.expand(-1, channels, -1, -1).cpu() for x in large], dim=1).flatten(0, 1)
+    return rearrange([x.expand(-1, channels, -1, -1).cpu() for x in large], "kinds n c h w -> (n kinds) c h w")
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:

@@ -82,9 +82,9 @@ class Wasserstein(Adversarial):
 
 
 class Relativistic(Adversarial):
-    """Each generated image against the real one of the same place
+    """Each generated image against the real one of the same place.
 
-    (Jolicoeur-Martineau 2019, The Relativistic Discriminator; Huang et al. 2024, R3GAN, eq. 2).
+    Jolicoeur-Martineau 2019, The Relativistic Discriminator; Huang et al. 2024, R3GAN, eq. 2.
     """
 
     compares = True
@@ -99,9 +99,9 @@ class Relativistic(Adversarial):
 
 
 class RelativisticAverage(Adversarial):
-    """Each image against the mean of the other kind
+    """Each image against the mean of the other kind.
 
-    (Jolicoeur-Martineau 2019, The Relativistic Discriminator; Wang et al. 2018, ESRGAN, eq. 1 and 2). Means are those
+    Jolicoeur-Martineau 2019, The Relativistic Discriminator; Wang et al. 2018, ESRGAN, eq. 1 and 2. Means are those
     of all that is shown at once, over all ranks.
     """
 
@@ -119,13 +119,14 @@ class RelativisticAverage(Adversarial):
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
-    """|grad of reconstruction| / (|grad of adversarial| + 1e-4) at one weight, at most 1e4: a constant scalar
+    """The weight of the adversarial loss: |grad of reconstruction| / (|grad of adversarial| + 1e-4), at most 1e4.
 
-    (Esser et al. 2021, Taming Transformers for High-Resolution Image Synthesis, eq. 7, its delta as in their code).
+    A constant scalar, measured at one weight of the net, of the gradients of all ranks (Esser et al. 2021, Taming
+    Transformers for High-Resolution Image Synthesis, eq. 7, its delta as in their code).
 
     Args:
         reconstruction, adversarial: scalar losses; their graphs stay for the backward pass.
-        weight: of the decoder's last layer. Gradients are those of all ranks.
+        weight: the decoder's last layer's.
     """
     norms = [
         ranks.mean(torch.autograd.grad(loss, weight, retain_graph=True)[0].float()).norm()

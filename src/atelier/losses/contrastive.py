@@ -10,14 +10,14 @@ from atelier.core.precision import float32
 
 
 def patch_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of finding each patch's own place among the S places of its image: scalar float32
+    """Cross-entropy of finding each patch's own place among the S places of its image, a float32 scalar.
 
-    (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 2). Places of other images are
+    Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 2. Places of other images are
     not among the wrong ones.
 
     Args:
-        query, key: what stands for each place of the result and of the source, (B, S, D), of length 1.
-        temperature: that products are divided by.
+        query, key: embeddings of the places of the result and of the source, (B, S, D), of length 1.
+        temperature: divisor of the products.
     """
     with float32(query.device):
         logits = query.float() @ key.float().transpose(1, 2) / temperature  # (B, S, S)

@@ -4,9 +4,9 @@ from torch import Tensor
 
 
 def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) of each latent of each item, of the arguments' shape
+    """KL(N(mean, exp(logvar)) || N(0, 1)) of each latent of each item, of the arguments' shape.
 
-    (Kingma & Welling 2014, appendix B): (mean^2 + exp(logvar) - 1 - logvar) / 2 >= 0.
+    (mean^2 + exp(logvar) - 1 - logvar) / 2 >= 0 (Kingma & Welling 2014, appendix B).
     """
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
 

@@ -17,7 +17,7 @@ class Gaussian(nn.Module):
     """N(x; prediction, sigma^2), one sigma for all pixels (Kingma & Welling 2014, appendix C.2).
 
     Args:
-        sigma: in units of x.
+        sigma: standard deviation in units of x.
         learned: sigma is a parameter that starts there (Rybkin et al. 2021, sigma-VAE, section 3.2).
     """
 
@@ -32,9 +32,13 @@ class Gaussian(nn.Module):
         return (error + log_sigma + math.log(2 * math.pi) / 2).flatten(1).sum(1)
 
     def of_levels(self, x: Tensor, prediction: Tensor, uniform: Tensor) -> Tensor:
-        """A bound of -log P of the 8-bit images: the density at x plus noise within its level, times the level's width
+        """A bound of -log P of the 8-bit images, (B,).
 
-        (Theis et al. 2016, A note on the evaluation of generative models, 3.1). uniform: of x's shape, in [0, 1).
+        The density at x plus noise within its level, times the level's width (Theis et al. 2016, A note on the
+        evaluation of generative models, 3.1).
+
+        Args:
+            uniform: noise of x's shape in [0, 1).
         """
         return self.nll(x + (uniform - 0.5) / LEVEL, prediction) + x[0].numel() * math.log(LEVEL)
 
@@ -52,9 +56,9 @@ class Bernoulli(nn.Module):
         return F.binary_cross_entropy_with_logits(prediction.float(), target, reduction="none").flatten(1).sum(1)
 
     def of_levels(self, x: Tensor, prediction: Tensor, uniform: Tensor) -> Tensor:
-        """-log P of the images made black and white by the noise: pixel 1 where uniform < (x + 1) / 2
+        """-log P of the images made black and white by the noise, (B,): a pixel is 1 where uniform < (x + 1) / 2.
 
-        (Salakhutdinov & Murray 2008: stochastic binarisation).
+        Stochastic binarisation (Salakhutdinov & Murray 2008).
         """
         return self.nll(2 * (uniform < (x + 1) / 2).float() - 1, prediction)
 

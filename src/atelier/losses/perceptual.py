@@ -14,11 +14,10 @@ from atelier.core.precision import float32
 from atelier.core.ranges import Name, PositiveInt
 from atelier.nets.frozen import Frozen
 from atelier.nets.lpips import LPIPSNet
-from atelier.nets.srgan import VGG54
+from atelier.nets.vgg import VGG54
 
 LEAST_SIZE = 16  # of images that four halvings leave something of
-LPIPS_FIX = "see conf/perceptual/lpips.yaml, or perceptual@model.perceptual=pyramid, perceptual@metrics.lpips=null"
-VGG_FIX = "see conf/perceptual/vgg.yaml, or perceptual@model.perceptual=pyramid"
+LPIPS_PAGE, VGG_PAGE = "conf/perceptual/lpips.yaml", "conf/perceptual/vgg.yaml"
 
 
 class LPIPS(nn.Module):
@@ -34,12 +33,12 @@ class LPIPS(nn.Module):
 
     def __init__(self, *, vgg: Name, heads: Name) -> None:
         super().__init__()
-        states = [_state_dict(key, path, LPIPS_FIX) for key, path in (("vgg", vgg), ("heads", heads))]
+        states = [_state_dict(key, path, LPIPS_PAGE) for key, path in (("vgg", vgg), ("heads", heads))]
         try:
             self.net = Frozen(LPIPSNet(*states))
         except RuntimeError as error:
             key, path = ("heads", heads) if "ModuleList" in str(error) else ("vgg", vgg)
-            raise _unreadable(key, path, "it holds other layers", LPIPS_FIX) from error
+            raise _unreadable(key, path, "it holds other layers", LPIPS_PAGE) from error
         self._checked = False
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -71,11 +70,11 @@ class VGGFeatures(nn.Module):
 
     def __init__(self, *, vgg: Name) -> None:
         super().__init__()
-        state = _state_dict("vgg", vgg, VGG_FIX)
+        state = _state_dict("vgg", vgg, VGG_PAGE)
         try:
             self.net = Frozen(VGG54(state))
         except RuntimeError as error:
-            raise _unreadable("vgg", vgg, "it holds other layers", VGG_FIX) from error
+            raise _unreadable("vgg", vgg, "it holds other layers", VGG_PAGE) from error
         self._checked = False
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -142,14 +141,14 @@ def _check_images(x: Tensor, name: str) -> None:
         warnings.warn(f"{name} wants images in [-1, 1]; these are nowhere negative, as in [0, 1]", stacklevel=3)
 
 
-def _state_dict(key: str, path: str, fix: str) -> dict[str, Tensor]:
+def _state_dict(key: str, path: str, page: str) -> dict[str, Tensor]:
     try:
         return torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
     except OSError as error:
-        raise _unreadable(key, path, f"there is no such file to read ({error.strerror})", fix) from error
+        raise _unreadable(key, path, f"there is no such file to read ({error.strerror})", page) from error
     except Exception as error:  # torch has a different one for each way in which a file is broken
-        raise _unreadable(key, path, "it is cut or no state dict", fix) from error
+        raise _unreadable(key, path, "it is cut or no state dict", page) from error
 
 
-def _unreadable(key: str, path: str, problem: str, fix: str) -> UserError:
-    return UserError(f".{key}", path, problem, fix)
+def _unreadable(key: str, path: str, problem: str, page: str) -> UserError:
+    return UserError(f".{key}", path, problem, f".{key}=PATH, see {page}, or another page of that folder")

@@ -12,9 +12,9 @@ from atelier.core.precision import float32
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """E ||dD/dx||^2: R1 where x are real images, R2 where they are generated   (Mescheder et al. 2018, eq. 9 and 10,
+    """E ||dD/dx||^2: R1 where x are real images, R2 where they are generated.
 
-    without gamma / 2).
+    Mescheder et al. 2018, eq. 9 and 10, without their factor gamma / 2.
 
     Args:
         logits: (B,), each of its x alone.
@@ -26,9 +26,9 @@ def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def lipschitz(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    """E (||dD/dx|| - 1)^2 at points between real and generated images   (Gulrajani et al. 2017, WGAN-GP, eq. 3,
+    """E (||dD/dx|| - 1)^2 at points between real and generated images.
 
-    without lambda).
+    Gulrajani et al. 2017, WGAN-GP, eq. 3, without their factor lambda.
 
     Args:
         discriminator: images (B, C, H, W) -> logits (B,), each of its image alone.
@@ -42,10 +42,10 @@ def lipschitz(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 
 
 def path_lengths(image: Tensor, styles: Tensor) -> Tensor:
-    """|J^T y| of each image, y noise of one for the whole image: how far a small step of a style moves it, (B,)
+    """How far a small step of a style moves each image: |J^T y|, (B,), y noise of length one for the whole image.
 
-    (Karras et al. 2020, StyleGAN2, section 3.2), with J^T y = gradient of image . y by backward; the root mean square
-    over the layers that take a style.
+    J^T y is the gradient of image . y; the root mean square is over the layers that take a style (Karras et al. 2020,
+    StyleGAN2, section 3.2).
 
     Args:
         image: (B, C, H, W), made of the styles.

@@ -1,6 +1,6 @@
 """Distances between two sets of features: Frechet, kernel, precision and recall, and the inception score.
 
-Features arrive gathered from all ranks and sorted by image number, and are judged in float64 on the CPU: any
+Features arrive gathered from all ranks and sorted by image number, and are compared in float64 on the CPU: any
 number of ranks gives the same value. A set with NaN or infinite features has the value NaN, which is never
 best. Random subsets are drawn from a fixed seed, and the default generator is left as it was.
 """

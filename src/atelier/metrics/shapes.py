@@ -42,11 +42,11 @@ def judge_values(
     had): `judge/combinations`, `judge/places` and `judge/recall`, see the functions of these names.
 
     Args:
-        verdict: of the samples.
+        verdict: verdict on the samples.
         asked: `label` (N,), which asks for shape and colour, and `attributes` (N, 14), which asks for colour,
             size, fill and ground; either, both, or None.
         images: the samples, (N, 3, S, S) in [-1, 1].
-        real: of true draws; None: the samples are made of sources, which say what each of them has to be.
+        real: verdict on true draws; None: the samples are made of sources, which say what each of them has to be.
     """
     values = {
         "judge/valid": _share(verdict.valid),
@@ -147,8 +147,8 @@ def answer_values(verdict: Verdict, answer: Verdict, before: Verdict | None, ima
     attribute that had to change is right, `answer/kept` the share in which all others and the place are.
 
     Args:
-        verdict, answer, before: of the results, of what they should be, of the sources; None: no scenes.
-        image_size: of the results, in pixels.
+        verdict, answer, before: verdicts on the results, on what they should be, on the sources; None: no scenes.
+        image_size: side of the results in pixels.
     """
     right = {name: getattr(verdict, name) == getattr(answer, name) for name in ATTRIBUTES}
     far = torch.hypot(verdict.cx - answer.cx, verdict.cy - answer.cy)

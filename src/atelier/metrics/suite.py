@@ -1,4 +1,4 @@
-"""Which distances are judged with which net, and how they are called."""
+"""Which distances are measured with which net, and how they are called."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
 from atelier.metrics import cache, distances
+from atelier.metrics.classifier import Classifier, TrainingSet, classifier_of
 from atelier.metrics.features import (
     INCEPTION_FILE,
-    Classifier,
     FeatureNet,
     Inception,
     MobileNet,
-    TrainingSet,
-    classifier_of,
     fetch_inception,
     find_inception,
 )
@@ -35,12 +33,12 @@ class Suite:
     chunks of uint8 images; gather, sort by image number; `compare()`.
 
     Args:
-        net: what describes the images; auto takes the published Inception where its file is at hand
+        net: net that describes the images; auto takes the published Inception where its file is at hand
             (`weights`, or torch's hub cache), else a classifier of the set, which it does not train for a world
             that a judge knows. none measures no distances.
         weights: file for inception or mobilenet; None looks for Inception in torch's hub cache.
-        names: what is measured.
-        antialias: of Inception's resize to 299 px; False for comparison with published figures.
+        names: distances that are measured.
+        antialias: smoothing in Inception's resize to 299 px; False for comparison with published figures.
         fetch: may download Inception's weights (91 MB).
         cache: folder of classifiers and of features of real images.
         lpips: learned distance of pairs of images (B, C, H, W) in [-1, 1], to (B,); None = not measured.
@@ -91,9 +89,9 @@ class Suite:
         """Choose, load and if need be train the net.
 
         Args:
-            fingerprint: of the training images.
-            training_set: see `features.classifier_of`; called only if a classifier is needed and not yet
-                kept.
+            fingerprint: text that tells the training images from others.
+            training_set: the training images, as `classifier.classifier_of` takes them; called only if a classifier is
+                needed and not yet kept.
             device: where `features` will be computed.
             judged: whether a judge knows this world.
 

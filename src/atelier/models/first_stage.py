@@ -23,9 +23,10 @@ from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.kl import kl_to_standard_normal
 from atelier.losses.perceptual import LPIPS, Pyramid
 from atelier.models.base import Autoencoder, Cond, Discrete
-from atelier.nets.autoencoder import KLNet, VQGANNet
+from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.codec import Moments
 from atelier.nets.patch import PatchDiscriminator
+from atelier.nets.vqgan import VQGANNet
 
 HINGE = Hinge()
 
@@ -79,7 +80,7 @@ class _FirstStage(Autoencoder):
         super().__init__()
         if not isinstance(net, self.takes):
             problem = f"{type(self).__name__} has another bottleneck"
-            fix = f"model.net._target_=atelier.nets.autoencoder.{self.takes.__name__}"
+            fix = f"model.net._target_={self.takes.__module__}.{self.takes.__name__}"
             raise UserError("model.net._target_", type(net).__name__, problem, fix)
         if listen_from < discriminator_from:
             problem = f"the discriminator learns from {discriminator_from} images on"

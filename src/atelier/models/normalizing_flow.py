@@ -16,7 +16,7 @@ from atelier.core.rng import ImageRngs
 from atelier.images.pixels import to_uint8
 from atelier.models.base import Cond, Latent, Likelihood
 from atelier.nets.conditioning import ConditionEmbedder
-from atelier.nets.flows import FlowNet
+from atelier.nets.normalizing_flow import NormalizingFlowNet
 
 LEVELS = 256  # grey levels of a pixel
 
@@ -40,7 +40,7 @@ class NormalizingFlow(Latent, Likelihood):
 
     def __init__(
         self,
-        net: FlowNet,
+        net: NormalizingFlowNet,
         embedder: ConditionEmbedder,
         temperature: NonNegFloat,
         optimizer: Callable,

@@ -21,8 +21,8 @@ from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import lipschitz
 from atelier.models.base import Cond, Latent, Styled, at_rest
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
-from atelier.nets.progan import ProDiscriminator, ProGenerator, StyleGenerator, doubled, seen_at
-from atelier.nets.stylegan2 import mixed
+from atelier.nets.progan import ProDiscriminator, ProGenerator, doubled, seen_at
+from atelier.nets.stylegan import StyleGenerator, mixed
 
 
 class _Progressive(Latent):
@@ -75,7 +75,7 @@ class _Progressive(Latent):
         super().__init__()
         if not isinstance(generator, self.takes):
             problem = f"{type(self).__name__} takes another"
-            fix = f"model.generator._target_=atelier.nets.progan.{self.takes.__name__}"
+            fix = f"model.generator._target_={self.takes.__module__}.{self.takes.__name__}"
             raise UserError("model.generator._target_", type(generator).__name__, problem, fix)
         self.automatic_optimization = False
         self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()

@@ -16,7 +16,7 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
 from atelier.models.base import Cond, Translator, at_rest
-from atelier.nets.rrdb import RRDBNet
+from atelier.nets.esrgan import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
 from atelier.nets.stages import Upscaler, keeps
 

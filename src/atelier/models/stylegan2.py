@@ -19,7 +19,8 @@ from atelier.losses.regularizers import gradient_penalty, path_lengths
 from atelier.models.base import Cond, Styled, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
-from atelier.nets.stylegan2 import StyleDiscriminator, StyleGenerator, mixed
+from atelier.nets.stylegan import mixed
+from atelier.nets.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 
 class StyleGAN2(Styled):
@@ -52,8 +53,8 @@ class StyleGAN2(Styled):
 
     def __init__(
         self,
-        generator: StyleGenerator,
-        discriminator: StyleDiscriminator,
+        generator: StyleGAN2Generator,
+        discriminator: StyleGAN2Discriminator,
         generator_embedder: ConditionEmbedder | None,
         discriminator_embedder: ConditionEmbedder | None,
         loss: Adversarial,

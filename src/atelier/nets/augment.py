@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from atelier.core import ranks
@@ -64,7 +65,8 @@ def translated(x: Tensor) -> Tensor:
     )                                                                      # (B, H), (B, W): 0 and beyond are padding
     padded = F.pad(x, (1, 1, 1, 1))                                        # (B, C, H + 2, W + 2)
     rows, columns = rows.clamp(0, height + 1), columns.clamp(0, width + 1)
-    return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+    images, rows, columns = rearrange(torch.arange(b), "b -> b 1 1"), rearrange(rows, "b h -> b h 1"), columns[:, None]
+    return rearrange(padded[images, :, rows, columns], "b h w c -> b c h w")
 
 
 def cut(x: Tensor) -> Tensor:
@@ -76,23 +78,23 @@ def cut(x: Tensor) -> Tensor:
         first = torch.randint(0, size + (1 - side % 2), (b, 1), device=x.device) - side // 2
         place = torch.arange(size, device=x.device)
         inside.append((place >= first) & (place < first + side))           # (B, size)
-    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]       # (B, 1, H, W)
+    hole = rearrange(inside[0], "b h -> b 1 h 1") & rearrange(inside[1], "b w -> b 1 1 w")
     return x.masked_fill(hole, 0.0)
 
 
 class ADA(nn.Module):
-    """Each kind of change with probability p, which follows how sure the discriminator is of real images
+    """Each kind of change with probability p, which follows how sure the discriminator is of real images.
 
-    (Karras et al. 2020, Training Generative Adversarial Networks with Limited Data, sections 2 and 3, appendix B: the
-    pipeline "bgc"). Flips, quarter turns, whole-pixel shifts; scaling, rotation before and after, stretching, shifts;
+    Karras et al. 2020, Training Generative Adversarial Networks with Limited Data, sections 2 and 3, appendix B: the
+    pipeline "bgc". Flips, quarter turns, whole-pixel shifts; scaling, rotation before and after, stretching, shifts;
     brightness, contrast, luma flip, hue, saturation. All movements are one bilinear look-up with mirrored borders, in
     place of the paper's filtered resampling at twice the size.
 
     Args:
-        target: of E sign(D(x)) over real images; p rises above it and falls below it.
+        target: value of E sign(D(x)) over real images above which p rises and below which it falls.
         images_per_unit: images over which p can rise by 1.
         every_images: real images between two changes of p.
-        p: to start with.
+        p: probability to start with.
     """
 
     p: Tensor

@@ -1,4 +1,4 @@
-"""Encoder and decoder of latent diffusion's first stages, with a Gaussian or a quantised latent.
+"""Encoder and decoder that the first stages of latent diffusion share.
 
 Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, appendix G;
 Esser et al. 2021, Taming Transformers for High-Resolution Image Synthesis, appendix A.
@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.core.errors import UserError
-from atelier.core.ranges import Levels, PositiveInt, Probability, Width
 from atelier.nets.layers import Residual, SelfAttention, Up
-from atelier.nets.quantizers import CERTAIN, FSQ, Quantized, VectorQuantizer
 
 
 @dataclass(frozen=True)
@@ -25,14 +23,15 @@ class Layout:
     """What an encoder and its decoder share.
 
     Args:
-        image_size: height and width of the images, a multiple of f = 2 ** (levels - 1).
-        image_channels: of the images.
+        image_size: side of the images, a multiple of f = 2 ** (levels - 1).
+        image_channels: channels of the images.
         width: channels that `multipliers` are multiples of.
         multipliers: one level per entry, width * entry channels each, half the size of the one before.
         blocks: residual blocks per level of the encoder; the decoder has one more.
         attention: map sizes at which each block is followed by attention.
         middle_attention: between the two blocks of the smallest map.
-        norm_groups: of every norm; None: up to 32, of 4 or more channels each (32 where all widths divide by 128).
+        norm_groups: groups of every norm; None: up to 32, of 4 or more channels each (32 where all widths divide by
+            128).
         dropout: inside the residual blocks.
 
     Raises:
@@ -57,10 +56,10 @@ class Layout:
         missed = [size for size in self.attention if size not in self.sizes]
         if missed:
             problem = f"no map has size {missed[0]}; the levels have {self.sizes}"
-            raise UserError("model.net.attention", self.attention, problem, f"model.net.attention=[{self.sizes[-1]}]")
+            raise UserError(".attention", self.attention, problem, f".attention=[{self.sizes[-1]}]")
         if any(width % self.groups for width in self.widths):
             problem = f"it does not divide the widths {self.widths}"
-            raise UserError("model.net.norm_groups", self.norm_groups, problem, "model.net.norm_groups=null")
+            raise UserError(".norm_groups", self.norm_groups, problem, ".norm_groups=null")
 
     @property
     def factor(self) -> int:
@@ -81,129 +80,16 @@ class Layout:
     def latent_shape(self, channels: int) -> tuple[int, int, int]:
         return channels, self.sizes[-1], self.sizes[-1]
 
-    def block(self, n_in: int, level: int) -> Block:
-        return Block(n_in, self.widths[level], self.groups, self.dropout, self.sizes[level] in self.attention)
+    def block(self, n_in: int, level: int) -> StageBlock:
+        return StageBlock(n_in, self.widths[level], self.groups, self.dropout, self.sizes[level] in self.attention)
 
     def middle(self) -> nn.Sequential:
         n = self.widths[-1]
-        return nn.Sequential(*(Block(n, n, self.groups, self.dropout, a) for a in (self.middle_attention, False)))
+        return nn.Sequential(*(StageBlock(n, n, self.groups, self.dropout, a) for a in (self.middle_attention, False)))
 
     def head(self, n_in: int, n_out: int) -> nn.Sequential:
         convolution = nn.Conv2d(n_in, n_out, 3, padding=1)
         return nn.Sequential(nn.GroupNorm(self.groups, n_in, eps=1e-6), nn.SiLU(), convolution)
-
-
-class KLNet(nn.Module):
-    """Images to a diagonal Gaussian over latents, latents to images (Rombach et al. 2022, KL-reg).
-
-    Args:
-        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: see
-            `Layout`.
-        latent_channels: Z.
-        quant_conv: a 1x1 convolution on either side of the latent, as published.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: PositiveInt,
-        image_channels: PositiveInt,
-        width: Width,
-        multipliers: Levels,
-        blocks: PositiveInt,
-        attention: list[PositiveInt],
-        middle_attention: bool,
-        norm_groups: PositiveInt | None,
-        dropout: Probability,
-        latent_channels: PositiveInt,
-        quant_conv: bool = True,
-    ) -> None:
-        super().__init__()
-        sizes = image_size, image_channels, width, multipliers, blocks
-        self.layout = Layout(*sizes, attention, middle_attention, norm_groups, dropout)
-        self.latent_shape = self.layout.latent_shape(latent_channels)
-        self.latent_channels = n = latent_channels
-        self.encoder, self.decoder = Encoder(self.layout, 2 * n), Decoder(self.layout, n)
-        self.quant = nn.Conv2d(2 * n, 2 * n, 1) if quant_conv else nn.Identity()
-        self.post_quant = nn.Conv2d(n, n, 1) if quant_conv else nn.Identity()
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), (B, Z, h, w) float32 each, log-variance within [-30, 20]."""
-        mean, logvar = self.quant(self.encoder(x)).float().chunk(2, dim=1)     # (B, Z, h, w) each
-        return mean, logvar.clamp(-30, 20)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W) float32 of latents."""
-        return self.decoder(self.post_quant(z)).float()
-
-    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, log-variance and decoded mean + std eps: what training goes through."""
-        mean, logvar = self.encode(x)
-        return mean, logvar, self.decode(mean + (0.5 * logvar).exp() * eps)
-
-
-class VQGANNet(nn.Module):
-    """Images to latents that are quantised before they are decoded (Esser et al. 2021; Rombach et al. 2022, VQ-reg).
-
-    Args:
-        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: see
-            `Layout`.
-        latent_channels: of encoder and decoder; a 1x1 convolution leads to the quantiser's own number Z, one back.
-        quantizer: latents to codes.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: PositiveInt,
-        image_channels: PositiveInt,
-        width: Width,
-        multipliers: Levels,
-        blocks: PositiveInt,
-        attention: list[PositiveInt],
-        middle_attention: bool,
-        norm_groups: PositiveInt | None,
-        dropout: Probability,
-        latent_channels: PositiveInt,
-        quantizer: VectorQuantizer | FSQ,
-    ) -> None:
-        super().__init__()
-        sizes = image_size, image_channels, width, multipliers, blocks
-        self.layout = Layout(*sizes, attention, middle_attention, norm_groups, dropout)
-        self.latent_shape = self.layout.latent_shape(quantizer.dim)
-        self.code_shape = self.latent_shape[1:]
-        self.quantizer, self.n_codes = quantizer, quantizer.n_codes
-        self.latent_channels = latent_channels
-        self.encoder, self.decoder = Encoder(self.layout, latent_channels), Decoder(self.layout, latent_channels)
-        self.quant = nn.Conv2d(latent_channels, quantizer.dim, 1)
-        self.post_quant = nn.Conv2d(quantizer.dim, latent_channels, 1)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents before they are quantised, (B, Z, h, w) float32, and -20 as their log-variance."""
-        z = self.quant(self.encoder(x)).float()                                # (B, Z, h, w)
-        return z, z.new_full(z.shape, CERTAIN)
-
-    def image(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W) float32 of quantised latents."""
-        return self.decoder(self.post_quant(z)).float()
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W) float32 of latents, which are quantised first."""
-        return self.image(self.quantizer(z).z)
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Codes (B, h, w) int64 in [0, n_codes) of images."""
-        return self.quantizer(self.encode(x)[0]).codes
-
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Images (B, C, H, W) float32 of codes (B, h, w)."""
-        return self.image(self.quantizer.embed(codes))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Quantized, Tensor]:
-        """Latents before they are quantised, what becomes of them, the image: what training goes through."""
-        z = self.encode(x)[0]
-        found = self.quantizer(z)
-        return z, found, self.image(found.z)
 
 
 class Encoder(nn.Module):
@@ -216,7 +102,7 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList()
         for i, width in enumerate(layout.widths):
             blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.blocks)]
-            self.levels.append(Level(blocks, Halve(width) if i < last else None))
+            self.levels.append(Stage(blocks, Halve(width) if i < last else None))
             n = width
         self.middle = layout.middle()
         self.head = layout.head(n, n_out)
@@ -240,7 +126,7 @@ class Decoder(nn.Module):
         for i in range(last, -1, -1):
             width = layout.widths[i]
             blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.blocks + 1)]
-            self.levels.append(Level(blocks, Up(width) if i > 0 else None))
+            self.levels.append(Stage(blocks, Up(width) if i > 0 else None))
             n = width
         self.head = layout.head(n, layout.image_channels)
 
@@ -256,10 +142,10 @@ class Decoder(nn.Module):
         return self.head(h)                                                    # (B, C, H, W)
 
 
-class Level(nn.Module):
+class Stage(nn.Module):
     """Blocks of one map size, and the step to the next."""
 
-    def __init__(self, blocks: list[Block], resample: Halve | Up | None) -> None:
+    def __init__(self, blocks: list[StageBlock], resample: Halve | Up | None) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.resample = resample or nn.Identity()
@@ -268,7 +154,7 @@ class Level(nn.Module):
         return self.resample(self.blocks(x))                                   # (B, C', 2 or 1/2 H, 2 or 1/2 W)
 
 
-class Block(nn.Module):
+class StageBlock(nn.Module):
     """A residual block, with attention behind it where asked for."""
 
     def __init__(self, n_in: int, n_out: int, groups: int, dropout: float, attention: bool) -> None:

@@ -20,8 +20,9 @@ class LatentCodec(nn.Module):
 
     Args:
         autoencoder: a frozen net with encode(x) -> (mean, logvar) and decode(z).
-        scale: None: measured once, so that the latents' standard deviation is 1 (Rombach et al. 2022, section G).
-        shift: subtracted before scaling.
+        scale: factor of the latents; None: measured once, so that their deviation is 1 (Rombach et al. 2022, section
+            G).
+        shift: number subtracted before scaling.
         mode: "mode" encodes to the mean, "sample" draws from the posterior.
     """
 
@@ -66,7 +67,7 @@ class Moments(nn.Module):
     """First and second moment of latents over about the last 1 / MOMENTUM batches.
 
     Args:
-        shape: of what has moments of its own: (Z, h, w) for each number of a latent, (Z, 1, 1) for its channels.
+        shape: (Z, h, w), moments of each number of a latent, or (Z, 1, 1), of each channel.
     """
 
     mean: Tensor

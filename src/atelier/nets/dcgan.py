@@ -1,8 +1,7 @@
-"""The first generators and discriminators: of dense layers (2014), and of transposed convolutions (DCGAN, 2016)."""
+"""Generator of transposed convolutions and its discriminator (Radford et al. 2016, DCGAN)."""
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Literal
 
@@ -10,75 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from atelier.core.ranges import NonNegInt, PositiveInt, Probability
-from atelier.nets.equalized import Linear, MinibatchStd
-from atelier.nets.gan import BatchNorm, n_halvings
-from atelier.nets.layers import as_published
+from atelier.core.ranges import NonNegInt, PositiveInt
+from atelier.nets.equalized import EqualizedLinear, MinibatchStd
+from atelier.nets.layers import ConditionalBatchNorm, as_published, n_halvings
 
 SLOPE = 0.2  # of leaky ReLU
 
 
-class MLPGenerator(nn.Module):
-    """Noise through two hidden layers of ReLU to all pixels at once (Goodfellow et al. 2014, GAN, section 5).
-
-    Args:
-        image_size, image_channels: of the images, which end in tanh.
-        noise_dim: size of z.
-        width: units of a hidden layer.
-    """
-
-    def __init__(
-        self, *, image_size: PositiveInt, image_channels: PositiveInt, noise_dim: PositiveInt, width: PositiveInt
-    ) -> None:
-        super().__init__()
-        self.noise_dim, shape = noise_dim, (image_channels, image_size, image_size)
-        self.layers = nn.Sequential(
-            nn.Linear(noise_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-            nn.Linear(width, math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape),
-        )  # fmt: skip
-
-    def forward(self, z: Tensor, cond: Tensor) -> Tensor:
-        return self.layers(z).float()                                      # (B, C, H, W)
-
-
-class MLPDiscriminator(nn.Module):
-    """Two hidden layers of maxout with dropout in front of each layer (Goodfellow et al. 2014, GAN, section 5).
-
-    Args:
-        image_size, image_channels: of the images.
-        width: units of a hidden layer.
-        pieces: linear functions of which each unit takes the largest (Goodfellow et al. 2013, Maxout Networks, eq. 1).
-        dropout: share of units left out.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: PositiveInt,
-        image_channels: PositiveInt,
-        width: PositiveInt,
-        pieces: PositiveInt,
-        dropout: Probability,
-    ) -> None:
-        super().__init__()
-        self.alone = True
-        self.hidden = nn.ModuleList(
-            nn.Sequential(nn.Dropout(dropout), nn.Linear(n_in, width * pieces), nn.Unflatten(1, (width, pieces)))
-            for n_in in (image_channels * image_size**2, width)
-        )
-        self.score = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
-
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, None]:
-        """Logits (B,)."""
-        h = x.flatten(1)                                                   # (B, C H W)
-        for layer in self.hidden:
-            h = layer(h).amax(2)                                           # (B, W)
-        return self.score(h).squeeze(1).float(), None                      # (B,)
-
-
 def mapping_of(noise_dim: int, width: int) -> nn.Sequential:
     """Two dense layers (B, Z) -> (B, W)."""
-    first, second = Linear(noise_dim, width), Linear(width, width)
+    first, second = EqualizedLinear(noise_dim, width), EqualizedLinear(width, width)
     return nn.Sequential(first, nn.LeakyReLU(SLOPE), second, nn.LeakyReLU(SLOPE))
 
 
@@ -87,7 +27,7 @@ class DCGenerator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images, which end in tanh.
+        image_channels: channels of the images, which end in tanh.
         noise_dim: size of z.
         width: channels of the last hidden map, half the image's size; twice as many at each halving.
         most: channels of any map.
@@ -112,7 +52,7 @@ class DCGenerator(nn.Module):
         first = nn.ConvTranspose2d(noise_dim, widths[0], 4, bias=False)
         later = (nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False) for n_in, n_out in pairwise(widths))
         self.convs = nn.ModuleList([first, *later])
-        self.norms = nn.ModuleList(BatchNorm(n, mapping) for n in widths)
+        self.norms = nn.ModuleList(ConditionalBatchNorm(n, mapping) for n in widths)
         self.last = nn.ConvTranspose2d(widths[-1], image_channels, 4, 2, 1, bias=False)
         self.apply(as_published)
 
@@ -129,7 +69,7 @@ class DCDiscriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         width: channels of the first hidden map, half the image's size; twice as many at each halving.
         most: channels of any map.
         group: images whose deviation is one more channel of the 4x4 map, with a 3x3 convolution behind it (Karras et

@@ -9,18 +9,19 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2)  # of activations, so that their size stays
 
 
-class Linear(nn.Module):
+class EqualizedLinear(nn.Module):
     """Weights of N(0, 1), divided by the root of the number of inputs when used (ProGAN, 4.1).
 
     Args:
-        bias: what the bias starts at.
-        speed: of learning, beside the other layers' (Karras et al. 2019, StyleGAN, appendix C).
+        bias: first value of the bias.
+        speed: learning rate as a factor of the other layers' (Karras et al. 2019, StyleGAN, appendix C).
     """
 
     def __init__(self, n_in: int, n_out: int, bias: float = 0.0, speed: float = 1.0) -> None:
@@ -33,8 +34,8 @@ class Linear(nn.Module):
         return F.linear(x, self.weight * self.scale, self.bias * self.speed)
 
 
-class Conv(nn.Module):
-    """A convolution that keeps the size of the map, with weights as `Linear` has them."""
+class EqualizedConv(nn.Module):
+    """A convolution that keeps the size of the map, with weights as `EqualizedLinear` has them."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, bias: bool = True) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class MinibatchStd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
         n = math.gcd(b, self.group)
-        groups = x.float().reshape(n, b // n, -1)                          # (G, B / G, C H W)
+        groups = rearrange(x.float(), "(g n) c h w -> g n (c h w)", g=n)   # (G, B / G, C H W)
         spread = (groups.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)       # (B / G,)
         plane = spread.repeat(n).view(b, 1, 1, 1).expand(b, 1, h, w).to(x.dtype)
         return torch.cat([x, plane], dim=1)                                # (B, C + 1, H, W)

@@ -1,108 +1,45 @@
-"""A small generator and discriminator, told a condition in any of the ways that conditional GANs have."""
+"""The first generator and discriminator, of dense layers (Goodfellow et al. 2014, GAN)."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Literal
 
-import torch
-import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
-from atelier.core.errors import UserError
-from atelier.core.ranges import NonNegInt, PositiveInt
-from atelier.nets.layers import zeroed
+from atelier.core.ranges import PositiveInt, Probability
 
 
-def n_halvings(image_size: int) -> int:
-    """Halvings from image_size down to 4.
-
-    Raises:
-        UserError: it is no power of two from 8 up.
-    """
-    halvings = math.log2(image_size / 4)
-    if halvings < 1 or halvings != int(halvings):
-        power = max(8, 2 ** round(math.log2(max(1, image_size))))
-        fix = f"data.image_size={power}"
-        raise UserError("data.image_size", image_size, "this net needs a power of two from 8 up", fix)
-    return int(halvings)
-
-
-class GeneratorNet(nn.Module):
-    """Noise and a condition to an image, by doubling from 4x4 (batch norm and ReLU, as in Radford et al. 2016).
+class MLPGenerator(nn.Module):
+    """Noise through two hidden layers of ReLU to all pixels at once (Goodfellow et al. 2014, GAN, section 5).
 
     Args:
-        image_size: a power of two from 8 up.
-        image_channels: of the images.
-        width: channels at full size; twice as many at each halving, at most 8 times.
+        image_size, image_channels: channels of the images, which end in tanh.
         noise_dim: size of z.
-        cond_dim: size of the condition.
-        told: "concatenation": the condition stands beside z (Mirza & Osindero 2014); "norm": it scales and shifts
-            behind each batch norm (de Vries et al. 2017; Miyato & Koyama 2018, section 5).
+        width: units of a hidden layer.
     """
 
     def __init__(
-        self,
-        *,
-        image_size: PositiveInt,
-        image_channels: PositiveInt,
-        width: PositiveInt,
-        noise_dim: PositiveInt,
-        cond_dim: NonNegInt,
-        told: Literal["concatenation", "norm"],
+        self, *, image_size: PositiveInt, image_channels: PositiveInt, noise_dim: PositiveInt, width: PositiveInt
     ) -> None:
         super().__init__()
-        self.noise_dim, self.beside = noise_dim, told == "concatenation"
-        widths = [width * min(8, 2**i) for i in range(n_halvings(image_size) + 1)][::-1]
-        self.start = nn.Linear(noise_dim + cond_dim * self.beside, widths[0] * 16)
-        norms = [BatchNorm(n, 0 if self.beside else cond_dim) for n in widths]
-        self.norms = nn.ModuleList(norms)
-        self.convs = nn.ModuleList(nn.Conv2d(n_in, n_out, 3, padding=1) for n_in, n_out in pairwise(widths))
-        self.last = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
+        self.noise_dim, shape = noise_dim, (image_channels, image_size, image_size)
+        first, second, last = nn.Linear(noise_dim, width), nn.Linear(width, width), nn.Linear(width, math.prod(shape))
+        pixels = nn.Tanh(), nn.Unflatten(1, shape)
+        self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last, *pixels)
 
     def forward(self, z: Tensor, cond: Tensor) -> Tensor:
-        told = torch.cat([z, cond], dim=1) if self.beside else z
-        h = F.relu(self.norms[0](self.start(told).unflatten(1, (-1, 4, 4)), cond))   # (B, C0, 4, 4)
-        for conv, norm in zip(self.convs, self.norms[1:], strict=True):
-            h = conv(F.interpolate(h, scale_factor=2.0))                         # (B, C, 2 H, 2 W)
-            h = F.relu(norm(h, cond))
-        return self.last(h).tanh().float()                                       # (B, C, H, W)
+        return self.layers(z).float()                                      # (B, C, H, W)
 
 
-class BatchNorm(nn.Module):
-    """Batch norm whose scale and shift the condition moves, from 1 and 0; without one they are learned as usual."""
-
-    def __init__(self, channels: int, cond_dim: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=not cond_dim)
-        self.told = zeroed(nn.Linear(cond_dim, 2 * channels)) if cond_dim else None
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        h = self.norm(x)
-        if self.told is None:
-            return h
-        scale, shift = self.told(cond)[:, :, None, None].chunk(2, dim=1)         # (B, C, 1, 1) each
-        return h * (1 + scale) + shift                                           # (B, C, H, W)
-
-
-class DiscriminatorNet(nn.Module):
-    """Image and condition to a logit, by halving down to 4x4. No norm, so that penalties see each image alone.
+class MLPDiscriminator(nn.Module):
+    """Two hidden layers of maxout with dropout in front of each layer (Goodfellow et al. 2014, GAN, section 5).
 
     Args:
-        image_size: a power of two from 8 up.
-        image_channels: of the images.
-        width: channels at full size; twice as many at each halving, at most 8 times.
-        cond_dim: size of the condition.
-        told: "concatenation": the condition stands beside the colours of each pixel (Mirza & Osindero 2014);
-            "projection": the features' own score plus their product with the condition (Miyato & Koyama 2018, eq. 4);
-            "classifier": the condition is not seen, the net tells the label itself (Odena et al. 2017, AC-GAN).
-        n_classes: that a classifier tells apart.
-        spectral: weights divided by their largest singular value (Miyato et al. 2018, SNGAN, eq. 8).
-
-    Raises:
-        UserError: a classifier of a set without labels.
+        image_size, image_channels: channels of the images.
+        width: units of a hidden layer.
+        pieces: linear functions of which each unit takes the largest (Goodfellow et al. 2013, Maxout Networks, eq. 1).
+        dropout: share of units left out.
     """
 
     def __init__(
@@ -111,36 +48,20 @@ class DiscriminatorNet(nn.Module):
         image_size: PositiveInt,
         image_channels: PositiveInt,
         width: PositiveInt,
-        cond_dim: NonNegInt,
-        told: Literal["concatenation", "projection", "classifier"],
-        n_classes: NonNegInt,
-        spectral: bool,
+        pieces: PositiveInt,
+        dropout: Probability,
     ) -> None:
         super().__init__()
-        if told == "classifier" and n_classes == 0:
-            fix = "model.discriminator.told=projection"
-            raise UserError("model.discriminator.told", told, "this set has no labels", fix)
-        self.told, self.alone = told, True
-        widths = [width * min(8, 2**i) for i in range(n_halvings(image_size) + 1)]
-        n_in = image_channels + (cond_dim if told == "concatenation" else 0)
-        blocks: list[nn.Module] = [nn.Conv2d(n_in, width, 3, padding=1), nn.LeakyReLU(0.2)]
-        for n_in, n_out in pairwise(widths):
-            blocks += [nn.Conv2d(n_in, n_out, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        self.blocks = nn.Sequential(*blocks)
-        self.score = nn.Linear(widths[-1] * 16, 1)
-        if told != "concatenation":
-            self.features = nn.Linear(widths[-1] * 16, cond_dim if told == "projection" else n_classes)
-        if spectral:
-            for layer in self.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    spectral_norm(layer)
+        self.alone, self.pieces = True, pieces
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Dropout(dropout), nn.Linear(n_in, width * pieces))
+            for n_in in (image_channels * image_size**2, width)
+        )
+        self.score = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits (B,), and of the classes (B, K) where the net is their classifier."""
-        if self.told == "concatenation":
-            x = torch.cat([x, cond[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
-        h = self.blocks(x).flatten(1)                                            # (B, 16 C)
-        score = self.score(h).squeeze(1).float()                                 # (B,)
-        if self.told == "projection":
-            score = score + (self.features(h) * F.normalize(cond, dim=1)).sum(1).float()
-        return score, self.features(h).float() if self.told == "classifier" else None
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, None]:
+        """Logits (B,)."""
+        h = x.flatten(1)                                                   # (B, C H W)
+        for layer in self.hidden:
+            h = reduce(layer(h), "b (w pieces) -> b w", "max", pieces=self.pieces)
+        return self.score(h).squeeze(1).float(), None                      # (B,)

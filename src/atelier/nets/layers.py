@@ -8,7 +8,10 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+
+from atelier.core.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,9 +24,10 @@ def zeroed(layer: M) -> M:
 
 
 def as_published(layer: nn.Module) -> None:
-    """First weights of DCGAN (Radford et al. 2016, 4), pix2pix (Isola et al. 2017, 6.2) and CycleGAN (Zhu et al. 2017,
+    """First weights of DCGAN, pix2pix and CycleGAN, for `Module.apply`.
 
-    7.1), for `Module.apply`: convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0.
+    Convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0 (Radford et al. 2016, 4; Isola et al. 2017,
+    6.2; Zhu et al. 2017, 7.1).
     """
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.InstanceNorm2d):
         if layer.weight is not None:
@@ -35,6 +39,20 @@ def as_published(layer: nn.Module) -> None:
 def norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with up to 32 groups of 4 or more channels: groups of one would erase an embedding added to a map."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4), channels), channels, eps=1e-6)
+
+
+def n_halvings(image_size: int) -> int:
+    """Halvings from image_size down to 4.
+
+    Raises:
+        UserError: it is no power of two from 8 up.
+    """
+    halvings = math.log2(image_size / 4)
+    if halvings < 1 or halvings != int(halvings):
+        power = max(8, 2 ** round(math.log2(max(1, image_size))))
+        fix = f"data.image_size={power}"
+        raise UserError("data.image_size", image_size, "this net needs a power of two from 8 up", fix)
+    return int(halvings)
 
 
 class TimeEmbedding(nn.Module):
@@ -51,6 +69,22 @@ class TimeEmbedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         angles = time.float()[:, None] * self.frequencies                  # (B, D / 2)
         return torch.cat([angles.sin(), angles.cos()], dim=1)              # (B, D)
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose scale and shift the condition moves, from 1 and 0; without one they are learned as usual."""
+
+    def __init__(self, channels: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=not cond_dim)
+        self.told = zeroed(nn.Linear(cond_dim, 2 * channels)) if cond_dim else None
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        h = self.norm(x)
+        if self.told is None:
+            return h
+        scale, shift = self.told(cond)[:, :, None, None].chunk(2, dim=1)         # (B, C, 1, 1) each
+        return h * (1 + scale) + shift                                           # (B, C, H, W)
 
 
 class ResBlock(nn.Module):
@@ -117,12 +151,11 @@ class SelfAttention(nn.Module):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)                   # (B, N, C)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))           # (B, N, 3, K, C / K)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                               # (B, K, N, C / K) each
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")           # (B, N, C)
+        q, k, v = rearrange(self.qkv(tokens), "b n (qkv heads c) -> qkv b heads n c", qkv=3, heads=self.heads)
         h = F.scaled_dot_product_attention(q, k, v)                        # (B, K, N, C / K)
-        h = self.out(h.transpose(1, 2).flatten(2))                         # (B, N, C)
-        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])             # (B, C, H, W)
+        h = self.out(rearrange(h, "b heads n c -> b n (heads c)"))         # (B, N, C)
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])      # (B, C, H, W)
 
 
 class Down(nn.Module):

@@ -12,10 +12,10 @@ EPS = 1e-8  # under the root of a feature's length, whose gradient is infinite w
 
 
 class LPIPSNet(nn.Module):
-    """d(a, b) = sum_l mean_hw w_l . (y_l(a) - y_l(b))^2   (Zhang et al. 2018, The Unreasonable Effectiveness of Deep
+    """d(a, b) = sum_l mean_hw w_l . (y_l(a) - y_l(b))^2, a distance learned from human judgements.
 
-    Features as a Perceptual Metric, eq. 1), y_l the features behind the last ReLU of each of VGG16's five parts, at
-    every place divided by their length over channels.
+    Zhang et al. 2018, The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, eq. 1; y_l the features
+    behind the last ReLU of each of VGG16's five parts, at every place divided by their length over channels.
 
     Args:
         state: state dict of torchvision's vgg16 (its classifier is not used).

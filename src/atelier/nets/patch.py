@@ -1,4 +1,4 @@
-"""A discriminator that judges overlapping patches, each by itself (Isola et al. 2017, pix2pix)."""
+"""A discriminator that scores overlapping patches, each by itself (Isola et al. 2017, pix2pix)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from atelier.nets.layers import as_published
 
 
 class PatchDiscriminator(nn.Module):
-    """Images to a map of logits: 4x4 convolutions, `n_layers` of stride 2 and two of stride 1
+    """Images to a map of logits: 4x4 convolutions, `n_layers` of stride 2 and two of stride 1.
 
-    (Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, appendix 6.1.2). One logit
+    Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, appendix 6.1.2. One logit
     sees 9 * 2**n_layers - 2 pixels a side: 16, 34, 70, 142 for 1, 2, 3, 4 layers.
 
     Args:
-        image_size: height and width of what it sees, at least 3 * 2**n_layers.
-        in_channels: of what it sees; for pairs those of both images.
+        image_size: side of what it sees, at least 3 * 2**n_layers.
+        in_channels: channels of what it sees; for pairs those of both images.
         width: channels of the first convolution; twice as many at each further one, at most 8 times.
         n_layers: halvings; 3 is the 70x70 of the paper.
         norm: behind all convolutions but the first and the last: "batch" as published there, "instance" as in CycleGAN
-            (Zhu et al. 2017), where each image is judged alone.
+            (Zhu et al. 2017), where each image is scored alone.
 
     Raises:
         UserError: the image is too small for so many layers.
@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
         self.image_size = image_size
         if image_size < 3 * 2**n_layers:
             problem = f"{n_layers} layers need {3 * 2**n_layers} px, the images have {image_size}"
-            raise UserError("model.discriminator.n_layers", n_layers, problem, _fix(image_size))
+            raise UserError(".n_layers", n_layers, problem, _fix(image_size))
         widths = [width * min(8, 2**i) for i in range(n_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(n_layers):
@@ -64,4 +64,4 @@ def _layer(n_in: int, n_out: int, stride: int, norm: str) -> list[nn.Module]:
 
 def _fix(image_size: int) -> str:
     fitting = [n for n in range(1, 9) if 3 * 2**n <= image_size]
-    return f"model.discriminator.n_layers={fitting[-1]}" if fitting else "data.image_size=8"
+    return f".n_layers={fitting[-1]}" if fitting else "data.image_size=8"

@@ -1,4 +1,4 @@
-"""The U-Net that makes one image of another (Isola et al. 2017, pix2pix)."""
+"""The U-Net of image-to-image translation (Isola et al. 2017, pix2pix)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from atelier.core.errors import UserError
@@ -17,17 +18,17 @@ DROPOUT = 0.5
 
 
 class UNetTranslator(nn.Module):
-    """4x4 convolutions of stride 2 down and up again, each map of the way down handed over to the way up
+    """4x4 convolutions of stride 2 down and up again, each map of the way down handed over to the way up.
 
-    (Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.1 and appendix
-    6.1.1). Theirs for 256 px: width 64, downs 8, n_dropout 3, 54.414 M weights.
+    Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.1 and appendix
+    6.1.1. Theirs for 256 px: width 64, downs 8, n_dropout 3, 54.414 M weights.
 
     Args:
-        image_size: height and width in training, a multiple of 2**downs; sources of any such sides are translated.
-        in_channels: of the source.
-        levels: that each plane of the source is told by, 1 = the plane itself. More are for label maps, whose grey
+        image_size: side of the images in training, a multiple of 2**downs; sources of any such sides are translated.
+        in_channels: channels of the source.
+        levels: planes that each plane of the source becomes, 1 = the plane itself. More are for label maps, whose grey
             levels are names: each becomes a plane of its own (`spread`), as the U-Net alone learns names slowly.
-        image_channels: of the result.
+        image_channels: channels of the result.
         width: channels of the first map; twice as many at each halving, at most 8 times.
         downs: halvings.
         norm: behind all convolutions but the outermost two and the innermost. "instance": each map of each image by its
@@ -55,10 +56,10 @@ class UNetTranslator(nn.Module):
         super().__init__()
         if image_size % 2**downs:
             problem = f"{image_size} px cannot be halved {downs} times"
-            raise UserError("model.generator.downs", downs, problem, _fix(image_size, downs))
+            raise UserError(".downs", downs, problem, _fix(image_size, downs))
         if n_dropout >= downs:
-            problem, fix = f"{downs} halvings have {downs - 1} such blocks", f"model.generator.n_dropout={downs - 1}"
-            raise UserError("model.generator.n_dropout", n_dropout, problem, fix)
+            problem, fix = f"{downs} halvings have {downs - 1} such blocks", f".n_dropout={downs - 1}"
+            raise UserError(".n_dropout", n_dropout, problem, fix)
         self.in_channels, self.image_channels = in_channels, image_channels
         self.levels, self.multiple, self.n_dropout = levels, 2**downs, n_dropout
         self.widths = [width * min(8, 2**i) for i in range(downs)]
@@ -105,13 +106,13 @@ class UNetTranslator(nn.Module):
 
 
 def spread(x: Tensor, levels: int) -> Tensor:
-    """Each plane as `levels` planes, the k-th 1 where a value is the k-th of as many evenly spaced in [-1, 1],
+    """Each plane as `levels` planes, one for each of as many evenly spaced values: (B, C levels, H, W).
 
-    falling to 0 at its neighbours: (B, C levels, H, W). Values on the levels become one-hot.
+    The k-th is 1 at the k-th value in [-1, 1] and falls to 0 at its neighbours; values on the levels become one-hot.
     """
     centres = torch.linspace(-1, 1, levels, device=x.device)[:, None, None]
     away = (x[:, :, None] - centres).abs() * (levels - 1) / 2              # (B, C, levels, H, W)
-    return (1 - away).clamp(min=0).flatten(1, 2)                           # (B, C levels, H, W)
+    return rearrange((1 - away).clamp(min=0), "b c levels h w -> b (c levels) h w")
 
 
 def _down(n_in: int, n_out: int, norm: Norm, normed: bool) -> nn.Sequential:
@@ -135,5 +136,5 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
 def _fix(image_size: int, downs: int) -> str:
     fitting = [n for n in range(1, downs) if image_size % 2**n == 0]
     if fitting:
-        return f"model.generator.downs={fitting[-1]}"
+        return f".downs={fitting[-1]}"
     return f"data.image_size={2**downs * max(1, round(image_size / 2**downs))}"

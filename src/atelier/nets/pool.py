@@ -14,7 +14,7 @@ class ImagePool(nn.Module):
 
     Args:
         size: images kept; 0 keeps none and gives every image back.
-        image_size, channels: of them.
+        image_size, channels: side and channels of the images.
     """
 
     images: Tensor

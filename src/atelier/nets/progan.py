@@ -17,10 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
-from atelier.nets.equalized import Conv, Linear, MinibatchStd, active, pixel_norm
-from atelier.nets.resample import Resample
-from atelier.nets.stylegan2 import GROUP, Mapping, widths
+from atelier.core.ranges import NonNegInt, PositiveInt
+from atelier.nets.equalized import EqualizedConv, EqualizedLinear, MinibatchStd, active, pixel_norm
+from atelier.nets.layers import n_halvings
+
+GROUP = 4  # of the minibatch deviation
+
+
+def widths(image_size: int, base: int, most: int) -> list[int]:
+    """Channels of the maps from 4x4 up: `base` / size, at most `most`."""
+    return [min(most, base // 2 ** (i + 2)) for i in range(n_halvings(image_size) + 1)]
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -43,14 +49,14 @@ class Growing(nn.Module):
     """Colours of a map of each size, and the fade between two of them.
 
     Args:
-        image_channels: of the images.
-        channels: of the maps from 4x4 up.
+        image_channels: channels of the images.
+        channels: channels of the maps, from 4x4 up.
     """
 
     def __init__(self, image_channels: int, channels: list[int]) -> None:
         super().__init__()
         self.top = len(channels) - 1
-        self.colours = nn.ModuleList(Conv(n, image_channels, 1) for n in channels)
+        self.colours = nn.ModuleList(EqualizedConv(n, image_channels, 1) for n in channels)
 
     def painted(self, maps: list[Tensor], level: float) -> Tensor:
         """The image (B, C, H, W) float32 of a level, of the maps of all sizes up to it."""
@@ -59,12 +65,16 @@ class Growing(nn.Module):
         return image if part == 0 else torch.lerp(doubled(self.colours[k - 1](maps[k - 1]).float()), image, part)
 
 
+def two_convolutions(n_in: int, n_between: int, n_out: int) -> nn.ModuleList:
+    return nn.ModuleList([EqualizedConv(n_in, n_between, 3), EqualizedConv(n_between, n_out, 3)])
+
+
 class ProGenerator(Growing):
     """Noise on a sphere, two convolutions a size, each vector of channels normalised (Karras et al. 2018, table 2).
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
+        image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         base, most: channels of a map of size s are base / s, at most `most`; published: 16384, 512.
@@ -86,8 +96,8 @@ class ProGenerator(Growing):
         self.start = nn.Parameter(torch.randn(noise_dim + cond_dim, channels[0], 4, 4))
         self.bias = nn.Parameter(torch.zeros(channels[0], 1, 1))
         self.scale = math.sqrt(2) / 4 / math.sqrt(noise_dim + cond_dim)  # the published gain of a 4x4 start
-        first = Conv(channels[0], channels[0], 3)
-        later = (nn.ModuleList([Conv(n_in, n_out, 3), Conv(n_out, n_out, 3)]) for n_in, n_out in pairwise(channels))
+        first = EqualizedConv(channels[0], channels[0], 3)
+        later = (two_convolutions(n_in, n_out, n_out) for n_in, n_out in pairwise(channels))
         self.blocks = nn.ModuleList([nn.ModuleList([first]), *later])
 
     def forward(self, z: Tensor, cond: Tensor, level: float) -> Tensor:
@@ -103,103 +113,6 @@ class ProGenerator(Growing):
         return self.painted(maps, level)
 
 
-class AdaIN(nn.Module):
-    """Each map to mean 0 and deviation 1, then scaled and shifted as the style says (Huang & Belongie 2017, eq. 8)."""
-
-    def __init__(self, channels: int, style_dim: int) -> None:
-        super().__init__()
-        self.style = Linear(style_dim, 2 * channels)
-
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        scale, shift = self.style(w).float()[:, :, None, None].chunk(2, dim=1)     # (B, C, 1, 1) each
-        return F.instance_norm(x.float()) * (1 + scale) + shift            # (B, C, H, W) float32
-
-
-class StyledLayer(nn.Module):
-    """Convolution, noise of a learned strength for each channel, leaky ReLU, AdaIN (Karras et al. 2019, figure 1b).
-
-    Args:
-        n_in: None: there is no convolution, the map is the constant.
-        up: the size doubles before it, through the filter (1, 2, 1).
-    """
-
-    def __init__(self, n_in: int | None, n_out: int, style_dim: int, up: bool = False) -> None:
-        super().__init__()
-        self.conv = None if n_in is None else Conv(n_in, n_out, 3, bias=False)
-        self.blur = Resample([1, 2, 1], gain=1.0) if up else None
-        self.strength, self.bias = (nn.Parameter(torch.zeros(n_out, 1, 1)) for _ in range(2))
-        self.adain = AdaIN(n_out, style_dim)
-
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
-        if self.blur is not None:
-            x = self.blur.filtered(doubled(x), (1, 1), 1)                  # (B, C, 2 H, 2 W)
-        h = x if self.conv is None else self.conv(x)
-        return self.adain(active(h + self.strength * noise.to(h.dtype) + self.bias), w)
-
-
-class StyleSynthesis(Growing):
-    """Styles to an image: a constant, two layers a size.
-
-    Args:
-        image_channels: of the images.
-        channels: of the maps from 4x4 up.
-        style_dim: W.
-    """
-
-    def __init__(self, image_channels: int, channels: list[int], style_dim: int) -> None:
-        super().__init__(image_channels, channels)
-        self.constant = nn.Parameter(torch.ones(channels[0], 4, 4))
-        layers = [StyledLayer(None, channels[0], style_dim), StyledLayer(channels[0], channels[0], style_dim)]
-        for n_in, n_out in pairwise(channels):
-            layers += [StyledLayer(n_in, n_out, style_dim, up=True), StyledLayer(n_out, n_out, style_dim)]
-        self.layers = nn.ModuleList(layers)
-        self.n_styles = len(layers)
-        self.noise_sizes = [4 * 2 ** (k // 2) for k in range(len(layers))]
-
-    def forward(self, styles: Tensor, noises: list[Tensor], level: float) -> Tensor:
-        """styles (B, L, W), noises (B, 1, h, w) of each of `noise_sizes`; those of the level are used."""
-        h, maps = self.constant.expand(len(styles), -1, -1, -1), []
-        for k in range(math.ceil(level) + 1):
-            for place in (2 * k, 2 * k + 1):
-                h = self.layers[place](h, styles[:, place], noises[place])         # (B, C, H, W)
-            maps.append(h)
-        return self.painted(maps, level)
-
-
-class StyleGenerator(nn.Module):
-    """Mapping and synthesis of 2018.
-
-    Args:
-        image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
-        noise_dim: size of z.
-        cond_dim: size of the condition, 0 for none.
-        style_dim: size of a style.
-        depth: layers of the mapping.
-        mapping_speed: of their learning, beside the other layers'; published: 0.01, for runs of 25 M images.
-        base, most: channels of a map of size s are base / s, at most `most`; published: 16384, 512.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: PositiveInt,
-        image_channels: PositiveInt,
-        noise_dim: PositiveInt,
-        cond_dim: NonNegInt,
-        style_dim: PositiveInt,
-        depth: PositiveInt,
-        mapping_speed: PositiveFloat = 0.01,
-        base: PositiveInt,
-        most: PositiveInt,
-    ) -> None:
-        super().__init__()
-        sizes = {"noise_dim": noise_dim, "cond_dim": cond_dim, "style_dim": style_dim, "depth": depth}
-        self.mapping = Mapping(**sizes, speed=mapping_speed)
-        self.synthesis = StyleSynthesis(image_channels, widths(image_size, base, most), style_dim)
-        self.noise_dim, self.top = noise_dim, self.synthesis.top
-
-
 class ProDiscriminator(nn.Module):
     """The generator backwards, with the minibatch deviation at 4x4 (Karras et al. 2018, table 2).
 
@@ -207,9 +120,9 @@ class ProDiscriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        base, most: as the generator's.
+        base, most: channels of a map of size s are base / s, at most `most`, as the generator's.
     """
 
     def __init__(
@@ -224,12 +137,10 @@ class ProDiscriminator(nn.Module):
         super().__init__()
         channels = widths(image_size, base, most)
         self.top, self.cond_dim, n = len(channels) - 1, cond_dim, channels[0]
-        self.colours = nn.ModuleList(Conv(image_channels, c, 1) for c in channels)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([Conv(large, large, 3), Conv(large, small, 3)]) for small, large in pairwise(channels)
-        )
-        self.spread, self.conv = MinibatchStd(GROUP), Conv(n + 1, n, 3)
-        self.dense, self.score = Linear(n * 16, n), Linear(n, cond_dim or 1)
+        self.colours = nn.ModuleList(EqualizedConv(image_channels, c, 1) for c in channels)
+        self.blocks = nn.ModuleList(two_convolutions(large, large, small) for small, large in pairwise(channels))
+        self.spread, self.conv = MinibatchStd(GROUP), EqualizedConv(n + 1, n, 3)
+        self.dense, self.score = EqualizedLinear(n * 16, n), EqualizedLinear(n, cond_dim or 1)
 
     def forward(self, x: Tensor, cond: Tensor, level: float) -> Tensor:
         """Logits (B,) of images of the level's size."""

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from atelier.core import ranks
@@ -49,8 +50,8 @@ class VectorQuantizer(nn.Module):
     Args:
         n_codes: K.
         dim: D.
-        update: how the codebook learns.
-        decay: of the statistics, per step.
+        update: learning rule of the codebook.
+        decay: decay of the statistics per step.
         commitment: beta; it moves the encoder, never the codebook.
         kmeans: start from k-means of the first training batch.
         revive_below: an entry that fewer vectors than this choose (running mean per step, over all ranks) is put where
@@ -89,7 +90,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Latents (B, D, h, w) to their codes and vectors."""
         z = z.float()
-        vectors = z.detach().movedim(1, 3).flatten(0, 2)                   # (N, D)
+        vectors = rearrange(z.detach(), "b d h w -> (b h w) d")            # (N, D)
         if self.training:
             self._start(vectors)
         codes = nearest(vectors, self.codebook).unflatten(0, (len(z), *z.shape[2:]))       # (B, h, w)
@@ -103,7 +104,8 @@ class VectorQuantizer(nn.Module):
 
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors (B, D, h, w) of codes (B, h, w)."""
-        return F.embedding(codes, self.codebook).movedim(3, 1).contiguous()   # as convolutions want it
+        vectors = rearrange(F.embedding(codes, self.codebook), "b h w d -> b d h w")
+        return vectors.contiguous()                                        # as convolutions want it
 
     def latents(self, codes: Tensor) -> Tensor:
         """Latents (B, D, h, w) that are quantised to these codes (B, h, w)."""
@@ -161,7 +163,8 @@ class FSQ(nn.Module):
     fastest. Nothing is learned.
 
     Args:
-        levels: of each channel, 2 or more; a channel of 2 has its border far off centre, 3 or more are better.
+        levels: number of levels of each channel, 2 or more; a channel of 2 has its border far off centre, 3 or more are
+            better.
 
     Raises:
         UserError: a channel of one level.
@@ -173,8 +176,8 @@ class FSQ(nn.Module):
     def __init__(self, *, levels: list[PositiveInt]) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
-            fix = "model.net.quantizer.levels=[8,6,5]"
-            raise UserError("model.net.quantizer.levels", levels, "each channel needs 2 levels or more", fix)
+            fix = ".levels=[8,6,5]"
+            raise UserError(".levels", levels, "each channel needs 2 levels or more", fix)
         self.n_codes, self.dim = math.prod(levels), len(levels)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels)[:, None, None], persistent=False)    # (D, 1, 1)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.core.ranges import NonNegInt, PositiveInt
-from atelier.nets.gan import n_halvings
-from atelier.nets.layers import M, zeroed
+from atelier.nets.layers import M, n_halvings, zeroed
 from atelier.nets.resample import DownFiltered, UpFiltered
 
 SLOPE = 0.2  # of leaky ReLU
@@ -28,7 +27,7 @@ class R3Generator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
+        image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         width: channels at full size; twice as many at each halving.
@@ -73,7 +72,7 @@ class R3Discriminator(nn.Module):
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
         width: channels at full size; twice as many at each halving.
         most: channels of any map.

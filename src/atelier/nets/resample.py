@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -35,8 +36,8 @@ class UpFiltered(Resample):
         super().__init__(taps, gain=4.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        spread = F.pad(x[:, :, :, None, :, None], (0, 1, 0, 0, 0, 1)).reshape(b, c, 2 * h, 2 * w)
+        blocks = F.pad(rearrange(x, "b c h w -> b c h 1 w 1"), (0, 1, 0, 0, 0, 1))   # a pixel and three zeros each
+        spread = rearrange(blocks, "b c h p w q -> b c (h p) (w q)")       # (B, C, 2 H, 2 W)
         return self.filtered(spread, ((self.n + 1) // 2, (self.n - 2) // 2), 1)    # (B, C, 2 H, 2 W)
 
 

@@ -20,7 +20,7 @@ class ResNetTranslator(nn.Module):
     """c7s1-k, d2k, d4k, n residual blocks, u2k, uk, c7s1-3 in the words of CycleGAN's appendix 7.2.
 
     Args:
-        in_channels, image_channels: of the source and of the image, which ends in tanh.
+        in_channels, image_channels: channels of the source and of the image, which ends in tanh.
         width: k, channels at full size; twice as many at each halving.
         downs: halvings; published: 2.
         n_blocks: residual blocks at the smallest size; published: 6 for 128 px, 9 for 256 px and more.
@@ -62,7 +62,7 @@ class ResNetTranslator(nn.Module):
             looked_at[len(layers)] = 2 * n
             layers += _block(nn.Conv2d(n, 2 * n, 3, stride=2, padding=1), make)
         looked_at |= {len(layers) + k: widths[-1] for k in (0, n_blocks // 2)}
-        layers += [Block(widths[-1], make, padding) for _ in range(n_blocks)]
+        layers += [TranslatorBlock(widths[-1], make, padding) for _ in range(n_blocks)]
         for n in widths[:0:-1]:
             layers += _block(nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), make)
         last = nn.Conv2d(width, folded, ends, padding=ends // 2, padding_mode=padding)
@@ -77,10 +77,10 @@ class ResNetTranslator(nn.Module):
         return (h + SHARE * x.float() if self.residual else h).tanh()
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What the first half sees in x: its pixels, its map behind each halving convolution, behind the first and
+        """What the first half sees in x, a list of maps (B, C, h, w) (Park et al. 2020, CUT, appendix C.1).
 
-        behind the middle residual block, each (B, C, h, w) (Park et al. 2020, CUT, appendix C.1). `looked_at` says
-        behind which layers, and how many channels C those give.
+        The pixels, the maps behind each halving convolution, behind the first and behind the middle residual block.
+        `looked_at` says behind which layers, and how many channels C those give.
         """
         found = []
         for k, layer in enumerate(self.layers[: max(self.looked_at) + 1]):
@@ -90,7 +90,7 @@ class ResNetTranslator(nn.Module):
         return found
 
 
-class Block(nn.Module):
+class TranslatorBlock(nn.Module):
     """Two 3x3 convolutions with norms, plus the input; no ReLU behind the sum (Gross & Wilber 2016)."""
 
     def __init__(self, channels: int, make: Callable[[int], nn.Module], padding: str) -> None:

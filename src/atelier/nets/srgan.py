@@ -1,6 +1,6 @@
-"""Super-resolution: a residual net that enlarges, the discriminator of its results, features of VGG19
+"""Nets of SRGAN: a residual net that enlarges images, and the discriminator of its results.
 
-(Ledig et al. 2017, Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network, SRGAN).
+Ledig et al. 2017, Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network.
 """
 
 from __future__ import annotations
@@ -8,21 +8,18 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from atelier.core.precision import float32
 from atelier.core.ranges import PositiveInt
 from atelier.images.bicubic import enlarged
 from atelier.nets.layers import zeroed
-from atelier.nets.vgg import VGG19, vgg
 
 STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2)}  # factor -> what each stage enlarges by
 INNER = 3  # kernel of all convolutions but the first and the last
 CUBIC = 2  # pixels of the source to either side that a bicubic enlargement looks at
 WIDTHS, STRIDES = (1, 1, 2, 2, 4, 4, 8, 8), (1, 2, 1, 2, 1, 2, 1, 2)
 SLOPE = 0.2  # of the discriminator's leaky ReLU
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
 class SRResNet(nn.Module):
@@ -34,11 +31,11 @@ class SRResNet(nn.Module):
     `residual`: 1,548,547 parameters for colour and factor 4. It takes sources of any size.
 
     Args:
-        image_channels: of source and result.
+        image_channels: channels of source and result.
         width: channels.
         blocks: residual blocks.
-        factor: how many times as wide a result is.
-        kernel: of the first and the last convolution, which at 9 costs more than all blocks of a small net; later
+        factor: width of a result in widths of its source.
+        kernel: side of the first and the last kernel, which at 9 costs more than all blocks of a small net; later
             practice has 3.
         batch_norm: behind the convolutions of the blocks and the one after them, its running statistics at test; later
             practice leaves it out (Lim et al. 2017, EDSR, 3.1; Wang et al. 2018, ESRGAN, 3.1).
@@ -113,18 +110,19 @@ def _reach(blocks: int, factor: int, kernel: int) -> int:
 
 
 class SRDiscriminator(nn.Module):
-    """Images to one logit each (Ledig et al. 2017, figure 4): eight 3x3 convolutions of strides 1, 2, 1, 2, ...,
+    """Images to one logit each (Ledig et al. 2017, figure 4).
 
-    leaky ReLU 0.2 and, with `batch_norm`, a norm behind all but the first; then two dense layers, so that it sees one
-    size only. Attribute `alone`: whether a logit is of its image alone, as penalties want.
+    Eight 3x3 convolutions of strides 1, 2, 1, 2, ..., leaky ReLU 0.2 and, with `batch_norm`, a norm behind all but the
+    first; then two dense layers, so that it sees one size only. Attribute `alone`: whether a logit is of its image
+    alone, as penalties want.
 
     Args:
-        image_size: height and width.
-        image_channels: of the images.
+        image_size: side of the images.
+        image_channels: channels of the images.
         width: channels of the first two convolutions, doubled at every second one; 64 as published.
         dense: size of the first dense layer; 1024 as published.
-        batch_norm: as published. Without, convolutions start from weights that keep the size of activations as norms
-            would (He et al. 2015, eq. 15).
+        batch_norm: a norm behind convolutions, as published. Without, convolutions start from weights that keep the
+            size of activations as norms would (He et al. 2015, eq. 15).
     """
 
     def __init__(
@@ -158,30 +156,3 @@ def _kept_in_size(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, SLOPE)
         nn.init.zeros_(layer.bias)
-
-
-class VGG54(nn.Module):
-    """Features of VGG19's conv5_4, before its ReLU (Simonyan & Zisserman 2015, table 1, E), divided by 12.75.
-
-    Args:
-        state: state dict of torchvision's vgg19 (its classifier is not used).
-
-    Raises:
-        RuntimeError: it holds other layers.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.features = vgg(VGG19)[:-1]
-        own = self.features.state_dict()
-        self.features.load_state_dict({name: state[f"features.{name}"] for name in own if f"features.{name}" in state})
-        shift, scale = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
-        self.register_buffer("shift", 2 * shift - 1)                       # (3, 1, 1)
-        self.register_buffer("scale", 2 * scale)                           # (3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 512, H / 16, W / 16) of images (B, 1 or 3, H, W) in [-1, 1], grey as RGB, 16 px a side or more."""
-        return self.features((x - self.shift) / self.scale) / 12.75

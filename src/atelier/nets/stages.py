@@ -85,7 +85,7 @@ class Imaging(nn.Module):
 
     Args:
         net: with encode(x) -> (mean, log-variance), decode(z) and latent_shape.
-        image: of the likelihood, decoder's output to images.
+        image: the likelihood's map of the decoder's output to images.
         certain: the net was trained without noise, so its log-variance says nothing: latents are certain.
     """
 

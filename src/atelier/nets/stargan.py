@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from atelier.core.errors import UserError
@@ -13,10 +14,10 @@ SLOPE = 0.01
 
 
 class StarGenerator(nn.Module):
-    """An image and the attributes that it is to get, to an image
+    """An image and the attributes that it is to get, to an image.
 
-    (Choi et al. 2018, StarGAN: Unified Generative Adversarial Networks for Multi-Domain Image-to-Image Translation,
-    appendix 7.2, table 4). Theirs for 5 attributes: width 64, n_blocks 6, 8,430,528 weights.
+    Choi et al. 2018, StarGAN: Unified Generative Adversarial Networks for Multi-Domain Image-to-Image Translation,
+    appendix 7.2, table 4. Theirs for 5 attributes: width 64, n_blocks 6, 8,430,528 weights.
 
     Attributes enter as constant maps. Instance norm takes the mean of a map away: what such a constant leaves behind a
     convolution is seen only against the zeros around the image, so the padding is of zeros and not of reflections, with
@@ -24,8 +25,8 @@ class StarGenerator(nn.Module):
     ones would make an image another one in eval mode.
 
     Args:
-        image_size: height and width in training, a multiple of 4; images of any such sides are translated.
-        image_channels: of the images.
+        image_size: side of the images in training, a multiple of 4; images of any such sides are translated.
+        image_channels: channels of the images.
         n_attributes: A.
         width: channels at full size; four times as many in the middle.
         n_blocks: residual blocks there.
@@ -56,7 +57,7 @@ class StarGenerator(nn.Module):
             *_layer(*plain, image_channels + n_attributes, width),
             *_layer(*down, width, 2 * width),
             *_layer(*down, 2 * width, 4 * width),
-            *(Block(4 * width) for _ in range(n_blocks)),
+            *(StarBlock(4 * width) for _ in range(n_blocks)),
             *_layer(*up, 4 * width, 2 * width),
             *_layer(*up, 2 * width, width),
             nn.Conv2d(width, image_channels, 7, padding=3, bias=False),
@@ -64,12 +65,12 @@ class StarGenerator(nn.Module):
 
     def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 in [-1, 1] of images and attributes (B, A), 0 or 1."""
-        maps = attributes.to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, A, H, W)
+        maps = repeat(attributes.to(x.dtype), "b a -> b a h w", h=x.shape[2], w=x.shape[3])
         h = self.layers(torch.cat([x, maps], dim=1)).float()  # (B, C, H, W)
         return (h + 2 * x if self.residual else h).tanh()  # (B, C, H, W)
 
 
-class Block(nn.Module):
+class StarBlock(nn.Module):
     """3x3 and instance norm twice, plus the input; no activation behind the sum."""
 
     def __init__(self, channels: int) -> None:
@@ -88,8 +89,8 @@ class StarDiscriminator(nn.Module):
     weights.
 
     Args:
-        image_size: height and width of what it sees, a multiple of 2**n_layers.
-        image_channels: of the images.
+        image_size: side of what it sees, a multiple of 2**n_layers.
+        image_channels: channels of the images.
         n_attributes: A.
         width: channels of the first map; twice as many at each further halving.
         n_layers: halvings.
@@ -111,9 +112,9 @@ class StarDiscriminator(nn.Module):
         if image_size % 2**n_layers:
             fitting = [n for n in range(1, n_layers) if image_size % 2**n == 0]
             size = 2**n_layers * max(1, round(image_size / 2**n_layers))
-            fix = f"model.discriminator.n_layers={fitting[-1]}" if fitting else f"data.image_size={size}"
+            fix = f".n_layers={fitting[-1]}" if fitting else f"data.image_size={size}"
             problem = f"{image_size} px cannot be halved {n_layers} times"
-            raise UserError("model.discriminator.n_layers", n_layers, problem, fix)
+            raise UserError(".n_layers", n_layers, problem, fix)
         widths = [image_channels, *(width * 2**i for i in range(n_layers))]
         self.layers = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 4, 2, 1) for i in range(n_layers))
         self.score = nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False)

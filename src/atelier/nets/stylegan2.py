@@ -14,67 +14,12 @@ from torch import Tensor, nn
 
 from atelier.core.precision import float32
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
-from atelier.nets.equalized import GAIN, Conv, Linear, MinibatchStd, active, pixel_norm
-from atelier.nets.gan import n_halvings
+from atelier.nets.equalized import GAIN, EqualizedConv, EqualizedLinear, MinibatchStd, active, pixel_norm
+from atelier.nets.progan import GROUP, widths
 from atelier.nets.resample import DownFiltered, Resample, UpFiltered
+from atelier.nets.stylegan import Mapping
 
 TAPS = [1, 3, 3, 1]
-GROUP = 4  # of the minibatch deviation
-
-
-def widths(image_size: int, base: int, most: int) -> list[int]:
-    """Channels of the maps from 4x4 up: `base` / size, at most `most`."""
-    return [min(most, base // 2 ** (i + 2)) for i in range(n_halvings(image_size) + 1)]
-
-
-class Mapping(nn.Module):
-    """Noise and condition to a style, and the running mean of styles that truncation draws towards.
-
-    Args:
-        noise_dim: size of z.
-        cond_dim: size of the condition, 0 for none.
-        style_dim: W.
-        depth: layers.
-        speed: of their learning, beside the other layers'.
-    """
-
-    mean: Tensor
-
-    def __init__(
-        self,
-        *,
-        noise_dim: PositiveInt,
-        cond_dim: NonNegInt,
-        style_dim: PositiveInt,
-        depth: PositiveInt,
-        speed: PositiveFloat,
-    ) -> None:
-        super().__init__()
-        self.noise_dim, self.style_dim = noise_dim, style_dim
-        self.told = Linear(cond_dim, style_dim) if cond_dim else None
-        sizes = [noise_dim + (style_dim if cond_dim else 0), *[style_dim] * depth]
-        self.layers = nn.ModuleList(Linear(n_in, n_out, speed=speed) for n_in, n_out in pairwise(sizes))
-        self.register_buffer("mean", torch.zeros(style_dim))
-
-    def forward(self, z: Tensor, cond: Tensor) -> Tensor:
-        h = pixel_norm(z)                                                  # (B, Z)
-        if self.told is not None:
-            h = torch.cat([h, pixel_norm(self.told(cond))], dim=1)         # (B, Z + W)
-        for layer in self.layers:
-            h = active(layer(h))
-        return h.float()                                                   # (B, W)
-
-
-def mixed(first: Tensor, second: Tensor, layers: int, share: float) -> Tensor:
-    """Styles (B, L, W): those of the first (B, W), for a share of images those of the second from a random layer on
-
-    (Karras et al. 2019, StyleGAN, section 3.1).
-    """
-    b, device = len(first), first.device
-    cut = torch.randint(1, layers, (b, 1), device=device)
-    cut = torch.where(torch.rand(b, 1, device=device) < share, cut, layers)
-    other = torch.arange(layers, device=device) >= cut                     # (B, L)
-    return torch.where(other[:, :, None], second[:, None], first[:, None])
 
 
 class ModulatedConv(nn.Module):
@@ -93,7 +38,7 @@ class ModulatedConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(n_out))
-        self.style = Linear(style_dim, n_in, bias=1.0)
+        self.style = EqualizedLinear(style_dim, n_in, bias=1.0)
         self.scale, self.demodulate = 1 / math.sqrt(n_in * kernel**2), demodulate
         self.blur = Resample(TAPS, gain=4.0) if up else None
 
@@ -159,17 +104,18 @@ class Synthesis(nn.Module):
         return layer(h, w).float() + layer.bias[:, None, None]
 
 
-class StyleGenerator(nn.Module):
+class StyleGAN2Generator(nn.Module):
     """Mapping and synthesis.
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images; nothing bounds them.
+        image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         style_dim: size of a style.
         depth: layers of the mapping.
-        mapping_speed: of their learning, beside the other layers'; published: 0.01, for runs of 25 M images.
+        mapping_speed: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs of 25 M
+            images.
         base, most: channels of a map of size s are base / s, at most `most`; published: 32768, 512 (configuration F).
     """
 
@@ -198,16 +144,16 @@ class StyleGenerator(nn.Module):
         return self.synthesis(w[:, None].expand(-1, self.synthesis.n_styles, -1), noises)
 
 
-class StyleDiscriminator(nn.Module):
+class StyleGAN2Discriminator(nn.Module):
     """Residual blocks down to 4x4 (figure 7c), the minibatch deviation, two dense layers.
 
     With a condition the logit is the features' product with it, made as long as a style (Karras et al. 2020, ADA code).
 
     Args:
         image_size: a power of two from 8 up.
-        image_channels: of the images.
+        image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        base, most: as the generator's.
+        base, most: channels of a map of size s are base / s, at most `most`, as the generator's.
     """
 
     def __init__(
@@ -221,11 +167,11 @@ class StyleDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         channels = widths(image_size, base, most)[::-1]
-        self.pixels = Conv(image_channels, channels[0], 1)
+        self.pixels = EqualizedConv(image_channels, channels[0], 1)
         self.blocks = nn.ModuleList(DownBlock(n_in, n_out) for n_in, n_out in pairwise(channels))
         n = channels[-1]
-        self.spread, self.conv = MinibatchStd(GROUP), Conv(n + 1, n, 3)
-        self.dense, self.score = Linear(n * 16, n), Linear(n, cond_dim or 1)
+        self.spread, self.conv = MinibatchStd(GROUP), EqualizedConv(n + 1, n, 3)
+        self.dense, self.score = EqualizedLinear(n * 16, n), EqualizedLinear(n, cond_dim or 1)
         self.cond_dim = cond_dim
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
@@ -242,15 +188,15 @@ class DownBlock(nn.Module):
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = Conv(n_in, n_in, 3), HalvingConv(n_in, n_out)
-        self.skip, self.down = Conv(n_in, n_out, 1, bias=False), DownFiltered(TAPS)
+        self.conv1, self.conv2 = EqualizedConv(n_in, n_in, 3), HalvingConv(n_in, n_out)
+        self.skip, self.down = EqualizedConv(n_in, n_out, 1, bias=False), DownFiltered(TAPS)
 
     def forward(self, x: Tensor) -> Tensor:
         h = active(self.conv2(active(self.conv1(x))))                      # (B, C', H / 2, W / 2)
         return (h + self.skip(self.down(x))) / GAIN
 
 
-class HalvingConv(Conv):
+class HalvingConv(EqualizedConv):
     """A 3x3 convolution at every second pixel, behind the filter."""
 
     def __init__(self, n_in: int, n_out: int) -> None:

@@ -55,7 +55,7 @@ class CausalTransformer(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
         self.start = nn.Linear(cond_dim, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList([Block(width, heads, dropout, cond_dim) for _ in range(depth)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads, dropout, cond_dim) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.head = zeroed(nn.Linear(width, n_codes))
 
@@ -85,7 +85,7 @@ class CausalTransformer(nn.Module):
         return self.head(self.norm(h)).float(), now                        # (B, N, V)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention to this place and those before, then a perceptron, each behind a norm that hears the condition."""
 
     def __init__(self, width: int, heads: int, dropout: float, cond_dim: int) -> None:

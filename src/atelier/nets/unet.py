@@ -62,8 +62,8 @@ class UNet(nn.Module):
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, dim)
         self.stem = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
 
-        def block(n_in: int, level: int) -> Block:
-            return Block(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in attention else 0)
+        def block(n_in: int, level: int) -> UNetBlock:
+            return UNetBlock(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in attention else 0)
 
         deepest = len(widths) - 1
         n, skips = width, [width]
@@ -75,7 +75,7 @@ class UNet(nn.Module):
             if level < deepest:
                 self.down.append(Down(n))
                 skips.append(n)
-        self.middle = nn.ModuleList([Block(n, n, dim, dropout, scale_shift, k) for k in (heads, 0)])
+        self.middle = nn.ModuleList([UNetBlock(n, n, dim, dropout, scale_shift, k) for k in (heads, 0)])
         self.up = nn.ModuleList()
         for level in range(deepest, -1, -1):
             for _ in range(blocks + 1):
@@ -97,12 +97,12 @@ class UNet(nn.Module):
         h = self.stem(F.pixel_unshuffle(x, self.patch))                    # (B, C, H / patch, W / patch)
         skips = [h]
         for layer in self.down:
-            h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
+            h = layer(h, embedding) if isinstance(layer, UNetBlock) else layer(h)
             skips.append(h)
         for layer in self.middle:
             h = layer(h, embedding)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, Block) else layer(h)
+            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
         h = self.head(h)                                                   # (B, C or C patch^2, H / patch, W / patch)
         if self.pixels is not None:
             return self.pixels(h, x, embedding)                            # (B, C, H, W)
@@ -134,7 +134,7 @@ class Pixels(nn.Module):
         return kept * x + self.last(h)                                     # (B, C, H, W)
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block, with attention behind it where `heads` > 0."""
 
     def __init__(self, n_in: int, n_out: int, dim: int, dropout: float, scale_shift: bool, heads: int) -> None:

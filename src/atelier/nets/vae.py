@@ -16,11 +16,11 @@ class VAENet(nn.Module):
     """Images to the mean and log-variance of a latent, latents to images.
 
     Args:
-        image_size: height and width of the images; halves evenly `downs` times.
-        image_channels: of the images.
+        image_size: side of the images; halves evenly `downs` times.
+        image_channels: channels of the images.
         width: channels of the largest maps, doubled at each halving.
         downs: halvings.
-        latent_channels: of the latent, whose size is image_size / patch / 2**downs.
+        latent_channels: channels of the latent, whose size is image_size / patch / 2**downs.
         patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps.
 
     Raises:

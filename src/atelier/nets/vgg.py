@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
 def vgg(parts: tuple[tuple[int, ...], ...]) -> nn.Sequential:
@@ -18,3 +20,30 @@ def vgg(parts: tuple[tuple[int, ...], ...]) -> nn.Sequential:
             layers += [nn.Conv2d(n, width, 3, padding=1), nn.ReLU()]
             n = width
     return nn.Sequential(*layers)
+
+
+class VGG54(nn.Module):
+    """Features of VGG19's conv5_4, before its ReLU (Simonyan & Zisserman 2015, table 1, E), divided by 12.75.
+
+    Args:
+        state: state dict of torchvision's vgg19 (its classifier is not used).
+
+    Raises:
+        RuntimeError: it holds other layers.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.features = vgg(VGG19)[:-1]
+        own = self.features.state_dict()
+        self.features.load_state_dict({name: state[f"features.{name}"] for name in own if f"features.{name}" in state})
+        shift, scale = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
+        self.register_buffer("shift", 2 * shift - 1)                       # (3, 1, 1)
+        self.register_buffer("scale", 2 * scale)                           # (3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 512, H / 16, W / 16) of images (B, 1 or 3, H, W) in [-1, 1], grey as RGB, 16 px a side or more."""
+        return self.features((x - self.shift) / self.scale) / 12.75

@@ -18,8 +18,8 @@ class VQNet(nn.Module):
     section 3.1), so that a diffusion model can stand on this net as on any other.
 
     Args:
-        image_size: height and width of the images; folds and halves evenly.
-        image_channels: of the images.
+        image_size: side of the images; folds and halves evenly.
+        image_channels: channels of the images.
         width: channels of the largest maps, doubled at each halving.
         patch: 2 folds 2x2 pixels into channels first; None: folds down to 16x16 maps.
         downs: halvings after that.

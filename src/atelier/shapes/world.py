@@ -119,7 +119,7 @@ def scenes(seed: int, indices: Sequence[int] | Tensor, split: Split, fill: Fill 
     Attributes are uniform over the combinations of the split: "unseen" has those that are in no other split.
 
     Args:
-        seed: of the world.
+        seed: seed of the world.
         indices: (N,) whole numbers from 0.
         split: "train", "val", "test" or "unseen".
         fill: draw only scenes of this fill (a domain), independent of those without.

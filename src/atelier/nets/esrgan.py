@@ -26,11 +26,11 @@ class RRDBNet(nn.Module):
     16,697,987 parameters for colour and factor 4. It takes sources of any size.
 
     Args:
-        image_channels: of source and result.
+        image_channels: channels of source and result.
         width: channels.
         blocks: residual blocks, each of three dense ones.
         growth: channels that each convolution of a dense block adds.
-        factor: how many times as wide a result is.
+        factor: width of a result in widths of its source.
     """
 
     def __init__(

@@ -86,9 +86,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ActNorm(nn.Module):
-    """A scale and shift of each channel under which the first training batch has mean 0 and deviation 1
+    """A scale and shift of each channel under which the first training batch has mean 0 and deviation 1.
 
-    (Kingma & Dhariwal 2018, Glow, 3.1). What is measured on that batch, the same on all ranks, stays in buffers and is
+    Kingma & Dhariwal 2018, Glow, 3.1. What is measured on that batch, the same on all ranks, stays in buffers and is
     saved; what is learned starts at 0. So an average of weights is right from the first step on.
     """
 
@@ -229,9 +229,9 @@ def he(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class AffineCoupling(nn.Module):
-    """One half of the channels moved and scaled by what a net makes of the other: y = (x + t) exp(s)
+    """One half of the channels moved and scaled by what a net makes of the other: y = (x + t) exp(s).
 
-    (Kingma & Dhariwal 2018, Glow, table 1), with s = scale tanh(.), a learned scale of each channel, as in RealNVP. The
+    Kingma & Dhariwal 2018, Glow, table 1; s = scale tanh(.), a learned scale of each channel, as in RealNVP. The
     published code has sigmoid(s + 2) in place of exp(s), which can only shrink: where a world has no noise, a pixel
     that the others tell must be blown up a hundredfold, and that cost 0.27 bits/dim after 12,800 images of shapes.
     """

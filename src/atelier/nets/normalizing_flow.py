@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt, Width
-from atelier.nets.flow_layers import (
+from atelier.nets.invertible import (
     ActNorm,
     AffineCoupling,
     Chain,
@@ -26,14 +26,15 @@ from atelier.nets.layers import zeroed
 Shape = tuple[int, int, int]  # channels, height, width
 
 
-class FlowNet(nn.Module):
-    """Images to as many standard normal numbers and back; behind each level half of the numbers are done
+class NormalizingFlowNet(nn.Module):
+    """Images to as many standard normal numbers and back; behind each level half of the numbers are done.
 
-    (Dinh et al. 2017, RealNVP, 3.6). What a prior expects of them counts as one more layer.
+    Dinh et al. 2017, RealNVP, 3.6. What a prior expects of them counts as one more layer.
 
     Args:
         levels: bijections, the first of the image, each of the half that the one before left.
-        priors: of what is done behind each level given the half that goes on; the last given the condition.
+        priors: distributions of what is done behind each level, given the half that goes on; of the last, given the
+            condition.
         done: shapes of what is done behind each level.
     """
 
@@ -62,7 +63,7 @@ class FlowNet(nn.Module):
         return x                                                           # (B, C, H, W)
 
 
-class Standard(nn.Module):
+class StandardPrior(nn.Module):
     """z is standard normal as it is."""
 
     def forward(self, z: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,13 +73,13 @@ class Standard(nn.Module):
         return noise
 
 
-class Gaussian(nn.Module):
+class GaussianPrior(nn.Module):
     """z of N(mean, std^2), both made of what is known, to standard normal noise (z - mean) / std.
 
     std = 2 sigmoid(s), which is bounded, so that no surprise in what is known throws z far away.
 
     Args:
-        net: what is known to mean and s, (B, 2 C, H, W); it starts at 0.
+        net: a net that starts at 0; it takes what is known to mean and s, (B, 2 C, H, W).
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -107,15 +108,15 @@ def glow(
     levels: PositiveInt,
     steps: PositiveInt,
     cond_dim: PositiveInt,
-) -> FlowNet:
+) -> NormalizingFlowNet:
     """Steps of normalisation, 1x1 convolution and coupling at each size, learned priors (Kingma & Dhariwal 2018).
 
     Images come through the logit, as RealNVP's do and the paper's do not: colours near black and white get room, which
     was worth 0.22 bits/dim after 12,800 images of shapes.
 
     Args:
-        image_size: height and width of the images; halves evenly `levels` times.
-        image_channels: of the images.
+        image_size: side of the images; halves evenly `levels` times.
+        image_channels: channels of the images.
         width: channels inside the couplings.
         levels: sizes at which the flow works, from half the image's on.
         steps: couplings at each of them.
@@ -135,9 +136,9 @@ def glow(
         chains.append(Chain([Logit(), *layers] if level == 0 else layers))
         if level < levels - 1:
             channels //= 2
-            priors.append(Gaussian(ZeroConv(channels, 2 * channels)))
+            priors.append(GaussianPrior(ZeroConv(channels, 2 * channels)))
         done.append((channels, size, size))
-    return FlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
+    return NormalizingFlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
 
 
 def realnvp(
@@ -148,17 +149,18 @@ def realnvp(
     levels: PositiveInt,
     blocks: PositiveInt,
     cond_dim: PositiveInt,
-) -> FlowNet:
-    """Three checkerboard couplings, a squeeze, three channel-wise ones at each level, four checkerboards at the last
+) -> NormalizingFlowNet:
+    """Couplings of checkerboards and of channels at each level (Dinh et al. 2017, RealNVP, 3.6).
 
-    (Dinh et al. 2017, 3.6), of images through the logit. Each coupling is normalised by ActNorm in place of the
+    Images come through the logit. A level has three checkerboard couplings, a squeeze and three channel-wise couplings;
+    the last has four checkerboards. Each coupling is normalised by ActNorm in place of the
     paper's batch norm, whose moving averages at evaluation are not the map that was trained.
 
     Args:
-        image_size: height and width of the images; halves evenly `levels` - 1 times.
-        image_channels: of the images.
+        image_size: side of the images; halves evenly `levels` - 1 times.
+        image_channels: channels of the images.
         width: channels inside the couplings at full size, doubled at each halving.
-        levels: how many.
+        levels: sizes at which the flow works.
         blocks: residual blocks in a coupling.
         cond_dim: size of the condition.
 
@@ -184,8 +186,8 @@ def realnvp(
             channels //= 2
         chains.append(Chain([Logit(), *layers] if level == 0 else layers))
         done.append((channels, size, size))
-    priors = [Standard() for _ in range(levels - 1)]
-    return FlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
+    priors = [StandardPrior() for _ in range(levels - 1)]
+    return NormalizingFlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
 
 
 def _halves(image_size: int, times: int) -> None:
@@ -195,11 +197,11 @@ def _halves(image_size: int, times: int) -> None:
         raise UserError("data.image_size", image_size, problem, f"data.image_size={nearest}")
 
 
-def _told(shape: Shape, cond_dim: int) -> Gaussian:
+def _told(shape: Shape, cond_dim: int) -> GaussianPrior:
     """A prior that the condition moves, each number on its own."""
     channels, height, width = shape
     net = zeroed(nn.Linear(cond_dim, 2 * channels * height * width))
-    return Gaussian(nn.Sequential(net, nn.Unflatten(1, (2 * channels, height, width))))
+    return GaussianPrior(nn.Sequential(net, nn.Unflatten(1, (2 * channels, height, width))))
 
 
 def checkerboard(size: int, phase: int) -> Tensor:

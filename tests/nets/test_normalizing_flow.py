@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atelier.core import ranks
 from atelier.core.errors import UserError
-from atelier.nets.flow_layers import (
+from atelier.nets.invertible import (
     EPS,
     ActNorm,
     AffineCoupling,
@@ -24,7 +24,14 @@ from atelier.nets.flow_layers import (
     Squeeze,
     moments,
 )
-from atelier.nets.flows import FlowNet, Gaussian, checkerboard, glow, half_of_channels, realnvp
+from atelier.nets.normalizing_flow import (
+    GaussianPrior,
+    NormalizingFlowNet,
+    checkerboard,
+    glow,
+    half_of_channels,
+    realnvp,
+)
 
 COND = 3
 
@@ -59,7 +66,7 @@ def masked(mask: Tensor, channels: int) -> MaskedCoupling:
     return coupling
 
 
-def two_level(make: str) -> FlowNet:
+def two_level(make: str) -> NormalizingFlowNet:
     changes = {"glow": {"steps": 2}, "realnvp": {"blocks": 1}}[make]
     build = {"glow": glow, "realnvp": realnvp}[make]
     net = build(image_size=4, image_channels=1, width=8, levels=2, cond_dim=COND, **changes)
@@ -225,8 +232,8 @@ def test_a_density_of_one_number_integrates_to_one() -> None:
     """Through the logit, a scale and shift, and a prior told by the condition."""
     torch.manual_seed(0)
     layers = awake(Chain([Logit(), measured(1)]))
-    prior = awake(Gaussian(nn.Sequential(nn.Linear(COND, 2), nn.Unflatten(1, (2, 1, 1)))))
-    net = FlowNet([layers], [prior], [(1, 1, 1)]).eval()
+    prior = awake(GaussianPrior(nn.Sequential(nn.Linear(COND, 2), nn.Unflatten(1, (2, 1, 1)))))
+    net = NormalizingFlowNet([layers], [prior], [(1, 1, 1)]).eval()
     # the logit's range ends inside the normal's: the tails beyond both ends of the grid are added by hand
     grid = torch.linspace(-0.5, 0.5, 20_001)[:, None, None, None]
     with torch.no_grad():

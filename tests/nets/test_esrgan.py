@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atelier.nets.rrdb import RRDBNet
+from atelier.nets.esrgan import RRDBNet
 
 
 def net(**changed: Any) -> RRDBNet:
