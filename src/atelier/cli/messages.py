@@ -31,11 +31,7 @@ def user_error(error: BaseException) -> UserError | None:
     outer = ""
     for cause in causes(error):
         if isinstance(cause, UserError):
-            if cause.key.startswith("."):
-                place = _full_key(outer)
-                fix = place + cause.fix if cause.fix.startswith(".") else cause.fix
-                return UserError(place + cause.key, cause.value, cause.problem, fix)
-            return cause
+            return cause.inside(_full_key(outer)) if cause.key.startswith(".") else cause
         outer += f"{cause}\n"
     chain = list(causes(error))
     return _composition_error(chain) or _loader(chain) or _memory(chain)

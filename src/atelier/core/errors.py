@@ -33,6 +33,11 @@ class UserError(Exception):
         fix = _short(fix, max(20, spare - len(value) - len(problem)))
         return f"error: {key}={value}: {problem}. Fix: {fix}"[:LONGEST]
 
+    def inside(self, place: str) -> UserError:
+        """The same mistake, its keys that begin with a dot as those of the object that the config names `place`."""
+        key, fix = (place + text if text.startswith(".") else text for text in (self.key, self.fix))
+        return UserError(key, self.value, self.problem, fix)
+
     def __reduce__(self) -> tuple:
         return type(self), (self.key, self.value, self.problem, self.fix)
 

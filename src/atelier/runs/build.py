@@ -82,7 +82,13 @@ def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Generator:
     OmegaConf.set_struct(node, False)
     for name in nets:
         del node[name]
-    return instantiate(node, _convert_="all", _partial_=True)(**nets) if nets else instantiate(node, _convert_="all")
+    if not nets:
+        return instantiate(node, _convert_="all")
+    made = instantiate(node, _convert_="all", _partial_=True)
+    try:
+        return made(**nets)
+    except UserError as error:  # which Hydra would have given its place
+        raise error.inside("model") from error
 
 
 def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
