@@ -30,6 +30,18 @@ UNET = [
     "model.net.cond_dim=8",
     "model.embedder.dim=8",
 ]
+GROWING = [
+    *COMMON,
+    "model.generator.base=32",
+    "model.generator.most=8",
+    *(f"model.generator.{part}=4" for part in ("noise_dim", "cond_dim")),
+    "model.discriminator.cond_dim=4",
+    "model.generator_embedder.dim=4",
+    "model.discriminator_embedder.dim=4",
+    "model.stable_images=16",
+    "model.fade_images=24",
+    "model.pieces=[1,2]",
+]
 STANDS_ON = {"ldm": "vae", "vqprior": "vqvae"}  # a family -> the one whose run it needs, which comes before it
 FOUR = ("ddpm", "gan", "vae", "ldm")  # the shapes of module: one optimizer, two, an autoencoder, one on another run
 SR_DISCRIMINATOR = (
@@ -113,20 +125,8 @@ TINY: dict[str, list[str]] = {
         "model.r1_every=3",
         "model.path_every=2",
     ],
-    "progan": [
-        "model=stylegan",
-        *COMMON,
-        "model.generator.base=32",
-        "model.generator.most=8",
-        *(f"model.generator.{part}=4" for part in ("noise_dim", "style_dim", "cond_dim")),
-        "model.discriminator.cond_dim=4",
-        "model.generator_embedder.dim=4",
-        "model.discriminator_embedder.dim=4",
-        "model.generator.mapping_speed=0.01",
-        "model.stable_images=16",
-        "model.fade_images=24",
-        "model.pieces=[1,2]",
-    ],
+    "progan": ["model=progan", *GROWING],
+    "stylegan": ["model=stylegan", *GROWING, "model.generator.style_dim=4", "model.generator.mapping_speed=0.01"],
     "cyclegan": [
         "model=cyclegan",
         *COMMON,

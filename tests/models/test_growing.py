@@ -8,22 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
-from atelier.losses.adversarial import NonSaturating
-from atelier.models.progan import ProGAN, StyleGAN, forget
+from atelier.models.growing import Growing, forget
 from atelier.runs import build
 from tests.compose import composed
 from tests.conftest import overrides
 from tests.players import learned
 
 
-def made(page: str = "stylegan", *words: str) -> ProGAN | StyleGAN:
+def made(page: str = "stylegan", *words: str) -> Growing:
     torch.manual_seed(0)
-    tiny = [word for word in overrides("progan") if not word.startswith("model=")]
-    styled = ("model.generator.style_dim", "model.generator.mapping_speed")
-    tiny = [word for word in tiny if page == "stylegan" or not word.startswith(styled)]
-    return build.model(composed(f"model={page}", *tiny, *words), Path("unused"))
+    return build.model(composed(*overrides(page), *words), Path("unused"))
 
 
 def batch(n: int = 8) -> dict[str, Tensor]:
@@ -36,11 +31,11 @@ def cond(n: int) -> dict[str, Tensor]:
 
 
 @pytest.fixture(params=["progan", "stylegan"])
-def model(request: pytest.FixtureRequest) -> ProGAN | StyleGAN:
+def model(request: pytest.FixtureRequest) -> Growing:
     return made(request.param)
 
 
-def taken(model: ProGAN, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[torch.optim.Optimizer]]:
+def taken(model: Growing, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[torch.optim.Optimizer]]:
     """Real optimizers, whose steps are named."""
     names: list[str] = []
     optimizers = model.configure_optimizers()
@@ -64,7 +59,7 @@ def test_the_level_by_images_seen(fade: int, levels: dict[int, float]) -> None:
 
 
 def test_moments_are_forgotten_when_a_level_begins_and_only_then(
-    model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch
+    model: Growing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, optimizers = taken(model, monkeypatch)
     shapes = [[p.shape for group in o.param_groups for p in group["params"]] for o in optimizers]
@@ -112,14 +107,16 @@ def test_a_batch_in_pieces_has_the_gradients_of_the_whole(page: str, monkeypatch
 
 def test_pieces_hold_every_image_once_with_its_condition() -> None:
     model, whole = made(), batch(7)
-    pieces = [model._piece(whole, k, 3) for k in range(3)]
+    model.pieces = [3]
+    pieces = model.cut(whole, 0.0)
+    assert [len(x) for x, _ in pieces] == [3, 2, 2]
     assert torch.cat([cond["label"] for _, cond in pieces]).sort().values.tolist() == list(range(7))
     for x, told in pieces:
         assert torch.equal(x, whole["image"][told["label"]])
 
 
 def test_samples_are_of_the_last_level_that_was_trained_at_full_size(
-    model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch
+    model: Growing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken(model, monkeypatch)
     for seen, flat in ((0, True), (48, False)):
@@ -132,20 +129,13 @@ def test_samples_are_of_the_last_level_that_was_trained_at_full_size(
         assert torch.equal(x, corners.repeat_interleave(2, 2).repeat_interleave(2, 3)) == flat
 
 
-def test_each_member_takes_its_own_generator() -> None:
-    other = made("stylegan")
-    rest = (NonSaturating(), 1.0, 0.0, 0.0, 8, 8, [1], None, None, None)
-    with pytest.raises(UserError, match="ProGAN takes another"):
-        ProGAN(other.generator, other.discriminator, None, None, *rest)
-
-
-def test_a_generator_step_leaves_the_discriminator_alone(model: ProGAN | StyleGAN) -> None:
+def test_a_generator_step_leaves_the_discriminator_alone(model: Growing) -> None:
     model._generator_loss(batch()["image"], cond(8), model.level()).backward()
     assert learned(model.generator) and not learned(model.discriminator)
     assert all(p.requires_grad for p in model.discriminator.parameters())
 
 
-def test_losses_and_images_are_float32_under_bf16(model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_and_images_are_float32_under_bf16(model: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, seen = [], []
     taken(model, monkeypatch)
     monkeypatch.setattr(model, "manual_backward", lambda loss: losses.append(loss.dtype))

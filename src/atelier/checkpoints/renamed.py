@@ -8,6 +8,7 @@ TARGETS = {  # the beginning of a `_target_`
     "atelier.trainer.": "atelier.runs.trainer.",
     "atelier.loggers.": "atelier.runs.loggers.",
     "atelier.callbacks.judging.": "atelier.evaluation.evaluator.",
+    "atelier.models.progan.StyleGAN": "atelier.models.stylegan.StyleGAN",
 }
 
 
