@@ -271,7 +271,8 @@ def test_without_any_net_there_is_no_model() -> None:
 def test_sources_of_another_factor_are_one_line() -> None:
     with pytest.raises(UserError) as caught:
         alone("model.net.factor=2").training_step(batch())
-    assert caught.value.line().startswith("error: model.net.factor=2: sources of 2 px are to become 8 px. Fix: ")
+    line = "error: data.image_size=8: a net of factor 2 does not make them of sources of 2 px. Fix: "
+    assert caught.value.line().startswith(line)
 
 
 # The verbs

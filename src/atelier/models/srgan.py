@@ -101,9 +101,9 @@ class SRGAN(TwoPlayers, Translator):
     def _source(self, batch: Batch) -> Tensor:
         source, size = batch["source"], batch["image"].shape[-1]
         if source.shape[-1] * self.enlarges != size:
-            told = f"sources of {source.shape[-1]} px are to become {size} px"
+            problem = f"a net of factor {self.enlarges} does not make them of sources of {source.shape[-1]} px"
             fix = "a net and sources of one factor, data.image_size a multiple of it"
-            raise UserError("model.net.factor", self.enlarges, told, fix)
+            raise UserError("data.image_size", size, problem, fix)
         return source
 
     def _content(self, x: Tensor, made: Tensor) -> Tensor:
