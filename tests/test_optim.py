@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from atelier.models.base import Generator
+from atelier.models.two_players import TwoPlayers
 from atelier.optim import adamw, one_pass
 
 PAGE = {"lr": 0.1, "betas": [0.9, 0.99], "weight_decay": 0.0}
@@ -49,13 +51,13 @@ def test_a_checkpoint_of_another_pass_takes_this_ones() -> None:
     torch.testing.assert_close(after, before)
 
 
-class Line(Generator):
+class Line(TwoPlayers, Generator):
     """w x, whose loss has a gradient of norm 40 in all."""
 
-    averaged, grad_clip = ("net",), 1.0
+    averaged, players = ("net",), (("net",), ("discriminator",))
 
     def __init__(self, by_hand: bool) -> None:
-        super().__init__()
+        super().__init__(None, partial(adamw, **PAGE), None, grad_clip=1.0)
         self.net, self.automatic_optimization, self.norms = nn.Linear(4, 1, bias=False), not by_hand, []
         nn.init.zeros_(self.net.weight)
 
@@ -67,9 +69,6 @@ class Line(Generator):
         self.norms.append(float(super().clip(optimizer)))
         self.clipped = self.net.weight.grad.norm().item()
         return torch.tensor(self.norms[-1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self.parameters(), **PAGE)
 
     def sample(self, cond: Any, rngs: Any) -> Tensor:
         raise NotImplementedError

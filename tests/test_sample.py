@@ -285,7 +285,7 @@ def test_projection_comes_nearer_than_the_draws_it_starts_from(finished: dict[st
     assert (nearer < 1).all() and nearer.mean() < 0.97
 
 
-@pytest.mark.parametrize("family", ["progan", "ae", "vqvae", "first_stage", "normalizing_flow"])
+@pytest.mark.parametrize("family", ["progan", "stylegan", "ae", "vqvae", "first_stage", "normalizing_flow"])
 def test_projection_brings_down_what_it_searches_by(
     finished: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = list(TINY)
-ROUNDING = {"progan": 1e-4}  # its constant starts flat, where instance norm makes rounding 316 times as large
+ROUNDING = {"stylegan": 1e-4}  # its constant starts flat, where instance norm makes rounding 316 times as large
 pytestmark = pytest.mark.timeout(900)  # of the walk, two minutes on 2 cores
 
 

@@ -20,6 +20,7 @@ from atelier.callbacks.grids import Grids
 from atelier.checkpoints.store import Manifest, load, newest
 from atelier.core.rng import ImageRngs
 from atelier.evaluation.evaluator import Judging
+from atelier.models.base import Generator
 from atelier.runs import folders
 from tests import stock
 from tests.compose import composed
@@ -27,16 +28,13 @@ from tests.conftest import overrides
 from tests.tiny import COMMON
 
 
-class Model(nn.Module):
-    averaged, needs, cases = ("net",), frozenset(), ("",)
+class Model(Generator):
+    averaged = ("net",)
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         self.frozen = nn.Linear(2, 2)
-
-    def condition(self, batch: dict, case: str) -> dict:
-        return {}
 
     def sample(self, cond: dict, rngs: ImageRngs) -> torch.Tensor:
         return self.net(rngs.randn(2))

@@ -56,4 +56,4 @@ def test_the_latent_is_smaller_than_the_image() -> None:
     made(latent_channels=11)
     with pytest.raises(UserError, match="no smaller than images") as error:
         made(latent_channels=12)
-    assert error.value.key == "model.net.latent_channels"
+    assert error.value.key == ".net.latent_channels"

@@ -312,4 +312,6 @@ def test_a_member_takes_its_own_net() -> None:
     }  # fmt: skip
     with pytest.raises(UserError) as caught:
         AutoencoderKL(net=theirs.net, **given)
-    assert caught.value.line().startswith("error: model.net._target_=VQGANNet: AutoencoderKL has another bottleneck")
+    assert caught.value.line().startswith(
+        "error: .net._target_=VQGANNet: AutoencoderKL takes a KLNet. Fix: .net._target_="
+    )

@@ -26,7 +26,7 @@ TOLD = {"nothing": [], "attributes": ["attributes"]}
 
 
 def test_all_gans_are_here() -> None:
-    families = ("models.gan.", "models.progan.", "models.stylegan2.")
+    families = ("models.gan.", "models.progan.", "models.stylegan.", "models.stylegan2.")
     pages = Path(__file__).parents[2].glob("conf/model/*.yaml")
     assert {page.stem for page in pages if any(f in page.read_text() for f in families)} == set(SIZES)
 

@@ -1,4 +1,4 @@
-"""When which level is trained, what is forgotten, and that a batch in pieces is the batch."""
+"""What each player of Progressive GAN brings down, in closed form, and which generator it takes."""
 
 from __future__ import annotations
 
@@ -9,167 +9,66 @@ import torch
 from torch import Tensor
 
 from atelier.core.errors import UserError
-from atelier.core.rng import ImageRngs
-from atelier.losses.adversarial import NonSaturating
-from atelier.models.progan import ProGAN, StyleGAN, forget
+from atelier.models.progan import ProGAN
 from atelier.runs import build
 from tests.compose import composed
 from tests.conftest import overrides
-from tests.players import learned
+
+COND: dict[str, Tensor] = {}
 
 TINY = [  # beside tests/tiny.py:COMMON
-    "model=stylegan",
+    "model=progan",
     "model.generator.base=32",
     "model.generator.most=8",
     "model.generator.noise_dim=4",
-    "model.generator.style_dim=4",
     "model.generator.cond_dim=4",
     "model.discriminator.cond_dim=4",
     "model.generator_embedder.dim=4",
     "model.discriminator_embedder.dim=4",
-    "model.generator.mapping_speed=0.01",
     "model.stable_images=16",
     "model.fade_images=24",
     "model.pieces=[1,2]",
 ]
 
 
-def made(page: str = "stylegan", *words: str) -> ProGAN | StyleGAN:
+def made(*words: str) -> ProGAN:
     torch.manual_seed(0)
-    tiny = [word for word in overrides("progan") if not word.startswith("model=")]
-    styled = ("model.generator.style_dim", "model.generator.mapping_speed")
-    tiny = [word for word in tiny if page == "stylegan" or not word.startswith(styled)]
-    return build.model(composed(f"model={page}", *tiny, *words), Path("unused"))
+    return build.model(composed(*overrides("progan"), "data.conditions=[]", *words), Path("unused"))
 
 
-def batch(n: int = 8) -> dict[str, Tensor]:
-    torch.manual_seed(1)
-    return {"image": torch.rand(n, 3, 8, 8), "label": torch.arange(n), "attributes": torch.ones(n, 14)}
+class Sum(torch.nn.Module):
+    """D(x) = 2 sum(x), whose gradient is 2 in each of its numbers."""
+
+    top = 1
+
+    def forward(self, x: Tensor, known: Tensor, level: float) -> Tensor:
+        return 2 * x.flatten(1).sum(1)
 
 
-def cond(n: int) -> dict[str, Tensor]:
-    return {name: batch(n)[name] for name in ("label", "attributes")}
+def test_the_discriminators_loss_in_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 x 4 x 3 numbers: |dD/dx|^2 = 4 * 48."""
+    model = made("model.drift=0.5", "model.r1_gamma=0.1", "model.lipschitz_weight=3")
+    model.discriminator = Sum()
+    fake = torch.full((2, 3, 4, 4), -0.25)
+    monkeypatch.setattr(model, "_fake", lambda *_: fake)
+    loss = model._discriminator_loss(torch.full((2, 3, 8, 8), 0.125), COND, 0.0)
+    real_logit, fake_logit, squared = 2 * 48 * 0.125, 2 * 48 * -0.25, 4 * 48
+    expected = fake_logit - real_logit + 0.5 * real_logit**2 + 0.05 * squared + 3 * (squared**0.5 - 1) ** 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert {name: model.reported[name].item() for name in ("real_logit", "r1")} == {"real_logit": 12, "r1": squared}
 
 
-@pytest.fixture(params=["progan", "stylegan"])
-def model(request: pytest.FixtureRequest) -> ProGAN | StyleGAN:
-    return made(request.param)
+def test_the_generators_loss_in_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("adversarial@model.loss=relativistic")
+    model.discriminator = Sum()
+    monkeypatch.setattr(model, "_fake", lambda *_: torch.full((2, 3, 4, 4), -0.01))
+    loss = model._generator_loss(torch.full((2, 3, 8, 8), 0.02), COND, 0.0)
+    assert loss.item() == pytest.approx(torch.tensor(2 * 48 * 0.03).exp().add(1).log().item(), rel=1e-5)
 
 
-def taken(model: ProGAN, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[torch.optim.Optimizer]]:
-    """Real optimizers, whose steps are named."""
-    names: list[str] = []
-    optimizers = model.configure_optimizers()
-    monkeypatch.setattr(model, "optimizers", lambda: optimizers)
-    monkeypatch.setattr(model, "manual_backward", lambda loss: loss.backward())
-    monkeypatch.setattr(model, "take", lambda optimizer, name: names.append(name) or optimizer.step())
-    return names, optimizers
-
-
-@pytest.mark.parametrize(("fade", "levels"), [
-    (100, {0: 0, 49: 0, 50: 1 / 101, 100: 51 / 101, 149: 100 / 101, 150: 1, 199: 1, 200: 1 + 1 / 101, 300: 2,
-           350: 2 + 1 / 101, 450: 3, 10**6: 3}),
-    (0, {0: 0, 49: 0, 50: 1, 99: 1, 100: 2, 150: 3, 400: 3}),
-])  # fmt: skip
-def test_the_level_by_images_seen(fade: int, levels: dict[int, float]) -> None:
-    model = made("progan")
-    model.stable_images, model.fade_images, model.discriminator.top = 50, fade, 3
-    for seen, level in levels.items():
-        model.images_seen = seen
-        assert model.level() == pytest.approx(level), seen
-
-
-def test_moments_are_forgotten_when_a_level_begins_and_only_then(
-    model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names, optimizers = taken(model, monkeypatch)
-    shapes = [[p.shape for group in o.param_groups for p in group["params"]] for o in optimizers]
-    keys = set(model.state_dict())
-    steps = []
-    for model.images_seen in (0, 8, 16, 24, 32, 40, 48):
-        model.training_step(batch())
-        steps.append([max(s["step"].item() for s in o.state.values()) for o in optimizers])
-    assert names == ["discriminator", "generator"] * 7
-    assert [step[0] for step in steps] == [step[1] for step in steps] == [1, 2, 1, 2, 3, 4, 5]
-    assert [[p.shape for group in o.param_groups for p in group["params"]] for o in optimizers] == shapes
-    assert set(model.state_dict()) == keys and {"at", "grown"} < keys
-    assert model.at == 1 and model.grown == 1
-
-
-def test_forgetting_is_starting_anew() -> None:
-    p = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([p], lr=0.1)
-    p.sum().backward()
-    optimizer.step()
-    forget(optimizer)
-    assert not any(value.any() for value in optimizer.state[p].values())
-
-
-@pytest.mark.parametrize("page", ["progan", "stylegan"])
-def test_a_batch_in_pieces_has_the_gradients_of_the_whole(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same noise everywhere and nothing that compares images."""
-    monkeypatch.setattr(torch, "randn", lambda *shape, device=None: torch.full(shape, 0.3))
-    monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.full(shape, 0.5))
-    told = []
-    for pieces in ("[1]", "[3]", "[1,3]"):
-        model = made(page, f"model.pieces={pieces}", "model.drift=0.1")
-        monkeypatch.setattr(model.discriminator.spread, "forward", lambda x: torch.cat([x, x[:, :1]], dim=1))
-        gradients: list[Tensor] = []
-        taken(model, monkeypatch)
-        monkeypatch.setattr(model, "take", lambda optimizer, name, model=model, found=gradients: found.extend(
-            p.grad.clone() for p in model.parameters() if p.grad is not None))  # fmt: skip
-        model.images_seen = 24  # in the fade
-        model.training_step(batch())
-        told.append(gradients)
-    for other in told[1:]:
-        for a, b in zip(told[0], other, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-
-
-def test_pieces_hold_every_image_once_with_its_condition() -> None:
-    model, whole = made(), batch(7)
-    pieces = [model._piece(whole, k, 3) for k in range(3)]
-    assert torch.cat([cond["label"] for _, cond in pieces]).sort().values.tolist() == list(range(7))
-    for x, told in pieces:
-        assert torch.equal(x, whole["image"][told["label"]])
-
-
-def test_samples_are_of_the_last_level_that_was_trained_at_full_size(
-    model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken(model, monkeypatch)
-    for seen, flat in ((0, True), (48, False)):
-        model.images_seen = seen
-        model.training_step(batch())
-        with torch.no_grad():
-            x = model.sample(cond(2), ImageRngs(0, 0, 2))
-        assert x.shape == (2, 3, 8, 8)
-        corners = x[:, :, ::2, ::2]
-        assert torch.equal(x, corners.repeat_interleave(2, 2).repeat_interleave(2, 3)) == flat
-
-
-def test_each_member_takes_its_own_generator() -> None:
-    other = made("stylegan")
-    rest = (NonSaturating(), 1.0, 0.0, 0.0, 8, 8, [1], None, None, None)
-    with pytest.raises(UserError, match="ProGAN takes another"):
-        ProGAN(other.generator, other.discriminator, None, None, *rest)
-
-
-def test_a_generator_step_leaves_the_discriminator_alone(model: ProGAN | StyleGAN) -> None:
-    model._generator_loss(batch()["image"], cond(8), model.level()).backward()
-    assert learned(model.generator) and not learned(model.discriminator)
-    assert all(p.requires_grad for p in model.discriminator.parameters())
-
-
-def test_losses_and_images_are_float32_under_bf16(model: ProGAN | StyleGAN, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, seen = [], []
-    taken(model, monkeypatch)
-    monkeypatch.setattr(model, "manual_backward", lambda loss: losses.append(loss.dtype))
-    model.discriminator.score.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
-    model.images_seen, model.r1_gamma, model.lipschitz_weight = 24, 1.0, 0.0
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        model.training_step(batch())
-        x = model.sample(cond(2), ImageRngs(0, 0, 2))
-    assert set(losses) == {x.dtype} == {torch.float32}
-    assert {v.dtype for v in model.reported.values()} == {torch.float32}
-    assert seen == 4 * [torch.float32] + 2 * [torch.bfloat16]  # what R1 is taken of, in two pieces; the generator's
+def test_another_familys_generator_is_one_line() -> None:
+    model = made()
+    with pytest.raises(UserError) as caught:
+        ProGAN(torch.nn.Linear(1, 1), model.discriminator, None, None, None, 0, 0, 0, 8, 8, [1], None, None, None)
+    line = "error: .generator._target_=Linear: ProGAN takes a ProGenerator. Fix: "
+    assert caught.value.line() == line + ".generator._target_=atelier.nets.progan.ProGenerator"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from atelier.cli.messages import user_error
@@ -55,9 +56,9 @@ def beside(*words: str, first_stage: nn.Module | None = None, small: Sequence[st
     """The page srgan on a net that is handed over as that of a finished run."""
     torch.manual_seed(1)
     node = build.plain(composed("model=srgan", *DATA, *small, *words))["model"]
-    given = {name: value for name, value in node.items() if name != "first_stage"} | changed
+    cfg = OmegaConf.create({"model": node | changed}, flags={"allow_objects": True})
     first_stage = alone("model.net.residual=false").net if first_stage is None else first_stage
-    return instantiate(given, _convert_="all", _partial_=True)(first_stage=first_stage)
+    return build.on_parts(cfg, {"first_stage": first_stage})
 
 
 def batch(n: int = 6, size: int = 8) -> dict[str, Tensor]:
@@ -256,8 +257,8 @@ def test_the_net_of_a_finished_run_is_trained_on(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("changed", "line"), [
     ({"net": None}, "error: model.net=SRResNet: the first stage has the net already. Fix: "),
-    ({"loss": None}, "error: model.loss=None: it goes with model.discriminator. Fix: model=srresnet"),
-    ({"discriminator_optimizer": None}, "error: model.discriminator_optimizer=None: it goes with model.disc"),
+    ({"loss": None}, "error: model.loss=None: it goes with discriminator. Fix: model=srresnet"),
+    ({"discriminator_optimizer": None}, "error: model.discriminator_optimizer=None: it goes with discriminator. Fix: "),
     ({"first_stage": nn.Conv2d(3, 3, 1)}, "error: model.first_stage=Conv2d: it enlarges no images. Fix: model.first"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line(changed: dict[str, Any], line: str) -> None:
@@ -285,7 +286,8 @@ def test_without_any_net_there_is_no_model() -> None:
 def test_sources_of_another_factor_are_one_line() -> None:
     with pytest.raises(UserError) as caught:
         alone("model.net.factor=2").training_step(batch())
-    assert caught.value.line().startswith("error: model.net.factor=2: sources of 2 px are to become 8 px. Fix: ")
+    line = "error: data.image_size=8: a net of factor 2 does not make them of sources of 2 px. Fix: "
+    assert caught.value.line().startswith(line)
 
 
 # The verbs

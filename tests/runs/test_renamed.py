@@ -22,6 +22,7 @@ from tests.tiny import TINY
 
 BEFORE = Path(__file__).parents[1] / "runs_of_before"
 ROOT = Path(__file__).parents[2]
+FAMILIES = {"gan": "gan", "ldm": "ldm", "progan": "stylegan"}  # folder -> what that family is called today
 OTHERWISE = ("budget.images", "checkpoint.every", "eval.every", "callbacks.ema.half", "model.first_stage.run")
 AS_THEN = [
     "checkpoint.every_images=16",
@@ -51,7 +52,7 @@ def test_a_name_of_before_leads_to_something_of_today(old: str, new: str) -> Non
     assert renamed.today({"_target_": new + rest}) == {"_target_": new + rest}
 
 
-@pytest.mark.parametrize("family", ["gan", "ldm", "progan"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_of_before(family: str, tmp_path: Path) -> None:
     run = shutil.copytree(BEFORE / family, tmp_path / family, ignore=shutil.ignore_patterns("expected"))
     program(tmp_path, "sample.py", f"run={run}", "n=4", "seed=5", "out=pictures")
@@ -60,7 +61,7 @@ def test_a_run_of_before(family: str, tmp_path: Path) -> None:
         then, now = Image.open(BEFORE / family / "expected" / name), Image.open(tmp_path / "pictures" / name)
         assert max(high for _, high in difference(then, now).getextrema()) <= 1  # grey levels
 
-    words = [word for word in TINY[family] if not word.startswith(OTHERWISE)] + AS_THEN
+    words = [word for word in TINY[FAMILIES[family]] if not word.startswith(OTHERWISE)] + AS_THEN
     part = ["model.first_stage.run=outputs/vae"] if family == "ldm" else []
     program(tmp_path, "train.py", *words, *part, f"run_dir={run}")
     expected = json.loads((BEFORE / family / "expected" / "resumed.json").read_text())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.programs import python
+from tests.test_architecture import families
 from tests.tiny import FOUR, TINY
 
 ROOT = Path(__file__).parents[2]
@@ -53,5 +54,4 @@ def test_ctrl_c_saves_and_exits_130(told: dict[str, Any]) -> None:
 
 
 def test_every_family_is_in_the_campaigns() -> None:
-    families = {path.stem for path in (ROOT / "src" / "atelier" / "models").glob("[!_]*.py")} - {"base"}
-    assert families == set(TINY)
+    assert families() == set(TINY)

@@ -23,6 +23,7 @@ from atelier.core.batch import Batch
 from atelier.core.ranges import PositiveInt, Probability
 from atelier.core.ranks import many
 from atelier.data.base import DataModule
+from atelier.models.base import Model
 
 
 class EMA(Callback):
@@ -35,6 +36,7 @@ class EMA(Callback):
     def __init__(self, half_lives: list[PositiveInt], ramp: Probability, clock: Clock) -> None:
         self.half_lives, self.ramp, self.clock = half_lives, ramp, clock
         self.nets: dict[str, dict[str, nn.Module]] = {}  # half-life -> name -> net
+        self.frozen: dict[str, set[str]] = {}  # name of a net -> names of weights in it that are never trained
         self.updated_at = 0
         self.settled = False  # whether the averages' batch norms hold their own statistics
         self.data: DataModule | None = None  # of the run, from its start
@@ -43,16 +45,21 @@ class EMA(Callback):
     def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.nets = {str(h): average_of(model) for h in self.half_lives}
+            self.frozen = {name: _frozen(model, name) for name in model.averaged}
+            model.averages = next(iter(self.nets.values()), {})
 
     def state_dict(self) -> dict:
-        nets = {h: {name: net.state_dict() for name, net in nets.items()} for h, nets in self.nets.items()}
+        nets = {h: {name: self._state(name, net) for name, net in nets.items()} for h, nets in self.nets.items()}
         return {"nets": nets, "updated_at": self.updated_at}
+
+    def _state(self, name: str, net: nn.Module) -> dict[str, Tensor]:
+        return {key: value for key, value in net.state_dict().items() if key not in self.frozen[name]}
 
     def load_state_dict(self, state: dict) -> None:
         self.updated_at, self.settled = state["updated_at"], False
         for half_life, nets in self.nets.items():
             for name, net in nets.items():
-                net.load_state_dict(state["nets"][half_life][name])
+                _load(net, state["nets"][half_life][name], self.frozen[name])
 
     def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
         self.data = trainer.datamodule
@@ -62,7 +69,7 @@ class EMA(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, model: LightningModule, optimizer: Optimizer) -> None:
         """A generator step is the step of the optimizer that owns the first averaged net."""
-        owned = next(getattr(model, model.averaged[0]).parameters())
+        owned = next(iter(model.trained(model.averaged[0]).values()))
         if any(owned is p for group in optimizer.param_groups for p in group["params"]):
             self._stepped = True
 
@@ -82,8 +89,10 @@ class EMA(Callback):
             gain = 1 - 0.5 ** ((now - self.updated_at) / length)
             for name, net in nets.items():
                 raw = getattr(model, name)
-                if averages := list(net.parameters()):  # a net may have none to average
-                    torch._foreach_lerp_(averages, list(raw.parameters()), gain)
+                pairs = zip(net.parameters(), raw.parameters(), strict=True)
+                if moving := [(average, weight) for average, weight in pairs if average is not weight]:
+                    averages, weights = zip(*moving, strict=True)
+                    torch._foreach_lerp_(averages, weights, gain)
                 for average, buffer in zip(net.buffers(), raw.buffers(), strict=True):
                     average.copy_(buffer)
         self.updated_at, self.settled = now, False
@@ -115,9 +124,12 @@ class EMA(Callback):
             yield
 
 
-def average_of(model: LightningModule) -> dict[str, nn.Module]:
-    """A copy of each net under average, without gradients."""
-    return {name: copy.deepcopy(getattr(model, name)).requires_grad_(False) for name in model.averaged}
+def average_of(model: Model) -> dict[str, nn.Module]:
+    """A copy of each net under average, in eval mode and without gradients; weights that are not trained are shared."""
+    trained = {id(weight) for name in model.averaged for weight in model.trained(name).values()}
+    nets = {name: getattr(model, name) for name in model.averaged}
+    shared = {id(p): p for net in nets.values() for p in net.parameters() if id(p) not in trained}
+    return {name: copy.deepcopy(net, dict(shared)).eval().requires_grad_(False) for name, net in nets.items()}
 
 
 @contextmanager
@@ -139,7 +151,18 @@ def swap(model: nn.Module, nets: dict[str, nn.Module]) -> None:
             a.data, b.data = b.data, a.data
 
 
-def copy_average(model: nn.Module, nets: dict[str, dict[str, Tensor]]) -> None:
+def copy_average(model: Model, nets: dict[str, dict[str, Tensor]]) -> None:
     """Load saved averages (name -> state dict) into the model's nets."""
     for name, state in nets.items():
-        getattr(model, name).load_state_dict(state)
+        _load(getattr(model, name), state, _frozen(model, name))
+
+
+def _frozen(model: Model, name: str) -> set[str]:
+    trained = model.trained(name)
+    return {key for key, _ in getattr(model, name).named_parameters() if f"{name}.{key}" not in trained}
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], frozen: set[str]) -> None:
+    """Load the average of a net, in which weights that are never trained are not saved."""
+    held = {key: value for key, value in net.state_dict().items() if key in frozen}
+    net.load_state_dict(held | state)

@@ -21,6 +21,7 @@ TARGETS = {  # a `_target_`, or with a dot at the end the beginning of one
     "atelier.loggers.": "atelier.runs.loggers.",
     "atelier.callbacks.judging.": "atelier.evaluation.evaluator.",
     "atelier.nets.conditioning.Condition": "atelier.nets.conditioning.ConditionEmbedder",
+    "atelier.models.progan.StyleGAN": "atelier.models.stylegan.StyleGAN",
 }
 TARGET = {"eps": "targets.Epsilon", "x0": "targets.X0", "v": "targets.Velocity", "flow": "targets.VectorField"}
 LOGIT_NORMAL = {"mean": 0.0, "deviation": 1.0, "mean_end": None, "mean_images": 1}

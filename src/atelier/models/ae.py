@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from atelier.core.batch import Batch
@@ -44,7 +43,7 @@ class AE(Autoencoder):
         super().__init__()
         if math.prod(net.latent_shape) >= math.prod(net.image_shape):
             problem = f"latents {net.latent_shape} are no smaller than images {net.image_shape}"
-            raise UserError("model.net.latent_channels", net.latent_shape[0], problem, "model.net.latent_channels=4")
+            raise UserError(".net.latent_channels", net.latent_shape[0], problem, ".net.latent_channels=4")
         self.net, self.likelihood, self.optimizer, self.grad_clip = net, likelihood, optimizer, grad_clip
         self.moments = Moments(net.latent_shape)
 
@@ -57,9 +56,6 @@ class AE(Autoencoder):
         loss = nll / x[0].numel()
         self.report("loss", loss)
         return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer([p for p in self.parameters() if p.requires_grad])
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))

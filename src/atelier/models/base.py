@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -14,77 +14,100 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from atelier.core.batch import Batch
+from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
-from atelier.losses.regularizers import gradient_penalty
 
 Cond = dict[str, Tensor]
 
 
-@contextmanager
-def at_rest(*nets: nn.Module) -> Iterator[None]:
-    """Gradients go through these nets and none are kept for their weights: where another player learns from them."""
-    for net in nets:
-        net.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for net in nets:
-            net.requires_grad_(True)
+class Model(LightningModule, ABC):
+    """Whatever is trained here; what also makes images is a `Generator`.
 
-
-def sampling(model: Generator) -> AbstractContextManager:
-    """What `sample` is called under: no gradients of anything around it.
-
-    That is inference mode, or `no_grad` for a model that `needs_grad`, which may enable them inside.
-    """
-    return torch.no_grad() if model.needs_grad else torch.inference_mode()
-
-
-class Generator(LightningModule, ABC):
-    """Makes images.
-
-    `training_step` is the family. Everything else that the entry points and callbacks ask is here:
-    `needs` (Batch fields it trains on beside image), `cases` (names judged one by one), `real_fields` (case -> Batch
-    field of the true images that its samples are judged against), `averaged` (attribute names
-    of the nets under EMA), `strategy` (arguments of DDPStrategy), `grad_clip` (global norm, None = off), `limits`
-    (reported name -> size beyond which training has diverged and is stopped), `twice` (whether training goes backward
-    through a gradient of an averaged net, which no compiled net can), `needs_grad` (whether `sample` enables
-    gradients, as one does that descends an energy or is guided by a classifier).
+    `training_step` is the family. Everything else that entry points and callbacks ask of it is here: `needs` (Batch
+    fields it trains on beside image), `averaged` (attribute names of the nets under EMA), `strategy` (arguments of
+    DDPStrategy), `limits` (reported name -> size beyond which training has diverged and is stopped), `twice` (whether
+    training goes backward through a gradient of an averaged net, which no compiled net can), `grad_clip` (global norm,
+    None = off), `optimizer` (parameters -> optimizer).
     """
 
     needs: frozenset[str] = frozenset()
-    cases: ClassVar[tuple[str, ...]] = ("",)
-    real_fields: ClassVar[dict[str, str]] = {"": "image"}
     averaged: ClassVar[tuple[str, ...]]
     strategy: ClassVar[dict[str, bool]] = {}
     limits: ClassVar[dict[str, float]] = {}
     twice: ClassVar[bool] = False
-    needs_grad: ClassVar[bool] = False
     grad_clip: float | None = None
+    optimizer: Callable
     images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
 
     def __init__(self) -> None:
         super().__init__()
         self.reported: dict[str, Tensor] = {}
+        self.averages: dict[str, nn.Module] = {}  # the EMA's, of the first half-life; in a dict they are no submodules
+
+    def average(self, name: str) -> nn.Module:
+        """The average of a net, as it was after the last batch: in eval mode, its weights without gradients.
+
+        Raises:
+            UserError: the run keeps no averages.
+        """
+        if name not in self.averages:
+            problem = f"{type(self).__name__} learns from an average of its own weights"
+            raise UserError("callbacks.ema.half_lives", [], problem, "callbacks.ema.half_lives=[2000]")
+        return self.averages[name]
+
+    def trained(self, *parts: str) -> dict[str, nn.Parameter]:
+        """Name in the state dict -> weight that training changes: one that takes gradients.
+
+        These alone are optimised, averaged and saved a second time with the averages.
+
+        Args:
+            parts: attribute names of the nets to look in, in this order; none: the whole model.
+        """
+        nets = {name: getattr(self, name) for name in parts} or {"": self}
+        named = (pair for name, net in nets.items() for pair in net.named_parameters(prefix=name))
+        return {name: weight for name, weight in named if weight.requires_grad}
+
+    def configure_optimizers(self) -> Optimizer | list[Optimizer]:
+        return self.optimizer(list(self.trained().values()))
 
     def report(self, name: str, value: Tensor) -> None:
         """Log a scalar of this batch under `train/<name>`."""
         self.reported[name] = value.detach()
 
-    def report_game(self, loss: Tensor, real: Tensor, fake: Tensor) -> None:
-        """Log a discriminator's loss, and the mean of what it says of real and of generated images."""
-        self.report("discriminator", loss)
-        self.report("real_logit", real.mean())
-        self.report("fake_logit", fake.mean())
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.grad_clip is not None:
+            self.clip(optimizer)
 
-    def zero_centred(self, name: str, gamma: float, logits: Tensor, x: Tensor) -> Tensor:
-        """gamma / 2 times the penalty of `gradient_penalty`, which is logged as `name`; 0 and not logged at gamma 0."""
-        if gamma == 0:
-            return logits.new_zeros(())
-        penalty = gradient_penalty(logits, x)
-        self.report(name, penalty)
-        return gamma / 2 * penalty
+    def clip(self, optimizer: Optimizer) -> Tensor:
+        """Bring the global norm of this optimizer's gradients, which are not scaled here, down to `grad_clip`.
+
+        Returns:
+            The norm that they had, a scalar.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.grad_clip is not None:
+            clip_grads_with_norm_(parameters, self.grad_clip, norm)
+        return norm
+
+    def validation_step(self, batch: Batch) -> None:
+        """Opens Lightning's validation loop; the evaluation callback does the work."""
+
+
+class Generator(Model):
+    """Makes images.
+
+    `cases` (names judged one by one), `real_fields` (case -> Batch field of the true images that its samples are judged
+    against), `needs_grad` (whether `sample` enables gradients, as one does that descends an energy or is guided by a
+    classifier).
+    """
+
+    cases: ClassVar[tuple[str, ...]] = ("",)
+    real_fields: ClassVar[dict[str, str]] = {"": "image"}
+    needs_grad: ClassVar[bool] = False
 
     def condition(self, batch: Batch, case: str) -> Cond:
         """What `sample` is told of each image of the batch."""
@@ -106,53 +129,16 @@ class Generator(LightningModule, ABC):
         """What of the model a printed number depends on (sampler, NFE, guidance)."""
         return {}
 
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if self.grad_clip is not None:
-            self.clip(optimizer)
 
-    def clip(self, optimizer: Optimizer) -> Tensor:
-        """Bring the global norm of this optimizer's gradients, which are not scaled here, down to `grad_clip`.
+def sampling(model: Generator) -> AbstractContextManager:
+    """What `sample` is called under: no gradients of anything around it.
 
-        Returns:
-            The norm that they had, a scalar.
-        """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.grad_clip is not None:
-            clip_grads_with_norm_(parameters, self.grad_clip, norm)
-        return norm
-
-    def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
-        """One step of this optimizer down this loss, by hand, for families with more than one player."""
-        optimizer.zero_grad()
-        self.descend(loss)
-        self.take(optimizer, name)
-
-    def descend(self, loss: Tensor) -> None:
-        """Gradients of a loss, each in the precision of what it is the gradient of.
-
-        Autocast is off: of a penalty, whose backward pass multiplies anew, it would make bf16 of float32.
-        """
-        with torch.autocast(self.device.type, enabled=False):
-            self.manual_backward(loss)
-
-    def take(self, optimizer: Optimizer, name: str) -> None:
-        """A step down the gradients that are there; their norm before they are clipped is `<name>_gradient`."""
-        self._stepping = name
-        optimizer.step()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clipping for those who step by hand, where gradients are no longer scaled."""
-        if not self.automatic_optimization:
-            self.report(f"{self._stepping}_gradient", self.clip(optimizer))
-
-    def validation_step(self, batch: Batch) -> None:
-        """Opens Lightning's validation loop; the evaluation callback does the work."""
+    That is inference mode, or `no_grad` for a model that `needs_grad`, which may enable them inside.
+    """
+    return torch.no_grad() if model.needs_grad else torch.inference_mode()
 
 
-class Latent(Generator, ABC):
+class Latent(Generator):
     """Makes images from a latent: `sample` is render(draw())."""
 
     @abstractmethod
@@ -212,7 +198,7 @@ class Discrete(Autoencoder):
         """Codes (B, h, w) int64 in [0, n_codes) of images (B, C, H, W)."""
 
 
-class Translator(Generator, ABC):
+class Translator(Generator):
     """Makes an image of an image, its source, which the condition holds under the name of a Batch field.
 
     `source_fields` and `answer_fields` (case -> Batch field of the source, and of what it should become, which a batch
@@ -247,3 +233,17 @@ class Likelihood(ABC):
             x: (B, C, H, W) in [-1, 1], on the 256 levels of `pixels.to_float`.
             cond: what `sample` would be told of each.
         """
+
+
+def takes(part: object, kind: type, key: str, owner: type) -> None:
+    """Raises UserError where the part that a family was given as `key` (`.generator`) is of another kind than its own.
+
+    Args:
+        part: what was given.
+        kind: class of what the family takes.
+        key: of the argument, relative to the family.
+        owner: class of the family.
+    """
+    if not isinstance(part, kind):
+        fix = f"{key}._target_={kind.__module__}.{kind.__name__}"
+        raise UserError(f"{key}._target_", type(part).__name__, f"{owner.__name__} takes a {kind.__name__}", fix)

@@ -8,19 +8,19 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from atelier.core.batch import Batch
 from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.contrastive import patch_nce
-from atelier.models.base import Cond, Translator, at_rest
+from atelier.models.base import Cond, Translator
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.resnet_translator import ResNetTranslator, check_divides
 
 
-class CUT(Translator):
+class CUT(TwoPlayers, Translator):
     """The result must look like the other domain, and each patch of it more like the source there than elsewhere
 
     (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 1 to 3 and 5). There is no way
@@ -51,8 +51,7 @@ class CUT(Translator):
     needs = frozenset({"image_a", "image_b"})
     alike = True
     averaged = ("generator",)
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    players = ("generator", "heads"), ("discriminator",)
     source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}
     real_fields: ClassVar[dict[str, str]] = {"a2b": "image_b", "b2a": "image_a"}
     answer_fields: ClassVar[dict[str, str]] = {"a2b": "answer_a", "b2a": "answer_b"}
@@ -73,17 +72,14 @@ class CUT(Translator):
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
+        self.generator, self.discriminator = generator, discriminator
         self.heads = nn.ModuleList(_head(n, patch_dim) for n in generator.looked_at.values())
         self.cases, self.multiple = (direction,), generator.multiple
         check_divides(discriminator.image_size, self.multiple)
         self.adversarial_weight, self.patch_weight = adversarial_weight, patch_weight
         self.identity_weight = identity_weight
         self.n_patches, self.temperature = n_patches, temperature
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
-        self.grad_clip = grad_clip
 
     def training_step(self, batch: Batch) -> None:
         ours, theirs = self.optimizers()
@@ -102,7 +98,7 @@ class CUT(Translator):
     def _generator_loss(self, source: Tensor, real: Tensor, fake: Tensor) -> Tensor:
         """Eq. 5."""
         with at_rest(self.discriminator):
-            real_logits = self.discriminator(real) if self.loss.compares else None
+            real_logits = self.compared(self.discriminator, real)
             adversarial = self.loss.generator(real_logits, self.discriminator(fake))
         self.report("generator", adversarial)
         loss = self.adversarial_weight * adversarial
@@ -127,10 +123,6 @@ class CUT(Translator):
             query, key = (_vectors(head, x.flatten(2)[:, :, places]) for x in (ours, theirs))
             losses.append(patch_nce(query, key.detach(), self.temperature))
         return torch.stack(losses).mean()
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        ours = [p for net in (self.generator, self.heads) for p in net.parameters()]
-        return [self.generator_optimizer(ours), self.discriminator_optimizer(self.discriminator.parameters())]
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         (source,) = cond.values()

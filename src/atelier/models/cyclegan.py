@@ -13,13 +13,14 @@ from atelier.core.batch import Batch
 from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
-from atelier.models.base import Cond, Translator, at_rest
+from atelier.models.base import Cond, Translator
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pool import ImagePool
 from atelier.nets.resnet_translator import ResNetTranslator, check_divides
 
 
-class CycleGAN(Translator):
+class CycleGAN(TwoPlayers, Translator):
     """Each batch is a step of both generators, then one of both discriminators, who see generated images of the past.
 
     Args:
@@ -45,8 +46,7 @@ class CycleGAN(Translator):
     answer_fields: ClassVar[dict[str, str]] = {"a2b": "answer_a", "b2a": "answer_b"}
     alike = True
     averaged = ("generator_a2b", "generator_b2a")
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    players = ("generator_a2b", "generator_b2a"), ("discriminator_a", "discriminator_b")
 
     def __init__(
         self,
@@ -65,15 +65,12 @@ class CycleGAN(Translator):
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
         self.generator_a2b, self.generator_b2a = generator_a2b, generator_b2a
         self.discriminator_a, self.discriminator_b = discriminator_a, discriminator_b
-        self.pool_a, self.pool_b, self.loss = pool_a, pool_b, loss
+        self.pool_a, self.pool_b = pool_a, pool_b
         self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight
         self.identity_weight, self.identity_every = identity_weight, identity_every
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
-        self.grad_clip = grad_clip
         self.multiple = max(generator_a2b.multiple, generator_b2a.multiple)
         check_divides(pool_a.images.shape[-1], self.multiple)
 
@@ -103,7 +100,7 @@ class CycleGAN(Translator):
         return fake_a, fake_b
 
     def _fooled(self, discriminator: PatchDiscriminator, real: Tensor, fake: Tensor) -> Tensor:
-        return self.loss.generator(discriminator(real) if self.loss.compares else None, discriminator(fake))
+        return self.loss.generator(self.compared(discriminator, real), discriminator(fake))
 
     def _discriminator_step(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor, optimizer: Optimizer) -> None:
         pairs = (self.discriminator_a, a, fake_a), (self.discriminator_b, b, fake_b)
@@ -111,11 +108,6 @@ class CycleGAN(Translator):
         loss = torch.stack([self.loss.discriminator(real, fake) for real, fake in logits]).sum()
         self.report_game(loss, *(torch.stack(side) for side in zip(*logits, strict=True)))
         self.step(optimizer, loss, "discriminator")
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        pairs = [self.generator_a2b, self.generator_b2a], [self.discriminator_a, self.discriminator_b]
-        ours, theirs = ([p for net in nets for p in net.parameters()] for nets in pairs)
-        return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs)]
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         if "image_a" in cond:

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
@@ -22,7 +21,8 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.kl import kl_to_standard_normal
 from atelier.losses.perceptual import LPIPS, Pyramid
-from atelier.models.base import Autoencoder, Cond, Discrete
+from atelier.models.base import Autoencoder, Cond, Discrete, takes
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.codec import Moments
 from atelier.nets.patch import PatchDiscriminator
@@ -31,7 +31,7 @@ from atelier.nets.vqgan import VQGANNet
 HINGE = Hinge()
 
 
-class _FirstStage(Autoencoder):
+class _FirstStage(TwoPlayers, Autoencoder):
     """What the two members share: all but the bottleneck.
 
     Losses are means over the C H W values of an image: |x - x'| + perceptual + penalty + adversarial. Those of Esser et
@@ -60,8 +60,8 @@ class _FirstStage(Autoencoder):
     """
 
     averaged = ("net",)
-    strategy = {"find_unused_parameters": True}
-    takes: ClassVar[type]
+    players = ("net",), ("discriminator",)
+    kind: ClassVar[type]  # of net
 
     def __init__(
         self,
@@ -77,21 +77,15 @@ class _FirstStage(Autoencoder):
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
-        super().__init__()
-        if not isinstance(net, self.takes):
-            problem = f"{type(self).__name__} has another bottleneck"
-            fix = f"model.net._target_={self.takes.__module__}.{self.takes.__name__}"
-            raise UserError("model.net._target_", type(net).__name__, problem, fix)
+        super().__init__(HINGE, generator_optimizer, discriminator_optimizer, grad_clip)
+        takes(net, self.kind, ".net", type(self))
         if listen_from < discriminator_from:
             problem = f"the discriminator learns from {discriminator_from} images on"
-            raise UserError("model.listen_from", listen_from, problem, f"model.discriminator_from={listen_from}")
-        self.automatic_optimization = False
+            raise UserError(".listen_from", listen_from, problem, f".discriminator_from={listen_from}")
         self.net, self.discriminator, self.perceptual = net, discriminator, perceptual
         self.perceptual_weight, self.penalty_weight = perceptual_weight, penalty_weight
         self.discriminator_weight = discriminator_weight
         self.discriminator_from, self.listen_from = discriminator_from, listen_from
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
-        self.grad_clip = grad_clip
         self.moments = Moments((net.latent_shape[0], 1, 1))
 
     def training_step(self, batch: Batch) -> None:
@@ -124,7 +118,8 @@ class _FirstStage(Autoencoder):
 
     def _adversarial(self, reconstruction: Tensor, back: Tensor) -> Tensor:
         """The generator's hinge loss, its gradient as long as the reconstruction's times `discriminator_weight`."""
-        heard = HINGE.generator(None, self.discriminator(back))
+        with at_rest(self.discriminator):
+            heard = self.loss.generator(None, self.discriminator(back))
         weight = adaptive_weight(reconstruction, heard, self.net.decoder.last_weight)
         self.report("generator", heard)
         self.report("adaptive_weight", weight)
@@ -133,13 +128,9 @@ class _FirstStage(Autoencoder):
     def _judged(self, x: Tensor, back: Tensor) -> Tensor:
         """The discriminator's hinge loss."""
         real, fake = self.discriminator(x), self.discriminator(back)
-        loss = HINGE.discriminator(real, fake)
+        loss = self.loss.discriminator(real, fake)
         self.report_game(loss, real, fake)
         return loss
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        theirs = self.discriminator_optimizer(self.discriminator.parameters())
-        return [self.generator_optimizer(self.net.parameters()), theirs]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))
@@ -159,7 +150,7 @@ class _FirstStage(Autoencoder):
 class AutoencoderKL(_FirstStage):
     """The latent is a Gaussian, held a little towards the standard normal (Rombach et al. 2022, KL-reg)."""
 
-    takes = KLNet
+    kind = KLNet
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A draw of the posterior costs its KL: summed over latents, mean over the batch, per pixel value of x."""
@@ -173,7 +164,7 @@ class AutoencoderKL(_FirstStage):
 class VQGAN(_FirstStage, Discrete):
     """The latent is a map of codebook entries (Esser et al. 2021, VQGAN; Rombach et al. 2022, VQ-reg)."""
 
-    takes = VQGANNet
+    kind = VQGANNet
     strategy = {"find_unused_parameters": True, "broadcast_buffers": False}  # every rank computes the same codebook
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

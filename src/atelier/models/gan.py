@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,13 @@ from atelier.core.precision import float32
 from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
-from atelier.losses.regularizers import lipschitz
-from atelier.models.base import Cond, Latent, at_rest
+from atelier.models.base import Cond, Latent
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 
 
-class GAN(Latent):
+class GAN(TwoPlayers, Latent):
     """Two nets, two optimizers, stepped by hand: each batch is a discriminator step, each n_critic-th a generator step.
 
     Penalties on the discriminator's gradient are computed at every `penalty_every`-th batch and weighted up by as much:
@@ -52,8 +51,7 @@ class GAN(Latent):
     """
 
     averaged = ("generator", "generator_embedder")
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")
 
     def __init__(
         self,
@@ -74,24 +72,21 @@ class GAN(Latent):
         grad_clip: PositiveFloat | None,
         codes: list[PositiveInt] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip, augment)
         self.penalised = max(r1_gamma, r2_gamma, lipschitz_weight) > 0
         if self.penalised and not discriminator.alone:
             problem = "with batch norm a gradient is not of one image"
-            raise UserError("model.discriminator.norm", "batch", problem, "model.discriminator.norm=none")
-        self.automatic_optimization = False
+            raise UserError(".discriminator.norm", "batch", problem, ".discriminator.norm=none")
         self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
-        self.loss, self.augment = loss, augment
         self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
         self.penalty_every, self.classifier_weight, self.n_critic = penalty_every, classifier_weight, n_critic
+        self.lazy_every = 0, penalty_every if self.penalised else 0
         self.codes = codes or []
         if sum(self.codes) > generator.noise_dim:
             problem = f"their one-hot vectors are longer than the noise of {generator.noise_dim}"
-            raise UserError("model.codes", codes, problem, f"model.generator.noise_dim={sum(self.codes)}")
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
-        self.grad_clip = grad_clip
+            raise UserError(".codes", codes, problem, f".generator.noise_dim={sum(self.codes)}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
@@ -109,9 +104,6 @@ class GAN(Latent):
             fake_logits, fake_classes = self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_game(loss, real_logits, fake_logits)
-        if self.augment is not None:
-            for name, value in self.augment.observe(real_logits.detach()).items():
-                self.report(name, value)
         if real_classes is not None:
             loss = loss + self._classified(torch.cat([real_classes, fake_classes]), batch["label"].repeat(2))
         if penalise:
@@ -130,19 +122,20 @@ class GAN(Latent):
         """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
         loss = self.zero_centred("r1", self.r1_gamma, real_logits, real)
         loss = loss + self.zero_centred("r2", self.r2_gamma, fake_logits, fake)
-        if self.lipschitz_weight > 0:
-            length = lipschitz(lambda x: self.discriminator(x, known)[0], real.detach(), fake.detach())
-            self.report("lipschitz", length)
-            loss = loss + self.lipschitz_weight * length
-        return loss
+        judge = self._judge(known)
+        return loss + self.one_centred(self.lipschitz_weight, judge, real.detach(), fake.detach())
+
+    def _judge(self, known: Tensor) -> Callable[[Tensor], Tensor]:
+        """Images of this condition to logits."""
+        return lambda x: self.discriminator(x, known)[0]
 
     def _generator_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
         known = self.discriminator_embedder.vector(cond, n).detach()
-        fake = self._augmented(self._fake(cond, n))
+        fake = self.seen(self._fake(cond, n))
         with at_rest(self.discriminator):
             fake_logits, classes = self.discriminator(fake, known)
-            real_logits = self.discriminator(self._augmented(batch["image"]), known)[0] if self.loss.compares else None
+            real_logits = self.compared(self._judge(known), batch["image"])
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
         if classes is not None:
@@ -162,12 +155,9 @@ class GAN(Latent):
         """
         cond, n = self.condition(batch, ""), len(batch["image"])
         with torch.no_grad():
-            real, fake = self._augmented(batch["image"]), self._augmented(self._fake(cond, n))
+            real, fake = self.seen(batch["image"]), self.seen(self._fake(cond, n))
         known = self.discriminator_embedder.vector(cond, n).float()
         return real.requires_grad_(penalise), fake.requires_grad_(penalise), known
-
-    def _augmented(self, x: Tensor) -> Tensor:
-        return x if self.augment is None else self.augment(x)
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = self._coded(torch.randn(n, self.generator.noise_dim, device=self.device))
@@ -178,12 +168,6 @@ class GAN(Latent):
         *groups, rest = z.split([*self.codes, z.shape[1] - sum(self.codes)], dim=1)
         hot = [F.one_hot(group.argmax(1), group.shape[1]) * math.sqrt(group.shape[1]) for group in groups]
         return torch.cat([*hot, rest], dim=1)
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        players = [self.generator, self.generator_embedder], [self.discriminator, self.discriminator_embedder]
-        ours, theirs = ([p for net in nets for p in net.parameters()] for nets in players)
-        lazy = self.penalty_every if self.penalised else 0
-        return [self.generator_optimizer(ours), self.discriminator_optimizer(theirs, lazy_every=lazy)]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return self._coded(rngs.randn(self.generator.noise_dim, device=self.device))

@@ -74,9 +74,6 @@ class LDM(Generator):
         self.report("loss", loss)
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer([*self.net.parameters(), *self.embedder.parameters()])
-
     def sample(
         self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
     ) -> Tensor:

@@ -74,9 +74,6 @@ class NormalizingFlow(Latent, Likelihood):
         with float32(x.device):
             return self._nats(x, cond, rngs.rand(*x.shape[1:], device=x.device)).float()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer([*self.net.parameters(), *self.embedder.parameters()])
-
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(sum(self.net.sizes), device=self.device)
 

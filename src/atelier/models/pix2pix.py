@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat, PositiveFloat
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
-from atelier.models.base import Cond, Translator, at_rest
+from atelier.models.base import Cond, Translator
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pix2pix import UNetTranslator
 
 
-class Pix2Pix(Translator):
+class Pix2Pix(TwoPlayers, Translator):
     """An image from its source, near the true one and not to be told from it beside the source
 
     (Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, eq. 1 to 4).
@@ -41,8 +40,6 @@ class Pix2Pix(Translator):
 
     needs = frozenset({"source"})
     averaged = ("generator",)
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
 
     def __init__(
         self,
@@ -54,16 +51,13 @@ class Pix2Pix(Translator):
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
-        super().__init__()
+        super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
         both, takes = generator.in_channels + generator.image_channels, discriminator.layers[0].in_channels
         if takes != both:
-            key, problem = "model.discriminator.in_channels", f"source and image have {both} channels"
+            key, problem = ".discriminator.in_channels", f"source and image have {both} channels"
             raise UserError(key, takes, problem, f"{key}={both}")
-        self.automatic_optimization = False
-        self.generator, self.discriminator, self.loss = generator, discriminator, loss
-        self.multiple = generator.multiple
-        self.l1_weight, self.grad_clip = l1_weight, grad_clip
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.generator, self.discriminator = generator, discriminator
+        self.multiple, self.l1_weight = generator.multiple, l1_weight
 
     def training_step(self, batch: Batch) -> None:
         ours, theirs = self.optimizers()
@@ -86,7 +80,7 @@ class Pix2Pix(Translator):
     def _generator_loss(self, source: Tensor, image: Tensor, made: Tensor) -> Tensor:
         with at_rest(self.discriminator):
             fake = self._logits(source, made)
-            real = self._logits(source, image) if self.loss.compares else None
+            real = self.compared(partial(self._logits, source), image)
         adversarial, l1 = self.loss.generator(real, fake), (made - image).abs().mean()
         self.report("generator", adversarial)
         self.report("l1", l1)
@@ -94,10 +88,6 @@ class Pix2Pix(Translator):
 
     def _logits(self, source: Tensor, image: Tensor) -> Tensor:
         return self.discriminator(torch.cat([source, image], dim=1))
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        theirs = self.discriminator_optimizer(self.discriminator.parameters())
-        return [self.generator_optimizer(self.generator.parameters()), theirs]
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self._made(cond["source"], partial(rngs.rand, device=self.device))

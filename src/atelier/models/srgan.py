@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
@@ -15,13 +14,14 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
-from atelier.models.base import Cond, Translator, at_rest
+from atelier.models.base import Cond, Translator
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.esrgan import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
 from atelier.nets.stages import Upscaler, keeps
 
 
-class SRGAN(Translator):
+class SRGAN(TwoPlayers, Translator):
     """Enlarges `source` to `image`, by two players or, without a discriminator, by the net alone (SRResNet, RRDBNet).
 
     The net's loss is pixel_weight * pixel + perceptual_weight * content + adversarial_weight * adversarial, each a mean
@@ -49,8 +49,7 @@ class SRGAN(Translator):
 
     needs = frozenset({"source"})
     averaged = ("net",)  # the name under which a run hands its net to the run that stands on it
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    players = ("net",), ("discriminator",)
 
     def __init__(
         self,
@@ -69,24 +68,21 @@ class SRGAN(Translator):
         r1_gamma: NonNegFloat = 0.0,
         r2_gamma: NonNegFloat = 0.0,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
         self.net = _one(net, first_stage)
         self.enlarges, self.reach = self.net.factor, self.net.reach
         _complete({"discriminator": discriminator, "loss": loss, "discriminator_optimizer": discriminator_optimizer})
         weights = {"adversarial_weight": adversarial_weight, "r1_gamma": r1_gamma, "r2_gamma": r2_gamma}
         for name, weight in weights.items():
             if discriminator is None and weight > 0:
-                raise UserError(f"model.{name}", weight, "there is no discriminator", f"model.{name}=0")
+                raise UserError(f".{name}", weight, "there is no discriminator", f".{name}=0")
         self.penalised = max(r1_gamma, r2_gamma) > 0
         if self.penalised and not discriminator.alone:
             problem = "with batch norm a gradient is not of one image, as penalties want"
-            raise UserError("model.discriminator.batch_norm", True, problem, "model.discriminator.batch_norm=false")
-        self.discriminator, self.loss, self.perceptual, self.pixel = discriminator, loss, perceptual, pixel
+            raise UserError(".discriminator.batch_norm", True, problem, ".discriminator.batch_norm=false")
+        self.discriminator, self.perceptual, self.pixel = discriminator, perceptual, pixel
         self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
         self.adversarial_weight, self.r1_gamma, self.r2_gamma = adversarial_weight, r1_gamma, r2_gamma
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
-        self.grad_clip = grad_clip
 
     def training_step(self, batch: Batch) -> None:
         x = batch["image"]
@@ -105,9 +101,9 @@ class SRGAN(Translator):
     def _source(self, batch: Batch) -> Tensor:
         source, size = batch["source"], batch["image"].shape[-1]
         if source.shape[-1] * self.enlarges != size:
-            told = f"sources of {source.shape[-1]} px are to become {size} px"
+            problem = f"a net of factor {self.enlarges} does not make them of sources of {source.shape[-1]} px"
             fix = "a net and sources of one factor, data.image_size a multiple of it"
-            raise UserError("model.net.factor", self.enlarges, told, fix)
+            raise UserError("data.image_size", size, problem, fix)
         return source
 
     def _content(self, x: Tensor, made: Tensor) -> Tensor:
@@ -123,7 +119,7 @@ class SRGAN(Translator):
 
     def _adversarial(self, x: Tensor, made: Tensor) -> Tensor:
         with at_rest(self.discriminator):
-            real = self.discriminator(x) if self.loss.compares else None
+            real = self.compared(self.discriminator, x)
             heard = self.loss.generator(real, self.discriminator(made))
         self.report("generator", heard)
         return heard
@@ -137,12 +133,6 @@ class SRGAN(Translator):
         loss = loss + self.zero_centred("r1", self.r1_gamma, real, x)
         return loss + self.zero_centred("r2", self.r2_gamma, fake, made)
 
-    def configure_optimizers(self) -> list[Optimizer]:
-        ours = self.generator_optimizer(self.net.parameters())
-        if self.discriminator is None:
-            return [ours]
-        return [ours, self.discriminator_optimizer(self.discriminator.parameters())]
-
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         """Images (n, C, factor H, factor W) of sources (n, C, H, W) of any size; there is no noise in them."""
         return self.net(cond["source"])
@@ -152,13 +142,13 @@ def _one(net: SRResNet | RRDBNet | None, first_stage: Upscaler | None) -> Upscal
     if (net is None) == (first_stage is None):
         problem = "there is no net" if net is None else "the first stage has the net already"
         raise UserError(
-            "model.net",
+            ".net",
             net and type(net).__name__,
             problem,
             "model=srresnet or rrdbnet, or model=srgan or esrgan as it is",
         )
     if net is None:
-        keeps(first_stage, Upscaler, "model.first_stage")
+        keeps(first_stage, Upscaler, ".first_stage")
     return first_stage if net is None else net
 
 
@@ -167,4 +157,4 @@ def _complete(player: dict[str, object]) -> None:
     absent = [name for name, part in player.items() if part is None]
     if 0 < len(absent) < len(player):
         fix = "model=srresnet or rrdbnet, which have no discriminator, or model=srgan or esrgan as it is"
-        raise UserError(f"model.{absent[0]}", None, f"it goes with model.{min(player.keys() - absent)}", fix)
+        raise UserError(f".{absent[0]}", None, f"it goes with {min(player.keys() - absent)}", fix)

@@ -8,19 +8,18 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
 
 from atelier.core.batch import Batch
 from atelier.core.precision import float32
 from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
-from atelier.losses.regularizers import lipschitz
-from atelier.models.base import Cond, Translator, at_rest
+from atelier.models.base import Cond, Translator
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.stargan import StarDiscriminator, StarGenerator
 
 
-class StarGAN(Translator):
+class StarGAN(TwoPlayers, Translator):
     """An image with other attributes, which a discriminator must find in it and which can be taken back
 
     (Choi et al. 2018, StarGAN: Unified Generative Adversarial Networks for Multi-Domain Image-to-Image Translation,
@@ -49,8 +48,6 @@ class StarGAN(Translator):
 
     needs = frozenset({"attributes", "target"})
     averaged = ("generator",)
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
     source_fields: ClassVar[dict[str, str]] = {"": "image"}
     answer_fields: ClassVar[dict[str, str]] = {"": "answer"}
     alike = True
@@ -72,14 +69,12 @@ class StarGAN(Translator):
         grad_clip: PositiveFloat | None,
         exclusive: bool = False,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
+        self.generator, self.discriminator = generator, discriminator
         self.lipschitz_weight, self.r1_gamma = lipschitz_weight, r1_gamma
         self.classifier_weight, self.reconstruction_weight = classifier_weight, reconstruction_weight
         self.exclusive = exclusive
-        self.identity_weight, self.n_critic, self.grad_clip = identity_weight, n_critic, grad_clip
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        self.identity_weight, self.n_critic = identity_weight, n_critic
 
     def condition(self, batch: Batch, case: str) -> Cond:
         return {name: batch[name].to(self.device) for name in ("image", "target")}
@@ -106,11 +101,11 @@ class StarGAN(Translator):
     def _penalty(self, image: Tensor, made: Tensor, real: Tensor) -> Tensor:
         """gamma / 2 R1 + weight times what WGAN-GP adds: scalar."""
         loss = self.zero_centred("r1", self.r1_gamma, real.flatten(1).mean(1), image)
-        if self.lipschitz_weight > 0:
-            length = lipschitz(lambda x: self.discriminator(x)[0].flatten(1).mean(1), image.detach(), made)
-            self.report("lipschitz", length)
-            loss = loss + self.lipschitz_weight * length
-        return loss
+        return loss + self.one_centred(self.lipschitz_weight, self._mean_logits, image.detach(), made)
+
+    def _mean_logits(self, x: Tensor) -> Tensor:
+        """(B,) of images (B, C, H, W)."""
+        return self.discriminator(x)[0].flatten(1).mean(1)
 
     def _generator_loss(self, batch: Batch) -> Tensor:
         """Eq. 6, and what an image becomes that is told its own attributes."""
@@ -119,7 +114,7 @@ class StarGAN(Translator):
         back = self.generator(made, batch["attributes"])
         with at_rest(self.discriminator):
             fake, attributes = self.discriminator(made)
-            real = self.discriminator(image)[0] if self.loss.compares else None
+            real = self.compared(lambda x: self.discriminator(x)[0], image)
         adversarial, classified = self.loss.generator(real, fake), self._classified(attributes, target)
         reconstruction = (image - back).abs().mean()
         self.report("generator", adversarial)
@@ -131,10 +126,6 @@ class StarGAN(Translator):
             self.report("identity", same)
             loss = loss + self.identity_weight * same
         return loss
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        theirs = self.discriminator_optimizer(self.discriminator.parameters())
-        return [self.generator_optimizer(self.generator.parameters()), theirs]
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(cond["image"], cond["target"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,15 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt, Probabi
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, path_lengths
-from atelier.models.base import Cond, Styled, at_rest
+from atelier.models.base import Cond, Styled
+from atelier.models.two_players import TwoPlayers, at_rest
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 from atelier.nets.stylegan import mixed
 from atelier.nets.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 
-class StyleGAN2(Styled):
+class StyleGAN2(TwoPlayers, Styled):
     """Each batch is a discriminator step and a generator step; now and then each has a second one for its penalty.
 
     Where it has, its optimizer is corrected (Karras et al. 2020, appendix B).
@@ -46,8 +47,7 @@ class StyleGAN2(Styled):
     """
 
     averaged = ("generator", "generator_embedder")
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")
     twice = True
     path_length: Tensor
 
@@ -71,17 +71,14 @@ class StyleGAN2(Styled):
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip, augment)
         self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
-        self.loss, self.augment = loss, augment
         self.r1_gamma, self.r1_every = r1_gamma, r1_every
         self.path_weight, self.path_every, self.path_memory = path_weight, path_every, path_memory
         self.mixing, self.mean_memory, self.truncation = mixing, mean_memory, truncation
-        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
-        self.grad_clip = grad_clip
+        self.lazy_every = path_every if path_weight > 0 else 0, r1_every if r1_gamma > 0 else 0
         self.register_buffer("path_length", torch.zeros(()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -96,19 +93,16 @@ class StyleGAN2(Styled):
     def _discriminator_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
         with torch.no_grad():
-            real, fake = self._augmented(batch["image"]), self._augmented(self._fake(self._mixed(cond, n)))
+            real, fake = self.seen(batch["image"]), self.seen(self._fake(self._mixed(cond, n)))
         known = self.discriminator_embedder.vector(cond, n)
         real_logits, fake_logits = self.discriminator(real, known), self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_game(loss, real_logits, fake_logits)
-        if self.augment is not None:
-            for name, value in self.augment.observe(real_logits.detach()).items():
-                self.report(name, value)
         self.step(optimizer, loss, "discriminator")
 
     def _r1_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
-        real = self._augmented(batch["image"]).detach().requires_grad_()
+        real = self.seen(batch["image"]).detach().requires_grad_()
         with float32(self.device):
             r1 = gradient_penalty(self.discriminator(real, self.discriminator_embedder.vector(cond, n)), real)
         self.report("r1", r1)
@@ -119,10 +113,10 @@ class StyleGAN2(Styled):
         styles = self._mixed(cond, n)
         mean = ranks.mean(styles.detach()[:, 0].mean(0))
         self.generator.mapping.mean.lerp_(mean, 1 - self.mean_memory)
-        known, fake = self.discriminator_embedder.vector(cond, n).detach(), self._augmented(self._fake(styles))
+        known, fake = self.discriminator_embedder.vector(cond, n).detach(), self.seen(self._fake(styles))
         with at_rest(self.discriminator):
             fake_logits = self.discriminator(fake, known)
-            real_logits = self.discriminator(self._augmented(batch["image"]), known) if self.loss.compares else None
+            real_logits = self.compared(lambda x: self.discriminator(x, known), batch["image"])
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
         self.step(optimizer, loss, "generator")
@@ -151,17 +145,6 @@ class StyleGAN2(Styled):
         sizes = self.generator.synthesis.noise_sizes
         noises = [torch.randn(len(styles), 1, size, size, device=self.device) for size in sizes]
         return self.generator.synthesis(styles, noises)
-
-    def _augmented(self, x: Tensor) -> Tensor:
-        return x if self.augment is None else self.augment(x)
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        players = [self.generator, self.generator_embedder], [self.discriminator, self.discriminator_embedder]
-        ours, theirs = ([p for net in nets for p in net.parameters()] for nets in players)
-        return [
-            self.generator_optimizer(ours, lazy_every=self.path_every if self.path_weight > 0 else 0),
-            self.discriminator_optimizer(theirs, lazy_every=self.r1_every if self.r1_gamma > 0 else 0),
-        ]
 
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(self.generator.noise_dim, device=self.device)

@@ -64,9 +64,6 @@ class VAE(Autoencoder, Likelihood):
         self.report("loss", loss)
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer([p for p in self.parameters() if p.requires_grad])
-
     def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         """The importance-sampled bound -log 1/K sum_k p(x, z_k) / q(z_k | x), K = nll_draws, (B,) nats
 

@@ -81,9 +81,6 @@ class VQPrior(Generator):
         with float32(x.device):
             return self.first.net.codes(x).flatten(1)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer([*self.net.parameters(), *self.embedder.parameters()])
-
     def sample(
         self,
         cond: Cond,

@@ -46,9 +46,6 @@ class VQVAE(Discrete):
         self.report("loss", loss)
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.net.parameters())
-
     def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         """Latents of codes that know nothing of each other, each as frequent as lately in training."""
         borders = self.net.quantizer.usage().double().cumsum(0)

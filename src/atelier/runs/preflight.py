@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -373,14 +373,18 @@ def writable(folder: Path) -> None:
 
 
 def fits_on_disk(model: Any, n_averages: int, folder: Path) -> None:
-    """There is room for three checkpoints: weights, their averages, two moments a weight.
+    """There is room for three checkpoints: all weights, and of those that are trained the averages and two moments.
 
     Raises:
         UserError: there is not.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    needed = MARGIN * 3 * weights * (3 + n_averages) / 2**20
+    weights, trained = map(_size, (model.parameters(), model.trained().values()))
+    needed = MARGIN * 3 * (weights + trained * (2 + n_averages)) / 2**20
     free = shutil.disk_usage(folder).free / 2**20
     if free < needed:
         problem = f"{needed:.0f} MB are needed for checkpoints, {free:.0f} MB are free"
         raise UserError("run_dir", folder, problem, "run_dir=A_FOLDER_ON_A_LARGER_DISK")
+
+
+def _size(tensors: Iterable[Any]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

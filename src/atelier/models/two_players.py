@@ -1,0 +1,141 @@
+"""What the families share that train a generator against a discriminator: turns, optimizers, penalties, one view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from atelier.losses.adversarial import Adversarial
+from atelier.losses.regularizers import gradient_penalty, lipschitz
+from atelier.models.base import Model
+from atelier.nets.augment import ADA, DiffAugment
+
+
+@contextmanager
+def at_rest(*nets: nn.Module) -> Iterator[None]:
+    """Gradients go through these nets and none are kept for their weights: where another player learns from them."""
+    weights = [p for net in nets for p in net.parameters() if p.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+class TwoPlayers(Model):
+    """A generator and a discriminator, each with its nets and its optimizer, which are stepped by hand.
+
+    `players` names the nets of either, in the order of their optimizers; `lazy_every` says for either how many batches
+    lie between two penalty steps of its own, 0 where there are none.
+
+    Args:
+        loss: of the two players; None: the generator is trained alone.
+        generator_optimizer: of the first player, (parameters, lazy_every) -> optimizer.
+        discriminator_optimizer: of the second player; None: there is none.
+        grad_clip: global gradient norm of either player.
+        augment: of all that the discriminator sees; None: nothing.
+    """
+
+    players: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("generator",), ("discriminator",))
+    strategy = {"find_unused_parameters": True}
+    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    lazy_every: tuple[int, int] = (0, 0)
+
+    def __init__(
+        self,
+        loss: Adversarial | None,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable | None,
+        grad_clip: float | None,
+        augment: DiffAugment | ADA | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.loss, self.augment, self.grad_clip = loss, augment, grad_clip
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimizer for each player that there is, the generator's first."""
+        makers = self.generator_optimizer, self.discriminator_optimizer
+        return [
+            make(list(self.trained(*nets).values()), lazy_every=lazy)
+            for nets, make, lazy in zip(self.players, makers, self.lazy_every, strict=True)
+            if make is not None
+        ]
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) as the discriminator sees them, real and generated alike: augmented."""
+        return x if self.augment is None else self.augment(x)
+
+    def compared(self, judge: Callable[[Tensor], Tensor], real: Tensor) -> Tensor | None:
+        """Logits of real images (B, C, H, W), as they are seen, for the generator's loss; None where it has no use for
+
+        them, which is so unless the loss is relativistic.
+        """
+        return judge(self.seen(real)) if self.loss.compares else None
+
+    def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
+        """One step of this optimizer down this loss."""
+        optimizer.zero_grad()
+        self.descend(loss)
+        self.take(optimizer, name)
+
+    def descend(self, loss: Tensor) -> None:
+        """Gradients of a loss, each in the precision of what it is the gradient of.
+
+        Autocast is off: of a penalty, whose backward pass multiplies anew, it would make bf16 of float32.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
+
+    def take(self, optimizer: Optimizer, name: str) -> None:
+        """A step down the gradients that are there; their norm before they are clipped is `<name>_gradient`."""
+        self._stepping = name
+        optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clipping, where gradients are no longer scaled."""
+        if not self.automatic_optimization:
+            self.report(f"{self._stepping}_gradient", self.clip(optimizer))
+
+    def report_game(self, loss: Tensor, real: Tensor, fake: Tensor) -> None:
+        """Log a discriminator's loss and its mean logits of real and of generated images; ADA hears of the real ones.
+
+        Args:
+            loss: scalar.
+            real, fake: logits.
+        """
+        self.report("discriminator", loss)
+        self.report("real_logit", real.mean())
+        self.report("fake_logit", fake.mean())
+        if self.augment is not None:
+            for name, value in self.augment.observe(real.detach()).items():
+                self.report(name, value)
+
+    def zero_centred(self, name: str, gamma: float, logits: Tensor, x: Tensor) -> Tensor:
+        """gamma / 2 times the penalty of `gradient_penalty`, which is logged as `name`; 0 and not logged at gamma 0."""
+        if gamma == 0:
+            return logits.new_zeros(())
+        penalty = gradient_penalty(logits, x)
+        self.report(name, penalty)
+        return gamma / 2 * penalty
+
+    def one_centred(self, weight: float, judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+        """Weight times the penalty of `lipschitz` (WGAN-GP), which is logged; 0 and not logged at weight 0.
+
+        Args:
+            judge: images (B, C, H, W) -> logits (B,).
+            real, fake: images (B, C, H, W), no gradients.
+        """
+        if weight == 0:
+            return real.new_zeros(())
+        penalty = lipschitz(judge, real, fake)
+        self.report("lipschitz", penalty)
+        return weight * penalty
