@@ -81,7 +81,7 @@ def test_truncation_draws_styles_towards_their_mean(model: StyleGAN) -> None:
 
 
 def test_the_generator_of_another_family_is_one_line() -> None:
-    other = "atelier.nets.stylegan2.StyleGenerator"
+    other = "atelier.nets.stylegan2.StyleGAN2Generator"
     gone = ["~model.generator.mapping_speed"]
-    with pytest.raises(Exception, match=r"StyleGAN takes a StyleGenerator. Fix: .*nets.progan.StyleGenerator"):
+    with pytest.raises(Exception, match=r"StyleGAN takes a StyleGenerator. Fix: .*nets.stylegan.StyleGenerator"):
         build.model(composed(*overrides("stylegan"), f"model.generator._target_={other}", *gone), Path("unused"))

@@ -45,7 +45,7 @@ def seen_at(x: Tensor, level: float, top: int) -> Tensor:
     return x if part == 0 else torch.lerp(doubled(halved(x)), x, part)
 
 
-class Growing(nn.Module):
+class GrowingSynthesis(nn.Module):
     """Colours of a map of each size, and the fade between two of them.
 
     Args:
@@ -69,7 +69,7 @@ def two_convolutions(n_in: int, n_between: int, n_out: int) -> nn.ModuleList:
     return nn.ModuleList([EqualizedConv(n_in, n_between, 3), EqualizedConv(n_between, n_out, 3)])
 
 
-class ProGenerator(Growing):
+class ProGenerator(GrowingSynthesis):
     """Noise on a sphere, two convolutions a size, each vector of channels normalised (Karras et al. 2018, table 2).
 
     Args:

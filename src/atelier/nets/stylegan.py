@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.nets.equalized import EqualizedConv, EqualizedLinear, active, pixel_norm
-from atelier.nets.progan import Growing, doubled, widths
+from atelier.nets.progan import GrowingSynthesis, doubled, widths
 from atelier.nets.resample import Resample
 
 
@@ -103,7 +103,7 @@ class StyledLayer(nn.Module):
         return self.adain(active(h + self.strength * noise.to(h.dtype) + self.bias), w)
 
 
-class StyleSynthesis(Growing):
+class StyleSynthesis(GrowingSynthesis):
     """Styles to an image: a constant, two layers a size.
 
     Args:
