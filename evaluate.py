@@ -33,21 +33,21 @@ def evaluate(cfg: DictConfig) -> None:
         ledger.check(run, cfg.eval.n_samples)
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample)
-    judging = build.judging(cfg)
-    for notice in (judging.prepare(model, run.data, model.device), judging.left_out(model, run.data)):
+    evaluator = build.evaluator(cfg)
+    for notice in (evaluator.prepare(model, run.data, model.device), evaluator.left_out(model, run.data)):
         if notice:
             print(notice, file=sys.stderr, flush=True)
     precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")
-    values, protocol = judging(model, run.data, options, lambda: autocast(model, precision), show_progress)
+    values, protocol = evaluator(model, run.data, options, lambda: autocast(model, precision), show_progress)
     protocol |= {"ema": run.ema, "precision": precision}
-    told = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
-    told |= {"intervals": intervals(values, protocol)}
-    line = json.dumps(told)
+    printed = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
+    printed |= {"intervals": intervals(values, protocol)}
+    line = json.dumps(printed)
     with (run.folder / "evaluations.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)
     if cfg.eval.record:
-        ledger.record(run, told, list(HydraConfig.get().overrides.task))
+        ledger.record(run, printed, list(HydraConfig.get().overrides.task))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

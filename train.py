@@ -28,12 +28,12 @@ def train(cfg: DictConfig) -> float | None:
     preflight.check(cfg)
     if cfg.check:
         return print("ok: every key, type and range fits", flush=True)
-    with folders.held(cfg) as folder:
+    with folders.open_run(cfg) as folder:
         build.metrics(cfg).check()
-        cfg = resume.settle(cfg, folder)
+        cfg = resume.reconcile_config(cfg, folder)
         seed_everything(cfg.seed, verbose=False)
         data = build.data(cfg)
-        resume.same_ground(cfg, folder, data)
+        resume.check_same_data(cfg, folder, data)
         model = build.model(cfg, folder)
         preflight.match(model, data)
         callbacks = build.callbacks(cfg)
@@ -43,12 +43,12 @@ def train(cfg: DictConfig) -> float | None:
             preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)
             if cfg.compile:
                 build.compile_nets(model)
-            report.begin(callbacks.progress, cfg, model, data)
+            report.announce(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
             if trainer.world_size > 1:
                 stopping.listen(signal.SIG_DFL)  # they meet in C, where no handler of Python is called
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        value = report.end(callbacks, trainer, model, folder, cfg.objective)
+        value = report.finish(callbacks, trainer, model, folder, cfg.objective)
         if callbacks.clock.signal:  # it came with the last batch: no other job begins
             callbacks.clock.leave(trainer)
         return value

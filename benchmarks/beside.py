@@ -32,7 +32,9 @@ def main(title: str, words: list[str], make: Callable[[DictConfig], Step], batch
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="of train.py, as model.generator.base=512")
+    parser.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE", help="of train.py, as model.generator.channel_base=512"
+    )
     args = parser.parse_args()
     words = [*words, f"data.batch_size={args.batch}", f"callbacks.table.every_images={args.batch}", *args.words]
     if args.alone:

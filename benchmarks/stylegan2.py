@@ -41,8 +41,8 @@ def make(cfg: DictConfig) -> beside.Step:
 
     def fake(cond: dict[str, Tensor]) -> Tensor:
         z, known = torch.randn(2, batch, G.noise_dim), ours(cond, batch)
-        styles = mixed(G.mapping(z[0], known), G.mapping(z[1], known), G.synthesis.n_styles, node.mixing)
-        G.mapping.mean.lerp_(styles.detach()[:, 0].mean(0), 1 - node.mean_memory)
+        styles = mixed(G.mapping(z[0], known), G.mapping(z[1], known), G.synthesis.n_styles, node.style_mixing_prob)
+        G.mapping.mean.lerp_(styles.detach()[:, 0].mean(0), 1 - node.style_ema_decay)
         return G.synthesis(styles, [torch.randn(batch, 1, n, n) for n in G.synthesis.noise_sizes])
 
     def step(i: int) -> None:

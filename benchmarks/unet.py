@@ -63,7 +63,7 @@ def ours() -> nn.Module:
         image_channels=3,
         width=128,
         multipliers=[1, 2, 2, 2],
-        blocks=2,
+        n_blocks=2,
         attention=[16],
         heads=1,
         dropout=0.1,

@@ -26,7 +26,7 @@ from atelier.shapes.judge import judge
 N, FITTED, COMPONENTS, COLUMNS = 1_000, 10_000, 64, 12
 
 
-def codes(loaded: folders.Loaded, split: str, n: int) -> Tensor:
+def codes(loaded: folders.LoadedRun, split: str, n: int) -> Tensor:
     """Posterior means of n images of a split, (n, ...)."""
     parts = [loaded.data.chosen(split, range(k, min(k + 250, n)))["image"] for k in range(0, n, 250)]
     return torch.cat([loaded.model.encode(x) for x in parts])
@@ -45,7 +45,7 @@ def half_way(z: Tensor) -> Tensor:
     return (z + z.roll(1, 0)) / 2
 
 
-def decoded(loaded: folders.Loaded, z: Tensor) -> Tensor:
+def decoded(loaded: folders.LoadedRun, z: Tensor) -> Tensor:
     return torch.cat([to_uint8(loaded.model.decode(part)) for part in z.split(250)])
 
 
@@ -74,7 +74,7 @@ def main() -> None:
                 "codes of test images": decoded(loaded, codes(loaded, "test", N)),
                 "half way between two": decoded(loaded, half_way(codes(loaded, "test", N))),
                 "prior" if name == "VAE" else "noise of the codes' moments": decoded(
-                    loaded, loaded.model.draw(rngs, {})
+                    loaded, loaded.model.sample_latents(rngs, {})
                 ),
                 "Gaussian fitted to codes": decoded(loaded, mixture(z, 1, N)),
                 f"mixture of {COMPONENTS} fitted to codes": decoded(loaded, mixture(z, COMPONENTS, N)),

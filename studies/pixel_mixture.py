@@ -31,7 +31,7 @@ BATCH = 500
 
 def histogram(data: DataModule, split: str, n: int) -> Tensor:
     """How many of n images have each level at each number of an image, (C H W, 256) float32."""
-    counts = torch.zeros(data.channels * data.image_size**2, LEVELS)
+    counts = torch.zeros(data.image_channels * data.image_size**2, LEVELS)
     for first in range(0, n, BATCH):
         levels = read(data, split, range(first, min(n, first + BATCH)))
         counts.scatter_add_(1, levels.T, torch.ones(1).expand(*levels.T.shape))
@@ -97,7 +97,7 @@ def bits(mixtures: list[Mixture], data: DataModule, n: int, seed: int) -> float:
     for first in range(0, n, BATCH):
         numbers = range(first, min(n, first + BATCH))
         rngs = ImageRngs(seed, first, len(numbers))
-        shape = data.channels, data.image_size, data.image_size
+        shape = data.image_channels, data.image_size, data.image_size
         at = (read(data, "test", numbers) + rngs.rand(*shape).flatten(1)).T  # (P, B)
         parts = zip(mixtures, at.split(64), strict=True)
         total -= sum(mixture.log_density(part).double().sum().item() for mixture, part in parts)

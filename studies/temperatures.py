@@ -21,7 +21,7 @@ from atelier.shapes.judge import judge
 N, BATCH = 1_000, 250
 
 
-def shares(run: folders.Loaded, temperature: float, seed: int) -> dict[str, float]:
+def shares(run: folders.LoadedRun, temperature: float, seed: int) -> dict[str, float]:
     """Of N samples: how many are valid, nearly valid, and have each attribute."""
     images, asked = [], []
     for first in range(0, N, BATCH):

@@ -29,14 +29,14 @@ from atelier.runs import build, folders
 KINDS = ("psnr", "psnr_y", "ssim", "ssim_y")
 
 
-def images_of(folder: str, factor: int, channels: int) -> SuperRes:
+def images_of(folder: str, scale_factor: int, channels: int) -> SuperRes:
     words = [
         "data=superres",
         f"data.root='{folder}'",
-        f"data.factor={factor}",
+        f"data.scale_factor={scale_factor}",
         "data.holdout=0",
-        f"data.channels={channels}",
-        f"data.image_size={factor}",
+        f"data.image_channels={channels}",
+        f"data.image_size={scale_factor}",
     ]
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         return build.data(compose("train", words))
@@ -48,14 +48,14 @@ def pairs(data: SuperRes) -> Iterator[tuple[str, Tensor, Tensor]]:
     for item in data.index["test"]:
         files = [pixels(data.reader(decode)(Path(data.root, name)))[None] for name in item.names]
         image = files[0]
-        height, width = (side // data.factor * data.factor for side in image.shape[2:])
+        height, width = (side // data.scale_factor * data.scale_factor for side in image.shape[2:])
         image = image[:, :, :height, :width]
-        source = files[1] if item.partner else to_uint8(reduced(to_float(image), data.factor))
+        source = files[1] if item.partner else to_uint8(reduced(to_float(image), data.scale_factor))
         yield item.name, source, image
 
 
-def measured(made: Tensor, image: Tensor, factor: int) -> list[float]:
-    told = distances("", made, image, factor)
+def measured(made: Tensor, image: Tensor, scale_factor: int) -> list[float]:
+    told = distances("", made, image, scale_factor)
     return [told[f"{PAIR}{kind}"].item() for kind in KINDS]
 
 
@@ -71,9 +71,9 @@ def main() -> None:
     parser.add_argument("--factor", type=int, choices=(2, 3, 4), default=4, help="of bicubic; a run has its own")
     asked = parser.parse_args()
     run = folders.load(folders.find(asked.run), ema=True) if asked.run else None
-    factor = run.model.enlarges if run else asked.factor
+    factor = run.model.scale_factor if run else asked.scale_factor
     request = Request(run.model, run.data) if run else None
-    data = images_of(asked.folder, factor, run.data.channels if run else 3)
+    data = images_of(asked.folder, factor, run.data.image_channels if run else 3)
     found: dict[str, list[list[float]]] = {}
     print("| image | PSNR | PSNR of luma | SSIM | SSIM of luma |\n| --- | --- | --- | --- | --- |")
     with torch.inference_mode():

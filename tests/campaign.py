@@ -29,7 +29,7 @@ from atelier.callbacks.ema import EMA
 from atelier.callbacks.evaluation import Evaluation
 from atelier.checkpoints.safe_io import SafeIO
 from atelier.checkpoints.store import load, newest
-from atelier.evaluation.evaluator import Judging
+from atelier.evaluation.evaluator import Evaluator
 from tests import warm  # noqa: F401  (or each child would import as much)
 from tests.compose import composed
 from tests.programs import forked
@@ -39,7 +39,7 @@ KILL_POINTS = (
     (Clock, "on_train_batch_start"),
     (EMA, "on_before_optimizer_step"),
     (Evaluation, "on_train_batch_end"),
-    (Judging, "_facts"),
+    (Evaluator, "_facts"),
     (SafeIO, "save_checkpoint"),
 )
 
@@ -109,7 +109,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 AT_THE_START = (Clock, "on_train_batch_start", 8)
-IN_THE_LAST_JUDGING = (Judging, "_facts", 5)  # the same batch saved a checkpoint
+IN_THE_LAST_JUDGING = (Evaluator, "_facts", 5)  # the same batch saved a checkpoint
 DROPS: dict[str, tuple[tuple[type, str, int], Callable[[], None]]] = {
     "position and clock": (AT_THE_START, lambda: setattr(Clock, "load_state_dict", lambda self, state: None)),
     "averages": (AT_THE_START, lambda: setattr(EMA, "load_state_dict", lambda self, state: None)),
@@ -184,7 +184,7 @@ def main() -> None:
         told[family] = campaign(root, family, chains if family in FOUR else 1, per_chain)
     told["dropped"] = dropped(root / "drops", "ddpm")
     told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)
-    told["sigterm while judging"] = stopped(root / "judging", "gan", (Judging, "_facts"), signal.SIGTERM)
+    told["sigterm while judging"] = stopped(root / "judging", "gan", (Evaluator, "_facts"), signal.SIGTERM)
     told["sigint"] = stopped(root / "int", "vae", (Clock, "on_train_batch_start"), signal.SIGINT)
     (root / "told.json").write_text(json.dumps(told))
 

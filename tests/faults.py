@@ -186,7 +186,7 @@ def locks(root: Path) -> dict[str, Any]:
 
         def work() -> None:
             try:
-                with folders.held(composed("model=vae", run_dir=folder)):
+                with folders.open_run(composed("model=vae", run_dir=folder)):
                     os.write(writer, b"held")
             except UserError as error:
                 os.write(writer, error.line().encode())
@@ -197,7 +197,7 @@ def locks(root: Path) -> dict[str, Any]:
 
     told: dict[str, Any] = {}
     folder = root / "locked"
-    with folders.held(composed("model=vae", run_dir=folder)):
+    with folders.open_run(composed("model=vae", run_dir=folder)):
         told["pid"], told["second"] = os.getpid(), tried(folder)
     told["after"], told["empty"] = tried(folder), not list(folder.iterdir())
     killed = at_call(Clock, "on_train_batch_end", 3)

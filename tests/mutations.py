@@ -123,8 +123,8 @@ MUTATIONS = [
     Mutation(
         "the importance-sampled bound adds log K",
         "models/vae.py",
-        "math.log(self.nll_draws) - torch.stack(terms).logsumexp(0)",
-        "-math.log(self.nll_draws) - torch.stack(terms).logsumexp(0)",
+        "math.log(self.nll_samples) - torch.stack(terms).logsumexp(0)",
+        "-math.log(self.nll_samples) - torch.stack(terms).logsumexp(0)",
         "tests/models/test_vae.py",
     ),
     Mutation(

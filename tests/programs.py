@@ -27,8 +27,8 @@ class Program:
     """`python *words` in a folder, begun; a module is asked for by `-m`."""
 
     def __init__(self, words: list[str], folder: Path, environment: Mapping[str, str]) -> None:
-        self.words, self.told = words, [tempfile.NamedTemporaryFile() for _ in range(2)]
-        names = [file.name for file in self.told]
+        self.words, self.outputs = words, [tempfile.NamedTemporaryFile() for _ in range(2)]
+        names = [file.name for file in self.outputs]
         self.process = FORKS.Process(target=_become, args=(words, str(folder), dict(environment), *names))
         with contextlib.chdir(ROOT):  # where the process that is forked finds tests.warm
             self.process.start()
@@ -39,7 +39,7 @@ class Program:
         if self.process.is_alive():
             self.process.kill()
             pytest.fail(f"{self.words} took more than {seconds} s")
-        out, err = (file.read().decode() for file in self.told)
+        out, err = (file.read().decode() for file in self.outputs)
         return subprocess.CompletedProcess(self.words, self.process.exitcode, out, err)
 
 

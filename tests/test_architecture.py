@@ -31,8 +31,8 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "evaluation": {"models.base", "data.base", "metrics", "shapes"},
     "callbacks": {"models.base", "data.base", "evaluation", "checkpoints"},
     "requests": {"models.base", "data.base", "data.finding", "data.reading", "evaluation", "checkpoints", "losses"},
-    "runs": {"models.base", "data", "callbacks", "evaluation", "checkpoints", "metrics", "nets.stages"},
-    "cli": {"runs", "callbacks.checkpoint"},
+    "runs": {"models.base", "data", "callbacks", "evaluation", "checkpoints", "metrics", "nets.contracts"},
+    "cli": {"runs", "callbacks.checkpoint", "checkpoints.renamed"},
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
     "core": {"annotated_types"},

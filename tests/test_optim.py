@@ -54,7 +54,7 @@ def test_a_checkpoint_of_another_pass_takes_this_ones() -> None:
 class Line(TwoPlayers, Generator):
     """w x, whose loss has a gradient of norm 40 in all."""
 
-    averaged, players = ("net",), (("net",), ("discriminator",))
+    ema_nets, players = ("net",), (("net",), ("discriminator",))
 
     def __init__(self, by_hand: bool) -> None:
         super().__init__(None, partial(adamw, **PAGE), None, grad_clip=1.0)

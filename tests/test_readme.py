@@ -66,7 +66,7 @@ def test_evaluating_commands(default_run: Path, capsys: pytest.CaptureFixture[st
 def test_the_fashion_command_trains(tmp_path: Path) -> None:
     (words,) = [w for w in commands("train.py") if "data=fashion_mnist" in w]
     words = [f"data.root={FASHION}" if word.startswith("data.root=") else word for word in words]
-    small = [w for w in SMALL if not w.startswith(("data.n_", "data.image_size", "model.net.patch"))]
+    small = [w for w in SMALL if not w.startswith(("data.n_", "data.image_size", "model.net.patch_size"))]
     train.train(composed(*words, *small, "budget.images=8", "data.limit=16", run_dir=tmp_path / "run"))
     assert (tmp_path / "run" / "weights.safetensors").exists()
 

@@ -100,7 +100,7 @@ def lively(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs come back with weights that listen to their conditions; 96 images of training leave them near zero."""
     original = folders.load
 
-    def load(folder: Path, ema: bool, root: str | None = None) -> folders.Loaded:
+    def load(folder: Path, ema: bool, root: str | None = None) -> folders.LoadedRun:
         loaded, random = original(folder, ema), torch.Generator().manual_seed(0)
         for parameter in loaded.model.parameters():
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=random)
@@ -192,8 +192,8 @@ def test_a_traversal_changes_one_coordinate_a_row(
     finished: dict[str, Path], tmp_path: Path, lively: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    original = VAE.render
-    monkeypatch.setattr(VAE, "render", lambda *a, **k: seen.append(a[1]) or original(*a, **k))
+    original = VAE.generate
+    monkeypatch.setattr(VAE, "generate", lambda *a, **k: seen.append(a[1]) or original(*a, **k))
     drawn(finished["vae"], tmp_path, "n=24", "batch_size=24", "do=traverse")
     z = seen[0].flatten(1)
     run = folders.load(finished["vae"], True)
@@ -292,7 +292,7 @@ def test_projection_brings_down_what_it_searches_by(
     """In fewer steps, of tiny nets whose latents change little."""
     monkeypatch.setattr(latents, "PROJECTION_STEPS", 60)
     x, found, started = searched(finished[family])
-    edges = Pyramid(levels=3)
+    edges = Pyramid(n_levels=3)
     far, before = ((y - x).abs().mean((1, 2, 3)) + edges(y, x) for y in (found, started))
     assert (far < before).all() and (far / before).mean() < 0.996
 
@@ -304,7 +304,7 @@ def searched(run: Path) -> tuple[Tensor, Tensor, Tensor]:
     x, cond, rngs = batch["image"], loaded.model.condition(batch, ""), ImageRngs(0, 0, 3)
     with torch.inference_mode():
         found = latents.projection(loaded.model, x, cond, rngs, {})
-        started = loaded.model.render(loaded.model.draw(rngs.again(), cond), cond, rngs.again())
+        started = loaded.model.generate(loaded.model.sample_latents(rngs.again(), cond), cond, rngs.again())
         return x, found.clone(), started.clone()
 
 
@@ -337,9 +337,9 @@ def test_a_row_of_truncations_goes_from_the_mean_through_the_sample(finished: di
     run = folders.load(finished["stylegan2"], ema=True)
     with torch.inference_mode():
         cond = run.model.condition(run.data.test_batch(0, 2), "")
-        z = run.model.draw(ImageRngs(0, 0, 2), cond)
-        mean = run.model.paint(run.model.styles(z, cond, 0.0), ImageRngs(0, 0, 2))
-        beyond = run.model.paint(run.model.styles(z, cond, latents.TRUNCATED), ImageRngs(0, 0, 2))
+        z = run.model.sample_latents(ImageRngs(0, 0, 2), cond)
+        mean = run.model.synthesize(run.model.styles(z, cond, 0.0), ImageRngs(0, 0, 2))
+        beyond = run.model.synthesize(run.model.styles(z, cond, latents.TRUNCATED), ImageRngs(0, 0, 2))
     rows = drawn(finished["stylegan2"], tmp_path, "n=16", "do=truncate")
     for k in range(2):
         assert (rows[8 * k] - to_uint8(mean)[k].int()).abs().max() <= 1
@@ -353,9 +353,9 @@ def test_mixed_pictures_have_coarse_styles_of_their_row_and_fine_ones_of_their_c
     pictures = drawn(finished["stylegan2"], tmp_path, "n=24", "do=mix")
     with torch.inference_mode():
         cond = run.model.condition(run.data.test_batch(0, 10), "")
-        styles = run.model.styles(run.model.draw(ImageRngs(0, 0, 10), cond), cond)
+        styles = run.model.styles(run.model.sample_latents(ImageRngs(0, 0, 10), cond), cond)
         cut = styles.shape[1] // 2
         for k, left, top in ((3, 3, 3), (8, 8, 8), (11, 8, 3), (21, 9, 5)):
             mixed = torch.cat([styles[left, :cut], styles[top, cut:]])[None]
-            expected = to_uint8(run.model.paint(mixed, ImageRngs(0, k, 1)))[0].int()
+            expected = to_uint8(run.model.synthesize(mixed, ImageRngs(0, k, 1)))[0].int()
             assert (pictures[k] - expected).abs().max() <= 1

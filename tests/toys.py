@@ -13,7 +13,7 @@ from atelier.core.ranges import PositiveFloat
 from atelier.core.rng import ImageRngs
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Cond, Generator, Model
-from atelier.nets.stages import FirstStage
+from atelier.nets.contracts import FirstStage
 from atelier.nets.vae import VAENet
 
 MODULE = "atelier.models.toys"  # where a config finds them, while a test lets it
@@ -22,7 +22,7 @@ MODULE = "atelier.models.toys"  # where a config finds them, while a test lets i
 class MeanTeacher(Generator):
     """A denoiser that learns the image, and what its own average sees in other noise (Tarvainen & Valpola 2017)."""
 
-    averaged = ("net",)
+    ema_nets = ("net",)
 
     def __init__(
         self, net: VAENet, likelihood: Gaussian | Bernoulli, optimizer: Callable, grad_clip: PositiveFloat | None
@@ -47,7 +47,7 @@ class MeanTeacher(Generator):
 class Tuned(Generator):
     """The autoencoder of a finished run, whose decoder alone is trained further."""
 
-    averaged = ("net",)
+    ema_nets = ("net",)
 
     def __init__(self, first_stage: FirstStage, optimizer: Callable, grad_clip: PositiveFloat | None) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Tuned(Generator):
 class NoisyClassifier(Model):
     """Labels of noisy images: a model that makes none."""
 
-    averaged = ("net",)
+    ema_nets = ("net",)
 
     def __init__(self, optimizer: Callable) -> None:
         super().__init__()

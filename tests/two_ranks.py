@@ -119,15 +119,15 @@ GRADIENTS = {
     "ddpm": ["model.net.dropout=0"],
     "gan": ["model.n_critic=1", "model.penalty_every=1"],
     "stylegan2": ["model.r1_gamma=0", "model.path_weight=0"],
-    "vqvae": ["model.net.quantizer.kmeans=false", "model.net.quantizer.revive_below=0"],
+    "vqvae": ["model.net.quantizer.kmeans_init=false", "model.net.quantizer.dead_code_threshold=0"],
     "vqprior": ["model.net.dropout=0"],
     "stargan": ["model.n_critic=1"],
     "first_stage": [
         "model.discriminator.norm=instance",
-        "model.discriminator_from=0",
-        "model.listen_from=0",
-        "model.net.quantizer.kmeans=false",
-        "model.net.quantizer.revive_below=0",
+        "model.discriminator_start=0",
+        "model.adversarial_start=0",
+        "model.net.quantizer.kmeans_init=false",
+        "model.net.quantizer.dead_code_threshold=0",
     ],
 }
 
@@ -139,9 +139,9 @@ def judged_again(root: Path) -> dict[str, dict[str, float]]:
     told = {}
     for family in TINY:
         loaded = folders.load(root / family, ema=True)
-        judging = instantiate(loaded.cfg.callbacks.evaluation.judging, _convert_="all")
-        judging.prepare(loaded.model, loaded.data, torch.device("cpu"))
-        told[family], _ = judging(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)
+        evaluator = instantiate(loaded.cfg.callbacks.evaluation.evaluator, _convert_="all")
+        evaluator.prepare(loaded.model, loaded.data, torch.device("cpu"))
+        told[family], _ = evaluator(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)
     return told
 
 

@@ -47,9 +47,15 @@ def test_a_runaway_that_no_look_met_is_not_saved(tmp_path: Path) -> None:
     trainer = SimpleNamespace(
         strategy=strategy, datamodule=SimpleNamespace(batch_size=8), save_checkpoint=lambda *_, **__: kept.append(1)
     )
-    model = SimpleNamespace(reported={"fake_logit": torch.tensor(9e3)}, limits={"fake_logit": 1e4}, state_dict=dict)
+    model = SimpleNamespace(
+        reported={"fake_logit": torch.tensor(9e3)}, divergence_limits={"fake_logit": 1e4}, state_dict=dict
+    )
     checkpoints = Checkpoints(
-        8, None, str(tmp_path), clock, SimpleNamespace(broadcast_buffers=lambda model: None, settle=lambda model: None)
+        8,
+        None,
+        str(tmp_path),
+        clock,
+        SimpleNamespace(broadcast_buffers=lambda model: None, update_statistics=lambda model: None),
     )
     checkpoints.save(trainer, model)
     model.reported["fake_logit"] *= 2
@@ -317,7 +323,7 @@ def test_a_best_that_is_no_number_is_taken_over(tmp_path: Path) -> None:
 def kept(folder: Path, metric: str, values: list[float]) -> list[int]:
     """After which evaluations a checkpoint was saved as the best so far."""
     clock = SimpleNamespace(images_seen=0, guard=lambda trainer, model: None)
-    ema = SimpleNamespace(broadcast_buffers=lambda model: None, settle=lambda model: None)
+    ema = SimpleNamespace(broadcast_buffers=lambda model: None, update_statistics=lambda model: None)
     trainer = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(reduce_boolean_decision=lambda x, all: x))
     marked: list[int] = []
 
@@ -401,14 +407,14 @@ def test_checkpoints_hold_plain_values(finished: dict[str, Path], family: str) -
 def test_every_number_in_a_checkpoint_is_accounted_for(finished: dict[str, Path], family: str) -> None:
     """Weights, two averages of the averaged nets, two moments and a step of each trained tensor.
 
-    A gan leaves its vector for "not told" untrained, 1 % of nothing.
+    A gan leaves its vector for "no condition" untrained, 1 % of nothing.
     """
     from atelier.runs import folders
 
     checkpoint = load(newest(finished[family] / "checkpoints"))
     model = folders.load(finished[family], ema=False).model
     weights = sum(t.numel() for t in model.state_dict().values())
-    averaged = [getattr(model, name) for name in model.averaged]
+    averaged = [getattr(model, name) for name in model.ema_nets]
     averages = 2 * sum(t.numel() for net in averaged for t in net.state_dict().values())
     moments = sum(2 * p.numel() + 1 for p in model.parameters())
     held = sum(leaf.numel() for leaf in leaves(checkpoint) if isinstance(leaf, torch.Tensor))
@@ -417,7 +423,7 @@ def test_every_number_in_a_checkpoint_is_accounted_for(finished: dict[str, Path]
 
 def test_size_is_that_of_the_numbers(tmp_path: Path) -> None:
     """Within 5 % of weights + averages + moments, at a size where tensors and not their names count."""
-    words = ["budget.images=8", "model.net.width=32", "model.net.downs=2"]
+    words = ["budget.images=8", "model.net.width=32", "model.net.n_downs=2"]
     train.train(composed(*overrides("vae"), *words, run_dir=tmp_path))
     path = newest(tmp_path / "checkpoints")
     numbers = sum(leaf.numel() * leaf.element_size() for leaf in leaves(load(path)) if isinstance(leaf, torch.Tensor))

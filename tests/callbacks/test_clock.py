@@ -137,7 +137,7 @@ def test_a_logit_beyond_its_limit_stops_before_a_good_checkpoint_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A discriminator that runs away while all is finite."""
-    monkeypatch.setattr(GAN, "limits", GAN.limits | {"fake_logit": 1e-3})
+    monkeypatch.setattr(GAN, "divergence_limits", GAN.divergence_limits | {"fake_logit": 1e-3})
     with pytest.raises(UserError, match=r"fake_logit is \S+ in step 1; the last good checkpoint stays"):
         train.train(composed(*overrides("gan"), run_dir=tmp_path))
     assert not (tmp_path / "weights.safetensors").exists()

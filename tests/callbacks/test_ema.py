@@ -19,7 +19,7 @@ from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
 from atelier.checkpoints.store import Manifest, load, newest
 from atelier.core.rng import ImageRngs
-from atelier.evaluation.evaluator import Judging
+from atelier.evaluation.evaluator import Evaluator
 from atelier.models.base import Generator
 from atelier.runs import folders
 from tests import stock
@@ -29,7 +29,7 @@ from tests.tiny import COMMON
 
 
 class Model(Generator):
-    averaged = ("net",)
+    ema_nets = ("net",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def test_statistics_are_taken_once_for_one_average(monkeypatch: pytest.MonkeyPat
             with ema.averaged(model):
                 pass
     ema.load_state_dict(ema.state_dict())
-    ema.settle(model)
+    ema.update_statistics(model)
     assert taken == [8, 16, 16]
 
 
@@ -157,7 +157,7 @@ def test_a_compiled_net_takes_statistics_uncompiled() -> None:
 
     model.net.compile(backend=backend)
     ema.setup(None, model, "fit")
-    ema.settle(model)
+    ema.update_statistics(model)
     assert not compiled and ema.nets["1000"]["net"][1].num_batches_tracked == statistics.BATCHES
     with torch.no_grad():
         model.net.eval()(torch.randn(8, 2))
@@ -175,7 +175,7 @@ NORMED = {
     "dcgan": DCGAN,
     "cgan": overrides("gan"),
     "pix2pix": [*overrides("pix2pix"), "model.generator.norm=batch"],
-    "srgan": [*overrides("srgan"), "model.net.batch_norm=true"],
+    "srgan": [*overrides("srgan"), "model.net.norm=batch"],
 }
 
 
@@ -199,7 +199,7 @@ def test_what_a_run_saves_and_exports_has_its_own_statistics(tmp_path: Path, pag
 
 def norms_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Running statistics of the averaged nets by name."""
-    nets = tuple(f"{name}." for name in model.averaged)
+    nets = tuple(f"{name}." for name in model.ema_nets)
     return {k: v.clone() for k, v in model.state_dict().items() if "running_" in k and k.startswith(nets)}
 
 
@@ -287,7 +287,7 @@ def test_an_error_in_sampling_leaves_a_run_with_its_raw_weights(
         raise RuntimeError("sampling failed")
 
     if part == "evaluation":
-        monkeypatch.setattr(Judging, "__call__", failing)
+        monkeypatch.setattr(Evaluator, "__call__", failing)
     else:
         monkeypatch.setattr("atelier.callbacks.grids.sample", failing)
     with pytest.raises(RuntimeError, match="sampling failed"):

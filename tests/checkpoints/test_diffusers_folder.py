@@ -24,7 +24,7 @@ LAYOUT = {
     "image_channels": 3,
     "width": 8,
     "multipliers": [1, 2, 4],
-    "blocks": 1,
+    "n_blocks": 1,
     "attention": [],
     "middle_attention": True,
     "norm_groups": 4,
@@ -34,7 +34,7 @@ LAYOUTS = {  # name -> what differs, in our words and in theirs
     "plain": ({}, {}),
     "no attention": ({"middle_attention": False}, {"mid_block_add_attention": False}),
     "attention at 16": (
-        {"attention": [16], "blocks": 2},
+        {"attention": [16], "n_blocks": 2},
         {
             "layers_per_block": 2,
             "down_block_types": ["AttnDownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
@@ -72,7 +72,13 @@ def ours_kl(layout: dict[str, Any], **changes: Any) -> KLNet:
 
 
 def ours_vq(layout: dict[str, Any]) -> VQGANNet:
-    options = {"update": "gradient", "decay": 0.99, "commitment": 0.25, "kmeans": False, "revive_below": 0.0}
+    options = {
+        "update": "gradient",
+        "ema_decay": 0.99,
+        "commitment_weight": 0.25,
+        "kmeans_init": False,
+        "dead_code_threshold": 0.0,
+    }
     quantizer = VectorQuantizer(n_codes=32, dim=4, **options)
     return shaken(VQGANNet(**(LAYOUT | layout), latent_channels=6, quantizer=quantizer))
 

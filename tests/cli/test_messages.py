@@ -51,7 +51,7 @@ def test_an_error_crosses_processes() -> None:
 
 @pytest.mark.parametrize(("word", "known", "found"), [
     ("ddmp", ["ddpm", "vae", "gan"], "ddpm"),
-    ("model.lrr", ["model.drop", "model.optimizer.lr", "model.net.width"], "model.optimizer.lr"),
+    ("model.lrr", ["model.cond_dropout", "model.optimizer.lr", "model.net.width"], "model.optimizer.lr"),
     ("bach_size", ["data.batch_size", "eval.every_images"], "data.batch_size"),
     ("zzz", ["ddpm", "vae"], None),
     ("ddpm", [], None),
@@ -60,7 +60,7 @@ def test_the_nearest_word(word: str, known: list[str], found: str | None) -> Non
     assert errors.nearest(word, known) == found
 
 
-@pytest.mark.parametrize("word", ["loggergroup", "model.genertor.blocks", "model.disciminator_b", "batchsize", "x.y"])
+@pytest.mark.parametrize("word", ["loggergroup", "model.genertor.n_blocks", "model.disciminator_b", "batchsize", "x.y"])
 def test_the_nearest_of_all_keys_is_that_of_full_comparisons(word: str) -> None:
     def likeness(key: str) -> float:
         pairs = (key, word), (key.split(".")[-1], word.split(".")[-1])
@@ -71,7 +71,7 @@ def test_the_nearest_of_all_keys_is_that_of_full_comparisons(word: str) -> None:
 
 
 def test_known_keys_are_those_of_the_script() -> None:
-    assert pages.known_keys()["data.batch_size"] and "judging.suite" in pages.known_keys()
+    assert pages.known_keys()["data.batch_size"] and "evaluator.suite" in pages.known_keys()
     assert "model.optimizer.lr" in pages.known_keys("train") and "budget.images" in pages.known_keys("train")
     assert {"strength", "model", "data.batch_size", "budget.images"}.isdisjoint(pages.known_keys("evaluate"))
     assert {"sampler.steps", "n", "label"} <= pages.known_keys("sample").keys()

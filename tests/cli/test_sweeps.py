@@ -49,9 +49,9 @@ def test_a_job_without_a_figure_is_the_worst_of_a_search(
 
 def test_an_earlier_failure_is_forgotten(tmp_path: Path) -> None:
     job(tmp_path / "0", fails, None)
-    assert sweeps.told(tmp_path / "0")["error"] == "error: model=VAE: training has diverged. Fix: a lower lr"
+    assert sweeps.job_summary(tmp_path / "0")["error"] == "error: model=VAE: training has diverged. Fix: a lower lr"
     assert job(tmp_path / "0", lambda cfg: 0.5, None) == 0.5
-    assert sweeps.told(tmp_path / "0")["error"] == ""
+    assert sweeps.job_summary(tmp_path / "0")["error"] == ""
     job(tmp_path / "0", fails, None)
     assert not (tmp_path / "0" / "done").exists()
 

@@ -21,7 +21,7 @@ from atelier.callbacks.grids import Grids
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule, MemoryImages, Split, random_order, stratified
 from atelier.data.folders import FileImages
-from atelier.evaluation.evaluator import Judging, training_set
+from atelier.evaluation.evaluator import Evaluator, training_set
 from atelier.evaluation.gathering import read
 from atelier.images.pixels import to_uint8
 from atelier.models.base import Autoencoder, Cond, Likelihood
@@ -43,7 +43,7 @@ class Sorted(DataModule):
 
 
 def made(kind: type[DataModule] = Sorted, **changed: Any) -> DataModule:
-    given = {"image_size": 16, "channels": 3, "batch_size": N, "seed": 0, "limit": None, "num_workers": 0}
+    given = {"image_size": 16, "image_channels": 3, "batch_size": N, "seed": 0, "limit": None, "num_workers": 0}
     return kind(**given | {"flip": False, "n_classes": CLASSES, "n_attributes": 0, "conditions": []} | changed)
 
 
@@ -61,7 +61,7 @@ class Mirror(Autoencoder, Likelihood):
         super().__init__()
         self.seen: dict[str, list[int]] = {"samples": [], "reconstructed": [], "likelihood": []}
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         self.seen["samples"] += cond["label"].tolist()
         return torch.zeros(len(rngs), 3, 16, 16)
 
@@ -87,7 +87,7 @@ def judged(data: DataModule) -> dict[str, list[int]]:
 
     suite = SimpleNamespace(active=True, lpips=None, knows_labels=False, protocol=dict, real=compute)
     suite.features, suite.compare = (lambda images: images[:, :1, 0, 0].float()), (lambda real, fake: {})
-    Judging(N, N, 8, 0, suite)(model, data, {}, nullcontext, lambda *_: None)
+    Evaluator(N, N, 8, 0, suite)(model, data, {}, nullcontext, lambda *_: None)
     names = ("real test", "real train", "real of reconstructions")
     return model.seen | {name: facts["label"].tolist() for name, facts in zip(names, real, strict=True)}
 
@@ -180,7 +180,11 @@ def test_a_set_without_labels_is_shuffled_and_one_that_is_shuffled_is_not() -> N
 def test_images_of_a_label_are_found_without_a_look_at_any(monkeypatch: pytest.MonkeyPatch) -> None:
     data = made()
     monkeypatch.setattr(MemoryImages, "read", lambda *_: pytest.fail("read"))
-    words = dict.fromkeys(("direction", "scale", "attributes", "source")) | {"do": "sample", "label": 9, "seed": 0}
+    words = dict.fromkeys(("direction", "scale_factor", "attributes", "source")) | {
+        "do": "sample",
+        "label": 9,
+        "seed": 0,
+    }
     found = Request.of(Mirror.__new__(Mirror), data, {}, words).items
     assert sorted(found) == list(range(9 * EACH, 10 * EACH)) and found != sorted(found)
 

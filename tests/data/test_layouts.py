@@ -23,14 +23,14 @@ OWN = {
     Pairs: {"direction": "a2b", "jitter": 0},
     Edges: {"jitter": 0, "sigma": 1.0, "threshold": 0.03},
     Unpaired: {"folders": FOLDERS, "jitter": 0},
-    SuperRes: {"factor": 4, "resize": None, "turn": False},
+    SuperRes: {"scale_factor": 4, "resize": None, "turn": False},
 }
 
 
 def data(kind: type, root: Path, **changed: object) -> ImageFiles:
     fields = {
         "root": str(root), "holdout": 0.5, "background": "white", "max_pixels": 1 << 20, "on_bad_image": "error",
-        "memory_mb": 100, "cache": f"{root}.cache", "image_size": 8, "channels": 3, "batch_size": 2, "seed": 0,
+        "memory_mb": 100, "cache": f"{root}.cache", "image_size": 8, "image_channels": 3, "batch_size": 2, "seed": 0,
         "limit": None, "num_workers": 0, "flip": False, "n_classes": 0, "n_attributes": 0, "conditions": [],
     }  # fmt: skip
     return kind(**fields | OWN[kind] | changed)

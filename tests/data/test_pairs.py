@@ -26,7 +26,7 @@ def data(kind: type, root: Path, **changed: object) -> ImageFiles:
     fields = {
         "root": str(root), "holdout": 0.5, "background": "white", "max_pixels": 1 << 20, "jitter": 0,
         "on_bad_image": "error", "memory_mb": 100, "cache": f"{root}.cache",
-        "image_size": 4, "channels": 3, "batch_size": 2, "seed": 0, "limit": None,
+        "image_size": 4, "image_channels": 3, "batch_size": 2, "seed": 0, "limit": None,
         "num_workers": 0, "flip": False, "n_classes": 0, "n_attributes": 0, "conditions": [],
     }  # fmt: skip
     own = {"direction": "a2b"} if kind is Pairs else {"sigma": 1.0, "threshold": 0.03}
@@ -105,7 +105,7 @@ def test_without_a_test_split_a_share_is_held_out(tmp_path, layout):
 
 def test_pairs_in_one_channel(tmp_path):
     write(tmp_path / "set", "one file")
-    batch = data(Pairs, tmp_path / "set", channels=1).split("test").read([0, 1], None)
+    batch = data(Pairs, tmp_path / "set", image_channels=1).split("test").read([0, 1], None)
     assert batch["image"].shape == batch["source"].shape == (2, 1, 4, 4)
     assert levels(batch["source"])[:, 0, 1, 1].tolist() == [50, 51]
 
@@ -363,7 +363,7 @@ def test_edges_are_the_source_of_images_cut_and_mirrored(tmp_path):
     assert torch.equal(
         moved["source"], module.split("train").read(list(range(N)), [generator(k) for k in range(N)])["source"]
     )
-    one = data(Edges, tmp_path / "set", image_size=16, channels=1, holdout=0.0).test_batch(0, 2)
+    one = data(Edges, tmp_path / "set", image_size=16, image_channels=1, holdout=0.0).test_batch(0, 2)
     assert one["source"].shape == one["image"].shape == (2, 1, 16, 16)
 
 

@@ -20,12 +20,12 @@ from torchvision import datasets
 
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
+from atelier.data.attribute_transfer import changed
 from atelier.data.base import DataModule, random_order
 from atelier.data.celeba import CROPS, HAIR, CelebA, n_listed
 from atelier.data.cifar10 import CIFAR10
 from atelier.data.mnist import MNIST, FashionMNIST, read_idx
 from atelier.data.published import fetch, resized, with_channels
-from atelier.data.recast import changed
 from atelier.runs import build, preflight
 from tests.compose import composed
 
@@ -36,7 +36,7 @@ def data(kind: type, root: Path, **changed: object) -> DataModule:
     size = 64 if kind is CelebA else 32
     fields = {
         "root": str(root), "download": False, "image_size": size,
-        "channels": 1 if kind in (MNIST, FashionMNIST) else 3,
+        "image_channels": 1 if kind in (MNIST, FashionMNIST) else 3,
         "batch_size": 2, "seed": 0, "limit": None, "num_workers": 0, "flip": False, "conditions": [],
         "n_classes": 0 if kind is CelebA else 10, "n_attributes": 40 if kind is CelebA else 0,
     }  # fmt: skip
@@ -107,7 +107,7 @@ def test_mnist_agrees_with_torchvision(tmp_path):
 
 def test_mnist_of_other_sizes_and_in_colour(tmp_path):
     write_mnist(tmp_path)
-    small = data(MNIST, tmp_path, image_size=16, channels=3).test_batch(0, 3)["image"]
+    small = data(MNIST, tmp_path, image_size=16, image_channels=3).test_batch(0, 3)["image"]
     full = data(MNIST, tmp_path).test_batch(0, 3)["image"]
     assert small.shape == (3, 3, 16, 16)
     assert torch.equal(small[:, 0], small[:, 2])
@@ -183,7 +183,7 @@ def test_cifar10(tmp_path, monkeypatch):
     assert (grey_levels(batch).numpy() == pixels[[3, 0]]).all()
     assert batch["label"].tolist() == [0, 3]
     assert module.test_batch(0, 3)["label"].tolist() == [9, 8, 9]
-    grey = grey_levels(data(CIFAR10, tmp_path, channels=1).test_batch(0, 2))
+    grey = grey_levels(data(CIFAR10, tmp_path, image_channels=1).test_batch(0, 2))
     want = (pixels[4:] * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(1)
     assert np.abs(grey[:, 0].numpy() - want).max() <= 0.5 + 1e-3
 

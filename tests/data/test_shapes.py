@@ -94,7 +94,7 @@ def test_test_scenes_of_a_domain_come_with_the_same_in_the_other() -> None:
 
 
 def test_recast_asks_for_one_change_and_test_scenes_have_the_answer() -> None:
-    data = shapes_set(task="recast", image_size=32)
+    data = shapes_set(task="attribute_transfer", image_size=32)
     batch = data.split("test").read(list(range(100)), None)
     assert set(batch) == data.provides | {"image", "index", "answer"}
     before, after = judge(batch["image"]), judge(batch["answer"])
@@ -108,7 +108,7 @@ def test_recast_asks_for_one_change_and_test_scenes_have_the_answer() -> None:
 
 
 def test_recast_training_scenes_have_a_target_and_no_answer() -> None:
-    batch = shapes_set(task="recast").split("train").read(list(range(50)), None)
+    batch = shapes_set(task="attribute_transfer").split("train").read(list(range(50)), None)
     assert "answer" not in batch and batch["target"].dtype == torch.float32
     turned = (batch["target"] - batch["attributes"]).split([6, 2, 2, 4], dim=1)  # colour, size, fill, ground
     assert torch.stack([part.abs().sum(1) for part in turned]).sum(0).eq(2).all()  # one off, one on

@@ -18,7 +18,7 @@ from atelier.metrics.classifier import classifier_of
 from tests.compose import composed
 
 SMALL = [
-    "model=ae", "model.net.width=4", "model.net.downs=1", "model.net.latent_channels=2", "data=images",
+    "model=ae", "model.net.width=4", "model.net.n_downs=1", "model.net.latent_channels=2", "data=images",
     "data.image_size=8", "data.batch_size=4", "data.num_workers=0", "budget.images=8", "eval.batch_size=4",
     "callbacks.grids.n=4", "metrics=classifier", "metrics.names=[fid,kid,precision]",
     "trainer=cpu", "trainer.precision=32-true",

@@ -28,17 +28,17 @@ def noise(path: Path, width: int, height: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def pair(root: Path, name: str, width: int, height: int, factor: int = 4) -> tuple[Tensor, Tensor]:
+def pair(root: Path, name: str, width: int, height: int, scale_factor: int = 4) -> tuple[Tensor, Tensor]:
     """Files of the same name in HR/ and LR/, whose pixels have nothing to do with each other."""
     large = noise(root / "HR" / name, width, height, len(name))
-    return large, noise(root / "LR" / name, width // factor, height // factor, 100 + len(name))
+    return large, noise(root / "LR" / name, width // scale_factor, height // scale_factor, 100 + len(name))
 
 
 def data(root: Path, **changed: object) -> SuperRes:
     fields = {
         "root": str(root), "holdout": 0.0, "background": "white", "max_pixels": 1 << 20, "on_bad_image": "error",
-        "memory_mb": 100, "cache": f"{root}.cache", "factor": 4, "resize": None, "turn": False, "image_size": 8,
-        "channels": 3, "batch_size": 2, "seed": 0, "limit": None, "num_workers": 0, "flip": False,
+        "memory_mb": 100, "cache": f"{root}.cache", "scale_factor": 4, "resize": None, "turn": False, "image_size": 8,
+        "image_channels": 3, "batch_size": 2, "seed": 0, "limit": None, "num_workers": 0, "flip": False,
         "n_classes": 0, "n_attributes": 0, "conditions": [],
     }  # fmt: skip
     return SuperRes(**fields | changed)
@@ -63,13 +63,13 @@ def test_at_test_the_middle_is_cut_out(tmp_path):
     assert batch["image"].dtype == batch["source"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_a_source_is_the_rounded_bicubic_of_its_square(tmp_path, factor):
+@pytest.mark.parametrize("scale_factor", [2, 3, 4])
+def test_a_source_is_the_rounded_bicubic_of_its_square(tmp_path, scale_factor):
     noise(tmp_path / "a.png", 30, 30)
-    batch = data(tmp_path, factor=factor, image_size=12).test_batch(0, 1)
-    grey = 127.5 * reduced(batch["image"].double(), factor) + 127.5
+    batch = data(tmp_path, scale_factor=scale_factor, image_size=12).test_batch(0, 1)
+    grey = 127.5 * reduced(batch["image"].double(), scale_factor) + 127.5
     rounded = (grey + 0.5).floor().clamp(0, 255)
-    assert batch["source"].shape == (1, 3, 12 // factor, 12 // factor)
+    assert batch["source"].shape == (1, 3, 12 // scale_factor, 12 // scale_factor)
     torch.testing.assert_close(127.5 * batch["source"].double() + 127.5, rounded, rtol=0, atol=1e-4)
     assert (rounded == 255).any() or (rounded - grey).abs().max() > 0.3
 
@@ -191,13 +191,13 @@ def test_set5_as_it_is_published(tmp_path):
             noise(tmp_path / f"{name}_HR.png", 8, 8, k)
             small[factor, k] = noise(tmp_path / f"{name}_LR.png", 8 // factor, 8 // factor, 10 * factor + k)
     for factor in (2, 4):
-        module = data(tmp_path, factor=factor)
+        module = data(tmp_path, scale_factor=factor)
         paths = [path.name for path in module.split("test").paths]
         assert paths == [f"img_00{k}_SRF_{factor}_HR.png" for k in (1, 2)]
         expected = torch.stack([small[factor, 1], small[factor, 2]])
         assert torch.equal(levels(module.split("test").read([0, 1], None)["source"]), expected)
-    assert refusal(tmp_path, factor=3, image_size=6).line() == (
-        f"error: data.factor=3: the images of {tmp_path} are made for 2, 4. Fix: data.factor=2"
+    assert refusal(tmp_path, scale_factor=3, image_size=6).line() == (
+        f"error: data.scale_factor=3: the images of {tmp_path} are made for 2, 4. Fix: data.scale_factor=2"
     )
 
 
@@ -217,7 +217,7 @@ def test_resize_brings_the_shorter_side_down(tmp_path):
 
 def test_grey_pictures_have_one_channel(tmp_path):
     noise(tmp_path / "a.png", 9, 9)
-    batch = data(tmp_path, channels=1).test_batch(0, 1)
+    batch = data(tmp_path, image_channels=1).test_batch(0, 1)
     assert batch["image"].shape == (1, 1, 8, 8) and batch["source"].shape == (1, 1, 2, 2)
 
 
@@ -253,7 +253,7 @@ def test_sizes_that_do_not_fit_are_refused_at_once(tmp_path, changed, line):
 
 def test_pairs_that_do_not_fit_are_named(tmp_path):
     pair(tmp_path, "a.png", 16, 16)
-    pair(tmp_path, "bb.png", 12, 16, factor=3)
+    pair(tmp_path, "bb.png", 12, 16, scale_factor=3)
     error = refusal(tmp_path)
     assert error.problem == "HR/bb.png (12 x 16) is not 4 times LR/bb.png (4 x 5)"
     assert refusal(tmp_path, resize=16).line().startswith("error: data.resize=16: the sources are files. Fix: ")
@@ -304,7 +304,10 @@ def test_fingerprint_tells_sets_apart(tmp_path):
     noise(tmp_path / "a.png", 20, 20)
     first = data(tmp_path).fingerprint("test")
     assert data(tmp_path, flip=True, memory_mb=1).fingerprint("test") == first
-    assert len({first, data(tmp_path, factor=2).fingerprint("test"), data(tmp_path, resize=9).fingerprint("test")}) == 3
+    assert (
+        len({first, data(tmp_path, scale_factor=2).fingerprint("test"), data(tmp_path, resize=9).fingerprint("test")})
+        == 3
+    )
     noise(tmp_path / "a.png", 21, 20)
     assert data(tmp_path).fingerprint("test") != first
 

@@ -25,7 +25,7 @@ def data(root: Path, **changed: object) -> Unpaired:
     fields = {
         "root": str(root), "folders": FOLDERS, "holdout": 0.4, "background": "white", "max_pixels": 1 << 20,
         "jitter": 0, "on_bad_image": "error", "memory_mb": 100, "cache": f"{root}.cache",
-        "image_size": 4, "channels": 3, "batch_size": 2, "seed": 0, "limit": None,
+        "image_size": 4, "image_channels": 3, "batch_size": 2, "seed": 0, "limit": None,
         "num_workers": 0, "flip": False, "n_classes": 0, "n_attributes": 0, "conditions": [],
     }  # fmt: skip
     return Unpaired(**fields | changed)

@@ -73,7 +73,7 @@ def test_loss_is_the_weighted_square_of_the_answer():
 
 def test_discrete_times_are_uniform_over_the_table():
     torch.manual_seed(0)
-    t = objective_of(Linear(n_steps=10), Epsilon()).draw(20_000, CPU)
+    t = objective_of(Linear(n_steps=10), Epsilon()).sample_times(20_000, CPU)
     counts = torch.bincount((t * 10).round().long(), minlength=11)
     assert counts[0] == 0
     assert (counts[1:] - 2000).abs().max() < 4 * 1800**0.5
@@ -83,29 +83,31 @@ def test_discrete_times_are_uniform_over_the_table():
 def test_the_ends_of_the_generator_s_range_are_harmless(monkeypatch):
     monkeypatch.setattr(torch, "rand", torch.zeros)  # 0 is drawn now and then, 1 never
     objective = objective_of(Flow(), X0(), MinSNR())
-    assert objective.draw(2, CPU).tolist() == [1, 1]
+    assert objective.sample_times(2, CPU).tolist() == [1, 1]
     assert objective(lambda x_t, time, cond: x_t, torch.zeros(2, 1, 4, 4)).isfinite().all()
 
 
 def test_logit_normal_is_normal_in_logits():
     torch.manual_seed(0)
-    logits = objective_of(Flow(), VectorField(), times=LogitNormal()).draw(20_000, CPU).logit()
+    logits = objective_of(Flow(), VectorField(), times=LogitNormal()).sample_times(20_000, CPU).logit()
     assert abs(logits.mean()) < 4 / 20_000**0.5
     assert abs(logits.std() - 1) < 4 / 40_000**0.5
 
 
 def test_logit_normal_with_a_mean_and_a_deviation():
     torch.manual_seed(0)
-    objective = objective_of(Flow(), X0(), times=LogitNormal(mean=0.4, deviation=1.3))
-    logits = objective.draw(20_000, CPU).logit()
+    objective = objective_of(Flow(), X0(), times=LogitNormal(logit_mean=0.4, logit_std=1.3))
+    logits = objective.sample_times(20_000, CPU).logit()
     assert abs(logits.mean() - 0.4) < 4 * 1.3 / 20_000**0.5 and abs(logits.std() - 1.3) < 4 * 1.3 / 40_000**0.5
 
 
 @pytest.mark.parametrize(("images_seen", "mean"), [(0, 0.9), (500, 0.35), (1000, -0.2), (5000, -0.2)])
 def test_the_mean_moves_with_the_images_seen(images_seen, mean):
     torch.manual_seed(0)
-    objective = objective_of(Flow(), X0(), times=LogitNormal(mean=0.9, mean_end=-0.2, mean_images=1000))
-    assert abs(objective.draw(20_000, CPU, images_seen).logit().mean() - mean) < 4 / 20_000**0.5
+    objective = objective_of(
+        Flow(), X0(), times=LogitNormal(logit_mean=0.9, logit_mean_end=-0.2, logit_mean_images=1000)
+    )
+    assert abs(objective.sample_times(20_000, CPU, images_seen).logit().mean() - mean) < 4 / 20_000**0.5
 
 
 @pytest.mark.parametrize("schedule", [Flow(), Cosine(), Linear()])
@@ -127,7 +129,7 @@ def test_the_space_of_the_error_is_not_the_target(schedule, target, space):
 
 def test_times_below_the_floor_are_weighted_as_it_is():
     t = torch.tensor([0.01, 0.1, 0.2, 0.5], dtype=torch.float64)
-    objective = objective_of(Flow(), X0(), ErrorOf(VectorField(), floor=0.2))
+    objective = objective_of(Flow(), X0(), ErrorOf(VectorField(), time_floor=0.2))
     weights = objective.weight(t, like=torch.zeros(4, 1, 1, 1).double())
     torch.testing.assert_close(weights.flatten(), torch.tensor([25.0, 25.0, 25.0, 4.0], dtype=torch.float64))
 

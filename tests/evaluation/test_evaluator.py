@@ -27,7 +27,7 @@ def test_intervals_have_the_right_denominators() -> None:
 
 def test_a_count_is_of_different_images() -> None:
     """The smaller domain comes round again while the larger is read; a generator has new noise for each."""
-    judges = evaluator.Judging(9, 4, 2, 0, SimpleNamespace(active=True, protocol=dict))
+    judges = evaluator.Evaluator(9, 4, 2, 0, SimpleNamespace(active=True, protocol=dict))
     counts = {"image": 3, "image_a": 5, "image_b": 3}
     data = SimpleNamespace(count=lambda split, field: counts[field], fingerprint=lambda split: "", choice=lambda _: "")
     told = judges.protocol(object.__new__(CycleGAN), data, {})

@@ -11,7 +11,7 @@ import torch
 import train
 from atelier.core.errors import UserError
 from atelier.evaluation import naming
-from atelier.evaluation.evaluator import Judging
+from atelier.evaluation.evaluator import Evaluator
 from atelier.metrics.classifier import Classifier
 from atelier.metrics.suite import Suite
 from atelier.runs import folders
@@ -20,14 +20,14 @@ from tests.conftest import overrides
 from tests.tiny import TINY
 
 
-def judging(classifier: bool) -> Judging:
+def evaluator(classifier: bool) -> Evaluator:
     """The judge, and distances by an untrained net that tells labels."""
     net, distances = ("classifier", ["fid", "precision", "recall"]) if classifier else ("none", [])
     suite = Suite(net=net, weights=None, names=distances, antialias=False, fetch=False, cache="")
     if classifier:
         suite.net = Classifier(Classifier.layers(36).state_dict(), "labels", 36)
         suite.real = lambda fingerprint, compute, agree: compute()  # nothing is kept
-    return Judging(8, 8, 4, 0, suite)
+    return Evaluator(8, 8, 4, 0, suite)
 
 
 @pytest.mark.parametrize("classifier", [False, True])
@@ -35,7 +35,7 @@ def judging(classifier: bool) -> Judging:
 def test_names_are_those_of_an_evaluation(finished: dict[str, Path], family: str, classifier: bool) -> None:
     if classifier and family not in ("vae", "ddpm", "cyclegan", "srgan"):
         return
-    loaded, judge = folders.load(finished[family], ema=True), judging(classifier)
+    loaded, judge = folders.load(finished[family], ema=True), evaluator(classifier)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     told = naming.names(judge, loaded.model, loaded.data)
     if classifier:

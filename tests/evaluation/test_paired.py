@@ -29,7 +29,7 @@ LEVEL = 100
 class Twice(Translator):
     """Twice as wide; what it makes is written by hand."""
 
-    enlarges = 2
+    scale_factor = 2
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor: ...
 
@@ -37,7 +37,7 @@ class Twice(Translator):
 class Edits(Translator):
     """Makes scenes of scenes."""
 
-    alike = True
+    same_domain = True
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor: ...
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from atelier.core.rng import ImageRngs
 from atelier.evaluation.reconstruction import likelihood, reconstructed
 from atelier.metrics.suite import Suite
-from atelier.models.base import Cond, Discrete, Likelihood
+from atelier.models.base import Cond, DiscreteAutoencoder, Likelihood
 
 N, BATCH = 5, 2
 LEVELS = torch.randint(30, 220, (N, 3, 16, 16), generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ class Data:
         return {"image": X[list(numbers)]}
 
 
-class Model(Discrete, Likelihood):
+class Model(DiscreteAutoencoder, Likelihood):
     """Gives image k back 2 (k + 1) levels brighter, with codes k, but at most 2, and -log p = 10 (k + 1) + noise."""
 
     n_codes = 8
@@ -56,7 +56,7 @@ class Model(Discrete, Likelihood):
     def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return 10.0 * (self.number(x) + 1) + rngs.randn(1)[:, 0]
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor: ...
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor: ...
 
 
 @pytest.fixture

@@ -48,34 +48,37 @@ def direct(x: Tensor, height: int, width: int) -> Tensor:
     return torch.tensor(columns, dtype=torch.float64).mT
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("scale_factor", [2, 3, 4])
 @pytest.mark.parametrize("shape", [(12, 24), (36, 12)])
-def test_beside_a_direct_sum(factor: int, shape: tuple[int, int]) -> None:
+def test_beside_a_direct_sum(scale_factor: int, shape: tuple[int, int]) -> None:
     height, width = shape
     x = images(height, width)
-    small, large = direct(x, height // factor, width // factor), direct(x, height * factor, width * factor)
-    torch.testing.assert_close(reduced(x, factor), small, rtol=0, atol=1e-12)
-    torch.testing.assert_close(enlarged(x, factor), large, rtol=0, atol=1e-12)
-    torch.testing.assert_close(reduced(x.float(), factor).double(), small, rtol=0, atol=1e-6)
-    torch.testing.assert_close(enlarged(x.float(), factor).double(), large, rtol=0, atol=1e-6)
+    small, large = (
+        direct(x, height // scale_factor, width // scale_factor),
+        direct(x, height * scale_factor, width * scale_factor),
+    )
+    torch.testing.assert_close(reduced(x, scale_factor), small, rtol=0, atol=1e-12)
+    torch.testing.assert_close(enlarged(x, scale_factor), large, rtol=0, atol=1e-12)
+    torch.testing.assert_close(reduced(x.float(), scale_factor).double(), small, rtol=0, atol=1e-6)
+    torch.testing.assert_close(enlarged(x.float(), scale_factor).double(), large, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("factor", [2, 4])
-def test_beside_torch_where_no_edge_is_near(factor: int) -> None:
+@pytest.mark.parametrize("scale_factor", [2, 4])
+def test_beside_torch_where_no_edge_is_near(scale_factor: int) -> None:
     """torch leaves out what lies beyond an edge, MATLAB mirrors it; two pixels inside nothing is left of that."""
     x = images(64, 48)
-    size = (64 // factor, 48 // factor)
+    size = (64 // scale_factor, 48 // scale_factor)
     theirs = F.interpolate(x, size=size, mode="bicubic", antialias=True)
     inside = (..., slice(2, -2), slice(2, -2))
-    ours = reduced(x, factor)
+    ours = reduced(x, scale_factor)
     torch.testing.assert_close(ours[inside], theirs[inside], rtol=0, atol=1e-6)
     assert (ours - theirs).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_what_is_constant_stays_so(factor: int) -> None:
+@pytest.mark.parametrize("scale_factor", [2, 3, 4])
+def test_what_is_constant_stays_so(scale_factor: int) -> None:
     x = torch.full((1, 1, 12, 12), 0.3, dtype=torch.float64)
-    for resized in (reduced(x, factor), enlarged(x, factor)):
+    for resized in (reduced(x, scale_factor), enlarged(x, scale_factor)):
         torch.testing.assert_close(resized, torch.full_like(resized, 0.3), rtol=0, atol=1e-14)
 
 

@@ -15,7 +15,7 @@ from atelier.losses.adversarial import (
     RelativisticAverage,
     Wasserstein,
 )
-from atelier.losses.regularizers import gradient_penalty, lipschitz
+from atelier.losses.regularizers import gradient_penalty, r1_penalty
 
 REAL, FAKE = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
 
@@ -39,7 +39,7 @@ def test_the_others_by_hand() -> None:
     softplus = (1 + pairs.exp()).log().mean().item()
     assert Relativistic().discriminator(REAL, FAKE).item() == pytest.approx(softplus)
     assert Relativistic().generator(REAL, FAKE).item() == pytest.approx((1 + (-pairs).exp()).log().mean().item())
-    assert [loss.compares for loss in (Relativistic, RelativisticAverage, Hinge)] == [True, True, False]
+    assert [loss.needs_real_logits for loss in (Relativistic, RelativisticAverage, Hinge)] == [True, True, False]
 
 
 def test_against_the_average_by_hand() -> None:
@@ -67,16 +67,16 @@ def test_gradient_penalty_of_a_linear_and_a_quadratic_discriminator() -> None:
     """D = w.x has ||w||^2 at every image, D = |x|^2 / 2 has |x|^2."""
     x = torch.randn(5, 3, 4, 4, requires_grad=True)
     w = torch.randn(3, 4, 4)
-    penalty = gradient_penalty((x * w).flatten(1).sum(1), x)
+    penalty = r1_penalty((x * w).flatten(1).sum(1), x)
     assert penalty.item() == pytest.approx(w.square().sum().item(), rel=1e-6)
-    quadratic = gradient_penalty(x.square().flatten(1).sum(1) / 2, x)
+    quadratic = r1_penalty(x.square().flatten(1).sum(1) / 2, x)
     assert quadratic.item() == pytest.approx(x.square().flatten(1).sum(1).mean().item(), rel=1e-6)
 
 
 def test_gradient_penalty_can_be_learned_from() -> None:
     """d/dw ||w||^2 = 2 w."""
     x, w = torch.randn(4, 3, requires_grad=True), torch.randn(3, requires_grad=True)
-    gradient_penalty(x @ w, x).backward()
+    r1_penalty(x @ w, x).backward()
     torch.testing.assert_close(w.grad, 2 * w.detach())
 
 
@@ -84,7 +84,7 @@ def test_lipschitz_in_closed_form() -> None:
     """D = w.x has (|w| - 1)^2 everywhere, and d/dw of it is 2 (|w| - 1) w / |w|."""
     w = nn.Parameter(torch.randn(3, 4, 4))
     real, fake = torch.randn(2, 5, 3, 4, 4)
-    penalty = lipschitz(lambda x: (x * w).flatten(1).sum(1), real, fake)
+    penalty = gradient_penalty(lambda x: (x * w).flatten(1).sum(1), real, fake)
     assert penalty.item() == pytest.approx((w.norm().item() - 1) ** 2, rel=1e-5)
     penalty.backward()
     torch.testing.assert_close(w.grad, (2 * (w.norm() - 1) * w / w.norm()).detach())
@@ -93,7 +93,9 @@ def test_lipschitz_in_closed_form() -> None:
 def test_lipschitz_looks_between_real_and_generated_images() -> None:
     """D = |x|^2 / 2 on the way from -1 to 3, one place for each image: |gradient| = |x| sqrt(n)."""
     seen = []
-    lipschitz(lambda x: seen.append(x) or x.square().flatten(1).sum(1), -torch.ones(500, 1, 2, 2), 3 * torch.ones(1))
+    gradient_penalty(
+        lambda x: seen.append(x) or x.square().flatten(1).sum(1), -torch.ones(500, 1, 2, 2), 3 * torch.ones(1)
+    )
     places = seen[0].flatten(1)
     assert (places == places[:, :1]).all() and places.min() > -1 and places.max() < 3
     assert places.mean().item() == pytest.approx(1, abs=0.2)

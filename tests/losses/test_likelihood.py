@@ -43,7 +43,7 @@ def test_gaussian_levels_sum_to_one() -> None:
     likelihood, uniform = Gaussian(0.1, learned=False), torch.linspace(0.005, 0.995, 100).view(-1, 1, 1, 1)
     levels = torch.arange(-400, 656) / 127.5 - 1
     total = sum(
-        (-likelihood.of_levels(level.expand(100, 1, 1, 1), torch.zeros(100, 1, 1, 1), uniform)).exp().mean().item()
+        (-likelihood.nll_8bit(level.expand(100, 1, 1, 1), torch.zeros(100, 1, 1, 1), uniform)).exp().mean().item()
         for level in levels
     )
     assert total == pytest.approx(1, abs=1e-3)
@@ -53,9 +53,9 @@ def test_bernoulli_is_torchs_and_binarises_by_the_noise() -> None:
     likelihood, ones = Bernoulli(), torch.where(X > 0, 1.0, -1.0)
     expected = -TorchBernoulli(logits=PREDICTION).log_prob((ones + 1) / 2).flatten(1).sum(1)
     torch.testing.assert_close(likelihood.nll(ones, PREDICTION), expected)
-    torch.testing.assert_close(likelihood.of_levels(ones, PREDICTION, torch.rand(X.shape)), expected)
+    torch.testing.assert_close(likelihood.nll_8bit(ones, PREDICTION, torch.rand(X.shape)), expected)
     grey = torch.zeros(20_000, 1, 1, 1)
-    mean = likelihood.of_levels(grey, torch.full_like(grey, 2.0), torch.rand(grey.shape, generator=RNG)).mean()
+    mean = likelihood.nll_8bit(grey, torch.full_like(grey, 2.0), torch.rand(grey.shape, generator=RNG)).mean()
     assert mean.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(2))) / 2, abs=0.02)
 
 

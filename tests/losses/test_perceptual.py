@@ -49,12 +49,12 @@ def test_the_pyramid_is_that_of_matrices(levels: int, size: int) -> None:
         band = rest - doubling(n // 2) @ low @ doubling(n // 2).T
         expected, rest = expected + band.abs().mean((1, 2, 3)), low
     expected = expected + rest.abs().mean((1, 2, 3))
-    torch.testing.assert_close(Pyramid(levels=levels)(x, y).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Pyramid(n_levels=levels)(x, y).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_pyramid_counts_areas_and_edges() -> None:
     """A constant c costs c; stripes of one pixel cost as much again, which the mean of pixels alone would not tell."""
-    pyramid, flat = Pyramid(levels=3), torch.zeros(1, 3, 64, 64)
+    pyramid, flat = Pyramid(n_levels=3), torch.zeros(1, 3, 64, 64)
     assert pyramid(flat, flat).item() == 0
     assert pyramid(flat, flat + 0.5).item() == pytest.approx(0.5)
     noise = images(3, 64)[:1]
@@ -63,7 +63,7 @@ def test_the_pyramid_counts_areas_and_edges() -> None:
 
 
 def test_the_pyramid_is_float32_under_bf16() -> None:
-    x, y, pyramid = images(0), images(1), Pyramid(levels=2)
+    x, y, pyramid = images(0), images(1), Pyramid(n_levels=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(pyramid(x, y), pyramid.float()(x, y)) and pyramid(x, y).dtype == torch.float32
         assert torch.mm(x[0, 0], y[0, 0]).dtype == torch.bfloat16  # autocast was on

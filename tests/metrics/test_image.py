@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atelier.metrics.image import code_values, luma, psnr, shaved, ssim
+from atelier.metrics.image import code_values, crop_border, luma, psnr, ssim
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -67,5 +67,5 @@ def test_luma_of_grey_is_that_of_equal_colours() -> None:
 
 def test_a_border_is_left_out() -> None:
     images = torch.arange(2 * 5 * 6).view(2, 1, 5, 6)
-    assert shaved(images, 2).tolist() == [[[[14, 15]]], [[[44, 45]]]]
-    assert torch.equal(shaved(images, 0), images)
+    assert crop_border(images, 2).tolist() == [[[[14, 15]]], [[[44, 45]]]]
+    assert torch.equal(crop_border(images, 0), images)

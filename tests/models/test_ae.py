@@ -14,14 +14,14 @@ from atelier.nets.vae import VAENet
 TINY = [  # beside tests/tiny.py:COMMON
     "model=ae",
     "model.net.width=4",
-    "model.net.downs=1",
+    "model.net.n_downs=1",
     "model.net.latent_channels=2",
 ]
 
 
 def made(latent_channels: int = 2) -> AE:
     torch.manual_seed(0)
-    net = VAENet(image_size=8, image_channels=3, width=4, downs=1, latent_channels=latent_channels, patch=None)
+    net = VAENet(image_size=8, image_channels=3, width=4, n_downs=1, latent_channels=latent_channels, patch_size=None)
     return AE(net, Gaussian(0.1, learned=False), torch.optim.SGD, None)
 
 
@@ -47,7 +47,7 @@ def test_it_draws_latents_with_the_moments_of_training() -> None:
     model.training_step({"image": X})
     z = model.net.encode(X)[0]
     torch.testing.assert_close(model.moments.mean, z.mean(0))
-    drawn = model.draw(ImageRngs(0, 0, 4000), {})
+    drawn = model.sample_latents(ImageRngs(0, 0, 4000), {})
     torch.testing.assert_close(drawn.mean(0), z.mean(0), atol=0.05, rtol=0.05)
     torch.testing.assert_close(drawn.std(0), z.std(0, correction=0), atol=0.02, rtol=0.1)
 

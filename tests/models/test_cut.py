@@ -62,7 +62,7 @@ def test_the_published_net_is_looked_at_in_five_places() -> None:
     """Pixels, both halvings, the first and the fifth of nine blocks."""
     with torch.device("meta"):
         net = ResNetTranslator(
-            in_channels=3, image_channels=3, width=64, downs=2, n_blocks=9, patch=1, norm="instance",
+            in_channels=3, image_channels=3, width=64, n_downs=2, n_blocks=9, patch_size=1, norm="instance",
             padding="reflect", residual=False,
         )  # fmt: skip
     assert list(net.looked_at.values()) == [3, 128, 256, 256, 256]

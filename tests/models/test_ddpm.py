@@ -23,7 +23,7 @@ TINY = [  # beside tests/tiny.py:COMMON
     "model.net.cond_dim=8",
     "model.embedder.dim=8",
     "model.net.dropout=0.2",
-    "model.net.patch=2",
+    "model.net.patch_size=2",
     "model.sampler.steps=2",
 ]
 
@@ -31,7 +31,7 @@ LEVEL = 1 / 127.5
 
 
 @pytest.fixture
-def loaded(finished: dict[str, Path]) -> folders.Loaded:
+def loaded(finished: dict[str, Path]) -> folders.LoadedRun:
     """The tiny run with weights that tell its conditions apart."""
     found = folders.load(finished["ddpm"], ema=True)
     generator = torch.Generator().manual_seed(0)
@@ -42,20 +42,20 @@ def loaded(finished: dict[str, Path]) -> folders.Loaded:
 
 
 def sampled(
-    loaded: folders.Loaded, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
+    loaded: folders.LoadedRun, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
 ) -> torch.Tensor:
     cond = loaded.model.condition(loaded.data.test_batch(first, n), "") if cond is None else cond
     with torch.inference_mode():
         return loaded.model.sample(cond, ImageRngs(0, first, n), **options)
 
 
-def test_guidance_1_calls_the_net_with_its_condition_alone(loaded: folders.Loaded) -> None:
+def test_guidance_1_calls_the_net_with_its_condition_alone(loaded: folders.LoadedRun) -> None:
     """Equal to the same model without guidance: the net under its condition, nothing else."""
     model, cond = loaded.model, loaded.model.condition(loaded.data.test_batch(0, 8), "")
     rngs, sizes = ImageRngs(0, 0, 8), []
     with torch.inference_mode():
         noise, told = rngs.randn(3, 8, 8), model.embedder(cond, 8)
-        expected = model.drawing.sampler(
+        expected = model.diffusion_sampler.sampler(
             lambda x_t, t: model.objective.denoise(model.net, x_t, t, told).clamp(-1, 1),
             noise, model.objective.schedule, rngs,
         )  # fmt: skip
@@ -66,14 +66,14 @@ def test_guidance_1_calls_the_net_with_its_condition_alone(loaded: folders.Loade
     assert (sampled(loaded, guidance=3.0) - expected).abs().max() > LEVEL
 
 
-def test_guidance_0_asks_for_nothing(loaded: folders.Loaded) -> None:
+def test_guidance_0_asks_for_nothing(loaded: folders.LoadedRun) -> None:
     cond = loaded.model.condition(loaded.data.test_batch(0, 8), "")
     shuffled = {name: value.flip(0) for name, value in cond.items()}
     free, other = (sampled(loaded, cond=c, guidance=0.0) for c in (cond, shuffled))
     assert (free - other).abs().max() < 1e-5
 
 
-def test_shuffled_conditions_change_samples(loaded: folders.Loaded) -> None:
+def test_shuffled_conditions_change_samples(loaded: folders.LoadedRun) -> None:
     cond = loaded.model.condition(loaded.data.test_batch(0, 8), "")
     shuffled = {name: value.roll(1, 0) for name, value in cond.items()}
     difference = (sampled(loaded, cond=cond) - sampled(loaded, cond=shuffled)).abs().flatten(1).amax(1)
@@ -81,7 +81,7 @@ def test_shuffled_conditions_change_samples(loaded: folders.Loaded) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_image_k_is_that_of_any_batch(loaded: folders.Loaded, guidance: float) -> None:
+def test_image_k_is_that_of_any_batch(loaded: folders.LoadedRun, guidance: float) -> None:
     together = sampled(loaded, guidance=guidance)
     for k in (0, 5, 7):
         alone = sampled(loaded, n=1, first=k, guidance=guidance)
@@ -96,15 +96,19 @@ def test_ema_off_changes_samples(tmp_path: Path) -> None:
     assert (averaged - raw).abs().max() > LEVEL
 
 
-def test_another_sampler_is_taken_for_this_request(loaded: folders.Loaded) -> None:
+def test_another_sampler_is_taken_for_this_request(loaded: folders.LoadedRun) -> None:
     own, other = sampled(loaded), sampled(loaded, sampler=Euler(steps=5, grid="karras"))
     assert (own - other).abs().max() > LEVEL
     assert torch.equal(own, sampled(loaded))
-    assert loaded.model.protocol() == {"sampler": str(loaded.model.drawing.sampler), "nfe": 2, "guidance": 2.0}
+    assert loaded.model.protocol() == {
+        "sampler": str(loaded.model.diffusion_sampler.sampler),
+        "nfe": 2,
+        "guidance": 2.0,
+    }
 
 
 def test_the_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: DDPM = build.model(composed(*overrides("ddpm"), "model.drop=0.3"), Path("unused"))
+    model: DDPM = build.model(composed(*overrides("ddpm"), "model.cond_dropout=0.3"), Path("unused"))
     dropped: list[torch.Tensor] = []
     embed = model.embedder.forward
     monkeypatch.setattr(model.embedder, "forward", lambda c, n, drop: dropped.append(drop) or embed(c, n, drop))
@@ -116,18 +120,18 @@ def test_the_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPa
     assert dropped[0].double().mean().item() == pytest.approx(0.3, abs=0.03)
 
 
-def test_loss_is_the_mean_objective(loaded: folders.Loaded) -> None:
+def test_loss_is_the_mean_objective(loaded: folders.LoadedRun) -> None:
     model, batch = loaded.model, loaded.data.test_batch(0, 4)
     torch.manual_seed(5)
     loss = model.training_step(batch)
     torch.manual_seed(5)
-    drop = torch.rand(4) < model.drop
+    drop = torch.rand(4) < model.cond_dropout
     cond = model.embedder(model.condition(batch, ""), 4, drop)
     assert torch.equal(loss, model.objective(model.net, batch["image"], cond).mean())
     assert torch.equal(model.reported["loss"], loss.detach())
 
 
-def test_losses_and_samples_are_float32_under_bf16(loaded: folders.Loaded) -> None:
+def test_losses_and_samples_are_float32_under_bf16(loaded: folders.LoadedRun) -> None:
     seen: list[torch.dtype] = []
     convolutions = [m for m in loaded.model.net.modules() if isinstance(m, torch.nn.Conv2d)]
     convolutions[-1].register_forward_hook(lambda net, args, out: seen.append(out.dtype))

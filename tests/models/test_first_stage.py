@@ -14,7 +14,7 @@ from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.perceptual import LPIPS
-from atelier.models.base import Autoencoder, Discrete
+from atelier.models.base import Autoencoder, DiscreteAutoencoder
 from atelier.models.first_stage import VQGAN, AutoencoderKL
 from atelier.runs import build
 from tests.compose import composed
@@ -28,11 +28,11 @@ TINY = [  # beside tests/tiny.py:COMMON
     "model.net.latent_channels=2",
     "model.net.quantizer.n_codes=8",
     "model.net.quantizer.dim=2",
-    "model.perceptual.levels=1",
+    "model.perceptual.n_levels=1",
     "model.discriminator.width=4",
     "model.discriminator.n_layers=1",
-    "model.discriminator_from=16",
-    "model.listen_from=40",
+    "model.discriminator_start=16",
+    "model.adversarial_start=40",
 ]
 
 SMALL = [
@@ -42,8 +42,8 @@ SMALL = [
     "model.net.norm_groups=2",
     "model.discriminator.width=2",
     "model.discriminator.n_layers=1",
-    "model.discriminator_from=32",
-    "model.listen_from=64",
+    "model.discriminator_start=32",
+    "model.adversarial_start=64",
 ]
 CODES = ["model.net.quantizer.n_codes=8", "model.net.quantizer.dim=2", "model.net.latent_channels=4"]
 PAGES = {"autoencoder_kl": [], "vqgan": CODES}
@@ -104,7 +104,7 @@ def test_the_adaptive_weight_by_hand() -> None:
 
 def test_the_loss_of_the_gaussian_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """mean |x - x'| + pyramid + 1e-6 KL / (C H W), the KL summed over latents: the published sums over C H W."""
-    model = made("autoencoder_kl", "model.perceptual_weight=0.5", "model.penalty_weight=1e-2")
+    model = made("autoencoder_kl", "model.perceptual_weight=0.5", "model.kl_weight=1e-2")
     x = batch()["image"]
     mean, logvar = model.net.encode(x)
     torch.manual_seed(7)
@@ -122,7 +122,7 @@ def test_the_loss_of_the_gaussian_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_loss_of_the_quantised_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made("vqgan", "model.perceptual=null", "model.net.quantizer.kmeans=false").eval()  # the codebook stays
+    model = made("vqgan", "model.perceptual=null", "model.net.quantizer.kmeans_init=false").eval()  # the codebook stays
     nn.init.normal_(model.net.quantizer.codebook)
     x = batch()["image"]
     z = model.net.encode(x)[0]
@@ -237,8 +237,8 @@ def test_a_perceptual_net_is_neither_trained_nor_saved(
 
 
 def test_what_each_member_is(model: AutoencoderKL | VQGAN) -> None:
-    assert isinstance(model, Autoencoder) and isinstance(model, Discrete) == isinstance(model, VQGAN)
-    assert model.averaged == ("net",) and model.needs == frozenset()
+    assert isinstance(model, Autoencoder) and isinstance(model, DiscreteAutoencoder) == isinstance(model, VQGAN)
+    assert model.ema_nets == ("net",) and model.needs == frozenset()
 
 
 def test_encode_is_the_mode_or_a_draw(model: AutoencoderKL | VQGAN) -> None:
@@ -267,11 +267,11 @@ def test_images_lie_in_their_range_and_sample_is_render_of_draw(model: Autoencod
     model.eval()
     nn.init.constant_(model.net.decoder.head[-1].bias, 3.0)
     with torch.no_grad():
-        z = model.draw(ImageRngs(0, 0, 3), {})
+        z = model.sample_latents(ImageRngs(0, 0, 3), {})
         assert z.shape == (3, *model.net.latent_shape)
         assert model.decode(z).max() == 1
-        assert torch.equal(model.sample({}, ImageRngs(0, 0, 3)), model.render(z, {}, ImageRngs(0, 0, 3)))
-        assert torch.equal(model.draw(ImageRngs(0, 2, 1), {}), z[2:])
+        assert torch.equal(model.sample({}, ImageRngs(0, 0, 3)), model.generate(z, {}, ImageRngs(0, 0, 3)))
+        assert torch.equal(model.sample_latents(ImageRngs(0, 2, 1), {}), z[2:])
 
 
 def test_noise_has_the_moments_of_the_latents(model: AutoencoderKL | VQGAN) -> None:
@@ -279,7 +279,7 @@ def test_noise_has_the_moments_of_the_latents(model: AutoencoderKL | VQGAN) -> N
     n = model.net.latent_shape[0]
     centre, width = torch.linspace(-3, 3, n)[:, None, None], torch.linspace(0.5, 2, n)[:, None, None]
     model.moments.add(centre + width * torch.randn(500, *model.net.latent_shape), first=True)
-    noise = model.draw(ImageRngs(0, 0, 500), {})
+    noise = model.sample_latents(ImageRngs(0, 0, 500), {})
     torch.testing.assert_close(noise.mean((0, 2, 3)), centre.flatten(), atol=0.15, rtol=0)
     torch.testing.assert_close(noise.std((0, 2, 3)), width.flatten(), atol=0.1, rtol=0)
     before = model.moments.mean.clone()
@@ -294,7 +294,7 @@ def test_the_moments_are_kept(model: AutoencoderKL | VQGAN, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("page", "overrides", "line"), [
-    ("vqgan", ["model.listen_from=8"], "error: model.listen_from=8: the discriminator learns from 32 images on. Fix: "),
+    ("vqgan", ["model.adversarial_start=8"], "error: model.adversarial_start=8: the discriminator learns from 32"),
     ("autoencoder_kl", ["model.discriminator.n_layers=2"], "error: model.discriminator.n_layers=2: 2 layers need 12"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line(page: str, overrides: list[str], line: str) -> None:
@@ -307,8 +307,9 @@ def test_a_member_takes_its_own_net() -> None:
     ours, theirs = made("autoencoder_kl"), made("vqgan")
     given: dict[str, Any] = {
         name: getattr(ours, name)
-        for name in ("discriminator", "perceptual", "perceptual_weight", "penalty_weight", "discriminator_weight",
-                     "discriminator_from", "listen_from", "generator_optimizer", "discriminator_optimizer", "grad_clip")
+        for name in ("discriminator", "perceptual", "perceptual_weight", "kl_weight", "discriminator_weight",
+                     "discriminator_start", "adversarial_start", "generator_optimizer", "discriminator_optimizer",
+                     "grad_clip")
     }  # fmt: skip
     with pytest.raises(UserError) as caught:
         AutoencoderKL(net=theirs.net, **given)

@@ -87,15 +87,15 @@ def lossy(model: GAN, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor
 def test_the_penalties_by_hand(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
     """gamma / 2 times R1 and R2, lambda times WGAN-GP's; weighted up by the batches between two lazy steps."""
     losses = lossy(model, monkeypatch)
-    model.r1_gamma, model.r2_gamma, model.lipschitz_weight, model.penalty_every = 0.5, 3.0, 10.0, 6
+    model.r1_gamma, model.r2_gamma, model.gp_weight, model.penalty_every = 0.5, 3.0, 10.0, 6
     model._penalty_step(batch(), None)
     told = model.reported
-    assert min(told["r1"], told["r2"], told["lipschitz"]) > 0
-    expected = 6 * (0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["lipschitz"])
+    assert min(told["r1"], told["r2"], told["gradient_penalty"]) > 0
+    expected = 6 * (0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["gradient_penalty"])
     assert losses["penalty"].item() == pytest.approx(expected.item(), rel=1e-6)
     model._discriminator_step(batch(), None, penalise=True)
     told = model.reported
-    expected = told["discriminator"] + 0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["lipschitz"]
+    expected = told["discriminator"] + 0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["gradient_penalty"]
     assert losses["discriminator"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -113,7 +113,7 @@ def made(*words: str) -> GAN:
 
 
 def test_a_classifier_tells_labels_of_real_and_generated_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made("model.discriminator.told=classifier", "model.classifier_weight=0.7", "model.r1_gamma=0")
+    model = made("model.discriminator.conditioning=classifier", "model.classifier_weight=0.7", "model.r1_gamma=0")
     losses, x = lossy(model, monkeypatch), batch()
     model._discriminator_step(x, None, penalise=False)
     told = model.reported
@@ -237,9 +237,9 @@ def test_a_discriminator_normalises_nothing(model: GAN) -> None:
 def test_codes_of_the_noise() -> None:
     """Two codes, of 2 and of 3 values, each as likely; the rest is normal, in training and in samples alike."""
     sizes = ["model.generator.noise_dim=6"]
-    model = made("model.codes=[2,3]", *sizes)
-    z = model.draw(ImageRngs(0, 0, 600), {})
-    plain = made(*sizes).draw(ImageRngs(0, 0, 600), {})
+    model = made("model.categorical_codes=[2,3]", *sizes)
+    z = model.sample_latents(ImageRngs(0, 0, 600), {})
+    plain = made(*sizes).sample_latents(ImageRngs(0, 0, 600), {})
     assert z.shape == (600, 6) and torch.equal(z[:, 5], plain[:, 5]) and 0.9 < z[:, 5].std() < 1.1
     for first, n in ((0, 2), (2, 3)):
         code = z[:, first : first + n]
@@ -254,6 +254,6 @@ def test_codes_of_the_noise() -> None:
 
 def test_codes_that_the_noise_has_no_room_for_are_refused() -> None:
     with pytest.raises(Exception) as caught:
-        made("model.codes=[2,3]")
-    line = "error: model.codes=[2, 3]: their one-hot vectors are longer than the noise of 4. Fix: "
+        made("model.categorical_codes=[2,3]")
+    line = "error: model.categorical_codes=[2, 3]: their one-hot vectors are longer than the noise of 4. Fix: "
     assert user_error(caught.value).line() == line + "model.generator.noise_dim=5"

@@ -91,7 +91,7 @@ def test_a_batch_in_pieces_has_the_gradients_of_the_whole(page: str, monkeypatch
     monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.full(shape, 0.5))
     told = []
     for pieces in ("[1]", "[3]", "[1,3]"):
-        model = made(page, f"model.pieces={pieces}", "model.drift=0.1")
+        model = made(page, f"model.microbatches={pieces}", "model.drift=0.1")
         monkeypatch.setattr(model.discriminator.spread, "forward", lambda x: torch.cat([x, x[:, :1]], dim=1))
         gradients: list[Tensor] = []
         taken(model, monkeypatch)
@@ -107,7 +107,7 @@ def test_a_batch_in_pieces_has_the_gradients_of_the_whole(page: str, monkeypatch
 
 def test_pieces_hold_every_image_once_with_its_condition() -> None:
     model, whole = made(), batch(7)
-    model.pieces = [3]
+    model.microbatches = [3]
     pieces = model.cut(whole, 0.0)
     assert [len(x) for x, _ in pieces] == [3, 2, 2]
     assert torch.cat([cond["label"] for _, cond in pieces]).sort().values.tolist() == list(range(7))
@@ -140,7 +140,7 @@ def test_losses_and_images_are_float32_under_bf16(model: Growing, monkeypatch: p
     taken(model, monkeypatch)
     monkeypatch.setattr(model, "manual_backward", lambda loss: losses.append(loss.dtype))
     model.discriminator.score.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
-    model.images_seen, model.r1_gamma, model.lipschitz_weight = 24, 1.0, 0.0
+    model.images_seen, model.r1_gamma, model.gp_weight = 24, 1.0, 0.0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.training_step(batch())
         x = model.sample(cond(2), ImageRngs(0, 0, 2))

@@ -119,11 +119,11 @@ def test_the_codec_works_in_float32_under_bf16() -> None:
 
 
 @pytest.fixture
-def loaded(finished: dict[str, Path]) -> folders.Loaded:
+def loaded(finished: dict[str, Path]) -> folders.LoadedRun:
     return folders.load(finished["ldm"], ema=True)
 
 
-def test_the_first_stage_stays_out(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
+def test_the_first_stage_stays_out(loaded: folders.LoadedRun, finished: dict[str, Path]) -> None:
     model = loaded.model
     frozen = model.codec.autoencoder.net
     theirs = {id(p) for p in frozen.parameters()}
@@ -137,7 +137,7 @@ def test_the_first_stage_stays_out(loaded: folders.Loaded, finished: dict[str, P
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: folders.Loaded) -> None:
+def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: folders.LoadedRun) -> None:
     frozen = loaded.model.codec.autoencoder.net
     loaded.model.train()
     assert not frozen.training
@@ -145,35 +145,35 @@ def test_the_first_stage_stays_in_eval_and_moves_with_the_model(loaded: folders.
     assert {p.dtype for p in frozen.parameters()} == {torch.float64}
 
 
-def test_training_leaves_the_first_stage_as_it_was(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
+def test_training_leaves_the_first_stage_as_it_was(loaded: folders.LoadedRun, finished: dict[str, Path]) -> None:
     first = folders.load(finished["vae"], ema=True).model.net.state_dict()
-    linked = loaded.model.codec.autoencoder.net.net.state_dict()  # in `Imaging`
+    linked = loaded.model.codec.autoencoder.net.net.state_dict()  # in `LikelihoodAutoencoder`
     assert all(torch.equal(first[name], linked[name]) for name in first)
     loaded.model.train().training_step(loaded.data.test_batch(0, 2)).backward()
     assert any(p.grad is not None and p.grad.any() for p in loaded.model.net.parameters())
     assert all(p.grad is None for p in loaded.model.codec.autoencoder.net.parameters())
 
 
-def test_its_scale_is_in_the_checkpoint(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
+def test_its_scale_is_in_the_checkpoint(loaded: folders.LoadedRun, finished: dict[str, Path]) -> None:
     state = load(newest(finished["ldm"] / "checkpoints"))["state_dict"]
     assert state["codec.scale"] > 0 and torch.equal(loaded.model.codec.scale, state["codec.scale"])
 
 
 def sampled(
-    loaded: folders.Loaded, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
+    loaded: folders.LoadedRun, n: int = 8, first: int = 0, cond: dict | None = None, **options: object
 ) -> torch.Tensor:
     cond = loaded.model.condition(loaded.data.test_batch(first, n), "") if cond is None else cond
     with torch.inference_mode():
         return loaded.model.sample(cond, ImageRngs(0, first, n), **options)
 
 
-def test_image_k_is_that_of_any_batch(loaded: folders.Loaded) -> None:
+def test_image_k_is_that_of_any_batch(loaded: folders.LoadedRun) -> None:
     together = sampled(loaded)
     assert (together[5] - sampled(loaded, n=1, first=5)[0]).abs().max() <= LEVEL
     assert (together[5] - together[4]).abs().max() > LEVEL
 
 
-def test_ema_off_conditions_and_guidance_change_samples(loaded: folders.Loaded, finished: dict[str, Path]) -> None:
+def test_ema_off_conditions_and_guidance_change_samples(loaded: folders.LoadedRun, finished: dict[str, Path]) -> None:
     raw = folders.load(finished["ldm"], ema=False)
     assert not torch.equal(sampled(loaded), sampled(raw))
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_ema_off_conditions_and_guidance_change_samples(loaded: folders.Loaded, 
     assert torch.equal(sampled(loaded, guidance=2.0), sampled(loaded))
 
 
-def test_sizes_follow_from_the_first_stage(loaded: folders.Loaded) -> None:
+def test_sizes_follow_from_the_first_stage(loaded: folders.LoadedRun) -> None:
     assert loaded.model.net.shape == (2, 4, 4) == loaded.model.codec.autoencoder.net.latent_shape
 
 

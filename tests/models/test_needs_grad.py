@@ -24,7 +24,7 @@ from tests.tiny import COMMON
 class Energy(Generator):
     """E(x) = |x - mean|^2 / (2 variance), descended with noise."""
 
-    averaged = ("net",)
+    ema_nets = ("net",)
     needs_grad = True
 
     def __init__(self) -> None:

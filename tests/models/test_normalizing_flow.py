@@ -20,7 +20,7 @@ from atelier.nets.normalizing_flow import NormalizingFlowNet, glow, realnvp
 TINY = [  # beside tests/tiny.py:COMMON
     "model=glow",
     "model.net.width=4",
-    "model.net.levels=2",
+    "model.net.n_levels=2",
     "model.net.steps=1",
     "model.embedder.dim=4",
 ]
@@ -38,8 +38,8 @@ def built(net: nn.Module, temperature: float = 0.7) -> NormalizingFlow:
 
 def flow(make: str) -> NormalizingFlow:
     torch.manual_seed(0)
-    sizes = {"image_size": SIZE, "image_channels": CHANNELS, "width": 8, "levels": 2, "cond_dim": 4}
-    return built(glow(**sizes, steps=2) if make == "glow" else realnvp(**sizes, blocks=1))
+    sizes = {"image_size": SIZE, "image_channels": CHANNELS, "width": 8, "n_levels": 2, "cond_dim": 4}
+    return built(glow(**sizes, steps=2) if make == "glow" else realnvp(**sizes, n_blocks=1))
 
 
 @functools.cache
@@ -123,7 +123,7 @@ def test_an_image_comes_back_from_its_noise(make: str) -> None:
     model, x = trained(make), batch()["image"]
     v = ((127.5 * x + 127.5).round() + 0.5) / 256 - 0.5
     noise, _ = model.net(v, model.embedder.vector(cond(), N))
-    back = model.render(noise, cond(), ImageRngs(0, 0, N), temperature=1.0)
+    back = model.generate(noise, cond(), ImageRngs(0, 0, N), temperature=1.0)
     assert (back - x).abs().max() <= 1e-3  # the middle of a level is the level
 
 
@@ -134,10 +134,10 @@ def test_temperature(make: str) -> None:
     cold = model.sample(same, ImageRngs(0, 0, N), temperature=0.0)
     assert (cold - cold[:1]).abs().max() <= 1e-5
     rngs = ImageRngs(0, 0, N)
-    z = model.draw(rngs, same)
+    z = model.sample_latents(rngs, same)
     assert z.shape == (N, NUMBERS)
     own = model.sample(same, ImageRngs(0, 0, N))
-    torch.testing.assert_close(own, model.render(0.7 * z, same, rngs, temperature=1.0))
+    torch.testing.assert_close(own, model.generate(0.7 * z, same, rngs, temperature=1.0))
     torch.testing.assert_close(own, model.sample(same, ImageRngs(0, 0, N), temperature=0.7))
     assert (own - model.sample(same, ImageRngs(0, 0, N), temperature=1.0)).abs().max() > 0.01
     assert model.protocol()["temperature"] == 0.7
@@ -183,7 +183,7 @@ def test_the_condition_is_learned_from(make: str) -> None:
 
 
 def test_both_pages_are_of_a_size() -> None:
-    sizes = {"image_size": 32, "image_channels": 3, "levels": 3, "cond_dim": 64}
-    nets: list[NormalizingFlowNet] = [glow(**sizes, width=96, steps=8), realnvp(**sizes, width=20, blocks=1)]
+    sizes = {"image_size": 32, "image_channels": 3, "n_levels": 3, "cond_dim": 64}
+    nets: list[NormalizingFlowNet] = [glow(**sizes, width=96, steps=8), realnvp(**sizes, width=20, n_blocks=1)]
     one, other = (sum(p.numel() for p in net.parameters()) for net in nets)
     assert abs(one - other) < 0.05 * one

@@ -22,7 +22,7 @@ TINY = [  # beside tests/tiny.py:COMMON
     "model=pix2pix",
     "data.task=label_map",
     "model.generator.width=4",
-    "model.generator.downs=2",
+    "model.generator.n_downs=2",
     "model.generator.n_dropout=1",
     "model.discriminator.width=4",
     "model.discriminator.n_layers=1",
@@ -32,7 +32,7 @@ SMALL = [
     *COMMON,
     "data.task=label_map",
     "model.generator.width=4",
-    "model.generator.downs=2",
+    "model.generator.n_downs=2",
     "model.generator.n_dropout=1",
     "model.discriminator.width=4",
     "model.discriminator.n_layers=1",
@@ -147,7 +147,7 @@ def test_logits_and_losses_are_float32_under_bf16(model: Pix2Pix, monkeypatch: p
 def test_sources_of_other_channels_and_sides() -> None:
     model = made("model.generator.in_channels=1", "model.discriminator.in_channels=4")
     assert model.sample({"source": torch.zeros(2, 1, 12, 20)}, ImageRngs(0, 0, 2)).shape == (2, 3, 12, 20)
-    assert model.multiple == 4
+    assert model.size_divisor == 4
     with pytest.raises(Exception, match="source and image") as caught:
         made("model.generator.in_channels=1")
     line = "error: model.discriminator.in_channels=6: source and image have 4 channels. Fix: "

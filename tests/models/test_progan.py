@@ -18,8 +18,8 @@ COND: dict[str, Tensor] = {}
 
 TINY = [  # beside tests/tiny.py:COMMON
     "model=progan",
-    "model.generator.base=32",
-    "model.generator.most=8",
+    "model.generator.channel_base=32",
+    "model.generator.channel_max=8",
     "model.generator.noise_dim=4",
     "model.generator.cond_dim=4",
     "model.discriminator.cond_dim=4",
@@ -27,7 +27,7 @@ TINY = [  # beside tests/tiny.py:COMMON
     "model.discriminator_embedder.dim=4",
     "model.stable_images=16",
     "model.fade_images=24",
-    "model.pieces=[1,2]",
+    "model.microbatches=[1,2]",
 ]
 
 
@@ -47,7 +47,7 @@ class Sum(torch.nn.Module):
 
 def test_the_discriminators_loss_in_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 x 4 x 3 numbers: |dD/dx|^2 = 4 * 48."""
-    model = made("model.drift=0.5", "model.r1_gamma=0.1", "model.lipschitz_weight=3")
+    model = made("model.drift=0.5", "model.r1_gamma=0.1", "model.gp_weight=3")
     model.discriminator = Sum()
     fake = torch.full((2, 3, 4, 4), -0.25)
     monkeypatch.setattr(model, "_fake", lambda *_: fake)

@@ -32,18 +32,18 @@ TINY = [  # beside tests/tiny.py:COMMON
     "data.image_size=16",
     "data.task=low_resolution",
     "model.net.width=4",
-    "model.net.blocks=1",
-    "model.perceptual.levels=1",
+    "model.net.n_blocks=1",
+    "model.perceptual.n_levels=1",
     "model.adversarial_weight=0.1",
     "model.discriminator={_target_:atelier.nets.srgan.SRDiscriminator,"
-    "image_size:16,image_channels:3,width:2,dense:4,batch_norm:true}",
+    "image_size:16,image_channels:3,width:2,dense:4,norm:batch}",
     "model.discriminator_optimizer={_target_:atelier.optim.adamw,"
     "_partial_:true,lr:1e-3,betas:[0.9,0.99],weight_decay:0.0,warmup_images:0,decay:constant,decay_from:0,decay_to:96}",
 ]
 
 DATA = [*COMMON, "data.task=low_resolution"]
-NET = ["model.net.width=4", "model.net.blocks=1"]
-PLAYER = ["model.discriminator.width=2", "model.discriminator.dense=4", "model.perceptual.levels=1"]
+NET = ["model.net.width=4", "model.net.n_blocks=1"]
+PLAYER = ["model.discriminator.width=2", "model.discriminator.dense=4", "model.perceptual.n_levels=1"]
 
 
 def alone(*words: str) -> SRGAN:
@@ -85,7 +85,7 @@ def step(model: SRGAN, monkeypatch: pytest.MonkeyPatch, x: dict | None = None) -
 
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 def test_alone_it_learns_from_pixels(pixel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = alone(f"model.pixel={pixel}", "model.pixel_weight=0.3", "model.net.residual=false")
+    model = alone(f"model.pixel_loss={pixel}", "model.pixel_weight=0.3", "model.net.residual=false")
     log, (ours,) = step(model, monkeypatch)
     assert log == ["G"] and {"loss", "pixel"} <= set(model.reported)
     model.zero_grad()
@@ -101,7 +101,7 @@ def test_alone_it_may_have_a_perceptual_distance(monkeypatch: pytest.MonkeyPatch
     model = alone("perceptual@model.perceptual=pyramid", "model.perceptual_weight=0.5")
     step(model, monkeypatch)
     told, x = model.reported, batch()
-    distance = Pyramid(levels=3)(x["image"], model.net(x["source"])).mean()
+    distance = Pyramid(n_levels=3)(x["image"], model.net(x["source"])).mean()
     assert told["perceptual"].item() == pytest.approx(distance.item(), rel=1e-5)
     assert told["loss"].item() == pytest.approx((told["pixel"] + 0.5 * distance).item(), rel=1e-5)
 
@@ -124,7 +124,7 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
         "relativistic": F.softplus(real - fake),
         "relativistic_average": F.softplus(real - fake.mean()) + F.softplus(real.mean() - fake),
     }[kind].mean()
-    content = 0.2 * (x["image"] - made).abs().mean() + 0.7 * Pyramid(levels=1)(x["image"], made).mean()
+    content = 0.2 * (x["image"] - made).abs().mean() + 0.7 * Pyramid(n_levels=1)(x["image"], made).mean()
     loss = content + 0.4 * heard
     assert told["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
@@ -145,7 +145,7 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
         torch.testing.assert_close(theirs[name], p.grad)
 
 
-ALONE = ["model.discriminator.batch_norm=false"]
+ALONE = ["model.discriminator.norm=none"]
 
 
 @pytest.mark.parametrize("kind", ["non_saturating", "relativistic"])
@@ -187,9 +187,9 @@ def test_one_penalty_alone(name: str, other: str, monkeypatch: pytest.MonkeyPatc
 def test_a_run_from_before_there_were_penalties_is_built() -> None:
     node = build.plain(composed("model=srgan", *DATA, *PLAYER))["model"]
     old = {key: value for key, value in node.items() if key not in ("first_stage", "r1_gamma", "r2_gamma")}
-    del old["discriminator"]["batch_norm"]
+    del old["discriminator"]["norm"]
     model = instantiate(old, _convert_="all", _partial_=True)(first_stage=alone().net)
-    assert not model.penalised and not model.discriminator.alone
+    assert not model.penalised and not model.discriminator.per_sample
 
 
 def test_penalties_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_penalties_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_penalty_with_batch_norm_is_one_line(name: str) -> None:
     with pytest.raises(Exception) as caught:
         beside(f"model.{name}=0.1")
-    assert user_error(caught.value).line().startswith("error: model.discriminator.batch_norm=True: with batch norm")
+    assert user_error(caught.value).line().startswith("error: model.discriminator.norm=batch: with batch norm")
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("hinge", 2), ("relativistic", 3)])
@@ -244,10 +244,10 @@ def test_each_optimizer_owns_its_player() -> None:
 
 def test_the_net_of_a_finished_run_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shape and weights are those of the run, and they are saved, averaged and trained."""
-    first = alone("model.net.width=6", "model.net.blocks=2").net
+    first = alone("model.net.width=6", "model.net.n_blocks=2").net
     before = {name: value.clone() for name, value in first.state_dict().items()}
     model = beside(first_stage=first)
-    assert model.net.state_dict().keys() == before.keys() and model.averaged == ("net",)
+    assert model.net.state_dict().keys() == before.keys() and model.ema_nets == ("net",)
     assert all(torch.equal(value, before[name]) for name, value in model.net.state_dict().items())
     assert {f"net.{name}" for name in before} < set(model.state_dict())
     nn.init.normal_(model.net.last.weight)
@@ -285,7 +285,7 @@ def test_without_any_net_there_is_no_model() -> None:
 
 def test_sources_of_another_factor_are_one_line() -> None:
     with pytest.raises(UserError) as caught:
-        alone("model.net.factor=2").training_step(batch())
+        alone("model.net.scale_factor=2").training_step(batch())
     line = "error: data.image_size=8: a net of factor 2 does not make them of sources of 2 px. Fix: "
     assert caught.value.line().startswith(line)
 
@@ -294,9 +294,13 @@ def test_sources_of_another_factor_are_one_line() -> None:
 
 
 def test_it_is_a_translator_that_enlarges() -> None:
-    model = alone("model.net.factor=3", "model.net.kernel=9")
-    assert isinstance(model, Translator) and (model.enlarges, model.multiple, model.alike) == (3, 1, False)
-    assert model.reach == model.net.reach and model.needs == {"source"}
+    model = alone("model.net.scale_factor=3", "model.net.kernel=9")
+    assert isinstance(model, Translator) and (model.scale_factor, model.size_divisor, model.same_domain) == (
+        3,
+        1,
+        False,
+    )
+    assert model.receptive_radius == model.net.receptive_radius and model.needs == {"source"}
     x = batch(2)
     cond = model.condition({"image": x["image"], "source": torch.zeros(2, 3, 5, 7)}, "")
     assert model.sample(cond, ImageRngs(0, 0, 2)).shape == (2, 3, 15, 21)
@@ -305,7 +309,7 @@ def test_it_is_a_translator_that_enlarges() -> None:
 
 def test_a_result_depends_on_its_source_alone() -> None:
     """Batch norm at sampling takes its running statistics, at training those of the batch."""
-    model = alone("model.net.batch_norm=true", "model.net.residual=false")
+    model = alone("model.net.norm=batch", "model.net.residual=false")
     source = batch()["source"]
     assert not torch.allclose(model.net(source)[:2], model.net(source[:2]), atol=1e-2)
     model.eval()
@@ -318,7 +322,7 @@ def test_a_place_is_enlarged_alike_wherever_it_is_cut_out() -> None:
     """With `reach` pixels around it, nothing of a large source changes what becomes of a part."""
     model = alone("model.net.residual=true").eval()
     nn.init.normal_(model.net.last.weight, std=0.1)
-    r, source = model.reach, torch.rand(1, 3, 40, 40)
+    r, source = model.receptive_radius, torch.rand(1, 3, 40, 40)
     with torch.no_grad():
         whole = model.sample({"source": source}, ImageRngs(0, 0, 1))
         part = model.sample({"source": source[..., 17 - r : 23 + r, 17 - r : 23 + r]}, ImageRngs(0, 0, 1))
@@ -350,7 +354,7 @@ def test_content_is_the_squared_difference_of_features(vgg_file: Path) -> None:
 
 def test_features_are_neither_trained_nor_saved(vgg_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["data.image_size=16", "perceptual@model.perceptual=vgg", f"model.perceptual.vgg={vgg_file}"]
-    model = beside(*words, small=[word for word in PLAYER if "levels" not in word])
+    model = beside(*words, small=[word for word in PLAYER if "n_levels" not in word])
     assert isinstance(model.perceptual, VGGFeatures) and not model.perceptual.train().net.net.training
     assert {name.split(".")[0] for name in model.state_dict()} == {"net", "discriminator"}
     assert sum(p.numel() for p in model.parameters()) < 20_000

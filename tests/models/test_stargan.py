@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.core.rng import ImageRngs
-from atelier.losses.regularizers import lipschitz
+from atelier.losses.regularizers import gradient_penalty
 from atelier.models.stargan import StarGAN
 from atelier.runs import build
 from tests.compose import composed
@@ -19,7 +19,7 @@ from tests.tiny import COMMON
 
 TINY = [  # beside tests/tiny.py:COMMON
     "model=stargan",
-    "data.task=recast",
+    "data.task=attribute_transfer",
     "model.generator.width=4",
     "model.generator.n_blocks=1",
     "model.discriminator.width=4",
@@ -29,7 +29,7 @@ TINY = [  # beside tests/tiny.py:COMMON
 
 SMALL = [
     *COMMON,
-    "data.task=recast",
+    "data.task=attribute_transfer",
     "model.generator.width=4",
     "model.generator.n_blocks=1",
     "model.discriminator.width=4",
@@ -133,7 +133,7 @@ def test_the_discriminators_loss_by_hand(model: StarGAN) -> None:
 
 
 def test_r1_in_place_of_the_lipschitz_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["model.r1_gamma=3.0", "model.lipschitz_weight=0.0", "adversarial@model.loss=non_saturating"]
+    words = ["model.r1_gamma=3.0", "model.gp_weight=0.0", "adversarial@model.loss=non_saturating"]
     model, data = made(*words), batch()
     there = model.generator(data["image"], data["target"]).detach()
     image = data["image"].clone().requires_grad_()
@@ -143,13 +143,13 @@ def test_r1_in_place_of_the_lipschitz_penalty(monkeypatch: pytest.MonkeyPatch) -
     expected = F.softplus(-real).mean() + F.softplus(fake).mean() + model._classified(attributes, data["attributes"])
     expected = expected + 1.5 * slope.square().sum((1, 2, 3)).mean()
     torch.testing.assert_close(model._discriminator_loss(data), expected)
-    assert "lipschitz" not in model.reported and not data["image"].requires_grad
+    assert "gradient_penalty" not in model.reported and not data["image"].requires_grad
 
 
 def test_a_penalty_is_learned_from(model: StarGAN) -> None:
     """Its gradient is that of the gradient: nought would be left of it without the second derivative."""
     data = batch()
-    length = lipschitz(lambda x: model.discriminator(x)[0].flatten(1).mean(1), data["image"], -data["image"])
+    length = gradient_penalty(lambda x: model.discriminator(x)[0].flatten(1).mean(1), data["image"], -data["image"])
     length.backward()
     assert model.discriminator.layers[0].weight.grad.abs().max() > 0
     assert model.discriminator.attributes.weight.grad is None

@@ -16,18 +16,18 @@ from tests.conftest import overrides
 
 TINY = [  # beside tests/tiny.py:COMMON
     "model=stylegan",
-    "model.generator.base=32",
-    "model.generator.most=8",
+    "model.generator.channel_base=32",
+    "model.generator.channel_max=8",
     "model.generator.noise_dim=4",
     "model.generator.style_dim=4",
     "model.generator.cond_dim=4",
     "model.discriminator.cond_dim=4",
     "model.generator_embedder.dim=4",
     "model.discriminator_embedder.dim=4",
-    "model.generator.mapping_speed=0.01",
+    "model.generator.mapping_lr_multiplier=0.01",
     "model.stable_images=16",
     "model.fade_images=24",
-    "model.pieces=[1,2]",
+    "model.microbatches=[1,2]",
 ]
 
 N = 5
@@ -50,7 +50,7 @@ def styles_seen(model: StyleGAN, monkeypatch: pytest.MonkeyPatch) -> list[Tensor
 
 def test_the_mean_style_follows_each_players_latents(model: StyleGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = styles_seen(model, monkeypatch)
-    model.mean_memory, model.mixing = 0.75, 0.0
+    model.style_ema_decay, model.style_mixing_prob = 0.75, 0.0
     for _ in range(2):
         model._fake(COND, N, 0.0)
     first, second = (styles[:, 0].mean(0) for styles in seen)
@@ -62,7 +62,7 @@ def test_mixing_takes_the_styles_of_another_from_some_layer_on(
     model: StyleGAN, monkeypatch: pytest.MonkeyPatch, mixing: float
 ) -> None:
     seen = styles_seen(model, monkeypatch)
-    model.mixing = mixing
+    model.style_mixing_prob = mixing
     model._fake(COND, N, 1.0)
     changes = (seen[0][:, 1:] != seen[0][:, :-1]).any(2).sum(1)
     assert changes.tolist() == [int(mixing)] * N
@@ -71,7 +71,7 @@ def test_mixing_takes_the_styles_of_another_from_some_layer_on(
 def test_truncation_draws_styles_towards_their_mean(model: StyleGAN) -> None:
     mean = torch.randn_like(model.generator.mapping.mean)
     model.generator.mapping.mean.copy_(mean)
-    z = model.draw(ImageRngs(0, 0, N), COND)
+    z = model.sample_latents(ImageRngs(0, 0, N), COND)
     full, half, none = (model.styles(z, COND, psi) for psi in (1.0, 0.5, 0.0))
     torch.testing.assert_close(none, mean.expand_as(none))
     torch.testing.assert_close(half, (full + mean) / 2)
@@ -82,6 +82,6 @@ def test_truncation_draws_styles_towards_their_mean(model: StyleGAN) -> None:
 
 def test_the_generator_of_another_family_is_one_line() -> None:
     other = "atelier.nets.stylegan2.StyleGAN2Generator"
-    gone = ["~model.generator.mapping_speed"]
+    gone = ["~model.generator.mapping_lr_multiplier"]
     with pytest.raises(Exception, match=r"StyleGAN takes a StyleGenerator. Fix: .*nets.stylegan.StyleGenerator"):
         build.model(composed(*overrides("stylegan"), f"model.generator._target_={other}", *gone), Path("unused"))

@@ -24,8 +24,8 @@ TINY = [  # beside tests/tiny.py:COMMON
     "augment@model.augment=ada",
     "model.augment.every_images=16",
     "model.augment.images_per_unit=200",
-    "model.generator.base=64",
-    "model.generator.most=8",
+    "model.generator.channel_base=64",
+    "model.generator.channel_max=8",
     "model.generator.noise_dim=4",
     "model.generator.style_dim=4",
     "model.generator.cond_dim=4",
@@ -100,7 +100,7 @@ def test_path_lengths_in_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_mean_path_length_follows_its_recurrence(model: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
     """a <- 0.9 a + 0.1 mean length, and the penalty is E (length - a)^2 with the new a."""
     recorded(model, monkeypatch)
-    model.path_memory, a = 0.9, 0.0
+    model.path_ema_decay, a = 0.9, 0.0
     for lengths in ([1.0, 3.0, 5.0], [2.0, 2.0, 2.0]):
         monkeypatch.setattr("atelier.models.stylegan2.path_lengths", lambda *_, told=lengths: torch.tensor(told))
         model._path_step(batch(), "G")
@@ -113,7 +113,7 @@ def test_the_mean_path_length_follows_its_recurrence(model: StyleGAN2, monkeypat
 
 def test_the_mean_style_follows_its_recurrence(model: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded(model, monkeypatch)
-    model.mean_memory, model.mixing = 0.75, 0.0
+    model.style_ema_decay, model.style_mixing_prob = 0.75, 0.0
     seen: list[Tensor] = []
     kept = model._mixed
     monkeypatch.setattr(model, "_mixed", lambda *given: seen.append(kept(*given)) or seen[-1])
@@ -125,13 +125,13 @@ def test_the_mean_style_follows_its_recurrence(model: StyleGAN2, monkeypatch: py
 
 
 def test_mixing_takes_the_styles_of_another_from_some_layer_on(model: StyleGAN2) -> None:
-    model.mixing, n = 0.5, 400
+    model.style_mixing_prob, n = 0.5, 400
     torch.manual_seed(0)
     styles = model._mixed({name: value[:1].expand(n, *value.shape[1:]) for name, value in cond(1).items()}, n)
     changes = (styles[:, 1:] != styles[:, :-1]).any(2).sum(1)
     assert set(changes.tolist()) == {0, 1}
     assert changes.float().mean().item() == pytest.approx(0.5, abs=0.1)
-    model.mixing = 0.0
+    model.style_mixing_prob = 0.0
     assert (model._mixed(cond(6), 6) == model._mixed(cond(6), 6)[:, :1]).float().mean() < 1
     styles = model._mixed(cond(6), 6)
     assert (styles == styles[:, :1]).all()
@@ -140,7 +140,7 @@ def test_mixing_takes_the_styles_of_another_from_some_layer_on(model: StyleGAN2)
 def test_truncation_draws_styles_towards_their_mean(model: StyleGAN2) -> None:
     mean = torch.randn_like(model.generator.mapping.mean)
     model.generator.mapping.mean.copy_(mean)
-    z = model.draw(ImageRngs(0, 0, 3), cond(3))
+    z = model.sample_latents(ImageRngs(0, 0, 3), cond(3))
     full, half, none = (model.styles(z, cond(3), psi) for psi in (1.0, 0.5, 0.0))
     torch.testing.assert_close(none, mean.expand_as(none))
     torch.testing.assert_close(half, (full + mean) / 2)

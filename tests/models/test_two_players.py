@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.runs import build
 from tests.compose import composed
 from tests.conftest import overrides
@@ -85,7 +85,7 @@ def test_weights_at_rest_get_no_gradients_and_frozen_ones_stay_frozen() -> None:
     net = nn.Linear(2, 2)
     net.bias.requires_grad_(False)
     x = torch.ones(1, 2, requires_grad=True)
-    with pytest.raises(RuntimeError), at_rest(net):
+    with pytest.raises(RuntimeError), no_weight_grads(net):
         net(x).sum().backward()
         assert net.weight.grad is None and x.grad is not None
         raise RuntimeError

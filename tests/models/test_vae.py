@@ -20,7 +20,7 @@ from atelier.runs import folders
 TINY = [  # beside tests/tiny.py:COMMON
     "model=vae",
     "model.net.width=4",
-    "model.net.downs=1",
+    "model.net.n_downs=1",
     "model.net.latent_channels=2",
 ]
 
@@ -41,8 +41,12 @@ class Fixed(nn.Module):
         return mean, logvar, self.decode(mean + 2 * eps)
 
 
-def made(sigma: float = 0.5, beta: float = 1.0, beta_images: int = 0, free_bits: float = 0.0, draws: int = 1) -> VAE:
-    return VAE(Fixed(), Gaussian(sigma, learned=False), beta, beta_images, free_bits, draws, torch.optim.SGD, None)
+def made(
+    sigma: float = 0.5, beta: float = 1.0, beta_warmup_images: int = 0, free_bits: float = 0.0, draws: int = 1
+) -> VAE:
+    return VAE(
+        Fixed(), Gaussian(sigma, learned=False), beta, beta_warmup_images, free_bits, draws, torch.optim.SGD, None
+    )
 
 
 X = torch.tensor([[[[0.5, -1.0], [0.25, 1.0]]], [[[0.0, 0.0], [-0.5, 0.75]]]])
@@ -80,7 +84,7 @@ def test_free_bits_are_counted_by_channel() -> None:
 
 
 def test_beta_rises_with_images_seen() -> None:
-    model = made(beta=0.5, beta_images=1000)
+    model = made(beta=0.5, beta_warmup_images=1000)
     losses = []
     for seen in (0, 500, 1000, 5000):
         torch.manual_seed(0)
@@ -93,7 +97,7 @@ def test_beta_rises_with_images_seen() -> None:
 def test_without_noise_and_kl_the_loss_is_the_autoencoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.zeros(shape))
     torch.manual_seed(0)
-    net = VAENet(image_size=8, image_channels=1, width=4, downs=1, latent_channels=2, patch=None)
+    net = VAENet(image_size=8, image_channels=1, width=4, n_downs=1, latent_channels=2, patch_size=None)
     batch, fixed = {"image": torch.rand(3, 1, 8, 8) * 2 - 1}, Gaussian(0.1, learned=False)
     vae = VAE(net, fixed, 0.0, 0, 0.0, 1, torch.optim.SGD, None).training_step(batch)
     assert torch.equal(vae, AE(net, fixed, torch.optim.SGD, None).training_step(batch))
@@ -144,9 +148,9 @@ def test_encode_is_the_mode_or_a_draw_of_the_posterior() -> None:
 def test_decoded_images_lie_in_their_range_and_sample_is_render_of_draw() -> None:
     model = made()
     assert model.decode(torch.full((1, 1, 2, 2), 5.0)).max() == 1
-    z = model.draw(ImageRngs(0, 0, 3), {})
+    z = model.sample_latents(ImageRngs(0, 0, 3), {})
     assert z.shape == (3, 1, 2, 2)
-    assert torch.equal(model.sample({}, ImageRngs(0, 0, 3)), model.render(z, {}, ImageRngs(0, 0, 3)))
+    assert torch.equal(model.sample({}, ImageRngs(0, 0, 3)), model.generate(z, {}, ImageRngs(0, 0, 3)))
 
 
 def test_losses_are_float32_under_bf16(finished: dict[str, Path]) -> None:

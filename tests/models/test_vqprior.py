@@ -22,7 +22,7 @@ TINY = [  # beside tests/tiny.py:COMMON
     "model=vqprior",
     "model.first_stage.run=FIRST/vqvae",
     "model.net.width=8",
-    "model.net.depth=1",
+    "model.net.n_layers=1",
     "model.net.heads=2",
     "model.net.dropout=0.1",
     "model.embedder.dim=4",
@@ -48,12 +48,14 @@ class Bits(nn.Module):
         return 4.0 * codes[:, None] - 2
 
 
-def made(conditions: Any = ("label",), drop: float = 0.1, guidance: float = 1.0, temperature: float = 1.0) -> VQPrior:
+def made(
+    conditions: Any = ("label",), cond_dropout: float = 0.1, guidance: float = 1.0, temperature: float = 1.0
+) -> VQPrior:
     """A net with weights that do something, told one of three labels."""
     torch.manual_seed(0)
-    net = partial(CausalTransformer, width=16, depth=2, heads=2, dropout=0.0, cond_dim=8)
+    net = partial(CausalTransformer, width=16, n_layers=2, heads=2, dropout=0.0, cond_dim=8)
     embedder = ConditionEmbedder(dim=8, conditions=list(conditions), n_classes=3, label_factors=[], n_attributes=0)
-    model = VQPrior(net, embedder, drop, guidance, temperature, torch.optim.SGD, None, Bits())
+    model = VQPrior(net, embedder, cond_dropout, guidance, temperature, torch.optim.SGD, None, Bits())
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model.eval()
@@ -97,7 +99,7 @@ def test_samples_are_as_frequent_as_they_are_probable() -> None:
 
 
 def test_the_loss_is_nats_a_code() -> None:
-    model = made(drop=0.0)
+    model = made(cond_dropout=0.0)
     maps = torch.tensor([3, 9, 14])
     x = 2.0 * EVERY[maps].view(3, 1, 2, 2) - 1
     loss = model.training_step({"image": x, "label": torch.arange(3)})
@@ -195,9 +197,9 @@ def test_the_loss_is_float32_and_the_codes_are_read_outside_autocast() -> None:
 
 def test_dropped_conditions_are_not_heard() -> None:
     x = torch.rand(5, 1, 2, 2) - 0.5
-    losses = [made(drop=1.0).training_step({"image": x, **told(5, label)}) for label in range(2)]
+    losses = [made(cond_dropout=1.0).training_step({"image": x, **told(5, label)}) for label in range(2)]
     assert losses[0] == losses[1]
-    told_of = [made(drop=0.0).training_step({"image": x, **told(5, label)}) for label in range(2)]
+    told_of = [made(cond_dropout=0.0).training_step({"image": x, **told(5, label)}) for label in range(2)]
     assert told_of[0] != told_of[1]
 
 
@@ -216,7 +218,7 @@ def test_the_first_stage_stays_as_it_is() -> None:
 
 
 def test_a_first_stage_without_codes_is_refused() -> None:
-    stage = VAENet(image_size=8, image_channels=3, width=4, downs=1, latent_channels=2, patch=1)
+    stage = VAENet(image_size=8, image_channels=3, width=4, n_downs=1, latent_channels=2, patch_size=1)
     embedder = ConditionEmbedder(dim=8, conditions=[], n_classes=0, label_factors=[], n_attributes=0)
     with pytest.raises(UserError, match=r"\.first_stage=VAENet: its latents are no codes"):
         VQPrior(lambda n_codes, n_places: nn.Identity(), embedder, 0.1, 1.0, 1.0, torch.optim.SGD, None, stage)

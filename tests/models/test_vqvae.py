@@ -20,7 +20,7 @@ from atelier.nets.vqvae import VQNet
 TINY = [  # beside tests/tiny.py:COMMON
     "model=vqvae",
     "model.net.width=4",
-    "model.net.blocks=1",
+    "model.net.n_blocks=1",
     "model.net.quantizer.n_codes=8",
     "model.net.quantizer.dim=2",
 ]
@@ -31,13 +31,20 @@ KINDS = ("ema", "gradient", "fsq")
 def quantizer(kind: Any) -> VectorQuantizer | FSQ:
     if kind == "fsq":
         return FSQ(levels=[4, 3, 3])
-    given = {"decay": 0.9, "commitment": 0.25, "kmeans": True, "revive_below": 0.5}
+    given = {"ema_decay": 0.9, "commitment_weight": 0.25, "kmeans_init": True, "dead_code_threshold": 0.5}
     return VectorQuantizer(n_codes=16, dim=3, update=kind, **given)
 
 
-def net(kind: str = "ema", image_size: int = 8, patch: int | None = 2) -> VQNet:
+def net(kind: str = "ema", image_size: int = 8, patch_size: int | None = 2) -> VQNet:
     torch.manual_seed(0)
-    sizes = {"image_size": image_size, "image_channels": 3, "width": 8, "patch": patch, "downs": 1, "blocks": 1}
+    sizes = {
+        "image_size": image_size,
+        "image_channels": 3,
+        "width": 8,
+        "patch_size": patch_size,
+        "n_downs": 1,
+        "n_blocks": 1,
+    }
     return VQNet(**sizes, quantizer=quantizer(kind))
 
 
@@ -134,14 +141,14 @@ def test_draws_follow_the_usage_and_belong_to_images(kind: str) -> None:
     if kind != "fsq":
         torch.nn.init.normal_(model.net.quantizer.codebook)
         model.net.quantizer.counts.copy_(torch.arange(16.0))
-    together = model.draw(ImageRngs(0, 0, 500), {})
+    together = model.sample_latents(ImageRngs(0, 0, 500), {})
     codes = model.net.quantizer(together).codes
     shares = codes.flatten().bincount(minlength=model.n_codes) / codes.numel()
     torch.testing.assert_close(shares, model.net.quantizer.usage(), atol=0.02, rtol=0)
-    assert torch.equal(model.draw(ImageRngs(0, 7, 2), {}), together[7:9])
+    assert torch.equal(model.sample_latents(ImageRngs(0, 7, 2), {}), together[7:9])
     drawn = model.sample({}, ImageRngs(0, 0, 3))
     assert drawn.shape == (3, 3, 8, 8)
-    assert torch.equal(drawn, model.render(together[:3], {}, ImageRngs(0, 0, 3)))
+    assert torch.equal(drawn, model.generate(together[:3], {}, ImageRngs(0, 0, 3)))
 
 
 def test_evaluation_leaves_the_codebook_alone() -> None:
@@ -171,9 +178,9 @@ def test_losses_are_float32_under_bf16_and_codes_those_of_float32() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
-@pytest.mark.parametrize(("image_size", "patch", "side"), [(8, 2, 2), (32, None, 8), (64, None, 8), (8, None, 4)])
-def test_sizes(image_size: int, patch: int | None, side: int) -> None:
-    stage = net(image_size=image_size, patch=patch)
+@pytest.mark.parametrize(("image_size", "patch_size", "side"), [(8, 2, 2), (32, None, 8), (64, None, 8), (8, None, 4)])
+def test_sizes(image_size: int, patch_size: int | None, side: int) -> None:
+    stage = net(image_size=image_size, patch_size=patch_size)
     assert stage.code_shape == (side, side) and stage.latent_shape == (3, side, side)
     x = torch.zeros(1, 3, image_size, image_size)
     assert stage(x)[0].shape == x.shape and stage.codes(x).shape == (1, side, side)

@@ -20,7 +20,7 @@ SMALL = {
     "image_channels": 3,
     "width": 8,
     "multipliers": [1, 2, 2],
-    "blocks": 1,
+    "n_blocks": 1,
     "attention": [],
     "middle_attention": True,
     "norm_groups": None,
@@ -31,7 +31,7 @@ PUBLISHED = {
     "image_channels": 3,
     "width": 128,
     "multipliers": [1, 2, 4, 4],
-    "blocks": 2,
+    "n_blocks": 2,
     "attention": [],
     "middle_attention": True,
     "norm_groups": 32,
@@ -40,7 +40,13 @@ PUBLISHED = {
 
 
 def quantizer(n_codes: int = 16, dim: int = 4) -> VectorQuantizer:
-    options = {"update": "ema", "decay": 0.99, "commitment": 0.25, "kmeans": False, "revive_below": 0.0}
+    options = {
+        "update": "ema",
+        "ema_decay": 0.99,
+        "commitment_weight": 0.25,
+        "kmeans_init": False,
+        "dead_code_threshold": 0.0,
+    }
     return VectorQuantizer(n_codes=n_codes, dim=dim, **options)
 
 
@@ -103,7 +109,7 @@ def test_attention_stands_where_it_is_asked_for() -> None:
 
     assert places(kl()) == {"encoder.middle.0"}
     assert places(kl(middle_attention=False)) == set()
-    assert places(kl(attention=[8], blocks=2)) == {
+    assert places(kl(attention=[8], n_blocks=2)) == {
         "encoder.middle.0", "encoder.levels.1.blocks.0", "encoder.levels.1.blocks.1"
     }  # fmt: skip
 

@@ -13,17 +13,17 @@ from atelier.nets.esrgan import RRDBNet
 
 def net(**changed: Any) -> RRDBNet:
     torch.manual_seed(0)
-    return RRDBNet(**(dict(image_channels=3, width=4, blocks=1, growth=2, factor=4) | changed))
+    return RRDBNet(**(dict(image_channels=3, width=4, n_blocks=1, growth=2, scale_factor=4) | changed))
 
 
 def test_the_published_net_has_its_parameters() -> None:
     with torch.device("meta"):
-        assert sum(p.numel() for p in net(width=64, blocks=23, growth=32).parameters()) == 16_697_987
+        assert sum(p.numel() for p in net(width=64, n_blocks=23, growth=32).parameters()) == 16_697_987
 
 
 def test_the_layers_by_hand() -> None:
     """As the figures draw them, from the weights of the net."""
-    model, x = net(blocks=2), torch.randn(2, 3, 6, 6)
+    model, x = net(n_blocks=2), torch.randn(2, 3, 6, 6)
     h = start = model.first(x)
     for block in model.body:
         inside = h
@@ -39,21 +39,21 @@ def test_the_layers_by_hand() -> None:
     torch.testing.assert_close(model(x), model.last(F.leaky_relu(model.inner(h), 0.2)))
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_any_size_and_each_factor(factor: int) -> None:
-    made = net(factor=factor, image_channels=1)(torch.zeros(2, 1, 5, 7))
-    assert made.shape == (2, 1, 5 * factor, 7 * factor) and made.dtype == torch.float32
+@pytest.mark.parametrize("scale_factor", [2, 3, 4])
+def test_any_size_and_each_factor(scale_factor: int) -> None:
+    made = net(scale_factor=scale_factor, image_channels=1)(torch.zeros(2, 1, 5, 7))
+    assert made.shape == (2, 1, 5 * scale_factor, 7 * scale_factor) and made.dtype == torch.float32
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_reach_is_how_far_a_gradient_goes(factor: int) -> None:
+@pytest.mark.parametrize("scale_factor", [2, 3, 4])
+def test_reach_is_how_far_a_gradient_goes(scale_factor: int) -> None:
     """Of the pixels in the middle of the result, as far as any of them sees; weights are positive and linear."""
-    model = net(factor=factor, image_channels=1, width=2, growth=1).double()
+    model = net(scale_factor=scale_factor, image_channels=1, width=2, growth=1).double()
     for p in model.parameters():
         p.data = torch.full_like(p, 0.1) if p.ndim > 1 else torch.zeros_like(p)
-    side = 2 * model.reach + 5
+    side = 2 * model.receptive_radius + 5
     x = torch.ones(1, 1, side, side, dtype=torch.double, requires_grad=True)
-    half = side // 2 * factor
-    model(x)[..., half : half + factor, half : half + factor].sum().backward()
+    half = side // 2 * scale_factor
+    model(x)[..., half : half + scale_factor, half : half + scale_factor].sum().backward()
     seen = x.grad[0, 0].any(0).nonzero().flatten()
-    assert (side // 2 - seen[0].item(), seen[-1].item() - side // 2) == (model.reach, model.reach)
+    assert (side // 2 - seen[0].item(), seen[-1].item() - side // 2) == (model.receptive_radius, model.receptive_radius)

@@ -23,15 +23,15 @@ def size(net: nn.Module) -> int:
 
 def test_dcgan_64_has_the_published_counts() -> None:
     """ngf = ndf = 64, no biases, as in its code."""
-    generator = DCGenerator(image_size=64, image_channels=3, noise_dim=100, width=64, most=512)
-    discriminator = DCDiscriminator(image_size=64, image_channels=3, width=64, most=512, norm="batch")
+    generator = DCGenerator(image_size=64, image_channels=3, noise_dim=100, width=64, channel_max=512)
+    discriminator = DCDiscriminator(image_size=64, image_channels=3, width=64, channel_max=512, norm="batch")
     assert (size(generator), size(discriminator)) == (3_576_704, 2_765_568)
     assert generator(torch.randn(2, 100), torch.zeros(2, 0)).shape == (2, 3, 64, 64)
     assert discriminator(torch.randn(2, 3, 64, 64), torch.zeros(2, 0))[0].shape == (2,)
 
 
 def test_dcgan_starts_as_published() -> None:
-    net = DCGenerator(image_size=64, image_channels=3, noise_dim=100, width=64, most=512)
+    net = DCGenerator(image_size=64, image_channels=3, noise_dim=100, width=64, channel_max=512)
     for layer in net.modules():
         if isinstance(layer, nn.ConvTranspose2d):
             assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05) and abs(layer.weight.mean()) < 1e-3
@@ -41,17 +41,17 @@ def test_dcgan_starts_as_published() -> None:
 
 def test_a_mapped_z_scales_and_shifts_behind_each_batch_norm() -> None:
     """At first it changes nothing, as published; then maps are those of z alone, times 1 + scale, plus shift."""
-    sizes = {"image_size": 8, "image_channels": 3, "noise_dim": 5, "width": 4, "most": 8}
-    net, z = DCGenerator(**sizes, mapping=6), torch.randn(7, 5)
+    sizes = {"image_size": 8, "image_channels": 3, "noise_dim": 5, "width": 4, "channel_max": 8}
+    net, z = DCGenerator(**sizes, mapping_dim=6), torch.randn(7, 5)
     net(z, z)
     (norm,) = net.norms
     x = torch.randn(7, 4, 4, 4)
     torch.testing.assert_close(norm(x, net.mapping(z)), F.batch_norm(x, None, None, training=True))
-    nn.init.normal_(norm.told.weight)
+    nn.init.normal_(norm.conditioning.weight)
     first, second = (net.mapping[k] for k in (0, 2))
     style = F.leaky_relu(z @ (first.weight / 5**0.5).T, 0.2)
     style = F.leaky_relu(style @ (second.weight / 6**0.5).T, 0.2)
-    scale, shift = (style @ norm.told.weight.T)[:, :, None, None].chunk(2, dim=1)
+    scale, shift = (style @ norm.conditioning.weight.T)[:, :, None, None].chunk(2, dim=1)
     normed = F.batch_norm(net.convs[0](z[:, :, None, None]), None, None, training=True)
     expected = net.last(F.relu(normed * (1 + scale) + shift)).tanh()
     torch.testing.assert_close(net(z, z), expected)
@@ -61,7 +61,14 @@ def test_a_discriminator_sees_how_much_a_group_differs() -> None:
     """With a group, an image alone and one beside a stranger differ in their logits; without, they do not."""
     x, near, far = torch.randn(1, 3, 8, 8), 1e-2 * torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)
     for group in (0, 2):
-        sizes = {"image_size": 8, "image_channels": 3, "width": 4, "most": 8, "norm": "none", "group": group}
+        sizes = {
+            "image_size": 8,
+            "image_channels": 3,
+            "width": 4,
+            "channel_max": 8,
+            "norm": "none",
+            "mbstd_group_size": group,
+        }
         net = DCDiscriminator(**sizes)
         for p in net.parameters():
             nn.init.normal_(p, 0, 0.3)
@@ -85,7 +92,7 @@ def test_a_transposed_convolution_is_zeros_between_then_correlation() -> None:
 
 
 def test_spectral_norm_divides_by_the_largest_singular_value() -> None:
-    net = DCDiscriminator(image_size=16, image_channels=3, width=8, most=64, norm="spectral").train()
+    net = DCDiscriminator(image_size=16, image_channels=3, width=8, channel_max=64, norm="spectral").train()
     for _ in range(200):  # of power iteration
         net(torch.randn(2, 3, 16, 16), torch.zeros(2, 0))
     net.eval()
@@ -105,21 +112,21 @@ def test_maxout_takes_the_largest_of_its_pieces() -> None:
     assert ours(torch.randn(2, 5), x).shape == (2, 3, 4, 4)
 
 
-def generator(told: str) -> CGANGenerator:
-    return CGANGenerator(image_size=16, image_channels=3, width=4, noise_dim=5, cond_dim=6, told=told)
+def generator(conditioning: str) -> CGANGenerator:
+    return CGANGenerator(image_size=16, image_channels=3, width=4, noise_dim=5, cond_dim=6, conditioning=conditioning)
 
 
-def discriminator(told: str, spectral: bool = False) -> CGANDiscriminator:
+def discriminator(conditioning: str, norm: str = "none") -> CGANDiscriminator:
     sizes = {"image_size": 16, "image_channels": 3, "width": 4, "cond_dim": 6, "n_classes": 7}
-    return CGANDiscriminator(**sizes, told=told, spectral=spectral)
+    return CGANDiscriminator(**sizes, conditioning=conditioning, norm=norm)
 
 
-@pytest.mark.parametrize("told", ["concatenation", "norm"])
-def test_a_generator_hears_its_condition(told: str) -> None:
-    net, z, cond = generator(told).eval(), torch.randn(3, 5), torch.randn(3, 6)
+@pytest.mark.parametrize("conditioning", ["concatenation", "norm"])
+def test_a_generator_hears_its_condition(conditioning: str) -> None:
+    net, z, cond = generator(conditioning).eval(), torch.randn(3, 5), torch.randn(3, 6)
     for layer in net.modules():
-        if isinstance(layer, ConditionalBatchNorm) and layer.told is not None:
-            nn.init.normal_(layer.told.weight)
+        if isinstance(layer, ConditionalBatchNorm) and layer.conditioning is not None:
+            nn.init.normal_(layer.conditioning.weight)
     assert net(z, cond).shape == (3, 3, 16, 16) and net(z, cond).abs().max() <= 1
     assert not torch.allclose(net(z, cond), net(z, cond.roll(1, 0)), atol=1e-3)
     torch.testing.assert_close(net(z, cond)[1:2], net(z[1:2], cond[1:2]))
@@ -128,21 +135,21 @@ def test_a_generator_hears_its_condition(told: str) -> None:
 def test_conditional_batch_norm_by_hand() -> None:
     layer, x, cond = ConditionalBatchNorm(4, 6), torch.randn(5, 4, 3, 3), torch.randn(5, 6)
     torch.testing.assert_close(layer(x, cond), nn.BatchNorm2d(4)(x))  # starts without the condition
-    nn.init.normal_(layer.told.weight)
-    nn.init.normal_(layer.told.bias)
-    told = cond @ layer.told.weight.T + layer.told.bias
-    expected = nn.BatchNorm2d(4)(x) * (1 + told[:, :4, None, None]) + told[:, 4:, None, None]
+    nn.init.normal_(layer.conditioning.weight)
+    nn.init.normal_(layer.conditioning.bias)
+    conditioning = cond @ layer.conditioning.weight.T + layer.conditioning.bias
+    expected = nn.BatchNorm2d(4)(x) * (1 + conditioning[:, :4, None, None]) + conditioning[:, 4:, None, None]
     torch.testing.assert_close(layer(x, cond), expected)
 
 
-@pytest.mark.parametrize("spectral", [False, True])
-@pytest.mark.parametrize("told", ["concatenation", "projection", "classifier"])
-def test_what_a_discriminator_does_with_its_condition(told: str, spectral: bool) -> None:
-    net, x, cond = discriminator(told, spectral).eval(), torch.randn(3, 3, 16, 16), torch.randn(3, 6)
+@pytest.mark.parametrize("norm", ["none", "spectral"])
+@pytest.mark.parametrize("conditioning", ["concatenation", "projection", "classifier"])
+def test_what_a_discriminator_does_with_its_condition(conditioning: str, norm: str) -> None:
+    net, x, cond = discriminator(conditioning, norm).eval(), torch.randn(3, 3, 16, 16), torch.randn(3, 6)
     logits, classes = net(x, cond)
-    assert logits.shape == (3,) and (classes is None) == (told != "classifier")
+    assert logits.shape == (3,) and (classes is None) == (conditioning != "classifier")
     heard = not torch.allclose(logits, net(x, cond.roll(1, 0))[0], atol=1e-6)
-    assert heard == (told != "classifier")
+    assert heard == (conditioning != "classifier")
     if classes is not None:
         assert classes.shape == (3, 7)
 
@@ -151,7 +158,7 @@ def test_what_a_discriminator_does_with_its_condition(told: str, spectral: bool)
 
 
 def r3(cond_dim: int) -> tuple[R3Generator, R3Discriminator]:
-    sizes = {"image_size": 16, "image_channels": 3, "cond_dim": cond_dim, "width": 8, "most": 16, "blocks": 1}
+    sizes = {"image_size": 16, "image_channels": 3, "cond_dim": cond_dim, "width": 8, "channel_max": 16, "n_blocks": 1}
     return R3Generator(**sizes, noise_dim=5, group_width=4), R3Discriminator(**sizes, group_width=4)
 
 

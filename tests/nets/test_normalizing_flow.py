@@ -61,15 +61,15 @@ def measured(channels: int) -> ActNorm:
 
 
 def masked(mask: Tensor, channels: int) -> MaskedCoupling:
-    coupling = MaskedCoupling(channels, mask, width=8, blocks=1, cond_dim=COND)
+    coupling = MaskedCoupling(channels, mask, width=8, n_blocks=1, cond_dim=COND)
     coupling.scale.data = torch.linspace(0.5, 1.5, channels)
     return coupling
 
 
 def two_level(make: str) -> NormalizingFlowNet:
-    changes = {"glow": {"steps": 2}, "realnvp": {"blocks": 1}}[make]
+    changes = {"glow": {"steps": 2}, "realnvp": {"n_blocks": 1}}[make]
     build = {"glow": glow, "realnvp": realnvp}[make]
-    net = build(image_size=4, image_channels=1, width=8, levels=2, cond_dim=COND, **changes)
+    net = build(image_size=4, image_channels=1, width=8, n_levels=2, cond_dim=COND, **changes)
     net.train()(images(64, 1, 4, 4), known(64))  # measures
     return net
 
@@ -81,7 +81,7 @@ LAYERS = {
     "conv": lambda: InvertibleConv(2),
     "coupling": lambda: AffineCoupling(2, width=8, cond_dim=COND),
     "checkerboard": lambda: masked(checkerboard(4, 0), 2),
-    "channels": lambda: masked(half_of_channels(2, 1), 2),
+    "image_channels": lambda: masked(half_of_channels(2, 1), 2),
     "chain": lambda: Chain([Logit(), measured(2), InvertibleConv(2), AffineCoupling(2, 8, COND), Squeeze()]),
 }
 
@@ -125,9 +125,9 @@ def test_a_whole_flows_determinant_is_its_jacobians(make: str) -> None:
 @pytest.mark.parametrize(("make", "size", "levels"), [("glow", 32, 3), ("realnvp", 32, 3), ("realnvp", 6, 1)])
 def test_a_whole_flow_is_undone(make: str, size: int, levels: int) -> None:
     torch.manual_seed(0)
-    changes = {"glow": {"steps": 4}, "realnvp": {"blocks": 1}}[make]
+    changes = {"glow": {"steps": 4}, "realnvp": {"n_blocks": 1}}[make]
     build = {"glow": glow, "realnvp": realnvp}[make]
-    net = build(image_size=size, image_channels=3, width=8, levels=levels, cond_dim=COND, **changes)
+    net = build(image_size=size, image_channels=3, width=8, n_levels=levels, cond_dim=COND, **changes)
     x, cond = images(16, 3, size, size), known(16)
     with torch.no_grad():
         net.train()(x, cond)
@@ -229,7 +229,7 @@ def test_ranks_agree_on_the_moments_of_the_whole_batch(monkeypatch: pytest.Monke
 
 
 def test_a_density_of_one_number_integrates_to_one() -> None:
-    """Through the logit, a scale and shift, and a prior told by the condition."""
+    """Through the logit, a scale and shift, and a prior that the condition moves."""
     torch.manual_seed(0)
     layers = awake(Chain([Logit(), measured(1)]))
     prior = awake(GaussianPrior(nn.Sequential(nn.Linear(COND, 2), nn.Unflatten(1, (2, 1, 1)))))
@@ -262,9 +262,9 @@ def test_a_density_of_two_numbers_integrates_to_one() -> None:
 
 @pytest.mark.parametrize("make", [glow, realnvp])
 def test_a_size_that_does_not_halve_is_refused(make: type) -> None:
-    changes = {"steps": 1} if make is glow else {"blocks": 1}
+    changes = {"steps": 1} if make is glow else {"n_blocks": 1}
     with pytest.raises(UserError, match="data.image_size=32"):
-        make(image_size=30, image_channels=1, width=4, levels=2 if make is glow else 3, cond_dim=2, **changes)
+        make(image_size=30, image_channels=1, width=4, n_levels=2 if make is glow else 3, cond_dim=2, **changes)
 
 
 def test_checkerboards_and_halves() -> None:

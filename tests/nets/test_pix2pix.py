@@ -15,11 +15,11 @@ NORMS = nn.BatchNorm2d | nn.InstanceNorm2d
 
 
 def made(
-    size: int = 16, width: int = 4, downs: int = 3, norm: str = "instance", n_dropout: int = 2, levels: int = 1
+    size: int = 16, width: int = 4, n_downs: int = 3, norm: str = "instance", n_dropout: int = 2, source_levels: int = 1
 ) -> UNetTranslator:
     torch.manual_seed(0)
-    options = {"image_size": size, "width": width, "downs": downs, "norm": norm, "n_dropout": n_dropout}
-    return UNetTranslator(in_channels=2, levels=levels, image_channels=3, **options)
+    options = {"image_size": size, "width": width, "n_downs": n_downs, "norm": norm, "n_dropout": n_dropout}
+    return UNetTranslator(in_channels=2, source_levels=source_levels, image_channels=3, **options)
 
 
 def ones(net: UNetTranslator, x: Tensor) -> list[Tensor]:
@@ -34,14 +34,21 @@ def ones(net: UNetTranslator, x: Tensor) -> list[Tensor]:
 def test_the_published_size(norm: str, weights: int) -> None:
     """256 px, width 64: convolutions 54,404,099, the last with a bias; norms behind 2432 channels down, 2496 up."""
     with torch.device("meta"):
-        options = {"image_size": 256, "in_channels": 3, "levels": 1, "image_channels": 3, "width": 64, "downs": 8}
+        options = {
+            "image_size": 256,
+            "in_channels": 3,
+            "source_levels": 1,
+            "image_channels": 3,
+            "width": 64,
+            "n_downs": 8,
+        }
         net = UNetTranslator(norm=norm, n_dropout=3, **options)
         source = torch.empty(1, 3, 256, 256)
         assert net(source, [torch.empty(1, *s) for s in net.mask_shapes(256, 256)]).shape == (1, 3, 256, 256)
     assert sum(p.numel() for p in net.parameters()) == weights
     convolutions = sum(m.weight.numel() for m in net.modules() if isinstance(m, CONVOLUTIONS)) + 3
     assert convolutions == 54_404_099
-    assert net.mask_shapes(256, 256) == [(512, 2, 2), (512, 4, 4), (512, 8, 8)] and net.multiple == 256
+    assert net.mask_shapes(256, 256) == [(512, 2, 2), (512, 4, 4), (512, 8, 8)] and net.size_divisor == 256
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
@@ -98,9 +105,9 @@ def test_a_plane_is_told_by_its_levels() -> None:
     assert torch.equal(planes[:, 3], spread(-x, 3)[:, 0])
     numbers = torch.randint(7, (2, 1, 4, 4))
     assert torch.equal(spread(2 * numbers / 6 - 1, 7).round(decimals=5), F.one_hot(numbers[:, 0], 7).movedim(3, 1))
-    net, source = made(levels=3), torch.rand(2, 2, 16, 16)
+    net, source = made(source_levels=3), torch.rand(2, 2, 16, 16)
     assert net.in_channels == 2 and net.first[0].in_channels == 6
-    other = made(levels=1)
+    other = made(source_levels=1)
     other.load_state_dict(net.state_dict() | {"first.0.weight": other.first[0].weight})
     other.first[0] = net.first[0]
     torch.testing.assert_close(net(source, ones(net, source)), other(spread(source, 3), ones(net, source)))
@@ -134,8 +141,8 @@ def test_images_are_float32_under_bf16() -> None:
 
 
 @pytest.mark.parametrize(("options", "line"), [
-    ({"size": 24, "downs": 4}, ".downs=4: 24 px cannot be halved 4 times. Fix: .downs=3"),
-    ({"size": 17, "downs": 3}, ".downs=3: 17 px cannot be halved 3 times. Fix: data.image_size=16"),
+    ({"size": 24, "n_downs": 4}, ".downs=4: 24 px cannot be halved 4 times. Fix: .downs=3"),
+    ({"size": 17, "n_downs": 3}, ".downs=3: 17 px cannot be halved 3 times. Fix: data.image_size=16"),
     ({"n_dropout": 3}, ".n_dropout=3: 3 halvings have 2 such blocks. Fix: .n_dropout=2"),
 ])  # fmt: skip
 def test_what_does_not_fit(options: dict[str, int], line: str) -> None:
@@ -147,5 +154,5 @@ def test_what_does_not_fit(options: dict[str, int], line: str) -> None:
 def test_the_smallest_images() -> None:
     """A map of one pixel has no norm, in which it would vanish."""
     for downs in (1, 2, 3):
-        net, x = made(2**downs, downs=downs, n_dropout=downs - 1).train(), torch.randn(2, 2, 2**downs, 2**downs)
+        net, x = made(2**downs, n_downs=downs, n_dropout=downs - 1).train(), torch.randn(2, 2, 2**downs, 2**downs)
         assert net(x, ones(net, x)).shape == (2, 3, 2**downs, 2**downs)

@@ -12,7 +12,7 @@ def numbered(first: int, n: int) -> torch.Tensor:
 
 
 def pool(size: int) -> ImagePool:
-    return ImagePool(size=size, image_size=2, channels=1)
+    return ImagePool(size=size, image_size=2, image_channels=1)
 
 
 def test_an_empty_pool_gives_back_what_it_is_shown_and_keeps_it() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atelier.nets.progan import ProDiscriminator, ProGenerator, doubled, halved, seen_at
 from atelier.nets.stylegan import AdaIN, StyleGenerator
 
-SMALL = {"image_size": 16, "image_channels": 3, "cond_dim": 6, "base": 64, "most": 16}
+SMALL = {"image_size": 16, "image_channels": 3, "cond_dim": 6, "channel_base": 64, "channel_max": 16}
 
 
 def size(net: nn.Module) -> int:
@@ -18,11 +18,14 @@ def size(net: nn.Module) -> int:
 
 
 def test_the_nets_for_1024_px_have_the_published_counts() -> None:
-    full = {"image_size": 1024, "image_channels": 3, "cond_dim": 0, "base": 16384, "most": 512}
+    full = {"image_size": 1024, "image_channels": 3, "cond_dim": 0, "channel_base": 16384, "channel_max": 512}
     with torch.device("meta"):
         assert size(ProGenerator(**full, noise_dim=512)) == 23_079_115
         assert size(ProDiscriminator(**full)) == 23_087_249
-        assert size(StyleGenerator(**full, noise_dim=512, style_dim=512, depth=8, mapping_speed=0.01)) == 26_219_627
+        assert (
+            size(StyleGenerator(**full, noise_dim=512, style_dim=512, n_layers=8, mapping_lr_multiplier=0.01))
+            == 26_219_627
+        )
 
 
 def pro() -> ProGenerator:
@@ -32,7 +35,7 @@ def pro() -> ProGenerator:
 
 def style() -> StyleGenerator:
     torch.manual_seed(0)
-    net = StyleGenerator(**SMALL, noise_dim=5, style_dim=8, depth=2, mapping_speed=0.01)
+    net = StyleGenerator(**SMALL, noise_dim=5, style_dim=8, n_layers=2, mapping_lr_multiplier=0.01)
     for layer in net.synthesis.layers:
         nn.init.constant_(layer.strength, 0.3)
     return net

@@ -22,12 +22,18 @@ def made(
     n_codes: int = 16,
     dim: int = 3,
     update: Any = "ema",
-    decay: float = 0.9,
-    commitment: float = 0.25,
-    kmeans: bool = False,
-    revive_below: float = 0.0,
+    ema_decay: float = 0.9,
+    commitment_weight: float = 0.25,
+    kmeans_init: bool = False,
+    dead_code_threshold: float = 0.0,
 ) -> VectorQuantizer:
-    given = {"update": update, "decay": decay, "commitment": commitment, "kmeans": kmeans, "revive_below": revive_below}
+    given = {
+        "update": update,
+        "ema_decay": ema_decay,
+        "commitment_weight": commitment_weight,
+        "kmeans_init": kmeans_init,
+        "dead_code_threshold": dead_code_threshold,
+    }
     return VectorQuantizer(n_codes=n_codes, dim=dim, **given)
 
 
@@ -105,7 +111,7 @@ def test_the_nearest_entry() -> None:
 
 
 def test_the_value_is_the_entry_itself_and_the_gradient_goes_straight_through() -> None:
-    quantizer = made(commitment=0.0).eval()
+    quantizer = made(commitment_weight=0.0).eval()
     z = torch.randn(2, 3, 4, 4, requires_grad=True)
     quantized = quantizer(z)
     assert torch.equal(quantized.z, quantizer.embed(quantized.codes))
@@ -116,7 +122,7 @@ def test_the_value_is_the_entry_itself_and_the_gradient_goes_straight_through() 
 
 def test_a_gradient_step_by_hand() -> None:
     """The mean of (z - e)^2 has d/de = 2 sum (e - z) / (N D) over the vectors of e, and d/dz = 2 (z - e) / (N D)."""
-    quantizer = made(n_codes=2, dim=2, update="gradient", commitment=0.5).train()
+    quantizer = made(n_codes=2, dim=2, update="gradient", commitment_weight=0.5).train()
     with torch.no_grad():
         quantizer.codebook.copy_(torch.tensor([[0.0, 0.0], [4.0, 4.0]]))
     z = torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 4.0]]).T[None, :, :, None].requires_grad_()
@@ -138,7 +144,7 @@ def test_the_running_means_have_no_gradient() -> None:
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_it_learns_in_train_mode_only(update: str) -> None:
-    quantizer = made(update=update, kmeans=True, revive_below=1.0).eval()
+    quantizer = made(update=update, kmeans_init=True, dead_code_threshold=1.0).eval()
     before = copy.deepcopy(quantizer.state_dict())
     quantizer(torch.randn(4, 3, 4, 4))
     assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
@@ -149,11 +155,11 @@ def test_it_learns_in_train_mode_only(update: str) -> None:
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_all_it_knows_is_saved(update: str) -> None:
     """A quantiser that goes on from a saved one does the same, k-means start and revivals included."""
-    first = made(update=update, kmeans=True, revive_below=1.0, decay=0.5).train()
+    first = made(update=update, kmeans_init=True, dead_code_threshold=1.0, ema_decay=0.5).train()
     batches = [torch.randn(4, 3, 4, 4) for _ in range(6)]
     for z in batches[:3]:
         first(z)
-    second = made(update=update, kmeans=True, revive_below=1.0, decay=0.5).train()
+    second = made(update=update, kmeans_init=True, dead_code_threshold=1.0, ema_decay=0.5).train()
     second.load_state_dict(first.state_dict())
     for quantizer in (first, second):
         torch.manual_seed(1)
@@ -179,7 +185,7 @@ def test_distances_and_statistics_are_float32_under_bf16() -> None:
 
 
 def test_usage_is_the_running_share() -> None:
-    quantizer = made(n_codes=2, dim=1, decay=0.0).train()
+    quantizer = made(n_codes=2, dim=1, ema_decay=0.0).train()
     quantizer.codebook.copy_(torch.tensor([[0.0], [1.0]]))
     quantizer(torch.tensor([0.1, 0.2, -0.1, 0.9]).view(1, 1, 2, 2))
     torch.testing.assert_close(quantizer.usage(), torch.tensor([0.75, 0.25]))
@@ -199,7 +205,7 @@ def toy(n: int = 40) -> Tensor:
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_it_starts_on_the_centres_of_clusters(update: str) -> None:
-    quantizer = made(n_codes=5, dim=2, update=update, kmeans=True).train()
+    quantizer = made(n_codes=5, dim=2, update=update, kmeans_init=True).train()
     assert not quantizer.started
     quantizer(toy())
     found = quantizer.codebook.detach()
@@ -224,9 +230,9 @@ def test_lloyds_steps_agree_with_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_starting_from_kmeans_brings_the_codes_nearer() -> None:
     z = torch.randn(8, 3, 8, 8)
-    started = made(kmeans=True, commitment=1.0).train()
+    started = made(kmeans_init=True, commitment_weight=1.0).train()
     started(z)
-    random = made(commitment=1.0)
+    random = made(commitment_weight=1.0)
     random.codebook.copy_(torch.randn(16, 3))
     assert started.eval()(z).loss < 0.6 * random.eval()(z).loss
 
@@ -241,7 +247,7 @@ def test_seeds_are_vectors_and_none_is_taken_twice() -> None:
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_dead_codes_start_anew_where_the_vectors_are(update: str) -> None:
     alive = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    quantizer = made(n_codes=4, dim=2, update=update, revive_below=0.95).train()
+    quantizer = made(n_codes=4, dim=2, update=update, dead_code_threshold=0.95).train()
     without = made(n_codes=4, dim=2, update=update).train()
     for one in (quantizer, without):
         with torch.no_grad():
@@ -297,7 +303,7 @@ def on_two_ranks(monkeypatch: pytest.MonkeyPatch, work: Callable[[int], None]) -
 def test_two_ranks_learn_what_one_learns_from_both_halves(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the k-means start on, here from the first vectors there are."""
     monkeypatch.setattr(quantizers, "seeds", lambda vectors, n: vectors[:n].clone())
-    whole = made(update=update, kmeans=True).train()
+    whole = made(update=update, kmeans_init=True).train()
     pair = [copy.deepcopy(whole) for _ in range(2)]
     batches = [torch.randn(6, 3, 4, 4) for _ in range(4)]
     for z in batches:
@@ -315,7 +321,7 @@ def test_two_ranks_learn_what_one_learns_from_both_halves(update: str, monkeypat
 
 def test_two_ranks_start_and_revive_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """From other vectors and with other random numbers on each: what rank 0 chooses counts."""
-    pair = [made(kmeans=True, revive_below=3.0, decay=0.5).train() for _ in range(2)]
+    pair = [made(kmeans_init=True, dead_code_threshold=3.0, ema_decay=0.5).train() for _ in range(2)]
     batches = [[torch.randn(3, 3, 3, 3) + 3 * rank for _ in range(4)] for rank in range(2)]
     places = []
     inner = VectorQuantizer._revive

@@ -8,9 +8,16 @@ import torch
 from atelier.nets.resnet_translator import ResNetTranslator
 
 PUBLISHED = dict(
-    in_channels=3, image_channels=3, width=64, downs=2, patch=1, norm="instance", padding="reflect", residual=False
+    in_channels=3,
+    image_channels=3,
+    width=64,
+    n_downs=2,
+    patch_size=1,
+    norm="instance",
+    padding="reflect",
+    residual=False,
 )
-SMALL = PUBLISHED | dict(width=4, downs=1, n_blocks=1)
+SMALL = PUBLISHED | dict(width=4, n_downs=1, n_blocks=1)
 
 
 def test_published_counts() -> None:
@@ -23,13 +30,13 @@ def test_published_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{}, {"patch": 2, "width": 12}, {"norm": "group"}, {"padding": "zeros"}, {"residual": True}]
+    "other", [{}, {"patch_size": 2, "width": 12}, {"norm": "group"}, {"padding": "zeros"}, {"residual": True}]
 )
 def test_any_size_that_divides_keeps_its_size(other: dict) -> None:
     net = ResNetTranslator(**(SMALL | other))
-    y = net(torch.randn(2, 3, 4 * net.multiple, 6 * net.multiple))
-    assert y.shape == (2, 3, 4 * net.multiple, 6 * net.multiple) and y.dtype == torch.float32
-    assert net.multiple == 2 * other.get("patch", 1) and y.abs().max() <= 1
+    y = net(torch.randn(2, 3, 4 * net.size_divisor, 6 * net.size_divisor))
+    assert y.shape == (2, 3, 4 * net.size_divisor, 6 * net.size_divisor) and y.dtype == torch.float32
+    assert net.size_divisor == 2 * other.get("patch_size", 1) and y.abs().max() <= 1
 
 
 def test_a_residual_net_starts_with_its_source() -> None:
@@ -41,7 +48,7 @@ def test_reflection_has_no_border_where_the_image_has_none() -> None:
     """A constant image stays constant, which zeros at its edge would change."""
     torch.manual_seed(0)
     x = torch.full((1, 3, 16, 16), 0.3)
-    net = ResNetTranslator(**SMALL | {"norm": "group", "downs": 1})
+    net = ResNetTranslator(**SMALL | {"norm": "group", "n_downs": 1})
     first = net.layers[1](x)
     assert (first - first[:, :, :1, :1]).abs().max() < 1e-5
     other = ResNetTranslator(**SMALL | {"padding": "zeros"}).layers[1](x)

@@ -16,7 +16,7 @@ from atelier.nets.vgg import VGG19, VGG54, vgg
 
 def net(**changed: Any) -> SRResNet:
     torch.manual_seed(0)
-    small = dict(image_channels=3, width=4, blocks=1, factor=4, kernel=9, batch_norm=False, residual=False)
+    small = dict(image_channels=3, width=4, n_blocks=1, scale_factor=4, kernel=9, norm="none", residual=False)
     return SRResNet(**(small | changed))
 
 
@@ -32,19 +32,19 @@ def test_the_published_net_has_its_parameters() -> None:
     stage = 3 * 3 * 64 * 256 + 256 + 64
     last = 9 * 9 * 64 * 3 + 3
     assert first + 16 * block + after + 2 * stage + last == 1_548_547
-    assert n_parameters(net(width=64, blocks=16, batch_norm=True)) == 1_548_547
+    assert n_parameters(net(width=64, n_blocks=16, norm="batch")) == 1_548_547
 
 
-@pytest.mark.parametrize(("factor", "stages"), {2: [2], 3: [3], 4: [2, 2]}.items())
-def test_each_factor_has_its_stages(factor: int, stages: list[int]) -> None:
-    model = net(factor=factor, image_channels=1)
+@pytest.mark.parametrize(("scale_factor", "stages"), {2: [2], 3: [3], 4: [2, 2]}.items())
+def test_each_factor_has_its_stages(scale_factor: int, stages: list[int]) -> None:
+    model = net(scale_factor=scale_factor, image_channels=1)
     assert [layer.upscale_factor for layer in model.up if isinstance(layer, nn.PixelShuffle)] == stages
-    assert model(torch.zeros(2, 1, 5, 7)).shape == (2, 1, 5 * factor, 7 * factor)
+    assert model(torch.zeros(2, 1, 5, 7)).shape == (2, 1, 5 * scale_factor, 7 * scale_factor)
 
 
 def test_the_layers_by_hand() -> None:
     """As the figure draws it, from the weights of the net."""
-    model, x = net(blocks=2, batch_norm=True).eval(), torch.randn(2, 3, 6, 6)
+    model, x = net(n_blocks=2, norm="batch").eval(), torch.randn(2, 3, 6, 6)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_mean)
@@ -65,10 +65,10 @@ def test_the_layers_by_hand() -> None:
     torch.testing.assert_close(model(x), model.last(h))
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
-def test_norms_are_there_or_not(batch_norm: bool) -> None:
-    kinds = [type(layer) for layer in net(blocks=3, batch_norm=batch_norm).modules()]
-    assert kinds.count(nn.BatchNorm2d) == (7 if batch_norm else 0)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_norms_are_there_or_not(norm: str) -> None:
+    kinds = [type(layer) for layer in net(n_blocks=3, norm=norm).modules()]
+    assert kinds.count(nn.BatchNorm2d) == (7 if norm == "batch" else 0)
 
 
 def test_a_residual_net_starts_as_the_bicubic() -> None:
@@ -89,33 +89,35 @@ def test_the_enlargement_is_float32_under_bf16() -> None:
     assert seen == [torch.bfloat16] and torch.equal(made, enlarged(x, 4))
 
 
-@pytest.mark.parametrize(("factor", "blocks", "kernel"), [(2, 1, 9), (3, 1, 3), (3, 2, 9), (4, 1, 3), (4, 2, 9)])
-def test_the_reach_is_exact(factor: int, blocks: int, kernel: int) -> None:
+@pytest.mark.parametrize(
+    ("scale_factor", "n_blocks", "kernel"), [(2, 1, 9), (3, 1, 3), (3, 2, 9), (4, 1, 3), (4, 2, 9)]
+)
+def test_the_reach_is_exact(scale_factor: int, n_blocks: int, kernel: int) -> None:
     """By the gradient of the pixels of one place: it ends `reach` pixels away, for one of them no sooner."""
-    model = net(factor=factor, blocks=blocks, kernel=kernel, residual=True).double()
+    model = net(scale_factor=scale_factor, n_blocks=n_blocks, kernel=kernel, residual=True).double()
     for p in model.parameters():
         nn.init.uniform_(p, 0.1, 1)  # nothing cancels
-    n = 2 * model.reach + 5
+    n = 2 * model.receptive_radius + 5
     x = torch.rand(1, 3, n, n, dtype=torch.float64, requires_grad=True)
     middle, far = n // 2, []
     made = model(x)
-    for dy in range(factor):
-        pixel = made[0, :, middle * factor + dy, middle * factor + dy].sum()
+    for dy in range(scale_factor):
+        pixel = made[0, :, middle * scale_factor + dy, middle * scale_factor + dy].sum()
         (gradient,) = torch.autograd.grad(pixel, x, retain_graph=True)
         rows = gradient[0].abs().sum((0, 2)).nonzero()[:, 0]
         columns = gradient[0].abs().sum((0, 1)).nonzero()[:, 0]
         far += [(rows - middle).abs().max().item(), (columns - middle).abs().max().item()]
-    assert max(far) == model.reach
+    assert max(far) == model.receptive_radius
 
 
 def test_the_reach_of_the_published_net() -> None:
     """k9, 33 k3 at the size of the source: 37; k3 there, k3 at twice and k9 at four times its size: 3."""
-    assert net(width=4, blocks=16).reach == 40
+    assert net(width=4, n_blocks=16).receptive_radius == 40
 
 
 def test_the_published_discriminator() -> None:
     """k3n64s1 ... k3n512s2, norms behind all but the first, dense 1024 and 1; crops of 96 px."""
-    model = SRDiscriminator(image_size=96, image_channels=3, width=64, dense=1024, batch_norm=True)
+    model = SRDiscriminator(image_size=96, image_channels=3, width=64, dense=1024, norm="batch")
     told = [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in model.modules() if isinstance(c, nn.Conv2d)]
     widths, strides = (64, 64, 128, 128, 256, 256, 512, 512), (1, 2) * 4
     assert told == [(n, 3, s) for n, s in zip(widths, strides, strict=True)]
@@ -127,19 +129,19 @@ def test_the_published_discriminator() -> None:
 def test_without_norms_sizes_are_kept_and_a_logit_is_of_its_image_alone() -> None:
     torch.manual_seed(0)
     small = dict(image_size=64, image_channels=3, width=16, dense=4)
-    model, x = SRDiscriminator(**small, batch_norm=False), torch.randn(8, 3, 64, 64)
+    model, x = SRDiscriminator(**small, norm="none"), torch.randn(8, 3, 64, 64)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
     assert all(layer.bias is not None for layer in model.modules() if isinstance(layer, nn.Conv2d))
     assert 0.5 < model.layers(x).square().mean().sqrt() < 2
     torch.testing.assert_close(model(x)[:2], model(x[:2]), rtol=1e-4, atol=1e-5)
-    with_norms = SRDiscriminator(**small, batch_norm=True)
+    with_norms = SRDiscriminator(**small, norm="batch")
     assert not torch.allclose(with_norms(x)[:2], with_norms(x[:2]), atol=1e-3)
-    assert (model.alone, with_norms.alone) == (True, False)
+    assert (model.per_sample, with_norms.per_sample) == (True, False)
 
 
 @pytest.mark.parametrize("size", [8, 20, 64])
 def test_logits_of_any_size_of_image_are_float32(size: int) -> None:
-    model = SRDiscriminator(image_size=size, image_channels=1, width=2, dense=3, batch_norm=True)
+    model = SRDiscriminator(image_size=size, image_channels=1, width=2, dense=3, norm="batch")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(torch.rand(3, 1, size, size))
     assert logits.shape == (3,) and logits.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""StarGAN's two nets: counts as published, their ways by hand, how attributes are told."""
+"""StarGAN's two nets: counts as published, their ways by hand, how attributes enter."""
 
 from __future__ import annotations
 

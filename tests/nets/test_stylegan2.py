@@ -22,9 +22,12 @@ def size(net: nn.Module) -> int:
     (1024, 30_370_060, 29_012_513), (256, 30_034_338, 28_864_129),
 ])  # fmt: skip
 def test_configuration_f_has_the_published_counts(image_size: int, ours: int, theirs: int) -> None:
-    both = {"image_size": image_size, "image_channels": 3, "cond_dim": 0, "base": 32768, "most": 512}
+    both = {"image_size": image_size, "image_channels": 3, "cond_dim": 0, "channel_base": 32768, "channel_max": 512}
     with torch.device("meta"):
-        assert size(StyleGAN2Generator(**both, noise_dim=512, style_dim=512, depth=8, mapping_speed=0.01)) == ours
+        assert (
+            size(StyleGAN2Generator(**both, noise_dim=512, style_dim=512, n_layers=8, mapping_lr_multiplier=0.01))
+            == ours
+        )
         assert size(StyleGAN2Discriminator(**both)) == theirs
 
 
@@ -74,8 +77,10 @@ def test_demodulation_is_float32_under_bf16() -> None:
 
 
 def generator(**other: int) -> StyleGAN2Generator:
-    sizes = {"image_size": 16, "image_channels": 3, "noise_dim": 5, "cond_dim": 6, "style_dim": 8, "depth": 2}
-    return StyleGAN2Generator(**(sizes | {"base": 64, "most": 16, "mapping_speed": 0.01} | other))
+    sizes = {"image_size": 16, "image_channels": 3, "noise_dim": 5, "cond_dim": 6, "style_dim": 8, "n_layers": 2}
+    return StyleGAN2Generator(
+        **(sizes | {"channel_base": 64, "channel_max": 16, "mapping_lr_multiplier": 0.01} | other)
+    )
 
 
 def noises(net: StyleGAN2Generator, n: int) -> list[Tensor]:
@@ -105,7 +110,7 @@ def test_a_generator_uses_each_style_each_noise_and_its_condition() -> None:
 
 @pytest.mark.parametrize("cond_dim", [0, 6])
 def test_a_discriminator_hears_its_condition(cond_dim: int) -> None:
-    net = StyleGAN2Discriminator(image_size=16, image_channels=3, cond_dim=cond_dim, base=64, most=16)
+    net = StyleGAN2Discriminator(image_size=16, image_channels=3, cond_dim=cond_dim, channel_base=64, channel_max=16)
     x, cond = torch.randn(4, 3, 16, 16), torch.randn(4, cond_dim)
     assert net(x, cond).shape == (4,)
     assert cond_dim == 0 or not torch.allclose(net(x, cond), net(x, cond.roll(1, 0)), atol=1e-5)
@@ -127,7 +132,7 @@ def test_equalised_layers_keep_the_size_of_what_goes_through() -> None:
     torch.manual_seed(0)
     x = torch.randn(4000, 300)
     assert EqualizedLinear(300, 200)(x).std().item() == pytest.approx(1, abs=0.05)
-    assert EqualizedLinear(300, 200, speed=0.01)(x).std().item() == pytest.approx(1, abs=0.05)
+    assert EqualizedLinear(300, 200, lr_multiplier=0.01)(x).std().item() == pytest.approx(1, abs=0.05)
     maps = torch.randn(8, 64, 16, 16)
     assert EqualizedConv(64, 64, 3)(maps)[:, :, 1:-1, 1:-1].std().item() == pytest.approx(1, abs=0.05)
     assert active(x).square().mean().item() == pytest.approx((1 + 0.04) / 2 * 2, abs=0.05)
@@ -136,7 +141,7 @@ def test_equalised_layers_keep_the_size_of_what_goes_through() -> None:
 def test_a_slow_layer_moves_by_its_speed() -> None:
     """One step of Adam moves a raw weight by lr, the used one by lr times scale and speed."""
     for speed in (1.0, 0.01):
-        layer = EqualizedLinear(4, 3, speed=speed)
+        layer = EqualizedLinear(4, 3, lr_multiplier=speed)
         before = layer.weight.detach() * layer.scale
         optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
         layer(torch.randn(5, 4)).sum().backward()

@@ -18,7 +18,7 @@ V, N = 7, 6
 def made(dropout: float = 0.0) -> CausalTransformer:
     """With weights that do something: a fresh net says nothing of any code."""
     torch.manual_seed(0)
-    sizes = {"n_codes": V, "n_places": N, "width": 16, "depth": 3, "heads": 2, "cond_dim": 5}
+    sizes = {"n_codes": V, "n_places": N, "width": 16, "n_layers": 3, "heads": 2, "cond_dim": 5}
     net = CausalTransformer(**sizes, dropout=dropout)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -113,7 +113,7 @@ def test_the_condition_scales_and_shifts_both_norms() -> None:
     block, x, told = TransformerBlock(8, 2, 0.0, 5), torch.randn(3, 1, 8), torch.randn(3, 5)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
-    scale1, shift1, scale2, shift2 = block.told(told)[:, None].split(8, dim=2)
+    scale1, shift1, scale2, shift2 = block.conditioning(told)[:, None].split(8, dim=2)
     v = block.qkv(nn.functional.layer_norm(x, (8,)) * (1 + scale1) + shift1)[:, :, 16:]
     h = x + block.out(v)
     expected = h + block.mlp(nn.functional.layer_norm(h, (8,)) * (1 + scale2) + shift2)
@@ -121,7 +121,7 @@ def test_the_condition_scales_and_shifts_both_norms() -> None:
 
 
 def test_it_starts_by_saying_that_all_codes_are_as_likely() -> None:
-    net = CausalTransformer(n_codes=V, n_places=N, width=8, depth=1, heads=1, dropout=0.0, cond_dim=5)
+    net = CausalTransformer(n_codes=V, n_places=N, width=8, n_layers=1, heads=1, dropout=0.0, cond_dim=5)
     assert net(codes(), COND).abs().max() == 0
     nats = nn.functional.cross_entropy(net(codes(), COND).flatten(0, 1), codes().flatten())
     assert nats.item() == pytest.approx(math.log(V))
@@ -146,4 +146,4 @@ def test_logits_are_float32_under_bf16() -> None:
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(UserError, match=r"\.heads=3: it does not divide the width 16"):
-        CausalTransformer(n_codes=V, n_places=N, width=16, depth=1, heads=3, dropout=0.0, cond_dim=5)
+        CausalTransformer(n_codes=V, n_places=N, width=16, n_layers=1, heads=3, dropout=0.0, cond_dim=5)

@@ -15,7 +15,7 @@ def small(**changes):
         "image_channels": 3,
         "width": 16,
         "multipliers": [1, 2],
-        "blocks": 1,
+        "n_blocks": 1,
         "attention": [4],
         "heads": 2,
         "cond_dim": 6,
@@ -52,7 +52,7 @@ def test_cifar10_net_of_the_paper():
         image_channels=3,
         width=128,
         multipliers=[1, 2, 2, 2],
-        blocks=2,
+        n_blocks=2,
         attention=[16],
         dropout=0.1,
     )
@@ -60,7 +60,7 @@ def test_cifar10_net_of_the_paper():
     assert net(torch.randn(1, 3, 32, 32), torch.tensor([5.0])).shape == (1, 3, 32, 32)
 
 
-@pytest.mark.parametrize("changes", [{}, {"patch": 2}, {"cond_dim": None}, {"attention": []}])
+@pytest.mark.parametrize("changes", [{}, {"patch_size": 2}, {"cond_dim": None}, {"attention": []}])
 def test_shape_and_zero_at_the_start(changes):
     net = small(**changes)
     x, time, cond = inputs()
@@ -69,9 +69,9 @@ def test_shape_and_zero_at_the_start(changes):
     assert (output == 0).all()
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-def test_every_parameter_gets_a_gradient(patch):
-    net = awake(small(patch=patch, attention=[4 // patch]))
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_every_parameter_gets_a_gradient(patch_size):
+    net = awake(small(patch_size=patch_size, attention=[4 // patch_size]))
     net(*inputs()).square().sum().backward()
     dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert dead == []
@@ -87,9 +87,9 @@ def test_gradients_repeat_exactly():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-def test_an_image_does_not_depend_on_its_batch(patch):
-    net = awake(small(patch=patch, attention=[4 // patch], dropout=0.5)).eval()
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_an_image_does_not_depend_on_its_batch(patch_size):
+    net = awake(small(patch_size=patch_size, attention=[4 // patch_size], dropout=0.5)).eval()
     x, time, cond = inputs()
     together = net(x, time, cond)
     for i in range(3):
@@ -117,7 +117,7 @@ def test_dropout_acts_in_training_only():
 
 def test_attention_sits_at_its_map_sizes():
     def count(attention):
-        return sum(isinstance(m, SelfAttention) for m in small(attention=attention, blocks=2).modules())
+        return sum(isinstance(m, SelfAttention) for m in small(attention=attention, n_blocks=2).modules())
 
     assert [count(sizes) for sizes in ([], [4], [8, 4])] == [1, 6, 11]  # the middle; 2 down and 3 up per level
 

@@ -31,8 +31,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 class Blurs(Translator):
     """Twice as wide, each pixel the mean of 5 x 5 around its place; sides divide by 4."""
 
-    averaged = ()
-    reach, enlarges, multiple = 3, 2, 4
+    ema_nets = ()
+    receptive_radius, scale_factor, size_divisor = 3, 2, 4
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ def test_tiles_do_not_show(height: int, width: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(model, "sample", lambda cond, rngs: sizes.append(cond["source"].shape[3]) or kept(cond, rngs))
     tiled = translated(model, x)
     assert tiled.shape == (1, 3, 2 * height, 2 * width) and len(sizes) > 1 and max(sizes) <= TILE + 2 * 4
-    monkeypatch.setattr(model, "reach", None)
+    monkeypatch.setattr(model, "receptive_radius", None)
     torch.testing.assert_close(tiled, translated(model, x), rtol=0, atol=1e-6)
 
 
 def test_a_net_that_sees_everything_gets_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = Blurs(), []
-    monkeypatch.setattr(model, "reach", None)
+    monkeypatch.setattr(model, "receptive_radius", None)
     kept = model.sample
     monkeypatch.setattr(model, "sample", lambda cond, rngs: sizes.append(cond["source"].shape) or kept(cond, rngs))
     translated(model, torch.zeros(1, 3, 9, TILE + 10))
@@ -113,7 +113,7 @@ def test_a_folder_of_sizes_through_the_entry_point(finished: dict[str, Path], tm
     [
         (["direction=a2c"], "CycleGAN goes a2b, b2a. Fix: direction=a2b"),
         (["source=/nowhere/x"], "there is no such file or folder. Fix: source=FILE_OR_FOLDER"),
-        (["scale=4"], "CycleGAN of this run makes images 1 times as wide. Fix: scale=1, or another run"),
+        (["scale_factor=4"], "CycleGAN of this run makes images 1 times as wide. Fix: scale_factor=1, or another run"),
         (["attributes=[red]"], "CycleGAN takes none. Fix: leave attributes out"),
     ],
 )
@@ -139,7 +139,9 @@ def test_attributes_by_name() -> None:
     model.needs = frozenset({"target"})
 
     def given(names: list[str] | str, scale: int | None = None) -> list:
-        return Request.of(model, One(), {}, WORDS | {"attributes": names, "scale": scale}).given["target"].tolist()
+        return (
+            Request.of(model, One(), {}, WORDS | {"attributes": names, "scale_factor": scale}).given["target"].tolist()
+        )
 
     assert given(["striped"]) == [[0, 1]]
     assert given("red", 2) == [[1, 0]]

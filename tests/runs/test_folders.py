@@ -186,7 +186,7 @@ def test_another_family_is_refused(copied: Path) -> None:
 )  # fmt: skip
 def test_what_does_not_is_free(copied: Path, word: str) -> None:
     cfg = composed(*VAE, word, run_dir=copied)
-    assert resume.settle(cfg, copied) is cfg
+    assert resume.reconcile_config(cfg, copied) is cfg
 
 
 def test_a_run_from_before_a_key_goes_on_with_its_default(copied: Path) -> None:
@@ -194,14 +194,14 @@ def test_a_run_from_before_a_key_goes_on_with_its_default(copied: Path) -> None:
     del stored["channels_last"]
     OmegaConf.save(stored, copied / "config.yaml")
     cfg = composed(*VAE, run_dir=copied)
-    assert resume.settle(cfg, copied) is cfg
+    assert resume.reconcile_config(cfg, copied) is cfg
     assert line_of(*VAE, "channels_last=true", run_dir=copied).startswith("error: channels_last=True: ")
 
 
 def test_a_folder_that_was_moved_goes_on(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied.parent)
     cfg = composed(*VAE, run_dir="run")
-    assert resume.settle(cfg, Path("run")).callbacks.table.path == "run/metrics.csv"
+    assert resume.reconcile_config(cfg, Path("run")).callbacks.table.path == "run/metrics.csv"
 
 
 def test_a_finished_run_says_so_and_how_to_extend_it(copied: Path, capsys: pytest.CaptureFixture) -> None:
@@ -265,7 +265,7 @@ def test_the_folder_of_a_first_stage_is_the_same_however_it_is_written(
     """Else the command that began a run could not go on with it."""
     monkeypatch.chdir(finished["vae"].parent)
     words = [*overrides("ldm", written.format(finished["vae"])), "callbacks.grids.every_images=32"]
-    first = resume.settle(composed(*words, run_dir=finished["ldm"]), finished["ldm"]).model.first_stage
+    first = resume.reconcile_config(composed(*words, run_dir=finished["ldm"]), finished["ldm"]).model.first_stage
     assert (first.run, len(first.sha256)) == (str(finished["vae"]), 64)
 
 
@@ -384,14 +384,14 @@ def test_a_part_is_trained_on_the_images_of_the_run_above(plan: Callable) -> Non
         (["data=mnist"], "model=vae"),
         (["data=fashion_mnist", "model=vqprior"], "experiment=fashion_vqvae"),
         (["data=shapes"], "experiment=shapes_vae"),
-        (["data=superres", "data.factor=2", "model=srgan"], "experiment=clothing_srresnet"),
+        (["data=superres", "data.scale_factor=2", "model=srgan"], "experiment=clothing_srresnet"),
     ],
 )
 def test_a_recipe_of_another_set_gives_way(plan: Callable, words: list[str], recipe: str) -> None:
     told = plan(*words)
     assert told.name == recipe and f"data={told.cfg.choices.data}" in told.words
-    if "data.factor=2" in words:
-        assert told.cfg.model.net.factor == told.cfg.data.factor == 2
+    if "data.scale_factor=2" in words:
+        assert told.cfg.model.net.scale_factor == told.cfg.data.scale_factor == 2
 
 
 def test_the_recipes_own_feeding_stays(plan: Callable) -> None:
@@ -547,9 +547,9 @@ def test_another_rank_takes_no_lock_and_waits_for_the_config(
     cfg = composed(*VAE, run_dir=tmp_path)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(resume.time, "sleep", lambda _: shutil.copy(finished["vae"] / "config.yaml", tmp_path))
-    with folders.held(cfg) as folder:
+    with folders.open_run(cfg) as folder:
         assert not (folder / "lock").exists()
-        assert resume.settle(cfg, folder) is cfg
+        assert resume.reconcile_config(cfg, folder) is cfg
 
 
 @pytest.mark.parametrize("alive", [True, False])
@@ -578,7 +578,7 @@ def test_another_rank_waits_as_long_as_the_first_shows_that_it_lives(
         return
     cfg = composed(*VAE, run_dir=tmp_path)
     with pytest.raises(UserError, match="rank 1 saw no sign of rank 0 there for 1 minutes"):
-        resume.settle(cfg, tmp_path)
+        resume.reconcile_config(cfg, tmp_path)
     assert len(naps) == 3
     told = capsys.readouterr().err
     assert told.startswith("error: run_dir=") and told.count("\n") == 1 and ". Fix: see its output; " in told
@@ -598,14 +598,14 @@ def test_a_secret_in_the_environment_is_in_no_file(provoked: dict) -> None:
 def test_other_images_are_refused_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = composed(*overrides("vae"), run_dir=tmp_path)
     data = build.data(cfg)
-    resume.same_ground(cfg, tmp_path, data)
-    resume.same_ground(cfg, tmp_path, data)
+    resume.check_same_data(cfg, tmp_path, data)
+    resume.check_same_data(cfg, tmp_path, data)
     cfg.trainer.devices = 2
-    resume.same_ground(cfg, tmp_path, data)
+    resume.check_same_data(cfg, tmp_path, data)
     assert "other noise" in capsys.readouterr().out
     data.fingerprint = lambda split: "another"
     with pytest.raises(UserError, match="other images"):
-        resume.same_ground(cfg, tmp_path, data)
+        resume.check_same_data(cfg, tmp_path, data)
 
 
 def test_a_run_finds_its_set_in_another_place(
@@ -636,7 +636,7 @@ def test_a_run_of_another_version_is_one_line(tmp_path: Path, finished: dict[str
     if change == "argument":
         cfg.model.n_signs = 0
     else:
-        cfg.model.generator.told = "norm"
+        cfg.model.generator.conditioning = "norm"
     OmegaConf.save(cfg, folder / "config.yaml")
     with pytest.raises(UserError) as error:
         folders.load(folder, ema=True)

@@ -88,12 +88,12 @@ FLOW = {"_target_": "atelier.diffusion.targets.VectorField"}
         (
             {"target": "x0", "space": "flow", "floor": 0.4},
             "weighting",
-            {"_target_": "atelier.diffusion.weightings.ErrorOf", "space": FLOW, "floor": 0.4},
+            {"_target_": "atelier.diffusion.weightings.ErrorOf", "loss_space": FLOW, "time_floor": 0.4},
         ),
         (
             {"target": "v", "weighting": "min_snr", "floor": 0.1},
             "weighting",
-            {"_target_": "atelier.diffusion.weightings.MinSNR", "gamma": 5.0, "floor": 0.1},
+            {"_target_": "atelier.diffusion.weightings.MinSNR", "gamma": 5.0, "time_floor": 0.1},
         ),
     ],
 )
@@ -119,8 +119,8 @@ def test_a_config_of_before_is_that_of_its_page(page: str) -> None:
 
 
 def test_weights_of_before_have_the_names_of_today() -> None:
-    old = {"state_dict": {"embedder.nothing": 1, "nothing": 2, "nothing.at": 3}, "epoch": 4}
+    old = {"state_dict": {"embedder.nothing": 1, "nothing": 2, "generator.told.weight": 3}, "epoch": 4}
     assert renamed.weights(old) == {
-        "state_dict": {"embedder.null_embedding": 1, "null_embedding": 2, "nothing.at": 3},
+        "state_dict": {"embedder.null_embedding": 1, "null_embedding": 2, "generator.conditioning.weight": 3},
         "epoch": 4,
     }

@@ -264,7 +264,7 @@ def test_edits_stay_in_the_picture_and_start_from_what_training_knows(split: wor
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_recast_changes_one_of_colour_fill_and_ground(split: world.Split) -> None:
-    before, after = world.scenes(0, range(3000), split), world.recast(0, range(3000), split)
+    before, after = world.scenes(0, range(3000), split), world.attribute_transfer(0, range(3000), split)
     assert torch.equal(before.cx, after.cx) and torch.equal(before.cy, after.cy)
     changed = before.combination != after.combination
     assert torch.equal(changed.sum(1), torch.ones(3000, dtype=torch.int64))
@@ -279,10 +279,12 @@ def test_recast_changes_one_of_colour_fill_and_ground(split: world.Split) -> Non
 
 
 def test_recast_is_a_function_of_seed_and_number() -> None:
-    whole = world.recast(0, range(50), "test")
-    assert same(world.recast(0, [7, 31], "test"), whole[torch.tensor([7, 31])])
-    assert not same(world.recast(0, range(50), "train"), whole)
-    kinds = (world.scenes(1, range(50), "test").combination != world.recast(1, range(50), "test").combination).long()
+    whole = world.attribute_transfer(0, range(50), "test")
+    assert same(world.attribute_transfer(0, [7, 31], "test"), whole[torch.tensor([7, 31])])
+    assert not same(world.attribute_transfer(0, range(50), "train"), whole)
+    kinds = (
+        world.scenes(1, range(50), "test").combination != world.attribute_transfer(1, range(50), "test").combination
+    ).long()
     assert not torch.equal(
         kinds.argmax(1), (world.scenes(0, range(50), "test").combination != whole.combination).long().argmax(1)
     )

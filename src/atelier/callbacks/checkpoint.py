@@ -55,7 +55,7 @@ class Checkpoints(Callback):
 
     def save(self, trainer: Trainer, model: LightningModule) -> None:
         self.clock.guard(trainer, model)
-        self.ema.settle(model)
+        self.ema.update_statistics(model)
         self.ema.broadcast_buffers(model)
         if not all(bool(torch.isfinite(t).all()) for t in model.state_dict().values()):
             problem = f"weights are not finite at {self.clock.images_seen} images; the last good checkpoint stays"

@@ -109,7 +109,7 @@ class Clock(Callback):
                 continue
             if not torch.isfinite(value):
                 return f"{name} is not finite"
-            if abs(value) > model.limits.get(name, math.inf):
+            if abs(value) > model.divergence_limits.get(name, math.inf):
                 return f"{name} is {value:.3g}"
         return ""
 

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the nets that a model names in `averaged`.
+"""Exponential moving averages of the nets that a model names in `ema_nets`.
 
 Replaces lightning's WeightAveraging, which averages frozen and discriminator nets too, misses updates with two
 optimizers, leaves weights exchanged after an error and judges them by the raw net's batch statistics;
@@ -38,14 +38,14 @@ class EMA(Callback):
         self.nets: dict[str, dict[str, nn.Module]] = {}  # half-life -> name -> net
         self.frozen: dict[str, set[str]] = {}  # name of a net -> names of weights in it that are never trained
         self.updated_at = 0
-        self.settled = False  # whether the averages' batch norms hold their own statistics
+        self.statistics_current = False  # whether the averages' batch norms hold their own statistics
         self.data: DataModule | None = None  # of the run, from its start
         self._stepped = False
 
     def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.nets = {str(h): average_of(model) for h in self.half_lives}
-            self.frozen = {name: _frozen(model, name) for name in model.averaged}
+            self.frozen = {name: _frozen(model, name) for name in model.ema_nets}
             model.averages = next(iter(self.nets.values()), {})
 
     def state_dict(self) -> dict:
@@ -56,7 +56,7 @@ class EMA(Callback):
         return {key: value for key, value in net.state_dict().items() if key not in self.frozen[name]}
 
     def load_state_dict(self, state: dict) -> None:
-        self.updated_at, self.settled = state["updated_at"], False
+        self.updated_at, self.statistics_current = state["updated_at"], False
         for half_life, nets in self.nets.items():
             for name, net in nets.items():
                 _load(net, state["nets"][half_life][name], self.frozen[name])
@@ -69,7 +69,7 @@ class EMA(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, model: LightningModule, optimizer: Optimizer) -> None:
         """A generator step is the step of the optimizer that owns the first averaged net."""
-        owned = next(iter(model.trained(model.averaged[0]).values()))
+        owned = next(iter(model.trained(model.ema_nets[0]).values()))
         if any(owned is p for group in optimizer.param_groups for p in group["params"]):
             self._stepped = True
 
@@ -95,20 +95,20 @@ class EMA(Callback):
                     torch._foreach_lerp_(averages, weights, gain)
                 for average, buffer in zip(net.buffers(), raw.buffers(), strict=True):
                     average.copy_(buffer)
-        self.updated_at, self.settled = now, False
+        self.updated_at, self.statistics_current = now, False
 
     def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
-        self.settle(model)
+        self.update_statistics(model)
         self.broadcast_buffers(model)
 
-    def settle(self, model: LightningModule) -> None:
+    def update_statistics(self, model: LightningModule) -> None:
         """Batch norms of the averages get their own statistics, where the averages have moved since they last did."""
-        if self.settled:
+        if self.statistics_current:
             return
         for nets in self.nets.values():
-            with held(model, nets):
+            with swapped(model, nets):
                 statistics.take(model, self.data)
-        self.settled = True
+        self.statistics_current = True
 
     def broadcast_buffers(self, model: LightningModule) -> None:
         """Each rank has BatchNorm statistics of its own; rank 0's are the ones that count and are saved."""
@@ -119,21 +119,21 @@ class EMA(Callback):
     @contextmanager
     def averaged(self, model: LightningModule) -> Iterator[None]:
         """Inside, the model's nets hold the first average; the raw weights come back whatever happens."""
-        self.settle(model)
-        with held(model, next(iter(self.nets.values()), {})):
+        self.update_statistics(model)
+        with swapped(model, next(iter(self.nets.values()), {})):
             yield
 
 
 def average_of(model: Model) -> dict[str, nn.Module]:
     """A copy of each net under average, in eval mode and without gradients; weights that are not trained are shared."""
-    trained = {id(weight) for name in model.averaged for weight in model.trained(name).values()}
-    nets = {name: getattr(model, name) for name in model.averaged}
+    trained = {id(weight) for name in model.ema_nets for weight in model.trained(name).values()}
+    nets = {name: getattr(model, name) for name in model.ema_nets}
     shared = {id(p): p for net in nets.values() for p in net.parameters() if id(p) not in trained}
     return {name: copy.deepcopy(net, dict(shared)).eval().requires_grad_(False) for name, net in nets.items()}
 
 
 @contextmanager
-def held(model: nn.Module, nets: dict[str, nn.Module]) -> Iterator[None]:
+def swapped(model: nn.Module, nets: dict[str, nn.Module]) -> Iterator[None]:
     """Inside, the model's nets hold the tensors of these, and these hold the model's."""
     swap(model, nets)
     try:
@@ -164,5 +164,5 @@ def _frozen(model: Model, name: str) -> set[str]:
 
 def _load(net: nn.Module, state: dict[str, Tensor], frozen: set[str]) -> None:
     """Load the average of a net, in which weights that are never trained are not saved."""
-    held = {key: value for key, value in net.state_dict().items() if key in frozen}
-    net.load_state_dict(held | state)
+    swapped = {key: value for key, value in net.state_dict().items() if key in frozen}
+    net.load_state_dict(swapped | state)

@@ -26,20 +26,20 @@ from atelier.checkpoints.store import warn, write_text
 from atelier.core import provenance
 from atelier.core.ranges import Name, PositiveInt
 from atelier.evaluation import naming
-from atelier.evaluation.evaluator import Judging
+from atelier.evaluation.evaluator import Evaluator
 
 
 class Evaluation(Callback):
     """Args:
     every_images: images between evaluations; one more at the end of the budget.
-    judging: what is judged.
+    evaluator: what is judged.
     folder: of the run; summary.json is written there.
     """
 
     def __init__(
         self,
         every_images: PositiveInt,
-        judging: Judging,
+        evaluator: Evaluator,
         folder: Name,
         clock: Clock,
         ema: EMA,
@@ -48,7 +48,7 @@ class Evaluation(Callback):
         progress: Progress,
         work: Work,
     ) -> None:
-        self.every_images, self.judging, self.folder = every_images, judging, Path(folder)
+        self.every_images, self.evaluator, self.folder = every_images, evaluator, Path(folder)
         self.clock, self.ema, self.table, self.checkpoints, self.progress = clock, ema, table, checkpoints, progress
         self.asked = {"checkpoint.best": checkpoints.best}  # option -> metric that it names, if any
         self.work = work
@@ -65,13 +65,13 @@ class Evaluation(Callback):
         self.commit = provenance.commit()  # before anyone edits the code
         for turn in range(2):
             if (turn == 0) == trainer.is_global_zero:
-                told = self.judging.prepare(model, trainer.datamodule, model.device)
-                for notice in (told, self.judging.left_out(model, trainer.datamodule)):
+                result = self.evaluator.prepare(model, trainer.datamodule, model.device)
+                for notice in (result, self.evaluator.left_out(model, trainer.datamodule)):
                     if notice and trainer.is_global_zero:
                         self.progress.say(notice)
             trainer.strategy.barrier()
         if any(self.asked.values()):
-            known = naming.names(self.judging, model, trainer.datamodule)
+            known = naming.names(self.evaluator, model, trainer.datamodule)
             for key, metric in self.asked.items():
                 naming.check(key, metric, known)
 
@@ -90,7 +90,7 @@ class Evaluation(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, model: LightningModule) -> None:
         try:
             with self.ema.averaged(model):
-                self.values, self.protocol = self.judging(
+                self.values, self.protocol = self.evaluator(
                     model,
                     trainer.datamodule,
                     {},
@@ -118,10 +118,10 @@ class Evaluation(Callback):
     def _write_summary(self, device: str) -> None:
         seconds = time.monotonic() - self.clock.started
         images = self.clock.images_seen - self.clock.resumed_at
-        told = {
+        result = {
             "metrics": numbers(self.values),
             "protocol": self.protocol,
-            "reasons": self.judging.reasons,
+            "reasons": self.evaluator.reasons,
             "images_seen": self.clock.images_seen,
             "resumed_at": self.clock.resumed_at,
             "images_per_second": round(images / max(seconds, 1e-9), 1),
@@ -134,7 +134,7 @@ class Evaluation(Callback):
             "versions": provenance.versions(),
         }
         try:
-            write_text(self.folder / "summary.json", json.dumps(told, indent=1))
+            write_text(self.folder / "summary.json", json.dumps(result, indent=1))
         except OSError as error:
             warn(f"no {self.folder / 'summary.json'} written ({error.strerror}); the next evaluation tries again")
 

@@ -78,8 +78,8 @@ class Progress(Callback):
     def step(self, what: str, done: int, n: int) -> None:
         """Part of an evaluation is done."""
         if self.bar is not None:
-            told = {"description": what, "words": f"{done:,} of {n:,}", "visible": True}
-            self.bar.update(self.evaluating, completed=done, total=n, **told)
+            fields = {"description": what, "words": f"{done:,} of {n:,}", "visible": True}
+            self.bar.update(self.evaluating, completed=done, total=n, **fields)
 
     def evaluated(self, values: dict[str, float]) -> None:
         if self.bar is not None:

@@ -36,7 +36,7 @@ def take(model: Generator, data: DataModule) -> None:
     depends on the weights and the data alone: not on the ranks, not on what the norms held, and no random state moves.
     """
 
-    layers = (layer for name in model.averaged for layer in getattr(model, name).modules())
+    layers = (layer for name in model.ema_nets for layer in getattr(model, name).modules())
     norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]
     if not norms:
         return

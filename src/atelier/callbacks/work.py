@@ -20,14 +20,15 @@ from atelier.core.batch import Batch
 
 FIRST, EVERY = 4, 61  # batches counted: the first ones, then each 61st, a prime, so that every n-th penalty is met
 TIMED = 16  # batches behind the first ones, which many lazy penalties divide
-FITS = 180.0  # seconds: of a run that takes longer it is told how many images fit
+FITS = 180.0  # seconds: of a run that takes longer a line says how many images fit
 
 
 class Work(Callback):
     """Counts convolutions, matrix products and attention, forward and backward, of whatever a training step runs.
 
     Each counted batch stands for those since the one before, so that what comes seldom or late weighs as it comes. The
-    numbers that a batch computes are the same. A compiled net cannot be looked into: nothing is told of it.
+    numbers that a batch computes are the same. A compiled net cannot be looked into: none of its operations are
+    counted.
     """
 
     def __init__(self, clock: Clock, progress: Progress) -> None:

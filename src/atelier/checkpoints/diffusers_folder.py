@@ -23,7 +23,13 @@ from atelier.nets.quantizers import VectorQuantizer
 from atelier.nets.vqgan import VQGANNet
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-OUR_QUANTIZER = {"update": "ema", "decay": 0.99, "commitment": 0.25, "kmeans": False, "revive_below": 0.0}
+OUR_QUANTIZER = {
+    "update": "ema",
+    "ema_decay": 0.99,
+    "commitment_weight": 0.25,
+    "kmeans_init": False,
+    "dead_code_threshold": 0.0,
+}
 ONLY = {"act_fn": "silu", "norm_type": "group"}  # the values whose layers are ours
 NAMES = (  # our parts -> theirs
     (r"^(encoder|decoder)\.stem\.", r"\1.conv_in."),
@@ -167,7 +173,7 @@ def _net(folder: Path, config: dict[str, Any], size: int) -> KLNet | VQGANNet:
         "image_channels": channels,
         "width": math.gcd(*widths),
         "multipliers": [width // math.gcd(*widths) for width in widths],
-        "blocks": config.get("layers_per_block", 1),
+        "n_blocks": config.get("layers_per_block", 1),
         "attention": [size // 2**i for i, attended in enumerate(down) if attended],
         "middle_attention": config.get("mid_block_add_attention", True),
         "norm_groups": config.get("norm_num_groups", 32),
@@ -207,7 +213,7 @@ def _their_config(net: KLNet | VQGANNet) -> dict[str, Any]:
         "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attended],
         "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in attended[::-1]],
         "block_out_channels": layout.widths,
-        "layers_per_block": layout.blocks,
+        "layers_per_block": layout.n_blocks,
         "act_fn": "silu",
         "sample_size": layout.image_size,
         "norm_num_groups": layout.groups,

@@ -33,7 +33,7 @@ class _Hashed:
 class SafeIO(CheckpointIO):
     """Temporary file in the same folder, fsync, read back, rename, manifest; then the older ones go.
 
-    A full or failing disk is told in one line and training goes on; it is caught here because all ranks meet at a
+    A full or failing disk is reported in one line and training goes on; it is caught here because all ranks meet at a
     barrier right behind the save.
     """
 

@@ -58,46 +58,48 @@ class Manifest:
 
     def read(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
-            told = json.loads(self.path.read_text())
-            if isinstance(told, dict):
-                return told
+            manifest = json.loads(self.path.read_text())
+            if isinstance(manifest, dict):
+                return manifest
         return {"files": [], "best": None}
 
     def add(self, name: str, digest: str, images_seen: int) -> None:
-        told = self.read()
-        files = [f for f in told["files"] if f["name"] != name]
+        manifest = self.read()
+        files = [f for f in manifest["files"] if f["name"] != name]
         files.append({"name": name, "sha256": digest, "images_seen": images_seen})
-        self._write(told | {"files": sorted(files, key=lambda f: f["images_seen"])})
+        self._write(manifest | {"files": sorted(files, key=lambda f: f["images_seen"])})
 
     def mark_best(self, name: str, metric: str, value: float) -> None:
         """The older best stays where the new one could not be written."""
-        told = self.read()
-        if any(f["name"] == name for f in told["files"]):
+        manifest = self.read()
+        if any(f["name"] == name for f in manifest["files"]):
             with contextlib.suppress(OSError):
-                self._write(told | {"best": {"name": name, "metric": metric, "value": value}})
+                self._write(manifest | {"best": {"name": name, "metric": metric, "value": value}})
                 self.prune()
 
     def cut(self, images_seen: int) -> None:
         """What lies after the checkpoint that a run goes on from is damaged or will come again: it goes."""
-        told = self.read()
-        kept = [f for f in told["files"] if f["images_seen"] <= images_seen]
-        if len(kept) < len(told["files"]):
-            best = told["best"] if told["best"] and told["best"]["name"] in {f["name"] for f in kept} else None
+        manifest = self.read()
+        kept = [f for f in manifest["files"] if f["images_seen"] <= images_seen]
+        if len(kept) < len(manifest["files"]):
+            best = (
+                manifest["best"] if manifest["best"] and manifest["best"]["name"] in {f["name"] for f in kept} else None
+            )
             self._write({"files": kept, "best": best})
 
     def prune(self) -> None:
         """Keep the newest KEEP and the best; the rest goes."""
-        told = self.read()
-        best = (told["best"] or {}).get("name")
-        kept = [f for i, f in enumerate(told["files"]) if i >= len(told["files"]) - KEEP or f["name"] == best]
-        self._write(told | {"files": kept})
+        manifest = self.read()
+        best = (manifest["best"] or {}).get("name")
+        kept = [f for i, f in enumerate(manifest["files"]) if i >= len(manifest["files"]) - KEEP or f["name"] == best]
+        self._write(manifest | {"files": kept})
         names = {f["name"] for f in kept}
         for path in self.folder.glob("*.ckpt"):
             if path.name not in names:
                 path.unlink()
 
-    def _write(self, told: dict[str, Any]) -> None:
-        write_text(self.path, json.dumps(told, indent=1))
+    def _write(self, manifest: dict[str, Any]) -> None:
+        write_text(self.path, json.dumps(manifest, indent=1))
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from atelier.cli.messages import check_words, one_line, report, user_error
 from atelier.cli.start_up import load_torchmetrics
 from atelier.core import stopping
 from atelier.core.errors import UserError
-from atelier.runs.folders import OUTPUTS, register, saved, shorter
+from atelier.runs.folders import OUTPUTS, has_checkpoint, register, shorter
 
 NOTES = ("done", "error.txt")
 
@@ -26,7 +26,7 @@ NOTES = ("done", "error.txt")
 def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
     """Do one job of a command: a user's mistake is one line; in a multirun the other jobs go on.
 
-    The folder is the one that Hydra chose, which the ranks that Lightning starts are told too.
+    The folder is the one that Hydra chose, which the ranks that Lightning starts get too.
     """
     hydra = HydraConfig.get()
     many = hydra.mode == RunMode.MULTIRUN
@@ -55,7 +55,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             command = f"python train.py {shlex.join([*words, f'run_dir={folder}'])}"
             nothing = ["stopped by a signal before there was anything to save"]
             notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained
-            stopping.say(f"go on with: {command}" if saved(folder) else "\n".join(notes))
+            stopping.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
         raise
     except Exception as error:
         known = user_error(error)
@@ -77,12 +77,12 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
 
 def direction(hydra: DictConfig) -> str | None:
     """Where a search for hyperparameters goes, `minimize` or `maximize`; None where a sweeper does not search."""
-    told = hydra.sweeper.get("direction")
-    return None if told is None else str(getattr(told, "name", told))
+    found = hydra.sweeper.get("direction")
+    return None if found is None else str(getattr(found, "name", found))
 
 
 def worst(hydra: DictConfig) -> float:
-    """What a sweeper is told of a job that failed or whose metric is nan, of which Optuna would end."""
+    """What a sweeper gets for a job that failed or whose metric is nan, of which Optuna would end."""
     return {"maximize": -math.inf, "minimize": math.inf}.get(direction(hydra), math.nan)
 
 

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from atelier.checkpoints.renamed import DATA, KEYS
 from atelier.core.errors import UserError, causes, nearest
 from atelier.core.launchers import rank
 from atelier.runs.pages import CONF, known_keys, placed
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-ELSEWHERE = {  # words of other projects, and keys of before -> ours
+ELSEWHERE = {  # words of other projects -> ours
     "gradient_clip_val": "model.grad_clip",
     "accumulate_grad_batches": "data.batch_size",
     "max_epochs": "budget.images",
@@ -23,17 +24,24 @@ ELSEWHERE = {  # words of other projects, and keys of before -> ours
     "learning_rate": "model.optimizer.lr",
     "check_val_every_n_epoch": "eval.every_images",
     "val_check_interval": "eval.every_images",
+}
+
+RENAMED = {  # a key of before, or its last part -> what it is called now
+    **{old: new for keys in (*KEYS.values(), DATA) for old, new in keys.items()},
     "model.guidance": "model.guider.guidance",
     "model.objective.density": "time_distribution@model.objective.time_distribution",
     "model.objective.space": "weighting@model.objective.weighting=flow_error",
-    "model.objective.floor": "model.objective.weighting.floor",
-    "model.objective.mean": "model.objective.time_distribution.mean",
-    "model.objective.deviation": "model.objective.time_distribution.deviation",
-    "model.objective.mean_end": "model.objective.time_distribution.mean_end",
-    "model.objective.mean_images": "model.objective.time_distribution.mean_images",
+    "model.objective.floor": "model.objective.weighting.time_floor",
+    "model.objective.mean": "model.objective.time_distribution.logit_mean",
+    "model.objective.deviation": "model.objective.time_distribution.logit_std",
+    "model.objective.mean_end": "model.objective.time_distribution.logit_mean_end",
+    "model.objective.mean_images": "model.objective.time_distribution.logit_mean_images",
+    "model.generator.depth": "model.generator.n_layers",
+    "model.generator.levels": "model.generator.source_levels",
+    "model.net.levels": "model.net.n_levels",
+    "model.perceptual.levels": "model.perceptual.n_levels",
+    "model.penalty_weight": "model.kl_weight|model.codebook_weight",
 }
-
-RENAMED: dict[str, str] = {}  # a key of before, or its last part -> what it is called now
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -197,7 +205,8 @@ def _unknown_key(text: str) -> UserError | None:
     if key.startswith("sampler."):
         return UserError(key, value, "name the sampler too", f"sampler=ddim {key}={value}, or another of conf/sampler")
     if today := renamed(key):
-        return UserError(key, value, f"it is called {today} now", f"{today}={value or 'VALUE'}")
+        fix = today if "=" in today else f"{today}={value or 'VALUE'}"
+        return UserError(key, value, f"it is called {today} now", fix)
     return UserError(key, value, "there is no such key", _fix(key, value, known_wrong=True))
 
 

@@ -30,7 +30,7 @@ class Summary(Callback):
     def on_multirun_end(self, config: DictConfig, config_name: str) -> None:
         """Write and print the table; a job that failed, which said so itself, makes the exit code 1."""
         folder = shorter(Path(config.hydra.sweep.dir))
-        jobs = [told(job) for job in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
+        jobs = [job_summary(job) for job in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
         if not jobs:
             return
         columns = ["job", "overrides", *dict.fromkeys(name for job in jobs for name in job["metrics"]), "error"]
@@ -69,7 +69,7 @@ def searching(config: DictConfig) -> None:
         raise UserError("objective", config.objective, problem, f"hydra.sweeper.direction={better}")
 
 
-def told(folder: Path) -> dict[str, Any]:
+def job_summary(folder: Path) -> dict[str, Any]:
     """What a job's folder says of it."""
     error = folder / "error.txt"
     overrides = folder / "overrides.txt"

@@ -59,7 +59,7 @@ def train_help() -> list[str]:
 def other_help(script: str) -> list[str]:
     """Every key of sample.py or evaluate.py is on its one page, with a comment."""
     text = (CONF / f"{script}.yaml").read_text()
-    keys = re.split(r"\n(?:judging|hydra):", text[text.index("\nrun:") :])[0].strip().splitlines()
+    keys = re.split(r"\n(?:evaluator|hydra):", text[text.index("\nrun:") :])[0].strip().splitlines()
     lines = [f"usage: python {script}.py [KEY=VALUE ...]", "", "keys and defaults", *("  " + line for line in keys)]
     lines += choices(script)
     return lines + ["", "example", *("  " + line for line in EXAMPLES.splitlines() if f"{script}.py" in line)]

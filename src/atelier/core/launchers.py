@@ -7,8 +7,8 @@ import os
 
 def rank() -> int:
     """Which of all processes of a run this is, as torchrun, srun or Lightning's launcher tell it; 0 says things."""
-    told = os.environ.get("RANK") or (os.environ["SLURM_PROCID"] if by_srun() else None)
-    return int(told or os.environ.get("LOCAL_RANK") or 0) + (0 if told else int(os.environ.get("NODE_RANK") or 0))
+    given = os.environ.get("RANK") or (os.environ["SLURM_PROCID"] if by_srun() else None)
+    return int(given or os.environ.get("LOCAL_RANK") or 0) + (0 if given else int(os.environ.get("NODE_RANK") or 0))
 
 
 def started() -> int | None:
@@ -29,19 +29,19 @@ def by_srun() -> bool:
 
 def srun_tasks() -> int:
     """How many processes the step of this one has; 1 outside of a step: in a batch script, or a shell of salloc."""
-    told = os.environ.get
-    if told("SLURM_STEP_NUM_TASKS"):
-        return int(told("SLURM_STEP_NUM_TASKS"))
-    in_step = told("SLURM_STEP_ID") is not None or int(told("SLURM_PROCID") or 0) > 0
-    shell = told("SLURM_JOB_NAME") in ("bash", "interactive")
-    return int(told("SLURM_NTASKS") or 1) if in_step and not shell else 1
+    variable = os.environ.get
+    if variable("SLURM_STEP_NUM_TASKS"):
+        return int(variable("SLURM_STEP_NUM_TASKS"))
+    in_step = variable("SLURM_STEP_ID") is not None or int(variable("SLURM_PROCID") or 0) > 0
+    shell = variable("SLURM_JOB_NAME") in ("bash", "interactive")
+    return int(variable("SLURM_NTASKS") or 1) if in_step and not shell else 1
 
 
 def on_each_node() -> int | None:
     """How many of the started processes torchrun or srun put on each node; None where they do not say."""
-    told = os.environ.get("SLURM_NTASKS_PER_NODE" if by_srun() else "LOCAL_WORLD_SIZE")
-    if told:
-        return int(told)
+    given = os.environ.get("SLURM_NTASKS_PER_NODE" if by_srun() else "LOCAL_WORLD_SIZE")
+    if given:
+        return int(given)
     return srun_tasks() if by_srun() and srun_nodes() == 1 else None
 
 

@@ -50,8 +50,8 @@ def device(where: torch.device, ranks: int = 1) -> str:
 @functools.cache
 def _cpu() -> str:
     """As Linux names it; elsewhere what Python knows, or the kind of machine."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, [*names[:1], platform.processor(), platform.machine()]), "CPU")
 

@@ -29,6 +29,13 @@ CHOICE_SEED = 0  # of `order`: the same for every run, so that what is kept of r
 IN_ORDER, RANDOM, STRATIFIED = "the first", f"random, seed {CHOICE_SEED}", f"stratified by label, seed {CHOICE_SEED}"
 
 
+HASHED_AS = {  # names of before, so that a run of before finds its set
+    "image_channels": "channels",
+    "scale_factor": "factor",
+    "attribute_transfer": "recast",
+}
+
+
 class Role(Flag):
     """What a field of a set does not decide; each field says so once, in its metadata, where it is declared."""
 
@@ -68,11 +75,11 @@ class MemoryImages:
     @cached_property
     def fingerprint(self) -> str:
         """Of all pixels and fields."""
-        told = hashlib.sha256(self.images.contiguous().numpy())
+        content = hashlib.sha256(self.images.contiguous().numpy())
         for name, values in sorted(self.fields.items()):
-            told.update(name.encode())
-            told.update(values.contiguous().numpy() if isinstance(values, Tensor) else json.dumps(values).encode())
-        return told.hexdigest()[:16]
+            content.update(name.encode())
+            content.update(values.contiguous().numpy() if isinstance(values, Tensor) else json.dumps(values).encode())
+        return content.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -185,7 +192,7 @@ class DataModule(LightningDataModule, ABC):
 
     Args:
         image_size: height and width in pixels.
-        channels: 1 grey, 3 RGB.
+        image_channels: 1 grey, 3 RGB.
         batch_size: images per optimizer step over all ranks.
         seed: seed of the order and of the augmentation.
         limit: use only so many training images, the first in `order` (8 shows whether a model can overfit).
@@ -193,13 +200,13 @@ class DataModule(LightningDataModule, ABC):
         flip: mirror half of the training images.
         n_classes: labels are 0 .. n_classes - 1; 0 where there are none.
         n_attributes: width of `attributes`; 0 where there are none.
-        conditions: what a conditional model is told of each image.
+        conditions: what a conditional model gets of each image.
         label_factors: where a label numbers combinations, how many there are of each part; [] where it does not.
         budget: images that a small net wants to be shown; the default of `budget.images`.
     """
 
     image_size: PositiveInt
-    channels: Literal[1, 3]
+    image_channels: Literal[1, 3]
     batch_size: PositiveInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
     seed: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART})
     limit: PositiveInt | None = field(metadata={"role": Role.NOT_PIXELS})
@@ -274,10 +281,11 @@ class DataModule(LightningDataModule, ABC):
     def fingerprint(self, split: Split) -> str:
         """Changes when the pixels or their number would."""
         names = {f.name for f in fields(self)} - with_role(self, Role.NOT_PIXELS)
-        told = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        content = {HASHED_AS.get(name, name): HASHED_AS.get(str(value), value) for name, value in values.items()}
         images = self.split(split)
-        told |= {"set": type(self).__name__, "split": split, "n": len(images), "more": images.fingerprint}
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        content |= {"set": type(self).__name__, "split": split, "n": len(images), "more": images.fingerprint}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def setup(self, stage: str) -> None:
         ranks = self.trainer.world_size

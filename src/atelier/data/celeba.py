@@ -16,13 +16,13 @@ from torchvision import datasets
 
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, PositiveInt
+from atelier.data.attribute_transfer import AttributeTransfer, changed
 from atelier.data.base import DataModule, Role, Split, random_order
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages
 from atelier.data.finding import printable
 from atelier.data.published import absent, fetch
 from atelier.data.reading import Box, read
-from atelier.data.recast import Recast, changed
 
 SOURCE = "mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 ATTRIBUTES, PARTITION, PHOTOGRAPHS = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
@@ -116,22 +116,24 @@ class CelebA(DataModule):
         checked = check_files(self.photographs, names, MAX_PIXELS, Path(self.cache))
         bad = [name for name in names if checked[name].reason]
         if bad:
-            told = f"{len(bad)} of {len(names)} photographs cannot be read, first {bad[0]} ({checked[bad[0]].reason})"
-            raise UserError("data.root", printable(self.root), told, "put whole files in their place")
+            problem = (
+                f"{len(bad)} of {len(names)} photographs cannot be read, first {bad[0]} ({checked[bad[0]].reason})"
+            )
+            raise UserError("data.root", printable(self.root), problem, "put whole files in their place")
         return checked
 
-    def images(self, split: Split) -> Recast:
+    def images(self, split: Split) -> AttributeTransfer:
         names, attributes = self._table(split)
         attributes = attributes[:, self._columns()]
-        told = [(name, row.tolist()) for name, row in zip(names, attributes.byte(), strict=True)]
+        listed = [(name, row.tolist()) for name, row in zip(names, attributes.byte(), strict=True)]
         folder = self.photographs
-        megabytes = len(names) * self.channels * self.image_size**2 / 2**20
+        megabytes = len(names) * self.image_channels * self.image_size**2 / 2**20
         files = FileImages(
             [folder / name for name in names],
             partial(
                 read,
                 size=self.image_size,
-                channels=self.channels,
+                channels=self.image_channels,
                 background="white",
                 max_pixels=MAX_PIXELS,
                 crop=box(self.crop),
@@ -139,10 +141,10 @@ class CelebA(DataModule):
             {"attributes": attributes},
             self.flip,
             megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
-            fingerprint(told, self.checked),
+            fingerprint(listed, self.checked),
         )
         hair = [k for k, name in enumerate(self.attribute_names) if name in HAIR]
-        return Recast(files, partial(changed, exclusive=hair))
+        return AttributeTransfer(files, partial(changed, exclusive=hair))
 
     def _columns(self) -> list[int]:
         """Places of the asked attributes in the file."""
@@ -188,8 +190,8 @@ class CelebA(DataModule):
             raise self._absent(f"no {folder}/")
         missing = sorted(set(names) - {file.name for file in folder.iterdir()})
         if missing:
-            told = f"{len(missing)} of {len(names)} images are not in {folder}, first {missing[0]}"
-            raise self._absent(told)
+            problem = f"{len(missing)} of {len(names)} images are not in {folder}, first {missing[0]}"
+            raise self._absent(problem)
 
     def _absent(self, missing: str) -> UserError:
         return absent(self.root, missing, SOURCE, self.download)

@@ -87,8 +87,8 @@ def fingerprint(files: Iterable[tuple[str, object]], checked: dict[str, Checked]
     Of a file that is not `checked`, since it is not used, the name and what is said of it tell.
     """
     content = {name: one.content for name, one in checked.items()}
-    told = "".join(f"{name}\0{said}\0{content.get(name, '')}\n" for name, said in files)
-    return hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
+    listing = "".join(f"{name}\0{said}\0{content.get(name, '')}\n" for name, said in files)
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
 
 
 def _content(path: Path) -> str:

@@ -48,7 +48,7 @@ class CIFAR10(DataModule):
             missing = f"no complete {self.root}/{folder}/ (data_batch_1..5, test_batch)"
             raise absent(self.root, missing, SOURCE, self.download) from error
         pixels = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-        images = with_channels(resized(pixels, self.image_size), self.channels)
+        images = with_channels(resized(pixels, self.image_size), self.image_channels)
         return MemoryImages(images, {"label": torch.tensor(found.targets)}, self.flip)
 
     def _present(self) -> bool:

@@ -10,11 +10,11 @@ from pathlib import Path
 from torch.nn.functional import one_hot
 
 from atelier.core.errors import UserError
+from atelier.data.attribute_transfer import AttributeTransfer, another
 from atelier.data.base import Images, Split
 from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders
 from atelier.data.folders import ImageFiles
 from atelier.data.layouts import refuse_deeper, split_folders
-from atelier.data.recast import Recast, another
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,7 +54,7 @@ class ClassFolders(ImageFiles):
         if not self.n_attributes:
             return files
         files.fields["attributes"] = one_hot(files.fields["label"], self.n_attributes).float()
-        return Recast(files, another)
+        return AttributeTransfer(files, another)
 
     def layout(self) -> dict[Split, list[Item]]:
         train, test = class_splits(self.root)
@@ -109,7 +109,7 @@ def class_files(root: str, split: str) -> dict[str, list[str]]:
 
 
 def n_folders(root: str) -> int:
-    """How many classes there are in `root`; 1 where it cannot be read, which is told when the set is opened."""
+    """How many classes there are in `root`; 1 where it cannot be read, which opening the set reports."""
     try:
         place = Path(root, class_splits(root)[0])
         return max(1, sum(holds_images(place / one) for one in subfolders(place)))

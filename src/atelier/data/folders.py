@@ -74,9 +74,9 @@ class ImageFiles(DataModule, ABC):
     def files(self) -> dict[Split, list[Item]]:
         """What `layout` gives; one line says which files under the root are no part of it."""
         files = self.layout()
-        told = left_out(self.root, {name for items in files.values() for item in items for name in item.names})
-        if told:
-            self.tell(f"left out are {told}")
+        left = left_out(self.root, {name for items in files.values() for item in items for name in item.names})
+        if left:
+            self.tell(f"left out are {left}")
         return files
 
     def tell(self, what: str) -> None:
@@ -120,13 +120,13 @@ class ImageFiles(DataModule, ABC):
             partial(self.reader(), size=self.image_size),
             {"label": torch.tensor([item.label for item in items])} if "label" in self.provides else {},
             self.flip,
-            self.keeps(split, self.channels * self.image_size**2),
-            self.told(split),
+            self.keeps(split, self.image_channels * self.image_size**2),
+            self.files_fingerprint(split),
         )
 
     def reader(self, read_file: Callable[..., Tensor] = read) -> Callable[..., Tensor]:
         """`read_file` with the options of this set: (path, size=) to (C, size, size) uint8."""
-        return partial(read_file, channels=self.channels, background=self.background, max_pixels=self.max_pixels)
+        return partial(read_file, channels=self.image_channels, background=self.background, max_pixels=self.max_pixels)
 
     def views(
         self,
@@ -137,7 +137,7 @@ class ImageFiles(DataModule, ABC):
         pictures: int = 1,
     ) -> Views:
         """The files of a split, cut and mirrored as this set says; `reader` may give several pictures of each."""
-        n_bytes = pictures * self.channels * Views.n_pixels(self.image_size, jitter)
+        n_bytes = pictures * self.image_channels * Views.n_pixels(self.image_size, jitter)
         return Views(paths, reader or self.reader(), self.image_size, jitter, self.flip, self.keeps(split, n_bytes))
 
     def keeps(self, split: Split, n_bytes: int) -> bool:
@@ -148,19 +148,19 @@ class ImageFiles(DataModule, ABC):
         """The same of `n_bytes` together."""
         return n_bytes / 2**20 <= self.memory_mb and (self.num_workers == 0 or split == "test")
 
-    def told(self, split: Split) -> str:
+    def files_fingerprint(self, split: Split) -> str:
         """The fingerprint of the files of a split: names, labels and contents."""
         return fingerprint([(name, item.label) for item in self.index[split] for name in item.names], self.checked)
 
     def _refuse_or_tell(self, reasons: dict[str, str]) -> None:
-        told = f"{len(reasons)} of {len(self.checked)} images cannot be read"
+        problem = f"{len(reasons)} of {len(self.checked)} images cannot be read"
         if self.on_bad_image == "skip":
-            rank_zero_warn(f"{printable(self.root)}: {told} and are left out", category=UserWarning)
+            rank_zero_warn(f"{printable(self.root)}: {problem} and are left out", category=UserWarning)
             return
         first = "; ".join(f"{printable(name)} ({reason})" for name, reason in list(reasons.items())[:3])
         more = "; ..." if len(reasons) > 3 else ""
         fix = "mend or remove them, or data.on_bad_image=skip"
-        raise UserError("data.root", printable(self.root), f"{told}: {first}{more}", fix)
+        raise UserError("data.root", printable(self.root), f"{problem}: {first}{more}", fix)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -161,15 +161,15 @@ def left_out(root: str, used: set[str]) -> str:
     suffixes = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in files if not is_image(name))
     entered = {parent for name in used for parent in _parents(name)}
     aside = Counter(_unused(name, entered) for name in files if is_image(name))
-    told = []
+    notes = []
     if suffixes:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(4)) + ", ..." * (len(suffixes) > 4)
-        told.append(f"{sum(suffixes.values())} files of formats that are not read ({kinds})")
+        notes.append(f"{sum(suffixes.values())} files of formats that are not read ({kinds})")
     for folder, n in aside.most_common(4):
         found = role(os.path.basename(folder))
         why = "a further split" if found and found.split else "of no split or side"
-        told.append(f"{n} images in {printable(folder)}/ ({why})" if folder else f"{n} images beside the folders")
-    return ", ".join(told) + ", ..." * (len(aside) > 4)
+        notes.append(f"{n} images in {printable(folder)}/ ({why})" if folder else f"{n} images beside the folders")
+    return ", ".join(notes) + ", ..." * (len(aside) > 4)
 
 
 def _plain(name: str) -> str:

@@ -57,7 +57,7 @@ class Idx(DataModule, ABC):
             problem = f"{self.published.__name__} has 10 classes"
             raise UserError("data.n_classes", self.n_classes, problem, "data.n_classes=10")
         pixels, labels = (self._read(name) for name in _names(split))
-        images = with_channels(fitted(pixels[:, None], self.image_size), self.channels)
+        images = with_channels(fitted(pixels[:, None], self.image_size), self.image_channels)
         return MemoryImages(images, {"label": labels.long()}, self.flip)
 
     def _read(self, name: str) -> Tensor:

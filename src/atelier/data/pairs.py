@@ -86,7 +86,7 @@ class Pairs(ImageFiles):
         both = {root / item.name: root / item.partner for item in items}
         reader = self.reader(partial(read_two, partners=both) if self.sides else read_halves)
         views = self.views(split, list(both), self.jitter, reader, pictures=2)
-        return PairImages(views, partial(apart, direction=self.direction), self.told(split))
+        return PairImages(views, partial(apart, direction=self.direction), self.files_fingerprint(split))
 
     def _refuse_other_proportions(self, items: list[Item]) -> None:
         sizes = {item: [upright_size(Path(self.root, name)) for name in item.names] for item in items if item.partner}
@@ -121,7 +121,7 @@ class Edges(ImageFiles):
     def images(self, split: Split) -> PairImages:
         views = self.views(split, [Path(self.root, item.name) for item in self.index[split]], self.jitter)
         drawn = partial(with_edges, sigma=self.sigma, threshold=self.threshold)
-        return PairImages(views, drawn, self.told(split))
+        return PairImages(views, drawn, self.files_fingerprint(split))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

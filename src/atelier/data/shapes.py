@@ -14,12 +14,12 @@ from atelier.data.base import DataModule, Split, mirrored, tossed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.shapes import world
 
-Task = Literal["image", "label_map", "fill", "recast", "inpaint", "low_resolution", "edit"]
+Task = Literal["image", "label_map", "fill", "attribute_transfer", "inpaint", "low_resolution", "edit"]
 EXTRA: dict[str, frozenset[str]] = {
     "image": frozenset(),
     "label_map": frozenset({"source"}),
     "fill": frozenset({"image_a", "image_b"}),
-    "recast": frozenset({"target"}),
+    "attribute_transfer": frozenset({"target"}),
     "inpaint": frozenset({"mask"}),
     "low_resolution": frozenset({"source"}),
     "edit": frozenset({"source", "instruction"}),
@@ -39,8 +39,8 @@ class Shapes(DataModule):
         test_split: "unseen" tests on the combinations of attributes that no training scene has.
         task: field that comes beside the image. "label_map": `source`, flat planes that determine the image. "fill":
             `image_a` solid and `image_b` striped, unpaired, and of test images what each is in the other fill.
-            "recast": `target`, the attributes with one of colour, fill and ground changed, and of test images the
-            `answer`. "inpaint": `mask`, a box or free-form.
+            "attribute_transfer": `target`, the attributes with one of colour, fill and ground changed, and of test
+            images the `answer`. "inpaint": `mask`, a box or free-form.
             "low_resolution": `source`, a quarter as wide. "edit": `instruction` and `source`, the scene before it.
     """
 
@@ -48,7 +48,7 @@ class Shapes(DataModule):
     shuffled: ClassVar[bool] = True  # each scene is drawn by itself
     tasks: ClassVar[dict[str, frozenset[str]]] = EXTRA
 
-    channels: Literal[3]
+    image_channels: Literal[3]
     n_classes: Literal[36]
     n_attributes: Literal[14]
     n_train_scenes: PositiveInt = 50_000
@@ -90,8 +90,8 @@ class SceneImages:
         else:
             self.scenes = world.scenes(WORLD_SEED, torch.arange(n), split)
         self.labels = world.label(self.scenes)
-        if task == "recast":
-            self.recast = world.recast(WORLD_SEED, torch.arange(n), split)
+        if task == "attribute_transfer":
+            self.attribute_transfer = world.attribute_transfer(WORLD_SEED, torch.arange(n), split)
         self.drawn = torch.zeros(n, dtype=torch.bool)
         self.kept: dict[str, Tensor] = {}  # name to (n, C, H, W) uint8, of which the rows `drawn` are filled
 
@@ -114,8 +114,8 @@ class SceneImages:
         scenes = self.scenes[where]
         batch: Batch = {"index": where, "text": world.captions(scenes)}
         batch["label"], batch["attributes"] = self.labels[where], world.attributes(scenes)
-        if self.task == "recast":
-            batch["target"] = world.attributes(self.recast[where])
+        if self.task == "attribute_transfer":
+            batch["target"] = world.attributes(self.attribute_transfer[where])
         if self.task == "edit":
             batch["instruction"] = [self.instructions[i] for i in where.tolist()]
         return batch
@@ -147,8 +147,8 @@ class SceneImages:
                     other = [replace(scenes, fill=1 - scenes.fill) for scenes in (solid, striped)]
                     drawn |= {f"answer_{side}": world.render(o, size) for side, o in zip("ab", other, strict=True)}
                 return drawn
-            case "recast" if self.split != "train":
-                return {"image": image, "answer": world.render(self.recast[where], size)}
+            case "attribute_transfer" if self.split != "train":
+                return {"image": image, "answer": world.render(self.attribute_transfer[where], size)}
             case "inpaint":
                 return {"image": image, "mask": 2 * world.masks(WORLD_SEED, where, self.split, size) - 1}
             case "low_resolution":

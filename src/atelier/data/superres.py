@@ -32,20 +32,20 @@ SRF = re.compile(r"_SRF_([234])_HR(?=\.\w+$)")  # the end of a name in image_SRF
 
 @dataclass(kw_only=True, eq=False)
 class SuperRes(ImageFiles):
-    """`image`: a square of `image_size` px cut out of a file; `source`: the same square `factor` times smaller.
+    """`image`: a square of `image_size` px cut out of a file; `source`: the same square `scale_factor` times smaller.
 
     The place is random in training and the middle at test. A source is the MATLAB bicubic reduction of the square
     (`atelier.images.bicubic`), rounded to 8 bits as in a file; or, where there are HR/ and LR/ with files of the same
-    names, it is cut out of that in LR/, which must be exactly `factor` times smaller. Layouts: <root>/train/ beside
-    test/, or <root>/ with a share held out; HR/ and LR/ lie in each of these, or each of these in them (what else they
-    may be called: data/layouts.py), in LR/ perhaps X4/ with names that end in x4. As they are published:
+    names, it is cut out of that in LR/, which must be exactly `scale_factor` times smaller. Layouts: <root>/train/
+    beside test/, or <root>/ with a share held out; HR/ and LR/ lie in each of these, or each of these in them (what
+    else they may be called: data/layouts.py), in LR/ perhaps X4/ with names that end in x4. As they are published:
     DIV2K (Agustsson & Timofte 2017), DIV2K_train_HR/ beside DIV2K_valid_HR/ with the sources
     DIV2K_train_LR_bicubic/X4/0001x4.png where they are; Set5, Set14, BSD100 and Urban100 as Huang, Singh and Ahuja
     2015 give them away, image_SRF_4/img_001_SRF_4_HR.png beside _LR.png. The search of files, and what is kept in
     memory: as in `ImageFiles`, but files are kept as large as they are.
 
     Args:
-        factor: width of an image in widths of its source; `image_size` is a multiple of it.
+        scale_factor: width of an image in widths of its source; `image_size` is a multiple of it.
         resize: first bring the shorter side of each file to so many px (antialiased bicubic; a smaller one is
             enlarged); None: files stay as they are.
         turn: turn training squares by 0 to 3 quarters.
@@ -53,7 +53,7 @@ class SuperRes(ImageFiles):
     Files smaller than `image_size`, and pairs that do not fit, are refused at the start with their names.
     """
 
-    factor: Literal[2, 3, 4]
+    scale_factor: Literal[2, 3, 4]
     resize: PositiveInt | None
     turn: bool = field(metadata={"role": Role.OWN})
 
@@ -61,9 +61,9 @@ class SuperRes(ImageFiles):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size % self.factor:
-            fix = f"data.image_size={max(1, self.image_size // self.factor) * self.factor}"
-            raise UserError("data.image_size", self.image_size, f"it is no multiple of factor {self.factor}", fix)
+        if self.image_size % self.scale_factor:
+            fix = f"data.image_size={max(1, self.image_size // self.scale_factor) * self.scale_factor}"
+            raise UserError("data.image_size", self.image_size, f"it is no multiple of factor {self.scale_factor}", fix)
         if self.resize is not None and self.resize < self.image_size:
             problem = f"squares of {self.image_size} px are cut out"
             raise UserError("data.resize", self.resize, problem, f"data.resize={self.image_size}")
@@ -73,7 +73,7 @@ class SuperRes(ImageFiles):
         if parts:
             files = {split: self._div2k(part) for split, part in parts.items()}
             return files if len(files) == 2 else {"train": next(iter(files.values()))}
-        also = tuple(f"{word}x{self.factor}" for word in ("", "lr", "lrbicubic"))
+        also = tuple(f"{word}x{self.scale_factor}" for word in ("", "lr", "lrbicubic"))
         found = side_folders(self.root, ((*SMALL, *also), LARGE))
         if found:
             return {split: self._pairs(large, small) for split, (small, large) in found.items()}
@@ -82,12 +82,12 @@ class SuperRes(ImageFiles):
     def _div2k(self, part: str) -> list[Item]:
         """All images of a part of DIV2K; with their sources where there are any."""
         large, small = f"DIV2K_{part}_HR", f"DIV2K_{part}_LR_bicubic"
-        there = Path(self.root, small, f"X{self.factor}").is_dir()
+        there = Path(self.root, small, f"X{self.scale_factor}").is_dir()
         return self._pairs(large, small) if there else list(map(Item, files_of(self.root, large)))
 
     def _pairs(self, large: str, small: str) -> list[Item]:
         """The files of a folder with those that it has in another, or in the part of that made for this factor."""
-        inside = f"x{self.factor}"
+        inside = f"x{self.scale_factor}"
         small = next((os.path.join(small, n) for n in subfolders(Path(self.root, small)) if n.lower() == inside), small)
         return self._paired(matched(self.root, small, large, inside), large, small)
 
@@ -97,12 +97,14 @@ class SuperRes(ImageFiles):
         factors = {name: int(end[1]) for name in names if (end := SRF.search(name))}
         if not factors:
             return list(map(Item, names))
-        large = [name for name, factor in factors.items() if factor == self.factor]
+        large = [name for name, factor in factors.items() if factor == self.scale_factor]
         if not large:
             made = ", ".join(map(str, sorted(set(factors.values()))))
             problem = f"the images of {printable(self.root)} are made for {made}"
-            raise UserError("data.factor", self.factor, problem, f"data.factor={min(factors.values())}")
-        sources = (SRF.sub(f"_SRF_{self.factor}_LR", name) for name in large)
+            raise UserError(
+                "data.scale_factor", self.scale_factor, problem, f"data.scale_factor={min(factors.values())}"
+            )
+        sources = (SRF.sub(f"_SRF_{self.scale_factor}_LR", name) for name in large)
         there = set(names)
         both = [(name if name in there else None, one) for name, one in zip(sources, large, strict=True)]
         return self._paired(both, "*_HR", "*_LR")
@@ -128,15 +130,15 @@ class SuperRes(ImageFiles):
         sides = {name: self._sides(name) for item in sorted(items) for name in item.names}
         tiny = [item.name for item in sorted(items) if min(sides[item.name]) < self.image_size]
         if tiny:
-            told = f"{len(tiny)} of {len(items)} images are smaller than {self.image_size} px"
-            least = min(min(sides[name]) for name in tiny) // self.factor * self.factor
+            problem = f"{len(tiny)} of {len(items)} images are smaller than {self.image_size} px"
+            least = min(min(sides[name]) for name in tiny) // self.scale_factor * self.scale_factor
             fix = f"data.image_size={least}, or remove them" if least else "remove them"
-            raise self._refused(f"{told}, first {_shown(tiny[0], sides[tiny[0]])}", fix)
+            raise self._refused(f"{problem}, first {_shown(tiny[0], sides[tiny[0]])}", fix)
         for item in sorted(items):
-            if item.partner and sides[item.name] != tuple(self.factor * n for n in sides[item.partner]):
+            if item.partner and sides[item.name] != tuple(self.scale_factor * n for n in sides[item.partner]):
                 large, small = (_shown(name, sides[name]) for name in item.names)
                 raise self._refused(
-                    f"{large} is not {self.factor} times {small}", "another data.factor, or other files"
+                    f"{large} is not {self.scale_factor} times {small}", "another data.scale_factor, or other files"
                 )
         return sides
 
@@ -150,17 +152,17 @@ class SuperRes(ImageFiles):
         items = self.index[split]
         if items[0].partner and self.resize is not None:
             raise UserError("data.resize", self.resize, "the sources are files", "data.resize=null")
-        n_bytes = sum(width * height for width, height in self.sides.values()) * self.channels
+        n_bytes = sum(width * height for width, height in self.sides.values()) * self.image_channels
         return Squares(
             [Path(self.root, item.name) for item in items],
             [Path(self.root, item.partner) for item in items if item.partner],
             partial(self.reader(_pixels), resize=self.resize),
             self.image_size,
-            self.factor,
+            self.scale_factor,
             self.flip,
             self.turn,
             self.fits(split, n_bytes),
-            self.told(split),
+            self.files_fingerprint(split),
         )
 
 
@@ -171,7 +173,7 @@ class Squares:
         paths: one file for each image.
         sources: the files of the sources, as many; none: they are made.
         read_file: path to (C, H, W) uint8; raises BadImage.
-        size, factor: side and factor of the squares.
+        size, scale_factor: side and factor of the squares.
         flip, turn: mirror half of them, turn them by quarters, when generators are given.
         keep: keep each file as uint8 in memory once it has been read.
         fingerprint: text that tells this set from another.
@@ -183,14 +185,14 @@ class Squares:
         sources: list[Path],
         read_file: Callable[[Path], Tensor],
         size: int,
-        factor: int,
+        scale_factor: int,
         flip: bool,
         turn: bool,
         keep: bool,
         fingerprint: str,
     ) -> None:
         self.paths, self.sources, self.read_file = paths, sources, read_file
-        self.size, self.factor, self.flip, self.turn = size, factor, flip, turn
+        self.size, self.scale_factor, self.flip, self.turn = size, scale_factor, flip, turn
         self.keep, self.fingerprint, self.labels = keep, fingerprint, None
         self._kept: dict[Path, Tensor] = {}
 
@@ -203,14 +205,14 @@ class Squares:
         if self.sources:
             source = torch.stack([square[1] for square in squares])
         else:
-            source = to_uint8(reduced(to_float(image), self.factor))
+            source = to_uint8(reduced(to_float(image), self.scale_factor))
         return {"image": to_float(image), "source": to_float(source), "index": torch.tensor(indices)}
 
     def _square(self, index: int, rng: torch.Generator | None) -> list[Tensor]:
         """The square (C, S, S) of an image, and that of its source where it has a file."""
         files = [self.paths[index], *([self.sources[index]] if self.sources else [])]
         pictures = [self._decoded(file) for file in files]
-        scale = self.factor if self.sources else 1  # places are those of the smallest picture
+        scale = self.scale_factor if self.sources else 1  # places are those of the smallest picture
         side = self.size // scale
         top, left = (_place(n - side, rng) for n in pictures[-1].shape[1:])
         cuts = [_cut(p, top * k, left * k, side * k) for p, k in zip(pictures, (scale, 1), strict=False)]

@@ -90,12 +90,12 @@ class Unpaired(ImageFiles):
         super().prepare_data()
         n = self.n_repeated()
         if n:
-            told = f"{printable(self.root)}: {n} images are in both domains or both splits, with the same content"
-            rank_zero_warn(told, category=UserWarning)
+            message = f"{printable(self.root)}: {n} images are in both domains or both splits, with the same content"
+            rank_zero_warn(message, category=UserWarning)
 
     def images(self, split: Split) -> UnpairedImages:
         a, b = (self._views(split, domain) for domain in DOMAINS)
-        return UnpairedImages(a, b, self.told(split))
+        return UnpairedImages(a, b, self.files_fingerprint(split))
 
     def choice(self, split: Split) -> str:
         return RANDOM

@@ -45,7 +45,7 @@ class Objective(nn.Module):
 
     def forward(self, net: Net, x: Tensor, cond: Condition | None = None, images_seen: int = 0) -> Tensor:
         """The loss of each image, (B,) float32, for x (B, C, H, W) float32; draws from torch's generator."""
-        t = self.draw(len(x), x.device, images_seen)                       # (B,)
+        t = self.sample_times(len(x), x.device, images_seen)               # (B,)
         eps = torch.randn_like(x)                                          # (B, C, H, W)
         alpha, sigma = self.schedule.pair(t, like=x)                       # (B, 1, 1, 1)
         output = net(alpha * x + sigma * eps, self.schedule.net_time(t), cond).float()
@@ -54,10 +54,10 @@ class Objective(nn.Module):
 
     def weight(self, t: Tensor, like: Tensor) -> Tensor:
         """Of the squared error at times t (B,), (B, 1, 1, 1)."""
-        alpha, sigma = self.schedule.pair(t.clamp(min=self.weighting.floor), like)
+        alpha, sigma = self.schedule.pair(t.clamp(min=self.weighting.time_floor), like)
         return self.weighting(self.target, alpha, sigma)
 
-    def draw(self, n: int, device: torch.device, images_seen: int = 0) -> Tensor:
+    def sample_times(self, n: int, device: torch.device, images_seen: int = 0) -> Tensor:
         """Training times, (n,) float64 in (0, 1], on the schedule's grid where it has one."""
         return self.schedule.snap(self.time_distribution(n, device, images_seen))
 

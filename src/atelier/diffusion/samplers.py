@@ -20,17 +20,17 @@ from torch import Tensor
 from atelier.core.ranges import PositiveInt, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Denoise
-from atelier.diffusion.schedules import Level, Schedule, Spacing
+from atelier.diffusion.schedules import NoiseLevel, Schedule, Spacing
 
 Grid = Literal["uniform", "karras"]
 FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Karras et al. 2022, EDM, table 1)
-Predict = Callable[[Tensor, Level], Tensor]
+Predict = Callable[[Tensor, NoiseLevel], Tensor]
 
 
 class Step(NamedTuple):
     """A step that was taken: from which level, from where, and towards which denoised image; float64."""
 
-    t: Level
+    t: NoiseLevel
     x: Tensor
     denoised: Tensor
 
@@ -82,11 +82,11 @@ class Sampler(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """After each step, where it led and the denoised image that it aimed at; the last x is the result."""
 
-        def predict(x_t: Tensor, t: Level) -> Tensor:
+        def predict(x_t: Tensor, t: NoiseLevel) -> Tensor:
             return denoise(x_t.to(noise.dtype), t.t.expand(len(noise))).double()
 
         times = self.times(schedule, noise.device).clamp(max=first)
-        levels = [Level(*row) for row in torch.stack(schedule.level(times), dim=1)]
+        levels = [NoiseLevel(*row) for row in torch.stack(schedule.level(times), dim=1)]
         x = schedule.prior_std(times[0]) * noise.double()
         way = Sampling(predict, schedule, rngs, deque(maxlen=self.remembers))
         for t, s in pairwise(levels):
@@ -100,7 +100,7 @@ class Sampler(ABC):
         """(steps + 1,) float64, falling to 0."""
 
     @abstractmethod
-    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
         """x at level t -> (x at level s, denoised)."""
 
 
@@ -118,7 +118,7 @@ class Ancestral(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return schedule.times(self.steps, self.spacing).to(device)
 
-    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
         denoised = way.predict(x, t)
         mean, variance = posterior(x, denoised, s, t)
         if self.variance == "large" and s.t > 0:
@@ -139,7 +139,7 @@ class DDIM(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return schedule.times(self.steps, self.spacing).to(device)
 
-    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
         denoised = way.predict(x, t)
         eps = (x - t.alpha * denoised) / t.sigma
         _, variance = posterior(x, denoised, s, t)
@@ -159,7 +159,7 @@ class Euler(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return ode_times(schedule, self.steps, self.grid, device)
 
-    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
         denoised = way.predict(x, t)
         y, d = slope(x, denoised, t)
         return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
@@ -181,7 +181,7 @@ class Heun(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return ode_times(schedule, self.steps, self.grid, device).clamp(max=start(schedule, device))
 
-    def step(self, x: Tensor, t: Level, s: Level, way: Sampling) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
         denoised = way.predict(x, t)
         y, d = slope(x, denoised, t)
         stride = s.ratio - t.ratio
@@ -192,7 +192,7 @@ class Heun(Sampler):
         return x, denoised
 
 
-def transition(s: Level, t: Level) -> tuple[Tensor, Tensor]:
+def transition(s: NoiseLevel, t: NoiseLevel) -> tuple[Tensor, Tensor]:
     """Factor and variance of q(x_t | x_s), s < t (Kingma et al. 2021, VDM, eq. 20-21).
 
     alpha_ts = alpha_t / alpha_s,   variance_ts = sigma_t^2 - alpha_ts^2 sigma_s^2.
@@ -201,7 +201,7 @@ def transition(s: Level, t: Level) -> tuple[Tensor, Tensor]:
     return factor, t.sigma**2 - factor**2 * s.sigma**2
 
 
-def posterior(x_t: Tensor, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Tensor]:
+def posterior(x_t: Tensor, x: Tensor, s: NoiseLevel, t: NoiseLevel) -> tuple[Tensor, Tensor]:
     """Mean and variance of q(x_s | x_t, x), s < t (Kingma et al. 2021, VDM, eq. 25-29).
 
     mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s variance_ts / sigma_t^2 x,
@@ -212,7 +212,7 @@ def posterior(x_t: Tensor, x: Tensor, s: Level, t: Level) -> tuple[Tensor, Tenso
     return factor * kept * x_t + s.alpha * variance / t.sigma**2 * x, variance * kept
 
 
-def slope(x_t: Tensor, denoised: Tensor, t: Level) -> tuple[Tensor, Tensor]:
+def slope(x_t: Tensor, denoised: Tensor, t: NoiseLevel) -> tuple[Tensor, Tensor]:
     """y = x_t / scale_t and dy/dr = (y - denoised) / r, r = sigma_t / scale_t: the probability-flow ODE.
 
     (Song et al. 2021, DDIM, eq. 14; Karras et al. 2022, EDM, eq. 3 with s(t) = scale_t.)

@@ -17,7 +17,7 @@ from atelier.core.ranges import PositiveFloat, PositiveInt, Probability
 Spacing = Literal["trailing", "leading", "linspace"]
 
 
-class Level(NamedTuple):
+class NoiseLevel(NamedTuple):
     """A time and what the schedule says of it: float64 tensors of one shape."""
 
     t: Tensor
@@ -52,7 +52,7 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def net_time(self, t: Tensor) -> Tensor:
-        """What the net is told instead of t: float32, about 0 .. 1000."""
+        """What the net gets instead of t: float32, about 0 .. 1000."""
 
     @abstractmethod
     def snap(self, t: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ class Schedule(nn.Module, ABC):
         """What x_t is divided by to straighten the path of one (x, eps): alpha_t, where it is never 0."""
         return self.alpha(t)
 
-    def level(self, t: Tensor) -> Level:
-        return Level(t, self.alpha(t), self.sigma(t), self.scale(t))
+    def level(self, t: Tensor) -> NoiseLevel:
+        return NoiseLevel(t, self.alpha(t), self.sigma(t), self.scale(t))
 
     def pair(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t for t (B,) as (B, 1, ...) in the type of `like` (B, ...)."""
@@ -79,11 +79,11 @@ class Schedule(nn.Module, ABC):
         return self.alpha(t).to(like.dtype).view(column), self.sigma(t).to(like.dtype).view(column)
 
 
-class Discrete(Schedule):
+class DiscreteSchedule(Schedule):
     """A table of T = n_steps noise levels with alpha^2 + sigma^2 = 1 (Ho et al. 2020, DDPM, eq. 4).
 
     Entry i lies at t = (i + 1) / T and is met exactly; between two entries the log-SNR is linear in t, below
-    the first one sigma^2 is linear in t down to sigma = 0 at t = 0. The net is told T t - 1, the index.
+    the first one sigma^2 is linear in t down to sigma = 0 at t = 0. The net gets T t - 1, the index.
     """
 
     logsnrs: Tensor
@@ -142,7 +142,7 @@ class Discrete(Schedule):
         return torch.ones_like(t)
 
 
-class Linear(Discrete):
+class Linear(DiscreteSchedule):
     """beta_i evenly spaced (Ho et al. 2020, DDPM, section 4)."""
 
     def __init__(
@@ -151,7 +151,7 @@ class Linear(Discrete):
         super().__init__(torch.linspace(beta_min, beta_max, n_steps, dtype=torch.float64))
 
 
-class ScaledLinear(Discrete):
+class ScaledLinear(DiscreteSchedule):
     """sqrt(beta_i) evenly spaced: the "linear" of latent diffusion (Rombach et al. 2022)."""
 
     def __init__(
@@ -160,7 +160,7 @@ class ScaledLinear(Discrete):
         super().__init__(torch.linspace(beta_min**0.5, beta_max**0.5, n_steps, dtype=torch.float64) ** 2)
 
 
-class Cosine(Discrete):
+class Cosine(DiscreteSchedule):
     """alpha_bar_i = f(i) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2), with beta_i cut at max_beta
 
     (Nichol & Dhariwal 2021, Improved DDPM, eq. 17).
@@ -175,7 +175,7 @@ class Cosine(Discrete):
 class Flow(Schedule):
     """The straight path x_t = (1 - t) x + t eps (Liu et al. 2023, Rectified Flow, eq. 1, time reversed).
 
-    The net is told 1000 t. There is no grid: every spacing of `times` is the uniform one.
+    The net gets 1000 t. There is no grid: every spacing of `times` is the uniform one.
     """
 
     def alpha(self, t: Tensor) -> Tensor:

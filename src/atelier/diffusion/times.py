@@ -26,27 +26,27 @@ class Uniform(TimeDistribution):
 
 
 class LogitNormal(TimeDistribution):
-    """t = sigmoid(n), n ~ N(mean, deviation^2)   (Esser et al. 2024, Stable Diffusion 3, eq. 19).
+    """t = sigmoid(n), n ~ N(logit_mean, logit_std^2)   (Esser et al. 2024, Stable Diffusion 3, eq. 19).
 
     Args:
-        mean: of the logit of t.
-        deviation: of the same.
-        mean_end: where the mean moves, linearly, within `mean_images` images: from much noise, which shows what is
-            where, to little, which shows how it is drawn; None: it stays.
-        mean_images: images that the move takes.
+        logit_mean: mean of the logit of t.
+        logit_std: its deviation.
+        logit_mean_end: where the mean moves, linearly, within `logit_mean_images` images: from much noise, which shows
+            what is where, to little, which shows how it is drawn; None: it stays.
+        logit_mean_images: images that the move takes.
     """
 
     def __init__(
         self,
-        mean: float = 0.0,
-        deviation: PositiveFloat = 1.0,
-        mean_end: float | None = None,
-        mean_images: PositiveInt = 1,
+        logit_mean: float = 0.0,
+        logit_std: PositiveFloat = 1.0,
+        logit_mean_end: float | None = None,
+        logit_mean_images: PositiveInt = 1,
     ) -> None:
-        self.mean, self.deviation = mean, deviation
-        self.mean_end, self.mean_images = mean_end, mean_images
+        self.logit_mean, self.logit_std = logit_mean, logit_std
+        self.logit_mean_end, self.logit_mean_images = logit_mean_end, logit_mean_images
 
     def __call__(self, n: int, device: torch.device, images_seen: int) -> Tensor:
-        end = self.mean if self.mean_end is None else self.mean_end
-        mean = self.mean + min(1.0, images_seen / self.mean_images) * (end - self.mean)
-        return (mean + self.deviation * torch.randn(n, device=device, dtype=torch.float64)).sigmoid()
+        end = self.logit_mean if self.logit_mean_end is None else self.logit_mean_end
+        mean = self.logit_mean + min(1.0, images_seen / self.logit_mean_images) * (end - self.logit_mean)
+        return (mean + self.logit_std * torch.randn(n, device=device, dtype=torch.float64)).sigmoid()

@@ -14,10 +14,10 @@ from atelier.diffusion.targets import Target
 class Weighting(ABC):
     """Of the squared error of what a net answers for a target.
 
-    Times below `floor` are weighted as it is, which keeps the weight of the last bit of noise finite.
+    Times below `time_floor` are weighted as it is, which keeps the weight of the last bit of noise finite.
     """
 
-    floor: float = 0.0
+    time_floor: float = 0.0
 
     @abstractmethod
     def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -37,17 +37,17 @@ class ErrorOf(Weighting):
     The error of the image that the answer stands for, measured as an error of that target (Li & He 2025, JiT, table 1).
 
     Args:
-        space: target whose error is measured.
-        floor: time below which weights stay the same.
+        loss_space: target whose error is measured.
+        time_floor: time below which weights stay the same.
     """
 
-    def __init__(self, space: Target, floor: Probability = 0.0) -> None:
-        self.space, self.floor = space, floor
+    def __init__(self, loss_space: Target, time_floor: Probability = 0.0) -> None:
+        self.loss_space, self.time_floor = loss_space, time_floor
 
     def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
-        if type(self.space) is type(target):
+        if type(self.loss_space) is type(target):
             return torch.ones_like(alpha)
-        return (target.gain(alpha, sigma) / self.space.gain(alpha, sigma)) ** 2
+        return (target.gain(alpha, sigma) / self.loss_space.gain(alpha, sigma)) ** 2
 
 
 class MinSNR(Weighting):
@@ -58,11 +58,11 @@ class MinSNR(Weighting):
 
     Args:
         gamma: signal-to-noise ratio above which levels weigh the same.
-        floor: time below which weights stay the same.
+        time_floor: time below which weights stay the same.
     """
 
-    def __init__(self, gamma: PositiveFloat = 5.0, floor: Probability = 0.0) -> None:
-        self.gamma, self.floor = gamma, floor
+    def __init__(self, gamma: PositiveFloat = 5.0, time_floor: Probability = 0.0) -> None:
+        self.gamma, self.time_floor = gamma, time_floor
 
     def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
         snr = (alpha / sigma) ** 2

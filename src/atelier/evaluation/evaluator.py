@@ -14,7 +14,7 @@ from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.evaluation.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.evaluation.paired import compared
-from atelier.evaluation.paired import values as by_answer
+from atelier.evaluation.paired import values as paired_values
 from atelier.evaluation.reconstruction import Context, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
@@ -27,7 +27,7 @@ N_TRAINING = 10_000  # images that a classifier of the set is trained on
 
 
 @dataclass
-class Judging:
+class Evaluator:
     """What is judged, and how many of it.
 
     Args:
@@ -50,7 +50,9 @@ class Judging:
         too_few = self._too_few(model, data)
         if too_few:
             self.suite.names = []
-        return self.suite.prepare(_told(data, "train"), lambda: training_set(data), device, data.judged) or too_few
+        return (
+            self.suite.prepare(_fingerprint(data, "train"), lambda: training_set(data), device, data.judged) or too_few
+        )
 
     def _too_few(self, model: Generator, data: DataModule) -> str | None:
         """One line where the images of a run tell no distance at all, neither of samples nor of what is given back."""
@@ -81,7 +83,7 @@ class Judging:
             model: in eval mode, holding the weights to judge.
             options: of `model.sample`, beside its defaults.
             context: the precision that sampling runs under.
-            progress: told (what, done, of how many); may raise to stop.
+            progress: called with (what, done, of how many); may raise to stop.
         """
         values: dict[str, float] = {}
         with sampling(model):
@@ -123,7 +125,7 @@ class Judging:
                 facts |= verdict_of_true(batch[model.real_fields[case]]).rows("true/")
             parts.add(numbers, facts)
         facts = parts.gathered()
-        values: dict[str, float] = by_answer(facts, data.image_size) if isinstance(model, Translator) else {}
+        values: dict[str, float] = paired_values(facts, data.image_size) if isinstance(model, Translator) else {}
         if self.suite.active:
             values |= self._distances(model, data, case, facts, progress)
         if data.judged:
@@ -166,7 +168,7 @@ class Judging:
                 parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
             return parts.gathered()
 
-        return self.suite.real(f"{_told(data, split)}{case}{n}", compute, all_ranks)
+        return self.suite.real(f"{_fingerprint(data, split)}{case}{n}", compute, all_ranks)
 
     def _n_samples(self, model: Generator, data: DataModule) -> int:
         """A source that comes again would be judged twice."""
@@ -182,7 +184,7 @@ class Judging:
         return min(self.n_real, data.count("test", model.real_fields[case]))
 
     def protocol(self, model: Generator, data: DataModule, options: dict[str, Any]) -> dict[str, Any]:
-        told = {
+        protocol = {
             "n_samples": self._n_samples(model, data),
             "seed": self.seed,
             "split": "test",
@@ -190,15 +192,15 @@ class Judging:
             "data": data.fingerprint("test"),
         }
         if isinstance(model, Autoencoder | Likelihood):
-            told["n_test"] = self._n_test(data)
+            protocol["n_test"] = self._n_test(data)
         if self.suite.active:
             counts = {case: self._n_real(model, data, case) for case in model.cases}
             one = len(set(counts.values())) == 1
-            told |= {"n_real": counts[model.cases[0]] if one else counts} | self.suite.protocol()
+            protocol |= {"n_real": counts[model.cases[0]] if one else counts} | self.suite.protocol()
         given = {name: value if isinstance(value, float) else str(value) for name, value in options.items()}
         if "sampler" in options:
             given["nfe"] = options["sampler"].nfe
-        return told | model.protocol() | given
+        return protocol | model.protocol() | given
 
 
 def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any]) -> Tensor:
@@ -250,6 +252,6 @@ def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
     return to_uint8(batch["image"]), targets
 
 
-def _told(data: DataModule, split: str) -> str:
+def _fingerprint(data: DataModule, split: str) -> str:
     """Changes when the images of a split would, or which of them are chosen."""
     return f"{data.fingerprint(split)}{data.choice(split)}"

@@ -15,7 +15,7 @@ from atelier.core.errors import UserError
 from atelier.core.ranks import many
 from atelier.data.base import DataModule
 
-Progress = Callable[[str, int, int], None]  # told what is done, how much of it, of how much; may raise to stop
+Progress = Callable[[str, int, int], None]  # called with what is done, how much of it, of how much; may raise to stop
 
 
 class Parts:
@@ -26,8 +26,8 @@ class Parts:
 
     def add(self, numbers: range, facts: dict[str, Tensor]) -> None:
         """Facts of the images `numbers`, on any device."""
-        told = {"number": torch.arange(numbers.start, numbers.stop)} | facts
-        for name, tensor in told.items():
+        columns = {"number": torch.arange(numbers.start, numbers.stop)} | facts
+        for name, tensor in columns.items():
             self.parts.setdefault(name, []).append(tensor.cpu())
 
     def gathered(self) -> dict[str, Tensor]:

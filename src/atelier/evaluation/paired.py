@@ -7,7 +7,7 @@ from torch import Tensor
 from atelier.core.batch import Batch
 from atelier.images.bicubic import enlarged
 from atelier.images.pixels import to_float, to_uint8
-from atelier.metrics.image import WINDOW, luma, psnr, shaved, ssim
+from atelier.metrics.image import WINDOW, crop_border, luma, psnr, ssim
 from atelier.metrics.shapes import answer_values
 from atelier.metrics.suite import Suite
 from atelier.models.base import Cond, Translator
@@ -28,22 +28,22 @@ def compared(
     if answer is None:
         return {}
     source, target = cond[model.source_fields[case]], to_uint8(answer).to(images.device)
-    facts = distances("", images, target, model.enlarges)
+    facts = distances("", images, target, model.scale_factor)
     if suite.lpips is not None:
         facts["pair/lpips"] = suite.lpips(to_float(images), to_float(target))
-    if model.enlarges > 1:
-        facts |= distances("bicubic_", to_uint8(enlarged(source, model.enlarges)), target, model.enlarges)
+    if model.scale_factor > 1:
+        facts |= distances("bicubic_", to_uint8(enlarged(source, model.scale_factor)), target, model.scale_factor)
     if judged:
         facts |= judge(answer.cpu()).rows("answer/")
-        facts |= judge(source.cpu()).rows("before/") if model.alike else {}
+        facts |= judge(source.cpu()).rows("before/") if model.same_domain else {}
     return facts
 
 
-def distances(prefix: str, images: Tensor, target: Tensor, factor: int) -> dict[str, Tensor]:
+def distances(prefix: str, images: Tensor, target: Tensor, scale_factor: int) -> dict[str, Tensor]:
     """PSNR and SSIM of uint8 pairs, (N,) each; from factor 2 up of their luma too, without a border so wide."""
-    border = factor if factor > 1 else 0
-    a, b = shaved(images, border), shaved(target, border)
-    kinds = {"": (a, b)} | ({"_y": (luma(a), luma(b))} if factor > 1 else {})
+    border = scale_factor if scale_factor > 1 else 0
+    a, b = crop_border(images, border), crop_border(target, border)
+    kinds = {"": (a, b)} | ({"_y": (luma(a), luma(b))} if scale_factor > 1 else {})
     facts = {f"{PAIR}{prefix}psnr{kind}": psnr(*pair) for kind, pair in kinds.items()}
     if min(a.shape[2:]) >= WINDOW:
         facts |= {f"{PAIR}{prefix}ssim{kind}": ssim(*pair, inside=True) for kind, pair in kinds.items()}

@@ -14,7 +14,7 @@ from atelier.evaluation.gathering import Parts, Progress, read
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.image import code_values, psnr, ssim
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Discrete, Likelihood
+from atelier.models.base import Autoencoder, DiscreteAutoencoder, Likelihood
 from atelier.shapes.judge import judge
 
 Context = Callable[[], AbstractContextManager]
@@ -40,7 +40,7 @@ def reconstructed(
         x = batch["image"].to(model.device)
         with context():
             back = model.decode(model.encode(x))
-            codes = {"codes": model.codes(x).flatten(1)} if isinstance(model, Discrete) else {}
+            codes = {"codes": model.codes(x).flatten(1)} if isinstance(model, DiscreteAutoencoder) else {}
         parts.add(numbers, _compared(to_uint8(back), to_uint8(x), data.judged, suite) | codes)
     facts = parts.gathered()
     values = {
@@ -48,7 +48,7 @@ def reconstructed(
     }
     if real is not None:
         values |= {f"recon/{name}": v for name, v in suite.compare(real, facts["features"]).items()}
-    if isinstance(model, Discrete):
+    if isinstance(model, DiscreteAutoencoder):
         values |= code_values(facts["codes"], model.n_codes)
     return values
 

@@ -10,16 +10,16 @@ from torch import Tensor
 A = -0.5  # of the cubic kernel (Keys 1981, eq. 4)
 
 
-def enlarged(images: Tensor, factor: int) -> Tensor:
+def enlarged(images: Tensor, scale_factor: int) -> Tensor:
     """(N, C, H, W) float to (N, C, factor H, factor W), not clamped."""
     height, width = images.shape[-2:]
-    return _along(_along(images, height, height * factor).mT, width, width * factor).mT
+    return _along(_along(images, height, height * scale_factor).mT, width, width * scale_factor).mT
 
 
-def reduced(images: Tensor, factor: int) -> Tensor:
+def reduced(images: Tensor, scale_factor: int) -> Tensor:
     """(N, C, H, W) float to (N, C, H / factor, W / factor), through a kernel as many times as wide; not clamped."""
     height, width = images.shape[-2:]
-    return _along(_along(images, height, height // factor).mT, width, width // factor).mT
+    return _along(_along(images, height, height // scale_factor).mT, width, width // scale_factor).mT
 
 
 def _along(x: Tensor, n_in: int, n_out: int) -> Tensor:

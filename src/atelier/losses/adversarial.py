@@ -17,9 +17,9 @@ from atelier.core import ranks
 
 
 class Adversarial(ABC):
-    """A pair of losses. `compares`: the generator's needs the logits of as many real images."""
+    """A pair of losses. `needs_real_logits`: the generator's needs the logits of as many real images."""
 
-    compares: ClassVar[bool] = False
+    needs_real_logits: ClassVar[bool] = False
 
     @abstractmethod
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Hinge(Adversarial):
 class Wasserstein(Adversarial):
     """The difference of means, an estimate of a distance where D is 1-Lipschitz (Arjovsky et al. 2017, WGAN, eq. 2).
 
-    Wants the penalty that keeps it so (`losses.regularizers.lipschitz`).
+    Wants the penalty that keeps it so (`losses.regularizers.gradient_penalty`).
     """
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Relativistic(Adversarial):
     Jolicoeur-Martineau 2019, The Relativistic Discriminator; Huang et al. 2024, R3GAN, eq. 2.
     """
 
-    compares = True
+    needs_real_logits = True
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """E softplus(D(G(z)) - D(x))."""
@@ -105,7 +105,7 @@ class RelativisticAverage(Adversarial):
     of all that is shown at once, over all ranks.
     """
 
-    compares = True
+    needs_real_logits = True
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """E softplus(-(D(x) - E D(G(z)))) + E softplus(D(G(z)) - E D(x))."""

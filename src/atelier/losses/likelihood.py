@@ -31,7 +31,7 @@ class Gaussian(nn.Module):
         error = (x.float() - prediction.float()) ** 2 * (-2 * log_sigma).exp() / 2
         return (error + log_sigma + math.log(2 * math.pi) / 2).flatten(1).sum(1)
 
-    def of_levels(self, x: Tensor, prediction: Tensor, uniform: Tensor) -> Tensor:
+    def nll_8bit(self, x: Tensor, prediction: Tensor, uniform: Tensor) -> Tensor:
         """A bound of -log P of the 8-bit images, (B,).
 
         The density at x plus noise within its level, times the level's width (Theis et al. 2016, A note on the
@@ -55,7 +55,7 @@ class Bernoulli(nn.Module):
         target = (x.float() + 1) / 2
         return F.binary_cross_entropy_with_logits(prediction.float(), target, reduction="none").flatten(1).sum(1)
 
-    def of_levels(self, x: Tensor, prediction: Tensor, uniform: Tensor) -> Tensor:
+    def nll_8bit(self, x: Tensor, prediction: Tensor, uniform: Tensor) -> Tensor:
         """-log P of the images made black and white by the noise, (B,): a pixel is 1 where uniform < (x + 1) / 2.
 
         Stochastic binarisation (Salakhutdinov & Murray 2008).

@@ -100,14 +100,14 @@ class Pyramid(nn.Module):
     linear interpolation back does not give is the band; the last term is what is left of the image.
 
     Args:
-        levels: halvings; as many as keep 2 px a side.
+        n_levels: halvings; as many as keep 2 px a side.
     """
 
     kernel: Tensor
 
-    def __init__(self, *, levels: PositiveInt) -> None:
+    def __init__(self, *, n_levels: PositiveInt) -> None:
         super().__init__()
-        self.levels = levels
+        self.n_levels = n_levels
         line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
         self.register_buffer("kernel", (line[:, None] * line)[None, None], persistent=False)  # (1, 1, 4, 4)
 
@@ -116,7 +116,7 @@ class Pyramid(nn.Module):
         with float32(x.device):
             rest = x.float() - y.float()  # the pyramid is linear
             total = rest.new_zeros(len(rest))
-            for _ in range(self.levels):
+            for _ in range(self.n_levels):
                 if min(rest.shape[2:]) < 4:
                     break
                 low = self._halved(rest)

@@ -11,7 +11,7 @@ from torch import Tensor
 from atelier.core.precision import float32
 
 
-def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
+def r1_penalty(logits: Tensor, x: Tensor) -> Tensor:
     """E ||dD/dx||^2: R1 where x are real images, R2 where they are generated.
 
     Mescheder et al. 2018, eq. 9 and 10, without their factor gamma / 2.
@@ -25,7 +25,7 @@ def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
     return gradient.float().square().flatten(1).sum(1).mean()
 
 
-def lipschitz(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """E (||dD/dx|| - 1)^2 at points between real and generated images.
 
     Gulrajani et al. 2017, WGAN-GP, eq. 3, without their factor lambda.

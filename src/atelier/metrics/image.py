@@ -43,7 +43,7 @@ def ssim(images: Tensor, targets: Tensor, inside: bool = False) -> Tensor:
         for a, b in zip(images.split(64), targets.split(64), strict=True)
     ]
     every = torch.cat(maps)
-    return (shaved(every, WINDOW // 2) if inside else every).mean((1, 2, 3))
+    return (crop_border(every, WINDOW // 2) if inside else every).mean((1, 2, 3))
 
 
 def code_values(codes: Tensor, n_codes: int) -> dict[str, float]:
@@ -57,7 +57,7 @@ def code_values(codes: Tensor, n_codes: int) -> dict[str, float]:
     return {"codes/used": used, "codes/perplexity": perplexity(codes, n_codes).item()}
 
 
-def shaved(images: Tensor, border: int) -> Tensor:
+def crop_border(images: Tensor, border: int) -> Tensor:
     """Images (N, C, H, W) without `border` pixels at each side."""
     return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
 

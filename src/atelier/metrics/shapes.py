@@ -80,8 +80,8 @@ def combinations(seen: Scenes, wanted: dict[str, Tensor]) -> float:
 
     That average is the sum over combinations c of 1 - prod_i (1 - p_ic), with p_i uniform over those that training
     scenes have and that fit what was asked of scene i, so 519 (1 - (1 - 1/519)^N) where nothing was asked; where no
-    training scene fits, over all that fit. Only a scene that fits what was asked of it counts. Told label and
-    attributes, a model is given its combination, and the figure says little more than how often it obeys.
+    training scene fits, over all that fit. Only a scene that fits what was asked of it counts. A model conditional
+    on both is given its combination, and the figure says little more than how often it obeys.
 
     Args:
         seen: N scenes.
@@ -153,14 +153,14 @@ def answer_values(verdict: Verdict, answer: Verdict, before: Verdict | None, ima
     right = {name: getattr(verdict, name) == getattr(answer, name) for name in ATTRIBUTES}
     far = torch.hypot(verdict.cx - answer.cx, verdict.cy - answer.cy)
     right["place"] = far <= 2 / image_size
-    told = torch.stack(list(right.values()), dim=1)  # (N, 6)
-    values = {f"answer/{name}": _share(hits) for name, hits in right.items()} | {"answer/all": _share(told.all(1))}
+    matches = torch.stack(list(right.values()), dim=1)  # (N, 6)
+    values = {f"answer/{name}": _share(hits) for name, hits in right.items()} | {"answer/all": _share(matches.all(1))}
     if before is None:
         return values
     changes = torch.stack([getattr(before, name) != getattr(answer, name) for name in ATTRIBUTES], dim=1)
     changes = torch.cat([changes, torch.zeros_like(changes[:, :1])], dim=1)  # a place is never to change
-    values["answer/changed"] = _share((told | ~changes).all(1))
-    return values | {"answer/kept": _share((told | changes).all(1))}
+    values["answer/changed"] = _share((matches | ~changes).all(1))
+    return values | {"answer/kept": _share((matches | changes).all(1))}
 
 
 def wishes(asked: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -193,10 +193,10 @@ class Suite:
             "precision": {"neighbours": distances.NEIGHBOURS},
             "recall": {"neighbours": distances.NEIGHBOURS},
         }
-        told = dict(self._net.protocol)
+        protocol = dict(self._net.protocol)
         for name in self.names:
-            told |= details.get(name, {})
-        return told
+            protocol |= details.get(name, {})
+        return protocol
 
     @property
     def _net(self) -> FeatureNet:

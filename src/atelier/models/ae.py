@@ -15,14 +15,14 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Autoencoder, Cond
 from atelier.nets.codec import Moments
-from atelier.nets.stages import Imaging
+from atelier.nets.contracts import LikelihoodAutoencoder
 from atelier.nets.vae import VAENet
 
 
 class AE(Autoencoder):
     """Deterministic: the mean of the encoder, no noise, no prior.
 
-    It has nothing to draw latents from; `draw` takes a Gaussian with the mean and deviation that each latent had in
+    It has no prior; `sample_latents` takes a Gaussian with the mean and deviation that each latent had in
     training, so that one sees what decoding such noise gives.
 
     Args:
@@ -35,7 +35,7 @@ class AE(Autoencoder):
         UserError: the latent is as large as the image.
     """
 
-    averaged = ("net",)
+    ema_nets = ("net",)
 
     def __init__(
         self, net: VAENet, likelihood: Gaussian | Bernoulli, optimizer: Callable, grad_clip: PositiveFloat | None
@@ -57,7 +57,7 @@ class AE(Autoencoder):
         self.report("loss", loss)
         return loss
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
@@ -68,5 +68,5 @@ class AE(Autoencoder):
         with float32(self.device):
             return self.likelihood.image(self.net.decode(z))
 
-    def part(self) -> Imaging:
-        return Imaging(self.net, self.likelihood.image, certain=True)
+    def part(self) -> LikelihoodAutoencoder:
+        return LikelihoodAutoencoder(self.net, self.likelihood.image, deterministic=True)

@@ -25,17 +25,17 @@ class Model(LightningModule, ABC):
     """Whatever is trained here; what also makes images is a `Generator`.
 
     `training_step` is the family. Everything else that entry points and callbacks ask of it is here: `needs` (Batch
-    fields it trains on beside image), `averaged` (attribute names of the nets under EMA), `strategy` (arguments of
-    DDPStrategy), `limits` (reported name -> size beyond which training has diverged and is stopped), `twice` (whether
-    training goes backward through a gradient of an averaged net, which no compiled net can), `grad_clip` (global norm,
-    None = off), `optimizer` (parameters -> optimizer).
+    fields it trains on beside image), `ema_nets` (attribute names of the nets under EMA), `ddp_options` (arguments of
+    DDPStrategy), `divergence_limits` (reported name -> size beyond which training has diverged and is stopped),
+    `needs_double_backward` (whether training goes backward through a gradient of an averaged net, which no compiled net
+    can), `grad_clip` (global norm, None = off), `optimizer` (parameters -> optimizer).
     """
 
     needs: frozenset[str] = frozenset()
-    averaged: ClassVar[tuple[str, ...]]
-    strategy: ClassVar[dict[str, bool]] = {}
-    limits: ClassVar[dict[str, float]] = {}
-    twice: ClassVar[bool] = False
+    ema_nets: ClassVar[tuple[str, ...]]
+    ddp_options: ClassVar[dict[str, bool]] = {}
+    divergence_limits: ClassVar[dict[str, float]] = {}
+    needs_double_backward: ClassVar[bool] = False
     grad_clip: float | None = None
     optimizer: Callable
     images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
@@ -110,7 +110,7 @@ class Generator(Model):
     needs_grad: ClassVar[bool] = False
 
     def condition(self, batch: Batch, case: str) -> Cond:
-        """What `sample` is told of each image of the batch."""
+        """The condition of each image of the batch, as `sample` takes it."""
         return {name: batch[name].to(self.device) for name in sorted(self.needs)}
 
     @abstractmethod
@@ -122,8 +122,8 @@ class Generator(Model):
         """
 
     def part(self) -> nn.Module:
-        """What of it a model gets that stands on a finished run of it (`nets/stages.py`)."""
-        return getattr(self, self.averaged[0])
+        """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""
+        return getattr(self, self.ema_nets[0])
 
     def protocol(self) -> dict[str, Any]:
         """What of the model a printed number depends on (sampler, NFE, guidance)."""
@@ -139,21 +139,21 @@ def sampling(model: Generator) -> AbstractContextManager:
 
 
 class Latent(Generator):
-    """Makes images from a latent: `sample` is render(draw())."""
+    """Makes images from a latent: `sample` is generate(sample_latents())."""
 
     @abstractmethod
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         """Latents of the prior, (len(rngs), ...)."""
 
     @abstractmethod
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+    def generate(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         """Images (B, C, H, W) of latents (B, ...)."""
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
-        return self.render(self.draw(rngs, cond), cond, rngs)
+        return self.generate(self.sample_latents(rngs, cond), cond, rngs)
 
 
-class Styled(Latent):
+class StyleBased(Latent):
     """Makes images from styles, one for each layer, that a latent is mapped to."""
 
     @abstractmethod
@@ -161,20 +161,20 @@ class Styled(Latent):
         """Styles (B, L, W) of latents, drawn towards their mean: by `truncation` psi, 1 = not; None: the model's."""
 
     @abstractmethod
-    def paint(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
+    def synthesize(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
         """Images (B, C, H, W) of styles (B, L, W)."""
 
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs, *, truncation: float | None = None) -> Tensor:
+    def generate(self, z: Tensor, cond: Cond, rngs: ImageRngs, *, truncation: float | None = None) -> Tensor:
         """Images (B, C, H, W); `truncation` as in `styles`."""
-        return self.paint(self.styles(z, cond, truncation), rngs)
+        return self.synthesize(self.styles(z, cond, truncation), rngs)
 
     def sample(self, cond: Cond, rngs: ImageRngs, *, truncation: NonNegFloat | None = None) -> Tensor:
         """Images (n, C, H, W); `truncation` as in `styles`."""
-        return self.render(self.draw(rngs, cond), cond, rngs, truncation=truncation)
+        return self.generate(self.sample_latents(rngs, cond), cond, rngs, truncation=truncation)
 
 
 class Autoencoder(Latent):
-    """Maps images to latents and back; to render a latent is to decode it."""
+    """Maps images to latents and back; to generate from a latent is to decode it."""
 
     @abstractmethod
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
@@ -184,11 +184,11 @@ class Autoencoder(Latent):
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of latents."""
 
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+    def generate(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.decode(z)
 
 
-class Discrete(Autoencoder):
+class DiscreteAutoencoder(Autoencoder):
     """An autoencoder whose latents are entries of a codebook."""
 
     n_codes: int
@@ -202,17 +202,18 @@ class Translator(Generator):
     """Makes an image of an image, its source, which the condition holds under the name of a Batch field.
 
     `source_fields` and `answer_fields` (case -> Batch field of the source, and of what it should become, which a batch
-    may lack), `alike` (whether sources are images of the same world as the results, so that what was kept can be told),
-    `multiple` (that the sides of a source divide by), `enlarges` (how many times as wide as its source a result is),
-    `reach` (how many pixels of the source around its own place a pixel of the result depends on; None: all).
+    may lack), `same_domain` (whether sources are images of the same world as the results, so that what was kept can be
+    measured), `size_divisor` (that the sides of a source divide by), `scale_factor` (how many times as wide as its
+    source a result is), `receptive_radius` (how many pixels of the source around its own place a pixel of the result
+    depends on; None: all).
     """
 
     source_fields: ClassVar[dict[str, str]] = {"": "source"}
     answer_fields: ClassVar[dict[str, str]] = {"": "image"}
-    alike: ClassVar[bool] = False
-    multiple: int = 1
-    enlarges: int = 1
-    reach: int | None = None
+    same_domain: ClassVar[bool] = False
+    size_divisor: int = 1
+    scale_factor: int = 1
+    receptive_radius: int | None = None
 
     def condition(self, batch: Batch, case: str) -> Cond:
         return {self.source_fields[case]: batch[self.source_fields[case]].to(self.device)}
@@ -231,7 +232,7 @@ class Likelihood(ABC):
 
         Args:
             x: (B, C, H, W) in [-1, 1], on the 256 levels of `pixels.to_float`.
-            cond: what `sample` would be told of each.
+            cond: of each, as `sample` takes it.
         """
 
 

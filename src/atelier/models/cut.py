@@ -15,7 +15,7 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.contrastive import patch_nce
 from atelier.models.base import Cond, Translator
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.resnet_translator import ResNetTranslator, check_divides
 
@@ -38,7 +38,7 @@ class CUT(TwoPlayers, Translator):
         patch_weight: of the contrast between patches of the result and of the source; published: 1 (FastCUT 10).
         identity_weight: of the same for images of the target domain, which are to stay; published: 1 (FastCUT 0, and
             mirrored images besides, which are not here).
-        n_patches: places of an image that are told apart, or as many as a map has; published: 256.
+        n_patches: places of an image that are contrasted, or as many as a map has; published: 256.
         patch_dim: size of what stands for a patch; published: 256.
         temperature: of the contrast; published: 0.07.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
@@ -49,8 +49,8 @@ class CUT(TwoPlayers, Translator):
     """
 
     needs = frozenset({"image_a", "image_b"})
-    alike = True
-    averaged = ("generator",)
+    same_domain = True
+    ema_nets = ("generator",)
     players = ("generator", "heads"), ("discriminator",)
     source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}
     real_fields: ClassVar[dict[str, str]] = {"a2b": "image_b", "b2a": "image_a"}
@@ -75,8 +75,8 @@ class CUT(TwoPlayers, Translator):
         super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
         self.generator, self.discriminator = generator, discriminator
         self.heads = nn.ModuleList(_head(n, patch_dim) for n in generator.looked_at.values())
-        self.cases, self.multiple = (direction,), generator.multiple
-        check_divides(discriminator.image_size, self.multiple)
+        self.cases, self.size_divisor = (direction,), generator.size_divisor
+        check_divides(discriminator.image_size, self.size_divisor)
         self.adversarial_weight, self.patch_weight = adversarial_weight, patch_weight
         self.identity_weight = identity_weight
         self.n_patches, self.temperature = n_patches, temperature
@@ -92,12 +92,12 @@ class CUT(TwoPlayers, Translator):
     def _judged(self, real: Tensor, fake: Tensor) -> Tensor:
         real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report_game(loss, real_logits, fake_logits)
+        self.report_adversarial(loss, real_logits, fake_logits)
         return loss
 
     def _generator_loss(self, source: Tensor, real: Tensor, fake: Tensor) -> Tensor:
         """Eq. 5."""
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             real_logits = self.compared(self.discriminator, real)
             adversarial = self.loss.generator(real_logits, self.discriminator(fake))
         self.report("generator", adversarial)

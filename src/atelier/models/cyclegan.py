@@ -14,7 +14,7 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, Translator
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pool import ImagePool
 from atelier.nets.resnet_translator import ResNetTranslator, check_divides
@@ -44,8 +44,8 @@ class CycleGAN(TwoPlayers, Translator):
     source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}
     real_fields: ClassVar[dict[str, str]] = {"a2b": "image_b", "b2a": "image_a"}
     answer_fields: ClassVar[dict[str, str]] = {"a2b": "answer_a", "b2a": "answer_b"}
-    alike = True
-    averaged = ("generator_a2b", "generator_b2a")
+    same_domain = True
+    ema_nets = ("generator_a2b", "generator_b2a")
     players = ("generator_a2b", "generator_b2a"), ("discriminator_a", "discriminator_b")
 
     def __init__(
@@ -71,8 +71,8 @@ class CycleGAN(TwoPlayers, Translator):
         self.pool_a, self.pool_b = pool_a, pool_b
         self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight
         self.identity_weight, self.identity_every = identity_weight, identity_every
-        self.multiple = max(generator_a2b.multiple, generator_b2a.multiple)
-        check_divides(pool_a.images.shape[-1], self.multiple)
+        self.size_divisor = max(generator_a2b.size_divisor, generator_b2a.size_divisor)
+        check_divides(pool_a.images.shape[-1], self.size_divisor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generators, discriminators = self.optimizers()
@@ -86,7 +86,7 @@ class CycleGAN(TwoPlayers, Translator):
 
     def _generator_step(self, a: Tensor, b: Tensor, optimizer: Optimizer, identity: bool) -> tuple[Tensor, Tensor]:
         fake_b, fake_a = self.generator_a2b(a), self.generator_b2a(b)
-        with at_rest(self.discriminator_a, self.discriminator_b):
+        with no_weight_grads(self.discriminator_a, self.discriminator_b):
             adversarial = self._fooled(self.discriminator_a, a, fake_a) + self._fooled(self.discriminator_b, b, fake_b)
         cycle = _far(self.generator_b2a(fake_b), a) + _far(self.generator_a2b(fake_a), b)
         self.report("generator", adversarial)
@@ -106,7 +106,7 @@ class CycleGAN(TwoPlayers, Translator):
         pairs = (self.discriminator_a, a, fake_a), (self.discriminator_b, b, fake_b)
         logits = [(net(real), net(fake)) for net, real, fake in pairs]
         loss = torch.stack([self.loss.discriminator(real, fake) for real, fake in logits]).sum()
-        self.report_game(loss, *(torch.stack(side) for side in zip(*logits, strict=True)))
+        self.report_adversarial(loss, *(torch.stack(side) for side in zip(*logits, strict=True)))
         self.step(optimizer, loss, "discriminator")
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:

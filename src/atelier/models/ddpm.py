@@ -12,7 +12,7 @@ from atelier.core.batch import Batch
 from atelier.core.condition import Embedder
 from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.drawing import Drawing
+from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
@@ -27,7 +27,7 @@ class DDPM(Generator):
         objective: schedule, target, weighting and time distribution of the training loss.
         net: (x_t, time, condition) -> target.
         embedder: what is asked to the net's condition.
-        drop: share of training images whose condition is left out, for guidance.
+        cond_dropout: share of training images whose condition is left out, for guidance.
         sampler: used unless another is asked for.
         guider: used with its own guidance unless another is asked for; 1 = off.
         optimizer: parameters -> optimizer.
@@ -37,14 +37,14 @@ class DDPM(Generator):
         UserError: the net does not denoise, or the sampler does not fit the schedule.
     """
 
-    averaged = ("net", "embedder")
+    ema_nets = ("net", "embedder")
 
     def __init__(
         self,
         objective: Objective,
         net: DenoisingNet,
         embedder: Embedder,
-        drop: Probability,
+        cond_dropout: Probability,
         sampler: Sampler,
         guider: Guider,
         optimizer: Callable,
@@ -52,14 +52,14 @@ class DDPM(Generator):
     ) -> None:
         super().__init__()
         denoises(net, ".net")
-        self.objective, self.net, self.embedder, self.drop = objective, net, embedder, drop
+        self.objective, self.net, self.embedder, self.cond_dropout = objective, net, embedder, cond_dropout
         self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
-        self.drawing = Drawing(objective, net, embedder, sampler, guider, clip=True)
+        self.diffusion_sampler = DiffusionSampler(objective, net, embedder, sampler, guider, clip=True)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
-        drop = torch.rand(len(x), device=x.device) < self.drop
+        drop = torch.rand(len(x), device=x.device) < self.cond_dropout
         cond = self.embedder(self.condition(batch, ""), len(x), drop)
         loss = self.objective(self.net, x, cond, self.images_seen).mean()
         self.report("loss", loss)
@@ -75,7 +75,7 @@ class DDPM(Generator):
             guidance: D_u + guidance (D_c - D_u); 1 = off, 0 = without condition.
         """
         noise = rngs.randn(*self.net.shape, device=self.device)
-        return self.drawing(cond, noise, rngs, sampler, guidance)
+        return self.diffusion_sampler(cond, noise, rngs, sampler, guidance)
 
     def protocol(self) -> dict[str, Any]:
-        return self.drawing.protocol()
+        return self.diffusion_sampler.protocol()

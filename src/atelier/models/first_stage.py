@@ -21,8 +21,8 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Hinge, adaptive_weight
 from atelier.losses.kl import kl_to_standard_normal
 from atelier.losses.perceptual import LPIPS, Pyramid
-from atelier.models.base import Autoencoder, Cond, Discrete, takes
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.base import Autoencoder, Cond, DiscreteAutoencoder, takes
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.codec import Moments
 from atelier.nets.patch import PatchDiscriminator
@@ -38,19 +38,18 @@ class _FirstStage(TwoPlayers, Autoencoder):
     al. are so; those of Rombach et al. are sums, here divided by C H W, and so is the KL, summed over latents, which
     keeps its weight of 1e-6.
 
-    A first stage has no prior: `draw` gives noise with the mean and deviation that each latent channel had in training,
-    so that `sample` shows what decoding such noise looks like; latents for images come from a model on top.
+    A first stage has no prior: `sample_latents` gives noise with the mean and deviation that each latent channel had in
+    training, so that `sample` shows what decoding such noise looks like; latents for images come from a model on top.
 
     Args:
         net: images to latents and back.
         discriminator: images to a map of logits.
         perceptual: distance of images beside the pixels'; None: there is none.
         perceptual_weight: of it, beside the mean |x - x'|.
-        penalty_weight: of the bottleneck's own loss.
         discriminator_weight: of the adversarial term, whose gradient at the last layer is first made as long as that of
             the reconstruction.
-        discriminator_from: images shown when the discriminator begins to learn.
-        listen_from: images shown when the autoencoder begins to hear it.
+        discriminator_start: images shown when the discriminator begins to learn.
+        adversarial_start: images shown when the autoencoder begins to hear it.
         generator_optimizer: of the net, parameters -> optimizer.
         discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
@@ -59,7 +58,7 @@ class _FirstStage(TwoPlayers, Autoencoder):
         UserError: the net has the other bottleneck, or the discriminator would be heard before it has learned.
     """
 
-    averaged = ("net",)
+    ema_nets = ("net",)
     players = ("net",), ("discriminator",)
     kind: ClassVar[type]  # of net
 
@@ -69,23 +68,23 @@ class _FirstStage(TwoPlayers, Autoencoder):
         discriminator: PatchDiscriminator,
         perceptual: LPIPS | Pyramid | None,
         perceptual_weight: NonNegFloat,
-        penalty_weight: NonNegFloat,
         discriminator_weight: NonNegFloat,
-        discriminator_from: NonNegInt,
-        listen_from: NonNegInt,
+        discriminator_start: NonNegInt,
+        adversarial_start: NonNegInt,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
         super().__init__(HINGE, generator_optimizer, discriminator_optimizer, grad_clip)
         takes(net, self.kind, ".net", type(self))
-        if listen_from < discriminator_from:
-            problem = f"the discriminator learns from {discriminator_from} images on"
-            raise UserError(".listen_from", listen_from, problem, f".discriminator_from={listen_from}")
+        if adversarial_start < discriminator_start:
+            problem = f"the discriminator learns from {discriminator_start} images on"
+            raise UserError(
+                ".adversarial_start", adversarial_start, problem, f".discriminator_start={adversarial_start}"
+            )
         self.net, self.discriminator, self.perceptual = net, discriminator, perceptual
-        self.perceptual_weight, self.penalty_weight = perceptual_weight, penalty_weight
-        self.discriminator_weight = discriminator_weight
-        self.discriminator_from, self.listen_from = discriminator_from, listen_from
+        self.perceptual_weight, self.discriminator_weight = perceptual_weight, discriminator_weight
+        self.discriminator_start, self.adversarial_start = discriminator_start, adversarial_start
         self.moments = Moments((net.latent_shape[0], 1, 1))
 
     def training_step(self, batch: Batch) -> None:
@@ -93,18 +92,18 @@ class _FirstStage(TwoPlayers, Autoencoder):
         ours, theirs = self.optimizers()
         z, back, penalty = self.through(x)
         reconstruction = self._reconstruction(x, back)
-        loss = reconstruction + self.penalty_weight * penalty
-        if self.images_seen >= self.listen_from:
+        loss = reconstruction + penalty
+        if self.images_seen >= self.adversarial_start:
             loss = loss + self._adversarial(reconstruction, back)
         self.report("loss", loss)
         self.step(ours, loss, "generator")
-        if self.images_seen >= self.discriminator_from:
+        if self.images_seen >= self.discriminator_start:
             self.step(theirs, self._judged(x, back.detach()), "discriminator")
         self.moments.add(z.detach(), first=self.images_seen == 0)
 
     @abstractmethod
     def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (B, Z, h, w) as `decode` takes them, the images of them, and what the bottleneck costs, a scalar."""
+        """Latents (B, Z, h, w) as `decode` takes them, the images of them, and the bottleneck's weighted loss."""
 
     def _reconstruction(self, x: Tensor, back: Tensor) -> Tensor:
         """mean |x - x'| + weight * perceptual distance: scalar."""
@@ -118,7 +117,7 @@ class _FirstStage(TwoPlayers, Autoencoder):
 
     def _adversarial(self, reconstruction: Tensor, back: Tensor) -> Tensor:
         """The generator's hinge loss, its gradient as long as the reconstruction's times `discriminator_weight`."""
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             heard = self.loss.generator(None, self.discriminator(back))
         weight = adaptive_weight(reconstruction, heard, self.net.decoder.last_weight)
         self.report("generator", heard)
@@ -129,10 +128,10 @@ class _FirstStage(TwoPlayers, Autoencoder):
         """The discriminator's hinge loss."""
         real, fake = self.discriminator(x), self.discriminator(back)
         loss = self.loss.discriminator(real, fake)
-        self.report_game(loss, real, fake)
+        self.report_adversarial(loss, real, fake)
         return loss
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return self.moments.noise(rngs.randn(*self.net.latent_shape, device=self.device))
 
     def encode(self, x: Tensor, rngs: ImageRngs | None = None) -> Tensor:
@@ -148,9 +147,42 @@ class _FirstStage(TwoPlayers, Autoencoder):
 
 
 class AutoencoderKL(_FirstStage):
-    """The latent is a Gaussian, held a little towards the standard normal (Rombach et al. 2022, KL-reg)."""
+    """The latent is a Gaussian, held a little towards the standard normal (Rombach et al. 2022, KL-reg).
+
+    Args:
+        kl_weight: weight of the KL, which is summed over latents.
+        net: images to latents and back; all other arguments as in VQGAN.
+    """
 
     kind = KLNet
+
+    def __init__(
+        self,
+        net: KLNet | VQGANNet,
+        discriminator: PatchDiscriminator,
+        perceptual: LPIPS | Pyramid | None,
+        perceptual_weight: NonNegFloat,
+        kl_weight: NonNegFloat,
+        discriminator_weight: NonNegFloat,
+        discriminator_start: NonNegInt,
+        adversarial_start: NonNegInt,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__(
+            net,
+            discriminator,
+            perceptual,
+            perceptual_weight,
+            discriminator_weight,
+            discriminator_start,
+            adversarial_start,
+            generator_optimizer,
+            discriminator_optimizer,
+            grad_clip,
+        )
+        self.kl_weight = kl_weight
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A draw of the posterior costs its KL: summed over latents, mean over the batch, per pixel value of x."""
@@ -158,20 +190,53 @@ class AutoencoderKL(_FirstStage):
         mean, logvar, back = self.net(x, eps)
         kl = kl_to_standard_normal(mean, logvar).flatten(1).sum(1).mean()
         self.report("kl", kl)
-        return mean + (0.5 * logvar).exp() * eps, back, kl / x[0].numel()
+        return mean + (0.5 * logvar).exp() * eps, back, self.kl_weight * (kl / x[0].numel())
 
 
-class VQGAN(_FirstStage, Discrete):
-    """The latent is a map of codebook entries (Esser et al. 2021, VQGAN; Rombach et al. 2022, VQ-reg)."""
+class VQGAN(_FirstStage, DiscreteAutoencoder):
+    """The latent is a map of codebook entries (Esser et al. 2021, VQGAN; Rombach et al. 2022, VQ-reg).
+
+    Args:
+        codebook_weight: weight of the quantiser's loss.
+        net: images to latents and back; all other arguments as in AutoencoderKL.
+    """
 
     kind = VQGANNet
-    strategy = {"find_unused_parameters": True, "broadcast_buffers": False}  # every rank computes the same codebook
+    ddp_options = {"find_unused_parameters": True, "broadcast_buffers": False}  # every rank computes the same codebook
+
+    def __init__(
+        self,
+        net: KLNet | VQGANNet,
+        discriminator: PatchDiscriminator,
+        perceptual: LPIPS | Pyramid | None,
+        perceptual_weight: NonNegFloat,
+        codebook_weight: NonNegFloat,
+        discriminator_weight: NonNegFloat,
+        discriminator_start: NonNegInt,
+        adversarial_start: NonNegInt,
+        generator_optimizer: Callable,
+        discriminator_optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__(
+            net,
+            discriminator,
+            perceptual,
+            perceptual_weight,
+            discriminator_weight,
+            discriminator_start,
+            adversarial_start,
+            generator_optimizer,
+            discriminator_optimizer,
+            grad_clip,
+        )
+        self.codebook_weight = codebook_weight
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents before they are quantised, which costs the quantiser's loss."""
         z, found, back = self.net(x)
         self.report("commitment", found.loss)
-        return z, back, found.loss
+        return z, back, self.codebook_weight * found.loss
 
     @property
     def n_codes(self) -> int:

@@ -17,7 +17,7 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, Latent
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 
@@ -36,13 +36,13 @@ class GAN(TwoPlayers, Latent):
         loss: of the two players.
         augment: of all that the discriminator sees; None: nothing.
         r1_gamma, r2_gamma: weights of its squared gradient at real and at generated images, each halved.
-        lipschitz_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
+        gp_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
         penalty_every: batches.
         classifier_weight: of the cross-entropy of the label, for both players.
         n_critic: discriminator steps per generator step.
-        codes: numbers of values. Each code takes the place of so many numbers of the noise, of which one, each as
-            likely, is not 0 (Chen et al. 2016, InfoGAN, section 4, here without the loss that tells codes apart); the
-            other numbers are normal. What an image either has or has not needs no steep slope then.
+        categorical_codes: numbers of values. Each code takes the place of so many numbers of the noise, of which one,
+            each as likely, is not 0 (Chen et al. 2016, InfoGAN, section 4, here without the loss that tells codes
+            apart); the other numbers are normal. What an image either has or has not needs no steep slope then.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
@@ -50,7 +50,7 @@ class GAN(TwoPlayers, Latent):
         UserError: a penalty on a discriminator with batch norm; codes that the noise has no room for.
     """
 
-    averaged = ("generator", "generator_embedder")
+    ema_nets = ("generator", "generator_embedder")
     players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")
 
     def __init__(
@@ -63,30 +63,30 @@ class GAN(TwoPlayers, Latent):
         augment: DiffAugment | ADA | None,
         r1_gamma: NonNegFloat,
         r2_gamma: NonNegFloat,
-        lipschitz_weight: NonNegFloat,
+        gp_weight: NonNegFloat,
         penalty_every: PositiveInt,
         classifier_weight: NonNegFloat,
         n_critic: PositiveInt,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
-        codes: list[PositiveInt] | None = None,
+        categorical_codes: list[PositiveInt] | None = None,
     ) -> None:
         super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip, augment)
-        self.penalised = max(r1_gamma, r2_gamma, lipschitz_weight) > 0
-        if self.penalised and not discriminator.alone:
+        self.penalised = max(r1_gamma, r2_gamma, gp_weight) > 0
+        if self.penalised and not discriminator.per_sample:
             problem = "with batch norm a gradient is not of one image"
             raise UserError(".discriminator.norm", "batch", problem, ".discriminator.norm=none")
         self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
-        self.r1_gamma, self.r2_gamma, self.lipschitz_weight = r1_gamma, r2_gamma, lipschitz_weight
+        self.r1_gamma, self.r2_gamma, self.gp_weight = r1_gamma, r2_gamma, gp_weight
         self.penalty_every, self.classifier_weight, self.n_critic = penalty_every, classifier_weight, n_critic
         self.lazy_every = 0, penalty_every if self.penalised else 0
-        self.codes = codes or []
-        if sum(self.codes) > generator.noise_dim:
+        self.categorical_codes = categorical_codes or []
+        if sum(self.categorical_codes) > generator.noise_dim:
             problem = f"their one-hot vectors are longer than the noise of {generator.noise_dim}"
-            raise UserError(".codes", codes, problem, f".generator.noise_dim={sum(self.codes)}")
+            raise UserError(".codes", categorical_codes, problem, f".generator.noise_dim={sum(self.categorical_codes)}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
@@ -103,7 +103,7 @@ class GAN(TwoPlayers, Latent):
             real_logits, real_classes = self.discriminator(real, known)
             fake_logits, fake_classes = self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report_game(loss, real_logits, fake_logits)
+        self.report_adversarial(loss, real_logits, fake_logits)
         if real_classes is not None:
             loss = loss + self._classified(torch.cat([real_classes, fake_classes]), batch["label"].repeat(2))
         if penalise:
@@ -120,10 +120,10 @@ class GAN(TwoPlayers, Latent):
 
     def _penalty(self, real: Tensor, fake: Tensor, known: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
-        loss = self.zero_centred("r1", self.r1_gamma, real_logits, real)
-        loss = loss + self.zero_centred("r2", self.r2_gamma, fake_logits, fake)
+        loss = self.zero_centred_penalty("r1", self.r1_gamma, real_logits, real)
+        loss = loss + self.zero_centred_penalty("r2", self.r2_gamma, fake_logits, fake)
         judge = self._judge(known)
-        return loss + self.one_centred(self.lipschitz_weight, judge, real.detach(), fake.detach())
+        return loss + self.one_centred(self.gp_weight, judge, real.detach(), fake.detach())
 
     def _judge(self, known: Tensor) -> Callable[[Tensor], Tensor]:
         """Images of this condition to logits."""
@@ -133,7 +133,7 @@ class GAN(TwoPlayers, Latent):
         cond, n = self.condition(batch, ""), len(batch["image"])
         known = self.discriminator_embedder.vector(cond, n).detach()
         fake = self.seen(self._fake(cond, n))
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             fake_logits, classes = self.discriminator(fake, known)
             real_logits = self.compared(self._judge(known), batch["image"])
         loss = self.loss.generator(real_logits, fake_logits)
@@ -165,12 +165,12 @@ class GAN(TwoPlayers, Latent):
 
     def _coded(self, z: Tensor) -> Tensor:
         """Noise (B, Z) with its first numbers as codes: of n numbers the largest becomes sqrt(n), the others 0."""
-        *groups, rest = z.split([*self.codes, z.shape[1] - sum(self.codes)], dim=1)
+        *groups, rest = z.split([*self.categorical_codes, z.shape[1] - sum(self.categorical_codes)], dim=1)
         hot = [F.one_hot(group.argmax(1), group.shape[1]) * math.sqrt(group.shape[1]) for group in groups]
         return torch.cat([*hot, rest], dim=1)
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return self._coded(rngs.randn(self.generator.noise_dim, device=self.device))
 
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+    def generate(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(z, self.generator_embedder.vector(cond, len(z)))

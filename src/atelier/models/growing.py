@@ -28,7 +28,8 @@ class Growing(TwoPlayers, Latent):
 
     Args:
         stable_images, fade_images: see above.
-        pieces: into how many parts the batch is cut at each level, the last for all further ones: memory for time.
+        microbatches: into how many parts the batch is cut at each level, the last for all further ones: memory for
+            time.
         loss, generator_optimizer, discriminator_optimizer, grad_clip: as in `TwoPlayers`.
     """
 
@@ -40,14 +41,14 @@ class Growing(TwoPlayers, Latent):
         self,
         stable_images: PositiveInt,
         fade_images: NonNegInt,
-        pieces: Levels,
+        microbatches: Levels,
         loss: Adversarial,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
         super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
-        self.stable_images, self.fade_images, self.pieces = stable_images, fade_images, pieces
+        self.stable_images, self.fade_images, self.microbatches = stable_images, fade_images, microbatches
         self.register_buffer("at", torch.zeros(()))  # the level of the last batch
         self.register_buffer("grown", torch.zeros((), dtype=torch.int64))  # the largest level that has been trained
 
@@ -64,7 +65,7 @@ class Growing(TwoPlayers, Latent):
         level = self.level()
         if math.ceil(level) > self.grown:
             for optimizer in self.optimizers():
-                forget(optimizer)
+                reset_optimizer_state(optimizer)
         self.at.fill_(level)
         self.grown.fill_(math.ceil(level))
         self.report("level", torch.tensor(level))
@@ -72,7 +73,7 @@ class Growing(TwoPlayers, Latent):
 
     def cut(self, batch: Batch, level: float) -> list[Piece]:
         """The batch in as many pieces as the level asks for: piece k of n holds each n-th image from the k-th on."""
-        n = min(self.pieces[min(math.ceil(level), len(self.pieces) - 1)], len(batch["image"]))
+        n = min(self.microbatches[min(math.ceil(level), len(self.microbatches) - 1)], len(batch["image"]))
         cond = self.condition(batch, "")
         return [(batch["image"][k::n], {name: value[k::n] for name, value in cond.items()}) for k in range(n)]
 
@@ -84,7 +85,7 @@ class Growing(TwoPlayers, Latent):
             self.descend(loss(x, cond) * (len(x) / n))
         self.take(optimizer, name)
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(self.generator.noise_dim, device=self.device)
 
     def enlarged(self, image: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class Growing(TwoPlayers, Latent):
         return image
 
 
-def forget(optimizer: Optimizer) -> None:
+def reset_optimizer_state(optimizer: Optimizer) -> None:
     """All moments and step counts to 0, as at the start."""
     for state in optimizer.state.values():
         for value in state.values():

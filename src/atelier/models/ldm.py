@@ -13,15 +13,15 @@ from atelier.core.condition import Embedder
 from atelier.core.errors import within
 from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.drawing import Drawing
+from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
 from atelier.nets.codec import LatentCodec
+from atelier.nets.contracts import FirstStage, keeps
 from atelier.nets.denoising import DenoisingNet, denoises
 from atelier.nets.frozen import Frozen
-from atelier.nets.stages import FirstStage, keeps
 
 
 class LDM(Generator):
@@ -30,14 +30,14 @@ class LDM(Generator):
     Args:
         codec: frozen net -> LatentCodec.
         net: image_size, image_channels -> denoising net, which get the size and the channels of the latents.
-        objective, embedder, drop, sampler, guider, optimizer, grad_clip: as in DDPM, on latents.
+        objective, embedder, cond_dropout, sampler, guider, optimizer, grad_clip: as in DDPM, on latents.
         first_stage: images to latents and back.
 
     Raises:
         UserError: the first stage is no autoencoder, or as in DDPM.
     """
 
-    averaged = ("net", "embedder")
+    ema_nets = ("net", "embedder")
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class LDM(Generator):
         objective: Objective,
         net: Callable | DenoisingNet,  # a net in runs from before sizes followed from the first stage
         embedder: Embedder,
-        drop: Probability,
+        cond_dropout: Probability,
         sampler: Sampler,
         guider: Guider,
         optimizer: Callable,
@@ -60,15 +60,15 @@ class LDM(Generator):
         denoises(made, ".net")
         self.net: DenoisingNet = made
         self.codec: LatentCodec = codec(Frozen(first_stage))
-        self.objective, self.embedder, self.drop = objective, embedder, drop
+        self.objective, self.embedder, self.cond_dropout = objective, embedder, cond_dropout
         self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
-        self.drawing = Drawing(objective, self.net, embedder, sampler, guider, clip=False)
+        self.diffusion_sampler = DiffusionSampler(objective, self.net, embedder, sampler, guider, clip=False)
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         self.codec.measure(x)
-        drop = torch.rand(len(x), device=x.device) < self.drop
+        drop = torch.rand(len(x), device=x.device) < self.cond_dropout
         cond = self.embedder(self.condition(batch, ""), len(x), drop)
         loss = self.objective(self.net, self.codec.encode(x), cond, self.images_seen).mean()
         self.report("loss", loss)
@@ -79,7 +79,7 @@ class LDM(Generator):
     ) -> Tensor:
         """Images (n, C, H, W); options as in DDPM."""
         noise = rngs.randn(*self.net.shape, device=self.device)
-        return self.codec.decode(self.drawing(cond, noise, rngs, sampler, guidance))
+        return self.codec.decode(self.diffusion_sampler(cond, noise, rngs, sampler, guidance))
 
     def protocol(self) -> dict[str, Any]:
-        return self.drawing.protocol()
+        return self.diffusion_sampler.protocol()

@@ -35,8 +35,8 @@ class NormalizingFlow(Latent, Likelihood):
         grad_clip: global gradient norm; None = off.
     """
 
-    averaged = ("net", "embedder")
-    strategy = {"find_unused_parameters": True}  # the vector for "not told"
+    ema_nets = ("net", "embedder")
+    ddp_options = {"find_unused_parameters": True}  # the vector for "no condition"
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class NormalizingFlow(Latent, Likelihood):
         with float32(x.device):
             return self._nats(x, cond, rngs.rand(*x.shape[1:], device=x.device)).float()
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(sum(self.net.sizes), device=self.device)
 
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs, *, temperature: float | None = None) -> Tensor:
+    def generate(self, z: Tensor, cond: Cond, rngs: ImageRngs, *, temperature: float | None = None) -> Tensor:
         """Images (B, C, H, W).
 
         Args:
@@ -91,7 +91,7 @@ class NormalizingFlow(Latent, Likelihood):
 
     def sample(self, cond: Cond, rngs: ImageRngs, *, temperature: NonNegFloat | None = None) -> Tensor:
         """Images (n, C, H, W); `temperature` as in `render`."""
-        return self.render(self.draw(rngs, cond), cond, rngs, temperature=temperature)
+        return self.generate(self.sample_latents(rngs, cond), cond, rngs, temperature=temperature)
 
     def protocol(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "dequantisation": "uniform"}

@@ -14,13 +14,13 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, Translator
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.pix2pix import UNetTranslator
 
 
 class Pix2Pix(TwoPlayers, Translator):
-    """An image from its source, near the true one and not to be told from it beside the source
+    """An image from its source, near the true one and not to be distinguished from it beside the source
 
     (Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, eq. 1 to 4).
 
@@ -39,7 +39,7 @@ class Pix2Pix(TwoPlayers, Translator):
     """
 
     needs = frozenset({"source"})
-    averaged = ("generator",)
+    ema_nets = ("generator",)
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Pix2Pix(TwoPlayers, Translator):
             key, problem = ".discriminator.in_channels", f"source and image have {both} channels"
             raise UserError(key, takes, problem, f"{key}={both}")
         self.generator, self.discriminator = generator, discriminator
-        self.multiple, self.l1_weight = generator.multiple, l1_weight
+        self.size_divisor, self.l1_weight = generator.size_divisor, l1_weight
 
     def training_step(self, batch: Batch) -> None:
         ours, theirs = self.optimizers()
@@ -74,11 +74,11 @@ class Pix2Pix(TwoPlayers, Translator):
     def _discriminator_loss(self, source: Tensor, image: Tensor, made: Tensor) -> Tensor:
         real, fake = self._logits(source, image), self._logits(source, made)
         loss = self.loss.discriminator(real, fake) / 2
-        self.report_game(loss, real, fake)
+        self.report_adversarial(loss, real, fake)
         return loss
 
     def _generator_loss(self, source: Tensor, image: Tensor, made: Tensor) -> Tensor:
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             fake = self._logits(source, made)
             real = self.compared(partial(self._logits, source), image)
         adversarial, l1 = self.loss.generator(real, fake), (made - image).abs().mean()

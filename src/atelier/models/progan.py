@@ -15,7 +15,7 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, takes
 from atelier.models.growing import Growing
-from atelier.models.two_players import at_rest
+from atelier.models.two_players import no_weight_grads
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 from atelier.nets.progan import ProDiscriminator, ProGenerator, seen_at
 
@@ -29,9 +29,9 @@ class ProGAN(Growing):
         generator_embedder, discriminator_embedder: conditions to a vector, one for each player; None: there are none.
         loss: of the two players.
         r1_gamma: weight of the discriminator's squared gradient at real images, halved.
-        lipschitz_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
+        gp_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
         drift: weight of E D(x)^2, which keeps logits near 0 (Karras et al. 2018, appendix A.1).
-        stable_images, fade_images, pieces: as in `Growing`.
+        stable_images, fade_images, microbatches: as in `Growing`.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
@@ -39,7 +39,7 @@ class ProGAN(Growing):
         UserError: the generator is of another family.
     """
 
-    averaged = ("generator", "generator_embedder")
+    ema_nets = ("generator", "generator_embedder")
 
     def __init__(
         self,
@@ -49,22 +49,22 @@ class ProGAN(Growing):
         discriminator_embedder: ConditionEmbedder | None,
         loss: Adversarial,
         r1_gamma: NonNegFloat,
-        lipschitz_weight: NonNegFloat,
+        gp_weight: NonNegFloat,
         drift: NonNegFloat,
         stable_images: PositiveInt,
         fade_images: NonNegInt,
-        pieces: Levels,
+        microbatches: Levels,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
         optimizers = generator_optimizer, discriminator_optimizer
-        super().__init__(stable_images, fade_images, pieces, loss, *optimizers, grad_clip)
+        super().__init__(stable_images, fade_images, microbatches, loss, *optimizers, grad_clip)
         takes(generator, ProGenerator, ".generator", type(self))
         self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
-        self.r1_gamma, self.lipschitz_weight, self.drift = r1_gamma, lipschitz_weight, drift
+        self.r1_gamma, self.gp_weight, self.drift = r1_gamma, gp_weight, drift
 
     def training_step(self, batch: Batch) -> None:
         ours, theirs = self.optimizers()
@@ -81,15 +81,15 @@ class ProGAN(Growing):
         with float32(self.device, self.r1_gamma > 0):
             real_logits, fake_logits = judge(real), judge(fake)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report_game(loss, real_logits, fake_logits)
+        self.report_adversarial(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
-        loss = loss + self.zero_centred("r1", self.r1_gamma, real_logits, real)
-        return loss + self.one_centred(self.lipschitz_weight, judge, real.detach(), fake)
+        loss = loss + self.zero_centred_penalty("r1", self.r1_gamma, real_logits, real)
+        return loss + self.one_centred(self.gp_weight, judge, real.detach(), fake)
 
     def _generator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
         judge = self._judge(self.discriminator_embedder.vector(cond, len(x)).detach(), level)
         fake, real = self._fake(cond, len(x), level), seen_at(x, level, self.discriminator.top)
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             fake_logits, real_logits = judge(fake), self.compared(judge, real)
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
@@ -104,5 +104,5 @@ class ProGAN(Growing):
         z = torch.randn(n, self.generator.noise_dim, device=self.device)
         return self.generator(z, self.generator_embedder.vector(cond, n), level)
 
-    def render(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+    def generate(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.enlarged(self.generator(z, self.generator_embedder.vector(cond, len(z)), self.at.item()))

@@ -15,10 +15,10 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
 from atelier.models.base import Cond, Translator
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.two_players import TwoPlayers, no_weight_grads
+from atelier.nets.contracts import Upscaler, keeps
 from atelier.nets.esrgan import RRDBNet
 from atelier.nets.srgan import SRDiscriminator, SRResNet
-from atelier.nets.stages import Upscaler, keeps
 
 
 class SRGAN(TwoPlayers, Translator):
@@ -33,7 +33,7 @@ class SRGAN(TwoPlayers, Translator):
         discriminator: images to logits; None: there is none, and no loss of players.
         loss: of the two players.
         perceptual: distance of images; None: there is none.
-        pixel: "l1": mean |x - x'|, "l2": mean (x - x')^2, which alone is what PSNR asks for.
+        pixel_loss: "l1": mean |x - x'|, "l2": mean (x - x')^2, which alone is what PSNR asks for.
         pixel_weight, perceptual_weight, adversarial_weight: of the three terms.
         generator_optimizer: of the net, parameters -> optimizer.
         discriminator_optimizer: parameters -> optimizer.
@@ -48,7 +48,7 @@ class SRGAN(TwoPlayers, Translator):
     """
 
     needs = frozenset({"source"})
-    averaged = ("net",)  # the name under which a run hands its net to the run that stands on it
+    ema_nets = ("net",)  # the name under which a run hands its net to the run that stands on it
     players = ("net",), ("discriminator",)
 
     def __init__(
@@ -57,7 +57,7 @@ class SRGAN(TwoPlayers, Translator):
         discriminator: SRDiscriminator | None,
         loss: Adversarial | None,
         perceptual: LPIPS | Pyramid | VGGFeatures | None,
-        pixel: Literal["l1", "l2"],
+        pixel_loss: Literal["l1", "l2"],
         pixel_weight: NonNegFloat,
         perceptual_weight: NonNegFloat,
         adversarial_weight: NonNegFloat,
@@ -70,17 +70,17 @@ class SRGAN(TwoPlayers, Translator):
     ) -> None:
         super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
         self.net = _one(net, first_stage)
-        self.enlarges, self.reach = self.net.factor, self.net.reach
+        self.scale_factor, self.receptive_radius = self.net.scale_factor, self.net.receptive_radius
         _complete({"discriminator": discriminator, "loss": loss, "discriminator_optimizer": discriminator_optimizer})
         weights = {"adversarial_weight": adversarial_weight, "r1_gamma": r1_gamma, "r2_gamma": r2_gamma}
         for name, weight in weights.items():
             if discriminator is None and weight > 0:
                 raise UserError(f".{name}", weight, "there is no discriminator", f".{name}=0")
         self.penalised = max(r1_gamma, r2_gamma) > 0
-        if self.penalised and not discriminator.alone:
+        if self.penalised and not discriminator.per_sample:
             problem = "with batch norm a gradient is not of one image, as penalties want"
-            raise UserError(".discriminator.batch_norm", True, problem, ".discriminator.batch_norm=false")
-        self.discriminator, self.perceptual, self.pixel = discriminator, perceptual, pixel
+            raise UserError(".discriminator.norm", "batch", problem, ".discriminator.norm=none")
+        self.discriminator, self.perceptual, self.pixel_loss = discriminator, perceptual, pixel_loss
         self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
         self.adversarial_weight, self.r1_gamma, self.r2_gamma = adversarial_weight, r1_gamma, r2_gamma
 
@@ -100,8 +100,8 @@ class SRGAN(TwoPlayers, Translator):
 
     def _source(self, batch: Batch) -> Tensor:
         source, size = batch["source"], batch["image"].shape[-1]
-        if source.shape[-1] * self.enlarges != size:
-            problem = f"a net of factor {self.enlarges} does not make them of sources of {source.shape[-1]} px"
+        if source.shape[-1] * self.scale_factor != size:
+            problem = f"a net of factor {self.scale_factor} does not make them of sources of {source.shape[-1]} px"
             fix = "a net and sources of one factor, data.image_size a multiple of it"
             raise UserError("data.image_size", size, problem, fix)
         return source
@@ -109,7 +109,7 @@ class SRGAN(TwoPlayers, Translator):
     def _content(self, x: Tensor, made: Tensor) -> Tensor:
         """pixel_weight * pixel distance + perceptual_weight * perceptual distance: scalar."""
         error = x - made
-        pixel = error.abs().mean() if self.pixel == "l1" else error.square().mean()
+        pixel = error.abs().mean() if self.pixel_loss == "l1" else error.square().mean()
         self.report("pixel", pixel)
         if self.perceptual is None:
             return self.pixel_weight * pixel
@@ -118,7 +118,7 @@ class SRGAN(TwoPlayers, Translator):
         return self.pixel_weight * pixel + self.perceptual_weight * distance
 
     def _adversarial(self, x: Tensor, made: Tensor) -> Tensor:
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             real = self.compared(self.discriminator, x)
             heard = self.loss.generator(real, self.discriminator(made))
         self.report("generator", heard)
@@ -129,9 +129,9 @@ class SRGAN(TwoPlayers, Translator):
         with float32(self.device, self.penalised):
             real, fake = self.discriminator(x), self.discriminator(made)
         loss = self.loss.discriminator(real, fake)
-        self.report_game(loss, real, fake)
-        loss = loss + self.zero_centred("r1", self.r1_gamma, real, x)
-        return loss + self.zero_centred("r2", self.r2_gamma, fake, made)
+        self.report_adversarial(loss, real, fake)
+        loss = loss + self.zero_centred_penalty("r1", self.r1_gamma, real, x)
+        return loss + self.zero_centred_penalty("r2", self.r2_gamma, fake, made)
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         """Images (n, C, factor H, factor W) of sources (n, C, H, W) of any size; there is no noise in them."""

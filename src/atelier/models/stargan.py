@@ -15,7 +15,7 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
 from atelier.models.base import Cond, Translator
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.stargan import StarDiscriminator, StarGenerator
 
 
@@ -32,7 +32,7 @@ class StarGAN(TwoPlayers, Translator):
         generator: (image, attributes) -> image.
         discriminator: image -> a map of logits, logits of the attributes.
         loss: of the two players.
-        lipschitz_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP, as in the paper).
+        gp_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP, as in the paper).
         r1_gamma: weight of the squared gradient at real images, halved: the cheaper penalty, for other losses.
         classifier_weight: of the attributes: those of real images for the discriminator, those asked for of translated
             images for the generator.
@@ -47,18 +47,18 @@ class StarGAN(TwoPlayers, Translator):
     """
 
     needs = frozenset({"attributes", "target"})
-    averaged = ("generator",)
+    ema_nets = ("generator",)
     source_fields: ClassVar[dict[str, str]] = {"": "image"}
     answer_fields: ClassVar[dict[str, str]] = {"": "answer"}
-    alike = True
-    multiple = 4
+    same_domain = True
+    size_divisor = 4
 
     def __init__(
         self,
         generator: StarGenerator,
         discriminator: StarDiscriminator,
         loss: Adversarial,
-        lipschitz_weight: NonNegFloat,
+        gp_weight: NonNegFloat,
         r1_gamma: NonNegFloat,
         classifier_weight: NonNegFloat,
         reconstruction_weight: NonNegFloat,
@@ -71,7 +71,7 @@ class StarGAN(TwoPlayers, Translator):
     ) -> None:
         super().__init__(loss, generator_optimizer, discriminator_optimizer, grad_clip)
         self.generator, self.discriminator = generator, discriminator
-        self.lipschitz_weight, self.r1_gamma = lipschitz_weight, r1_gamma
+        self.gp_weight, self.r1_gamma = gp_weight, r1_gamma
         self.classifier_weight, self.reconstruction_weight = classifier_weight, reconstruction_weight
         self.exclusive = exclusive
         self.identity_weight, self.n_critic = identity_weight, n_critic
@@ -94,25 +94,25 @@ class StarGAN(TwoPlayers, Translator):
             real, attributes = self.discriminator(image)
             fake = self.discriminator(made)[0]
         loss, classified = self.loss.discriminator(real, fake), self._classified(attributes, batch["attributes"])
-        self.report_game(loss, real, fake)
+        self.report_adversarial(loss, real, fake)
         self.report("classifier_real", classified)
         return loss + self.classifier_weight * classified + self._penalty(image, made, real)
 
     def _penalty(self, image: Tensor, made: Tensor, real: Tensor) -> Tensor:
         """gamma / 2 R1 + weight times what WGAN-GP adds: scalar."""
-        loss = self.zero_centred("r1", self.r1_gamma, real.flatten(1).mean(1), image)
-        return loss + self.one_centred(self.lipschitz_weight, self._mean_logits, image.detach(), made)
+        loss = self.zero_centred_penalty("r1", self.r1_gamma, real.flatten(1).mean(1), image)
+        return loss + self.one_centred(self.gp_weight, self._mean_logits, image.detach(), made)
 
     def _mean_logits(self, x: Tensor) -> Tensor:
         """(B,) of images (B, C, H, W)."""
         return self.discriminator(x)[0].flatten(1).mean(1)
 
     def _generator_loss(self, batch: Batch) -> Tensor:
-        """Eq. 6, and what an image becomes that is told its own attributes."""
+        """Eq. 6, and the identity loss of an image given its own attributes."""
         image, target = batch["image"], batch["target"]
         made = self.generator(image, target)
         back = self.generator(made, batch["attributes"])
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             fake, attributes = self.discriminator(made)
             real = self.compared(lambda x: self.discriminator(x)[0], image)
         adversarial, classified = self.loss.generator(real, fake), self._classified(attributes, target)

@@ -15,15 +15,15 @@ from atelier.core.precision import float32
 from atelier.core.ranges import Levels, NonNegFloat, NonNegInt, PositiveFloat, PositiveInt, Probability
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
-from atelier.models.base import Cond, Styled, takes
+from atelier.models.base import Cond, StyleBased, takes
 from atelier.models.growing import Growing
-from atelier.models.two_players import at_rest
+from atelier.models.two_players import no_weight_grads
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 from atelier.nets.progan import ProDiscriminator, seen_at
 from atelier.nets.stylegan import StyleGenerator, mixed
 
 
-class StyleGAN(Growing, Styled):
+class StyleGAN(Growing, StyleBased):
     """Noise through a mapping to styles, which set the mean and deviation of each map; grown as Progressive GAN is.
 
     Each batch is a discriminator step and a generator step at one level.
@@ -34,11 +34,11 @@ class StyleGAN(Growing, Styled):
         generator_embedder, discriminator_embedder: conditions to a vector, one for each player; None: there are none.
         loss: of the two players.
         r1_gamma: weight of the discriminator's squared gradient at real images, halved.
-        lipschitz_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
+        gp_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
         drift: weight of E D(x)^2, which keeps logits near 0 (Karras et al. 2018, appendix A.1).
-        stable_images, fade_images, pieces: as in `Growing`.
-        mixing: share of images that take the styles of a second latent from a random layer on.
-        mean_memory: of the mean style, per call of the mapping: each player calls it once per piece of a batch.
+        stable_images, fade_images, microbatches: as in `Growing`.
+        style_mixing_prob: share of images that take the styles of a second latent from a random layer on.
+        style_ema_decay: of the mean style, per call of the mapping: each player calls it once per piece of a batch.
         truncation: psi of samples, unless another is asked for; 1 = off (Karras et al. 2019, appendix B).
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
@@ -47,7 +47,7 @@ class StyleGAN(Growing, Styled):
         UserError: the generator is of another family.
     """
 
-    averaged = ("generator", "generator_embedder")
+    ema_nets = ("generator", "generator_embedder")
 
     def __init__(
         self,
@@ -57,26 +57,26 @@ class StyleGAN(Growing, Styled):
         discriminator_embedder: ConditionEmbedder | None,
         loss: Adversarial,
         r1_gamma: NonNegFloat,
-        lipschitz_weight: NonNegFloat,
+        gp_weight: NonNegFloat,
         drift: NonNegFloat,
         stable_images: PositiveInt,
         fade_images: NonNegInt,
-        pieces: Levels,
-        mixing: Probability,
-        mean_memory: Probability,
+        microbatches: Levels,
+        style_mixing_prob: Probability,
+        style_ema_decay: Probability,
         truncation: NonNegFloat,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
     ) -> None:
         optimizers = generator_optimizer, discriminator_optimizer
-        super().__init__(stable_images, fade_images, pieces, loss, *optimizers, grad_clip)
+        super().__init__(stable_images, fade_images, microbatches, loss, *optimizers, grad_clip)
         takes(generator, StyleGenerator, ".generator", type(self))
         self.generator, self.generator_embedder = generator, generator_embedder or NoCondition()
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
-        self.r1_gamma, self.lipschitz_weight, self.drift = r1_gamma, lipschitz_weight, drift
-        self.mixing, self.mean_memory, self.truncation = mixing, mean_memory, truncation
+        self.r1_gamma, self.gp_weight, self.drift = r1_gamma, gp_weight, drift
+        self.style_mixing_prob, self.style_ema_decay, self.truncation = style_mixing_prob, style_ema_decay, truncation
 
     def training_step(self, batch: Batch) -> None:
         ours, theirs = self.optimizers()
@@ -93,15 +93,15 @@ class StyleGAN(Growing, Styled):
         with float32(self.device, self.r1_gamma > 0):
             real_logits, fake_logits = judge(real), judge(fake)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report_game(loss, real_logits, fake_logits)
+        self.report_adversarial(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
-        loss = loss + self.zero_centred("r1", self.r1_gamma, real_logits, real)
-        return loss + self.one_centred(self.lipschitz_weight, judge, real.detach(), fake)
+        loss = loss + self.zero_centred_penalty("r1", self.r1_gamma, real_logits, real)
+        return loss + self.one_centred(self.gp_weight, judge, real.detach(), fake)
 
     def _generator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
         judge = self._judge(self.discriminator_embedder.vector(cond, len(x)).detach(), level)
         fake, real = self._fake(cond, len(x), level), seen_at(x, level, self.discriminator.top)
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             fake_logits, real_logits = judge(fake), self.compared(judge, real)
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
@@ -116,8 +116,8 @@ class StyleGAN(Growing, Styled):
         known, net = self.generator_embedder.vector(cond, n), self.generator.synthesis
         z = torch.randn(2, n, self.generator.noise_dim, device=self.device)
         first = self.generator.mapping(z[0], known)
-        self.generator.mapping.mean.lerp_(ranks.mean(first.detach().mean(0)), 1 - self.mean_memory)
-        styles = mixed(first, self.generator.mapping(z[1], known), net.n_styles, self.mixing)
+        self.generator.mapping.mean.lerp_(ranks.mean(first.detach().mean(0)), 1 - self.style_ema_decay)
+        styles = mixed(first, self.generator.mapping(z[1], known), net.n_styles, self.style_mixing_prob)
         noises = [torch.randn(n, 1, size, size, device=self.device) for size in net.noise_sizes]
         return net(styles, noises, level)
 
@@ -126,7 +126,7 @@ class StyleGAN(Growing, Styled):
         mean, psi = self.generator.mapping.mean, self.truncation if truncation is None else truncation
         return (mean + psi * (w - mean))[:, None].expand(-1, self.generator.synthesis.n_styles, -1)
 
-    def paint(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
+    def synthesize(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
         noises = [rngs.randn(1, size, size, device=self.device) for size in self.generator.synthesis.noise_sizes]
         return self.enlarged(self.generator.synthesis(styles, noises, self.at.item()))
 

@@ -15,16 +15,16 @@ from atelier.core.precision import float32
 from atelier.core.ranges import NonNegFloat, PositiveFloat, PositiveInt, Probability
 from atelier.core.rng import ImageRngs
 from atelier.losses.adversarial import Adversarial
-from atelier.losses.regularizers import gradient_penalty, path_lengths
-from atelier.models.base import Cond, Styled
-from atelier.models.two_players import TwoPlayers, at_rest
+from atelier.losses.regularizers import path_lengths, r1_penalty
+from atelier.models.base import Cond, StyleBased
+from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.augment import ADA, DiffAugment
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 from atelier.nets.stylegan import mixed
 from atelier.nets.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 
-class StyleGAN2(TwoPlayers, Styled):
+class StyleGAN2(TwoPlayers, StyleBased):
     """Each batch is a discriminator step and a generator step; now and then each has a second one for its penalty.
 
     Where it has, its optimizer is corrected (Karras et al. 2020, appendix B).
@@ -38,17 +38,17 @@ class StyleGAN2(TwoPlayers, Styled):
         r1_gamma: weight of its squared gradient at real images, halved; every `r1_every`-th batch.
         path_weight: of the penalty for styles whose small steps move images unequally far; every `path_every`-th batch
             on half of it (appendix B).
-        path_memory: of the mean path length, per penalty.
-        mixing: share of images that take the styles of a second latent from a random layer on.
-        mean_memory: of the mean style, per batch.
+        path_ema_decay: of the mean path length, per penalty.
+        style_mixing_prob: share of images that take the styles of a second latent from a random layer on.
+        style_ema_decay: of the mean style, per batch.
         truncation: psi of samples, unless another is asked for; 1 = off (Karras et al. 2019, appendix B).
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
     """
 
-    averaged = ("generator", "generator_embedder")
+    ema_nets = ("generator", "generator_embedder")
     players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")
-    twice = True
+    needs_double_backward = True
     path_length: Tensor
 
     def __init__(
@@ -63,9 +63,9 @@ class StyleGAN2(TwoPlayers, Styled):
         r1_every: PositiveInt,
         path_weight: NonNegFloat,
         path_every: PositiveInt,
-        path_memory: Probability,
-        mixing: Probability,
-        mean_memory: Probability,
+        path_ema_decay: Probability,
+        style_mixing_prob: Probability,
+        style_ema_decay: Probability,
         truncation: NonNegFloat,
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
@@ -76,8 +76,8 @@ class StyleGAN2(TwoPlayers, Styled):
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
         self.r1_gamma, self.r1_every = r1_gamma, r1_every
-        self.path_weight, self.path_every, self.path_memory = path_weight, path_every, path_memory
-        self.mixing, self.mean_memory, self.truncation = mixing, mean_memory, truncation
+        self.path_weight, self.path_every, self.path_ema_decay = path_weight, path_every, path_ema_decay
+        self.style_mixing_prob, self.style_ema_decay, self.truncation = style_mixing_prob, style_ema_decay, truncation
         self.lazy_every = path_every if path_weight > 0 else 0, r1_every if r1_gamma > 0 else 0
         self.register_buffer("path_length", torch.zeros(()))
 
@@ -97,14 +97,14 @@ class StyleGAN2(TwoPlayers, Styled):
         known = self.discriminator_embedder.vector(cond, n)
         real_logits, fake_logits = self.discriminator(real, known), self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
-        self.report_game(loss, real_logits, fake_logits)
+        self.report_adversarial(loss, real_logits, fake_logits)
         self.step(optimizer, loss, "discriminator")
 
     def _r1_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
         real = self.seen(batch["image"]).detach().requires_grad_()
         with float32(self.device):
-            r1 = gradient_penalty(self.discriminator(real, self.discriminator_embedder.vector(cond, n)), real)
+            r1 = r1_penalty(self.discriminator(real, self.discriminator_embedder.vector(cond, n)), real)
         self.report("r1", r1)
         self.step(optimizer, self.r1_every * self.r1_gamma / 2 * r1, "r1")
 
@@ -112,9 +112,9 @@ class StyleGAN2(TwoPlayers, Styled):
         cond, n = self.condition(batch, ""), len(batch["image"])
         styles = self._mixed(cond, n)
         mean = ranks.mean(styles.detach()[:, 0].mean(0))
-        self.generator.mapping.mean.lerp_(mean, 1 - self.mean_memory)
+        self.generator.mapping.mean.lerp_(mean, 1 - self.style_ema_decay)
         known, fake = self.discriminator_embedder.vector(cond, n).detach(), self.seen(self._fake(styles))
-        with at_rest(self.discriminator):
+        with no_weight_grads(self.discriminator):
             fake_logits = self.discriminator(fake, known)
             real_logits = self.compared(lambda x: self.discriminator(x, known), batch["image"])
         loss = self.loss.generator(real_logits, fake_logits)
@@ -128,7 +128,7 @@ class StyleGAN2(TwoPlayers, Styled):
         with float32(self.device):
             styles = self._mixed(cond, n)
             lengths = path_lengths(self._fake(styles), styles)
-        self.path_length.lerp_(ranks.mean(lengths.detach().mean()), 1 - self.path_memory)
+        self.path_length.lerp_(ranks.mean(lengths.detach().mean()), 1 - self.path_ema_decay)
         penalty = (lengths - self.path_length).square().mean()
         self.report("path_length", self.path_length)
         self.report("path_penalty", penalty)
@@ -139,14 +139,14 @@ class StyleGAN2(TwoPlayers, Styled):
         known, layers = self.generator_embedder.vector(cond, n), self.generator.synthesis.n_styles
         z = torch.randn(2, n, self.generator.noise_dim, device=self.device)
         first, second = (self.generator.mapping(one, known) for one in z)
-        return mixed(first, second, layers, self.mixing)
+        return mixed(first, second, layers, self.style_mixing_prob)
 
     def _fake(self, styles: Tensor) -> Tensor:
         sizes = self.generator.synthesis.noise_sizes
         noises = [torch.randn(len(styles), 1, size, size, device=self.device) for size in sizes]
         return self.generator.synthesis(styles, noises)
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(self.generator.noise_dim, device=self.device)
 
     def styles(self, z: Tensor, cond: Cond, truncation: float | None = None) -> Tensor:
@@ -154,7 +154,7 @@ class StyleGAN2(TwoPlayers, Styled):
         mean, psi = self.generator.mapping.mean, self.truncation if truncation is None else truncation
         return (mean + psi * (w - mean))[:, None].expand(-1, self.generator.synthesis.n_styles, -1)
 
-    def paint(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
+    def synthesize(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
         noises = [rngs.randn(1, size, size, device=self.device) for size in self.generator.synthesis.noise_sizes]
         return self.generator.synthesis(styles, noises)
 

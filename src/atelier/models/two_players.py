@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atelier.losses.adversarial import Adversarial
-from atelier.losses.regularizers import gradient_penalty, lipschitz
+from atelier.losses.regularizers import gradient_penalty, r1_penalty
 from atelier.models.base import Model
 from atelier.nets.augment import ADA, DiffAugment
 
 
 @contextmanager
-def at_rest(*nets: nn.Module) -> Iterator[None]:
+def no_weight_grads(*nets: nn.Module) -> Iterator[None]:
     """Gradients go through these nets and none are kept for their weights: where another player learns from them."""
     weights = [p for net in nets for p in net.parameters() if p.requires_grad]
     for weight in weights:
@@ -44,8 +44,8 @@ class TwoPlayers(Model):
     """
 
     players: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("generator",), ("discriminator",))
-    strategy = {"find_unused_parameters": True}
-    limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
+    ddp_options = {"find_unused_parameters": True}
+    divergence_limits: ClassVar[dict[str, float]] = {"real_logit": 1e4, "fake_logit": 1e4}
     lazy_every: tuple[int, int] = (0, 0)
 
     def __init__(
@@ -79,7 +79,7 @@ class TwoPlayers(Model):
 
         them, which is so unless the loss is relativistic.
         """
-        return judge(self.seen(real)) if self.loss.compares else None
+        return judge(self.seen(real)) if self.loss.needs_real_logits else None
 
     def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
         """One step of this optimizer down this loss."""
@@ -105,7 +105,7 @@ class TwoPlayers(Model):
         if not self.automatic_optimization:
             self.report(f"{self._stepping}_gradient", self.clip(optimizer))
 
-    def report_game(self, loss: Tensor, real: Tensor, fake: Tensor) -> None:
+    def report_adversarial(self, loss: Tensor, real: Tensor, fake: Tensor) -> None:
         """Log a discriminator's loss and its mean logits of real and of generated images; ADA hears of the real ones.
 
         Args:
@@ -119,16 +119,16 @@ class TwoPlayers(Model):
             for name, value in self.augment.observe(real.detach()).items():
                 self.report(name, value)
 
-    def zero_centred(self, name: str, gamma: float, logits: Tensor, x: Tensor) -> Tensor:
-        """gamma / 2 times the penalty of `gradient_penalty`, which is logged as `name`; 0 and not logged at gamma 0."""
+    def zero_centred_penalty(self, name: str, gamma: float, logits: Tensor, x: Tensor) -> Tensor:
+        """gamma / 2 times the penalty of `r1_penalty`, which is logged as `name`; 0 and not logged at gamma 0."""
         if gamma == 0:
             return logits.new_zeros(())
-        penalty = gradient_penalty(logits, x)
+        penalty = r1_penalty(logits, x)
         self.report(name, penalty)
         return gamma / 2 * penalty
 
     def one_centred(self, weight: float, judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-        """Weight times the penalty of `lipschitz` (WGAN-GP), which is logged; 0 and not logged at weight 0.
+        """Weight times the penalty of `gradient_penalty` (WGAN-GP), which is logged; 0 and not logged at weight 0.
 
         Args:
             judge: images (B, C, H, W) -> logits (B,).
@@ -136,6 +136,6 @@ class TwoPlayers(Model):
         """
         if weight == 0:
             return real.new_zeros(())
-        penalty = lipschitz(judge, real, fake)
-        self.report("lipschitz", penalty)
+        penalty = gradient_penalty(judge, real, fake)
+        self.report("gradient_penalty", penalty)
         return weight * penalty

@@ -18,8 +18,8 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
 from atelier.models.base import Cond, Generator
 from atelier.nets.conditioning import ConditionEmbedder
+from atelier.nets.contracts import CodeStage, keeps
 from atelier.nets.frozen import Frozen
-from atelier.nets.stages import CodeStage, keeps
 from atelier.nets.transformer import CausalTransformer
 
 COLD = 1e-4  # a temperature at which the likeliest code is all but certain
@@ -31,7 +31,7 @@ class VQPrior(Generator):
     Args:
         net: number of codes, number of places -> transformer.
         embedder: conditions to one vector.
-        drop: share of training images whose condition is left out, for guidance.
+        cond_dropout: share of training images whose condition is left out, for guidance.
         guidance: used unless another is asked for; 1 = off.
         temperature: that logits are divided by, unless another is asked for.
         optimizer: parameters -> optimizer.
@@ -42,13 +42,13 @@ class VQPrior(Generator):
         UserError: the first stage has no codes.
     """
 
-    averaged = ("net", "embedder")
+    ema_nets = ("net", "embedder")
 
     def __init__(
         self,
         net: Callable,
         embedder: ConditionEmbedder,
-        drop: Probability,
+        cond_dropout: Probability,
         guidance: NonNegFloat,
         temperature: PositiveFloat,
         optimizer: Callable,
@@ -61,14 +61,14 @@ class VQPrior(Generator):
         n_places = math.prod(first_stage.latent_shape[1:])
         with within(".net"):
             self.net: CausalTransformer = net(n_codes=first_stage.n_codes, n_places=n_places)
-        self.embedder, self.drop = embedder, drop
+        self.embedder, self.cond_dropout = embedder, cond_dropout
         self.needs = frozenset(embedder.conditions)
         self.guidance, self.temperature = guidance, temperature
         self.optimizer, self.grad_clip = optimizer, grad_clip
 
     def training_step(self, batch: Batch) -> Tensor:
         codes = self.codes(batch["image"])
-        drop = torch.rand(len(codes), device=codes.device) < self.drop
+        drop = torch.rand(len(codes), device=codes.device) < self.cond_dropout
         cond = self.embedder(self.condition(batch, ""), len(codes), drop)
         loss = F.cross_entropy(self.net(codes, cond).flatten(0, 1), codes.flatten())
         self.report("nats_per_code", loss)
@@ -99,27 +99,27 @@ class VQPrior(Generator):
         warmth = max(self.temperature if temperature is None else temperature, COLD)
         u = rngs.rand(self.net.n_places, device=self.device)
         with float32(self.device):
-            codes = self._drawn(self._told(cond, len(rngs), strength), strength, warmth, u)
+            codes = self._drawn(self._condition_vectors(cond, len(rngs), strength), strength, warmth, u)
             return self.first.net.decode_codes(codes.unflatten(1, self.first.net.latent_shape[1:])).clamp(-1, 1)
 
-    def _told(self, cond: Cond, n: int, strength: float) -> Condition:
+    def _condition_vectors(self, cond: Cond, n: int, strength: float) -> Condition:
         """The condition of what was asked, of nothing, or where both are needed of both: n or 2 n images."""
         if strength == 0:
             return self.embedder.null(n)
         known = self.embedder(cond, n)
         return known if strength == 1 else known.cat(self.embedder.null(n))
 
-    def _drawn(self, told: Condition, strength: float, temperature: float, u: Tensor) -> Tensor:
+    def _drawn(self, cond: Condition, strength: float, temperature: float, u: Tensor) -> Tensor:
         """Codes (n, N) by inverting the distribution function of each place at `u` (n, N)."""
         codes: list[Tensor] = []
         code, seen = None, None
         for k in range(self.net.n_places):
-            logits, seen = self.net.step(code, told, seen)
+            logits, seen = self.net.step(code, cond, seen)
             if len(logits) > len(u):
                 known, null = logits.chunk(2)
                 logits = null + strength * (known - null)
             codes.append(inverted(logits / temperature, u[:, k]))
-            code = codes[-1].repeat(len(told) // len(u))
+            code = codes[-1].repeat(len(cond) // len(u))
         return torch.stack(codes, dim=1)
 
     def protocol(self) -> dict[str, Any]:

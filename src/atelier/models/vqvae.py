@@ -13,12 +13,12 @@ from atelier.core.batch import Batch
 from atelier.core.precision import float32
 from atelier.core.ranges import PositiveFloat
 from atelier.core.rng import ImageRngs
-from atelier.models.base import Cond, Discrete
+from atelier.models.base import Cond, DiscreteAutoencoder
 from atelier.nets.quantizers import perplexity
 from atelier.nets.vqvae import VQNet
 
 
-class VQVAE(Discrete):
+class VQVAE(DiscreteAutoencoder):
     """Squared error plus what the quantiser asks for, both as means over elements; `sample` shows it without a prior.
 
     Args:
@@ -27,8 +27,8 @@ class VQVAE(Discrete):
         grad_clip: global gradient norm; None = off.
     """
 
-    averaged = ("net",)
-    strategy = {"broadcast_buffers": False}  # every rank computes the same codebook
+    ema_nets = ("net",)
+    ddp_options = {"broadcast_buffers": False}  # every rank computes the same codebook
 
     def __init__(self, net: VQNet, optimizer: Callable, grad_clip: PositiveFloat | None) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class VQVAE(Discrete):
         self.report("loss", loss)
         return loss
 
-    def draw(self, rngs: ImageRngs, cond: Cond) -> Tensor:
+    def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         """Latents of codes that know nothing of each other, each as frequent as lately in training."""
         borders = self.net.quantizer.usage().double().cumsum(0)
         u = rngs.rand(*self.net.code_shape, device=self.device)

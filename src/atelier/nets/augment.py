@@ -116,9 +116,9 @@ class ADA(nn.Module):
 
         p <- max(0, p + sign(r - target) n / images_per_unit), r the mean sign of the last n >= every_images images.
         """
-        told = ranks.summed(torch.stack([real.float().sign().sum(), real.new_tensor(float(len(real)))]))
-        self.signs += told[0]
-        self.seen += told[1]
+        totals = ranks.summed(torch.stack([real.float().sign().sum(), real.new_tensor(float(len(real)))]))
+        self.signs += totals[0]
+        self.seen += totals[1]
         due = self.seen >= self.every_images
         r = self.signs / self.seen
         step = (r - self.target).sign() * self.seen / self.images_per_unit

@@ -27,7 +27,7 @@ class Layout:
         image_channels: channels of the images.
         width: channels that `multipliers` are multiples of.
         multipliers: one level per entry, width * entry channels each, half the size of the one before.
-        blocks: residual blocks per level of the encoder; the decoder has one more.
+        n_blocks: residual blocks per level of the encoder; the decoder has one more.
         attention: map sizes at which each block is followed by attention.
         middle_attention: between the two blocks of the smallest map.
         norm_groups: groups of every norm; None: up to 32, of 4 or more channels each (32 where all widths divide by
@@ -42,7 +42,7 @@ class Layout:
     image_channels: int
     width: int
     multipliers: list[int]
-    blocks: int
+    n_blocks: int
     attention: list[int]
     middle_attention: bool
     norm_groups: int | None
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
         self.stem = nn.Conv2d(layout.image_channels, n, 3, padding=1)
         self.levels = nn.ModuleList()
         for i, width in enumerate(layout.widths):
-            blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.blocks)]
+            blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.n_blocks)]
             self.levels.append(Stage(blocks, Halve(width) if i < last else None))
             n = width
         self.middle = layout.middle()
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList()
         for i in range(last, -1, -1):
             width = layout.widths[i]
-            blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.blocks + 1)]
+            blocks = [layout.block(n if k == 0 else width, i) for k in range(layout.n_blocks + 1)]
             self.levels.append(Stage(blocks, Up(width) if i > 0 else None))
             n = width
         self.head = layout.head(n, layout.image_channels)

@@ -12,7 +12,7 @@ class KLNet(nn.Module):
     """Images to a diagonal Gaussian over latents, latents to images (Rombach et al. 2022, KL-reg).
 
     Args:
-        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: the
+        image_size, image_channels, width, multipliers, n_blocks, attention, middle_attention, norm_groups, dropout: the
             fields of `Layout`.
         latent_channels: Z.
         quant_conv: a 1x1 convolution on either side of the latent, as published.
@@ -25,7 +25,7 @@ class KLNet(nn.Module):
         image_channels: PositiveInt,
         width: Width,
         multipliers: Levels,
-        blocks: PositiveInt,
+        n_blocks: PositiveInt,
         attention: list[PositiveInt],
         middle_attention: bool,
         norm_groups: PositiveInt | None,
@@ -34,7 +34,7 @@ class KLNet(nn.Module):
         quant_conv: bool = True,
     ) -> None:
         super().__init__()
-        sizes = image_size, image_channels, width, multipliers, blocks
+        sizes = image_size, image_channels, width, multipliers, n_blocks
         self.layout = Layout(*sizes, attention, middle_attention, norm_groups, dropout)
         self.latent_shape = self.layout.latent_shape(latent_channels)
         self.latent_channels = n = latent_channels

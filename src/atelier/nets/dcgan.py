@@ -30,9 +30,9 @@ class DCGenerator(nn.Module):
         image_channels: channels of the images, which end in tanh.
         noise_dim: size of z.
         width: channels of the last hidden map, half the image's size; twice as many at each halving.
-        most: channels of any map.
-        mapping: units of two dense layers through which z also scales and shifts behind each batch norm (Chen et al.
-            2019, On Self Modulation for GANs, eq. 3 and 4; here one mapping serves all); 0: it does not.
+        channel_max: channels of any map.
+        mapping_dim: units of two dense layers through which z also scales and shifts behind each batch norm (Chen et
+            al. 2019, On Self Modulation for GANs, eq. 3 and 4; here one mapping serves all); 0: it does not.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class DCGenerator(nn.Module):
         image_channels: PositiveInt,
         noise_dim: PositiveInt,
         width: PositiveInt,
-        most: PositiveInt,
-        mapping: NonNegInt = 0,
+        channel_max: PositiveInt,
+        mapping_dim: NonNegInt = 0,
     ) -> None:
         super().__init__()
         self.noise_dim = noise_dim
-        self.mapping = mapping_of(noise_dim, mapping) if mapping else None
-        widths = [min(most, width * 2**i) for i in range(n_halvings(image_size))][::-1]
+        self.mapping = mapping_of(noise_dim, mapping_dim) if mapping_dim else None
+        widths = [min(channel_max, width * 2**i) for i in range(n_halvings(image_size))][::-1]
         first = nn.ConvTranspose2d(noise_dim, widths[0], 4, bias=False)
         later = (nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False) for n_in, n_out in pairwise(widths))
         self.convs = nn.ModuleList([first, *later])
-        self.norms = nn.ModuleList(ConditionalBatchNorm(n, mapping) for n in widths)
+        self.norms = nn.ModuleList(ConditionalBatchNorm(n, mapping_dim) for n in widths)
         self.last = nn.ConvTranspose2d(widths[-1], image_channels, 4, 2, 1, bias=False)
         self.apply(as_published)
 
@@ -71,10 +71,10 @@ class DCDiscriminator(nn.Module):
         image_size: a power of two from 8 up.
         image_channels: channels of the images.
         width: channels of the first hidden map, half the image's size; twice as many at each halving.
-        most: channels of any map.
-        group: images whose deviation is one more channel of the 4x4 map, with a 3x3 convolution behind it (Karras et
-            al. 2018, ProGAN, section 3); 0: neither. Penalties take a logit for that of its image alone all the same,
-            as in StyleGAN2.
+        channel_max: channels of any map.
+        mbstd_group_size: images whose deviation is one more channel of the 4x4 map, with a 3x3 convolution behind it
+            (Karras et al. 2018, ProGAN, section 3); 0: neither. Penalties take a logit for that of its image alone all
+            the same, as in StyleGAN2.
         norm: "spectral": weights divided by their largest singular value (Miyato et al. 2018, SNGAN, eq. 8) and no
             batch norm; "none": neither. With batch norm an image's logit depends on the others of its batch, which a
             penalty on its gradient cannot have.
@@ -86,20 +86,21 @@ class DCDiscriminator(nn.Module):
         image_size: PositiveInt,
         image_channels: PositiveInt,
         width: PositiveInt,
-        most: PositiveInt,
+        channel_max: PositiveInt,
         norm: Literal["batch", "spectral", "none"],
-        group: NonNegInt = 0,
+        mbstd_group_size: NonNegInt = 0,
     ) -> None:
         super().__init__()
-        widths = [min(most, width * 2**i) for i in range(n_halvings(image_size))]
-        self.alone = norm != "batch"
+        widths = [min(channel_max, width * 2**i) for i in range(n_halvings(image_size))]
+        self.per_sample = norm != "batch"
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise([image_channels, *widths]):
             layers.append(nn.Conv2d(n_in, n_out, 4, 2, 1, bias=norm != "batch"))
             layers += [nn.BatchNorm2d(n_out)] if norm == "batch" and n_in != image_channels else []
             layers.append(nn.LeakyReLU(SLOPE))
-        if group:
-            layers += [MinibatchStd(group), nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1), nn.LeakyReLU(SLOPE)]
+        if mbstd_group_size:
+            layers += [MinibatchStd(mbstd_group_size), nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)]
+            layers.append(nn.LeakyReLU(SLOPE))
         layers.append(nn.Conv2d(widths[-1], 1, 4, bias=norm != "batch"))
         self.layers = nn.Sequential(*layers).apply(as_published)
         if norm == "spectral":

@@ -21,17 +21,17 @@ class EqualizedLinear(nn.Module):
 
     Args:
         bias: first value of the bias.
-        speed: learning rate as a factor of the other layers' (Karras et al. 2019, StyleGAN, appendix C).
+        lr_multiplier: learning rate as a factor of the other layers' (Karras et al. 2019, StyleGAN, appendix C).
     """
 
-    def __init__(self, n_in: int, n_out: int, bias: float = 0.0, speed: float = 1.0) -> None:
+    def __init__(self, n_in: int, n_out: int, bias: float = 0.0, lr_multiplier: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_out, n_in) / speed)
-        self.bias = nn.Parameter(torch.full((n_out,), bias / speed))
-        self.scale, self.speed = speed / math.sqrt(n_in), speed
+        self.weight = nn.Parameter(torch.randn(n_out, n_in) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((n_out,), bias / lr_multiplier))
+        self.scale, self.lr_multiplier = lr_multiplier / math.sqrt(n_in), lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.scale, self.bias * self.speed)
+        return F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
 
 
 class EqualizedConv(nn.Module):
@@ -62,16 +62,16 @@ class MinibatchStd(nn.Module):
     """One more channel: how much a group of images differs, averaged over all pixels and channels (ProGAN, section 3).
 
     Args:
-        group: images compared with each other; fewer where the batch does not divide.
+        group_size: images compared with each other; fewer where the batch does not divide.
     """
 
-    def __init__(self, group: int) -> None:
+    def __init__(self, group_size: int) -> None:
         super().__init__()
-        self.group = group
+        self.group_size = group_size
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
-        n = math.gcd(b, self.group)
+        n = math.gcd(b, self.group_size)
         groups = rearrange(x.float(), "(g n) c h w -> g n (c h w)", g=n)   # (G, B / G, C H W)
         spread = (groups.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)       # (B / G,)
         plane = spread.repeat(n).view(b, 1, 1, 1).expand(b, 1, h, w).to(x.dtype)

@@ -19,7 +19,7 @@ DENSE = 3
 
 
 class RRDBNet(nn.Module):
-    """Images to images `factor` times as wide (Wang et al. 2018, ESRGAN, figures 3 and 4).
+    """Images to images `scale_factor` times as wide (Wang et al. 2018, ESRGAN, figures 3 and 4).
 
     A convolution; blocks, a convolution and a skip over all of them; for each enlargement the nearest pixels, a
     convolution and a leaky ReLU; two convolutions to the image, all 3x3. Published: width 64, 23 blocks, growth 32:
@@ -28,9 +28,9 @@ class RRDBNet(nn.Module):
     Args:
         image_channels: channels of source and result.
         width: channels.
-        blocks: residual blocks, each of three dense ones.
+        n_blocks: residual blocks, each of three dense ones.
         growth: channels that each convolution of a dense block adds.
-        factor: width of a result in widths of its source.
+        scale_factor: width of a result in widths of its source.
     """
 
     def __init__(
@@ -38,24 +38,24 @@ class RRDBNet(nn.Module):
         *,
         image_channels: PositiveInt,
         width: PositiveInt,
-        blocks: PositiveInt,
+        n_blocks: PositiveInt,
         growth: PositiveInt,
-        factor: Literal[2, 3, 4],
+        scale_factor: Literal[2, 3, 4],
     ) -> None:
         super().__init__()
-        self.factor = factor
-        self.reach = _reach(blocks, factor)
+        self.scale_factor = scale_factor
+        self.receptive_radius = _reach(n_blocks, scale_factor)
         self.first = nn.Conv2d(image_channels, width, 3, padding=1)
-        self.body = nn.Sequential(*(_Residual(width, growth) for _ in range(blocks)))
+        self.body = nn.Sequential(*(_Residual(width, growth) for _ in range(n_blocks)))
         self.middle = nn.Conv2d(width, width, 3, padding=1)
-        self.up = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in STAGES[factor])
+        self.up = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in STAGES[scale_factor])
         self.inner, self.last = (nn.Conv2d(width, n, 3, padding=1) for n in (width, image_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Results (B, C, factor H, factor W) float32 of sources (B, C, H, W) in [-1, 1]."""
         h = self.first(x)                                                  # (B, N, H, W)
         h = h + self.middle(self.body(h))                                  # (B, N, H, W)
-        for times, conv in zip(STAGES[self.factor], self.up, strict=True):
+        for times, conv in zip(STAGES[self.scale_factor], self.up, strict=True):
             h = _leaky(conv(F.interpolate(h, scale_factor=float(times))))  # (B, N, t H, t W)
         return self.last(_leaky(self.inner(h))).float()                    # (B, C, f H, f W)
 
@@ -94,12 +94,12 @@ def _leaky(x: Tensor) -> Tensor:
     return F.leaky_relu(x, SLOPE)
 
 
-def _reach(blocks: int, factor: int) -> int:
+def _reach(n_blocks: int, scale_factor: int) -> int:
     """How far a pixel of the result looks into the source: from the last two convolutions back, each a pixel more, and
 
     coarser at each stage.
     """
-    low, high = -2, factor - 1 + 2
-    for times in STAGES[factor][::-1]:
+    low, high = -2, scale_factor - 1 + 2
+    for times in STAGES[scale_factor][::-1]:
         low, high = (low - 1) // times, (high + 1) // times
-    return max(-low, high) + 1 + blocks * DENSE * CONVOLUTIONS + 1
+    return max(-low, high) + 1 + n_blocks * DENSE * CONVOLUTIONS + 1

@@ -52,7 +52,7 @@ class MLPDiscriminator(nn.Module):
         dropout: Probability,
     ) -> None:
         super().__init__()
-        self.alone, self.pieces = True, pieces
+        self.per_sample, self.pieces = True, pieces
         self.hidden = nn.ModuleList(
             nn.Sequential(nn.Dropout(dropout), nn.Linear(n_in, width * pieces))
             for n_in in (image_channels * image_size**2, width)

@@ -189,10 +189,10 @@ class ConvNet(nn.Module):
         self.conv1 = he(nn.Conv2d(n_in, width, 3, padding=1))
         self.conv2 = he(nn.Conv2d(width, width, 1))
         self.conv3 = ZeroConv(width, n_out)
-        self.told = zeroed(nn.Linear(cond_dim, 2 * width))
+        self.conditioning = zeroed(nn.Linear(cond_dim, 2 * width))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        first, second = self.told(cond)[:, :, None, None].chunk(2, dim=1)  # (B, W, 1, 1) each
+        first, second = self.conditioning(cond)[:, :, None, None].chunk(2, dim=1) # (B, W, 1, 1) each
         h = F.relu(self.conv1(x) + first)                                  # (B, W, H, W)
         h = F.relu(self.conv2(h) + second)                                 # (B, W, H, W)
         return self.conv3(h)                                               # (B, C', H, W) float32
@@ -205,18 +205,18 @@ class ResNet(nn.Module):
     norm takes away the absolute values that a coupling must predict to a grey level.
     """
 
-    def __init__(self, n_in: int, n_out: int, width: int, blocks: int, cond_dim: int) -> None:
+    def __init__(self, n_in: int, n_out: int, width: int, n_blocks: int, cond_dim: int) -> None:
         super().__init__()
         self.first = he(nn.Conv2d(n_in, width, 3, padding=1))
-        self.inner = nn.ModuleList(he(nn.Conv2d(width, width, 3, padding=1)) for _ in range(blocks))
-        self.told = nn.ModuleList(zeroed(nn.Linear(cond_dim, width)) for _ in range(blocks))
-        self.outer = nn.ModuleList(zeroed(nn.Conv2d(width, width, 3, padding=1)) for _ in range(blocks))
+        self.inner = nn.ModuleList(he(nn.Conv2d(width, width, 3, padding=1)) for _ in range(n_blocks))
+        self.conditioning = nn.ModuleList(zeroed(nn.Linear(cond_dim, width)) for _ in range(n_blocks))
+        self.outer = nn.ModuleList(zeroed(nn.Conv2d(width, width, 3, padding=1)) for _ in range(n_blocks))
         self.last = ZeroConv(width, n_out)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h = self.first(x)                                                  # (B, W, H, W)
-        for inner, told, outer in zip(self.inner, self.told, self.outer, strict=True):
-            change = inner(F.relu(h)) + told(cond)[:, :, None, None]       # (B, W, H, W)
+        for inner, conditioning, outer in zip(self.inner, self.conditioning, self.outer, strict=True):
+            change = inner(F.relu(h)) + conditioning(cond)[:, :, None, None] # (B, W, H, W)
             h = h + outer(F.relu(change))                                  # (B, W, H, W)
         return self.last(F.relu(h))                                        # (B, C', H, W) float32
 
@@ -265,10 +265,10 @@ class MaskedCoupling(nn.Module):
 
     free: Tensor
 
-    def __init__(self, channels: int, mask: Tensor, width: int, blocks: int, cond_dim: int) -> None:
+    def __init__(self, channels: int, mask: Tensor, width: int, n_blocks: int, cond_dim: int) -> None:
         super().__init__()
         self.register_buffer("free", 1 - mask, persistent=False)
-        self.net = ResNet(channels, 2 * channels, width, blocks, cond_dim)
+        self.net = ResNet(channels, 2 * channels, width, n_blocks, cond_dim)
         self.scale = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,13 +77,13 @@ class ConditionalBatchNorm(nn.Module):
     def __init__(self, channels: int, cond_dim: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=not cond_dim)
-        self.told = zeroed(nn.Linear(cond_dim, 2 * channels)) if cond_dim else None
+        self.conditioning = zeroed(nn.Linear(cond_dim, 2 * channels)) if cond_dim else None
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h = self.norm(x)
-        if self.told is None:
+        if self.conditioning is None:
             return h
-        scale, shift = self.told(cond)[:, :, None, None].chunk(2, dim=1)         # (B, C, 1, 1) each
+        scale, shift = self.conditioning(cond)[:, :, None, None].chunk(2, dim=1) # (B, C, 1, 1) each
         return h * (1 + scale) + shift                                           # (B, C, H, W)
 
 
@@ -108,12 +108,12 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` (B, D) comes activated."""
         h = self.conv1(F.silu(self.norm1(x)))                              # (B, C, H, W)
-        told = self.embedding(embedding)[:, :, None, None]                 # (B, C or 2 C, 1, 1)
+        modulation = self.embedding(embedding)[:, :, None, None]           # (B, C or 2 C, 1, 1)
         if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)                            # (B, C, 1, 1) each
+            scale, shift = modulation.chunk(2, dim=1)                      # (B, C, 1, 1) each
             h = self.norm2(h) * (1 + scale) + shift                        # (B, C, H, W)
         else:
-            h = self.norm2(h + told)                                       # (B, C, H, W)
+            h = self.norm2(h + modulation)                                 # (B, C, H, W)
         h = self.conv2(self.dropout(F.silu(h)))                            # (B, C, H, W)
         return self.skip(x) + h
 

@@ -44,7 +44,7 @@ class NormalizingFlowNet(nn.Module):
         self.sizes = [torch.Size(shape).numel() for shape in done]
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise (B, C H W) of images (B, C, H, W) in [-1/2, 1/2) told `cond` (B, D), and log |det|, (B,) float64."""
+        """Noise (B, C H W) of images (B, C, H, W) in [-1/2, 1/2) given `cond` (B, D), and log |det|, (B,) float64."""
         parts, logdet = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for level, prior in zip(self.levels, self.priors, strict=True):
             z, change = level(x, cond)                                     # (B, C', H', W')
@@ -105,7 +105,7 @@ def glow(
     image_size: PositiveInt,
     image_channels: PositiveInt,
     width: Width,
-    levels: PositiveInt,
+    n_levels: PositiveInt,
     steps: PositiveInt,
     cond_dim: PositiveInt,
 ) -> NormalizingFlowNet:
@@ -115,30 +115,30 @@ def glow(
     was worth 0.22 bits/dim after 12,800 images of shapes.
 
     Args:
-        image_size: side of the images; halves evenly `levels` times.
+        image_size: side of the images; halves evenly `n_levels` times.
         image_channels: channels of the images.
         width: channels inside the couplings.
-        levels: sizes at which the flow works, from half the image's on.
+        n_levels: sizes at which the flow works, from half the image's on.
         steps: couplings at each of them.
         cond_dim: size of the condition.
 
     Raises:
         UserError: the image size does not halve evenly.
     """
-    _halves(image_size, levels)
+    _halves(image_size, n_levels)
     chains, priors, done = [], [], []
     channels, size = image_channels, image_size
-    for level in range(levels):
+    for level in range(n_levels):
         channels, size = 4 * channels, size // 2
         layers: list[nn.Module] = [Squeeze()]
         for _ in range(steps):
             layers += [ActNorm(channels), InvertibleConv(channels), AffineCoupling(channels, width, cond_dim)]
         chains.append(Chain([Logit(), *layers] if level == 0 else layers))
-        if level < levels - 1:
+        if level < n_levels - 1:
             channels //= 2
             priors.append(GaussianPrior(ZeroConv(channels, 2 * channels)))
         done.append((channels, size, size))
-    return NormalizingFlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
+    return NormalizingFlowNet(chains, [*priors, _conditional_prior(done[-1], cond_dim)], done)
 
 
 def realnvp(
@@ -146,8 +146,8 @@ def realnvp(
     image_size: PositiveInt,
     image_channels: PositiveInt,
     width: Width,
-    levels: PositiveInt,
-    blocks: PositiveInt,
+    n_levels: PositiveInt,
+    n_blocks: PositiveInt,
     cond_dim: PositiveInt,
 ) -> NormalizingFlowNet:
     """Couplings of checkerboards and of channels at each level (Dinh et al. 2017, RealNVP, 3.6).
@@ -157,26 +157,26 @@ def realnvp(
     paper's batch norm, whose moving averages at evaluation are not the map that was trained.
 
     Args:
-        image_size: side of the images; halves evenly `levels` - 1 times.
+        image_size: side of the images; halves evenly `n_levels` - 1 times.
         image_channels: channels of the images.
         width: channels inside the couplings at full size, doubled at each halving.
-        levels: sizes at which the flow works.
-        blocks: residual blocks in a coupling.
+        n_levels: sizes at which the flow works.
+        n_blocks: residual blocks in a coupling.
         cond_dim: size of the condition.
 
     Raises:
         UserError: the image size does not halve evenly.
     """
-    _halves(image_size, levels - 1)
+    _halves(image_size, n_levels - 1)
 
     def coupled(channels: int, masks: list[Tensor], width: int) -> list[nn.Module]:
-        pairs = ([ActNorm(channels), MaskedCoupling(channels, mask, width, blocks, cond_dim)] for mask in masks)
+        pairs = ([ActNorm(channels), MaskedCoupling(channels, mask, width, n_blocks, cond_dim)] for mask in masks)
         return [layer for pair in pairs for layer in pair]
 
     chains, done = [], []
     channels, size = image_channels, image_size
-    for level in range(levels):
-        last = level == levels - 1
+    for level in range(n_levels):
+        last = level == n_levels - 1
         boards = [checkerboard(size, phase) for phase in ((0, 1, 0, 1) if last else (0, 1, 0))]
         layers = coupled(channels, boards, width)
         if not last:
@@ -186,8 +186,8 @@ def realnvp(
             channels //= 2
         chains.append(Chain([Logit(), *layers] if level == 0 else layers))
         done.append((channels, size, size))
-    priors = [StandardPrior() for _ in range(levels - 1)]
-    return NormalizingFlowNet(chains, [*priors, _told(done[-1], cond_dim)], done)
+    priors = [StandardPrior() for _ in range(n_levels - 1)]
+    return NormalizingFlowNet(chains, [*priors, _conditional_prior(done[-1], cond_dim)], done)
 
 
 def _halves(image_size: int, times: int) -> None:
@@ -197,7 +197,7 @@ def _halves(image_size: int, times: int) -> None:
         raise UserError("data.image_size", image_size, problem, f"data.image_size={nearest}")
 
 
-def _told(shape: Shape, cond_dim: int) -> GaussianPrior:
+def _conditional_prior(shape: Shape, cond_dim: int) -> GaussianPrior:
     """A prior that the condition moves, each number on its own."""
     channels, height, width = shape
     net = zeroed(nn.Linear(cond_dim, 2 * channels * height * width))

@@ -21,16 +21,17 @@ class UNetTranslator(nn.Module):
     """4x4 convolutions of stride 2 down and up again, each map of the way down handed over to the way up.
 
     Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.1 and appendix
-    6.1.1. Theirs for 256 px: width 64, downs 8, n_dropout 3, 54.414 M weights.
+    6.1.1. Theirs for 256 px: width 64, n_downs 8, n_dropout 3, 54.414 M weights.
 
     Args:
-        image_size: side of the images in training, a multiple of 2**downs; sources of any such sides are translated.
+        image_size: side of the images in training, a multiple of 2**n_downs; sources of any such sides are translated.
         in_channels: channels of the source.
-        levels: planes that each plane of the source becomes, 1 = the plane itself. More are for label maps, whose grey
-            levels are names: each becomes a plane of its own (`spread`), as the U-Net alone learns names slowly.
+        source_levels: planes that each plane of the source becomes, 1 = the plane itself. More are for label maps,
+            whose grey levels are names: each becomes a plane of its own (`spread`), as the U-Net alone learns names
+            slowly.
         image_channels: channels of the result.
         width: channels of the first map; twice as many at each halving, at most 8 times.
-        downs: halvings.
+        n_downs: halvings.
         norm: behind all convolutions but the outermost two and the innermost. "instance": each map of each image by its
             own mean and variance, with a learned scale and shift, which is what the published batch norm is in training
             and sampling alike at their batch size of 1. "batch": by those of the batch in training and by running
@@ -46,26 +47,26 @@ class UNetTranslator(nn.Module):
         *,
         image_size: PositiveInt,
         in_channels: PositiveInt,
-        levels: PositiveInt,
+        source_levels: PositiveInt,
         image_channels: PositiveInt,
         width: PositiveInt,
-        downs: PositiveInt,
+        n_downs: PositiveInt,
         norm: Norm,
         n_dropout: NonNegInt,
     ) -> None:
         super().__init__()
-        if image_size % 2**downs:
-            problem = f"{image_size} px cannot be halved {downs} times"
-            raise UserError(".downs", downs, problem, _fix(image_size, downs))
-        if n_dropout >= downs:
-            problem, fix = f"{downs} halvings have {downs - 1} such blocks", f".n_dropout={downs - 1}"
+        if image_size % 2**n_downs:
+            problem = f"{image_size} px cannot be halved {n_downs} times"
+            raise UserError(".n_downs", n_downs, problem, _fix(image_size, n_downs))
+        if n_dropout >= n_downs:
+            problem, fix = f"{n_downs} halvings have {n_downs - 1} such blocks", f".n_dropout={n_downs - 1}"
             raise UserError(".n_dropout", n_dropout, problem, fix)
         self.in_channels, self.image_channels = in_channels, image_channels
-        self.levels, self.multiple, self.n_dropout = levels, 2**downs, n_dropout
-        self.widths = [width * min(8, 2**i) for i in range(downs)]
-        self.first = _down(in_channels * levels, width, norm, normed=False)
+        self.source_levels, self.size_divisor, self.n_dropout = source_levels, 2**n_downs, n_dropout
+        self.widths = [width * min(8, 2**i) for i in range(n_downs)]
+        self.first = _down(in_channels * source_levels, width, norm, normed=False)
         self.downs = nn.ModuleList(
-            nn.Sequential(nn.LeakyReLU(0.2), *_down(n_in, n_out, norm, normed=i < downs - 2))
+            nn.Sequential(nn.LeakyReLU(0.2), *_down(n_in, n_out, norm, normed=i < n_downs - 2))
             for i, (n_in, n_out) in enumerate(pairwise(self.widths))
         )
         inner = [self.widths[-1], *(2 * n for n in self.widths[-2::-1])]   # what comes up, with what was handed over
@@ -88,11 +89,11 @@ class UNetTranslator(nn.Module):
         """Images (B, C, H, W) float32 in [-1, 1].
 
         Args:
-            source: (B, C', H, W), sides multiples of 2**downs.
+            source: (B, C', H, W), sides multiples of 2**n_downs.
             masks: (B, c, h, w) each, as `mask_shapes` tells, of 0 and 1 / (1 - p).
         """
-        told = source if self.levels == 1 else spread(source, self.levels) # (B, C' levels, H, W)
-        h = self.first(told)                                               # (B, width, H / 2, W / 2)
+        planes = source if self.source_levels == 1 else spread(source, self.source_levels) # (B, C' levels, H, W)
+        h = self.first(planes)                                             # (B, width, H / 2, W / 2)
         over = []
         for down in self.downs:
             over.append(h)
@@ -133,8 +134,8 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=True)
 
 
-def _fix(image_size: int, downs: int) -> str:
-    fitting = [n for n in range(1, downs) if image_size % 2**n == 0]
+def _fix(image_size: int, n_downs: int) -> str:
+    fitting = [n for n in range(1, n_downs) if image_size % 2**n == 0]
     if fitting:
-        return f".downs={fitting[-1]}"
-    return f"data.image_size={2**downs * max(1, round(image_size / 2**downs))}"
+        return f".n_downs={fitting[-1]}"
+    return f"data.image_size={2**n_downs * max(1, round(image_size / 2**n_downs))}"

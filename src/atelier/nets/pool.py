@@ -14,15 +14,15 @@ class ImagePool(nn.Module):
 
     Args:
         size: images kept; 0 keeps none and gives every image back.
-        image_size, channels: side and channels of the images.
+        image_size, image_channels: side and channels of the images.
     """
 
     images: Tensor
 
-    def __init__(self, *, size: NonNegInt, image_size: PositiveInt, channels: PositiveInt) -> None:
+    def __init__(self, *, size: NonNegInt, image_size: PositiveInt, image_channels: PositiveInt) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("images", torch.zeros(size, channels, image_size, image_size))
+        self.register_buffer("images", torch.zeros(size, image_channels, image_size, image_size))
 
     @torch.no_grad()
     def swapped(self, new: Tensor, seen: int) -> Tensor:

@@ -24,9 +24,9 @@ from atelier.nets.layers import n_halvings
 GROUP = 4  # of the minibatch deviation
 
 
-def widths(image_size: int, base: int, most: int) -> list[int]:
-    """Channels of the maps from 4x4 up: `base` / size, at most `most`."""
-    return [min(most, base // 2 ** (i + 2)) for i in range(n_halvings(image_size) + 1)]
+def widths(image_size: int, channel_base: int, channel_max: int) -> list[int]:
+    """Channels of the maps from 4x4 up: `channel_base` / size, at most `channel_max`."""
+    return [min(channel_max, channel_base // 2 ** (i + 2)) for i in range(n_halvings(image_size) + 1)]
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class GrowingSynthesis(nn.Module):
         self.top = len(channels) - 1
         self.colours = nn.ModuleList(EqualizedConv(n, image_channels, 1) for n in channels)
 
-    def painted(self, maps: list[Tensor], level: float) -> Tensor:
+    def to_rgb(self, maps: list[Tensor], level: float) -> Tensor:
         """The image (B, C, H, W) float32 of a level, of the maps of all sizes up to it."""
         k, part = math.ceil(level), level % 1
         image = self.colours[k](maps[k]).float()
@@ -77,7 +77,8 @@ class ProGenerator(GrowingSynthesis):
         image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
-        base, most: channels of a map of size s are base / s, at most `most`; published: 16384, 512.
+        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`; published: 16384,
+            512.
     """
 
     def __init__(
@@ -87,10 +88,10 @@ class ProGenerator(GrowingSynthesis):
         image_channels: PositiveInt,
         noise_dim: PositiveInt,
         cond_dim: NonNegInt,
-        base: PositiveInt,
-        most: PositiveInt,
+        channel_base: PositiveInt,
+        channel_max: PositiveInt,
     ) -> None:
-        channels = widths(image_size, base, most)
+        channels = widths(image_size, channel_base, channel_max)
         super().__init__(image_channels, channels)
         self.noise_dim = noise_dim
         self.start = nn.Parameter(torch.randn(noise_dim + cond_dim, channels[0], 4, 4))
@@ -102,15 +103,15 @@ class ProGenerator(GrowingSynthesis):
 
     def forward(self, z: Tensor, cond: Tensor, level: float) -> Tensor:
         """Images (B, C, H, W) float32 of the level's size."""
-        told = pixel_norm(torch.cat([z, cond], dim=1))                     # (B, Z + E)
-        h = torch.einsum("bz,zchw->bchw", told, self.start * self.scale) + self.bias
+        latent = pixel_norm(torch.cat([z, cond], dim=1))                   # (B, Z + E)
+        h = torch.einsum("bz,zchw->bchw", latent, self.start * self.scale) + self.bias
         h, maps = pixel_norm(active(h)), []
         for k in range(math.ceil(level) + 1):
             h = doubled(h) if k else h
             for conv in self.blocks[k]:
                 h = pixel_norm(active(conv(h)))                            # (B, C, H, W)
             maps.append(h)
-        return self.painted(maps, level)
+        return self.to_rgb(maps, level)
 
 
 class ProDiscriminator(nn.Module):
@@ -122,7 +123,7 @@ class ProDiscriminator(nn.Module):
         image_size: a power of two from 8 up.
         image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        base, most: channels of a map of size s are base / s, at most `most`, as the generator's.
+        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`, as the generator's.
     """
 
     def __init__(
@@ -131,11 +132,11 @@ class ProDiscriminator(nn.Module):
         image_size: PositiveInt,
         image_channels: PositiveInt,
         cond_dim: NonNegInt,
-        base: PositiveInt,
-        most: PositiveInt,
+        channel_base: PositiveInt,
+        channel_max: PositiveInt,
     ) -> None:
         super().__init__()
-        channels = widths(image_size, base, most)
+        channels = widths(image_size, channel_base, channel_max)
         self.top, self.cond_dim, n = len(channels) - 1, cond_dim, channels[0]
         self.colours = nn.ModuleList(EqualizedConv(image_channels, c, 1) for c in channels)
         self.blocks = nn.ModuleList(two_convolutions(large, large, small) for small, large in pairwise(channels))

@@ -17,7 +17,7 @@ from atelier.core.ranges import NonNegFloat, PositiveInt, Probability
 
 EPS = 1e-5  # of Laplace smoothing (van den Oord et al. 2017, appendix A.1)
 LLOYD_STEPS = 10
-CERTAIN = -20.0  # log-variance of a latent that is no draw: a deviation of 5e-5
+DETERMINISTIC_LOGVAR = -20.0  # log-variance of a latent that is no draw: a deviation of 5e-5
 
 
 class Quantized(NamedTuple):
@@ -51,11 +51,11 @@ class VectorQuantizer(nn.Module):
         n_codes: K.
         dim: D.
         update: learning rule of the codebook.
-        decay: decay of the statistics per step.
-        commitment: beta; it moves the encoder, never the codebook.
-        kmeans: start from k-means of the first training batch.
-        revive_below: an entry that fewer vectors than this choose (running mean per step, over all ranks) is put where
-            a vector of the batch is, drawn in proportion to its squared distance from its code; 0 = never.
+        ema_decay: decay of the statistics per step.
+        commitment_weight: beta; it moves the encoder, never the codebook.
+        kmeans_init: start from k-means of the first training batch.
+        dead_code_threshold: an entry that fewer vectors than this choose (running mean per step, over all ranks) is put
+            where a vector of the batch is, drawn in proportion to its squared distance from its code; 0 = never.
     """
 
     codebook: Tensor
@@ -69,14 +69,15 @@ class VectorQuantizer(nn.Module):
         n_codes: PositiveInt,
         dim: PositiveInt,
         update: Literal["ema", "gradient"],
-        decay: Probability,
-        commitment: NonNegFloat,
-        kmeans: bool,
-        revive_below: NonNegFloat,
+        ema_decay: Probability,
+        commitment_weight: NonNegFloat,
+        kmeans_init: bool,
+        dead_code_threshold: NonNegFloat,
     ) -> None:
         super().__init__()
         self.n_codes, self.dim, self.update = n_codes, dim, update
-        self.decay, self.commitment, self.revive_below = decay, commitment, revive_below
+        self.ema_decay, self.commitment_weight = ema_decay, commitment_weight
+        self.dead_code_threshold = dead_code_threshold
         start = torch.empty(n_codes, dim).uniform_(-1 / n_codes, 1 / n_codes)
         if update == "gradient":
             self.codebook = nn.Parameter(start)
@@ -84,7 +85,7 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("codebook", start)
             self.register_buffer("sums", start.clone())
         self.register_buffer("counts", torch.ones(n_codes))
-        self.register_buffer("started", torch.tensor(not kmeans))
+        self.register_buffer("started", torch.tensor(not kmeans_init))
         self._looked = False  # at the flag: once, not in every step
 
     def forward(self, z: Tensor) -> Quantized:
@@ -95,7 +96,7 @@ class VectorQuantizer(nn.Module):
             self._start(vectors)
         codes = nearest(vectors, self.codebook).unflatten(0, (len(z), *z.shape[2:]))       # (B, h, w)
         e = self.embed(codes)                                              # (B, D, h, w)
-        loss = self.commitment * F.mse_loss(z, e.detach())
+        loss = self.commitment_weight * F.mse_loss(z, e.detach())
         if self.update == "gradient":
             loss = loss + F.mse_loss(e, z.detach())
         if self.training:
@@ -130,27 +131,27 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _learn(self, vectors: Tensor, codes: Tensor) -> None:
         """Statistics of all ranks' vectors, in one exchange together with the places of revived codes."""
-        told = [tallied(vectors, codes, self.n_codes)]                     # (K, D + 1)
-        if self.revive_below > 0:
+        totals = [tallied(vectors, codes, self.n_codes)]                   # (K, D + 1)
+        if self.dead_code_threshold > 0:
             far = (vectors - self.codebook[codes]).square().sum(1)         # (N,)
-            told.append(ranks.from_first(drawn(vectors, far, self.n_codes)))    # (K, D)
-        told = ranks.summed(torch.cat(told, dim=1))
-        self.counts.lerp_(told[:, self.dim], 1 - self.decay)
+            totals.append(ranks.from_first(drawn(vectors, far, self.n_codes)))  # (K, D)
+        totals = ranks.summed(torch.cat(totals, dim=1))
+        self.counts.lerp_(totals[:, self.dim], 1 - self.ema_decay)
         if self.update == "ema":
-            self.sums.lerp_(told[:, : self.dim], 1 - self.decay)
+            self.sums.lerp_(totals[:, : self.dim], 1 - self.ema_decay)
             total = self.counts.sum()
             smoothed = (self.counts + EPS) / (total + self.n_codes * EPS) * total
             self.codebook.copy_(self.sums / smoothed[:, None])
-        if self.revive_below > 0:
-            self._revive(told[:, self.dim + 1 :])
+        if self.dead_code_threshold > 0:
+            self._revive(totals[:, self.dim + 1 :])
 
     def _revive(self, places: Tensor) -> None:
         """Codes in too little use start anew at `places` (K, D), as if used twice as much as they must be."""
-        dead = self.counts < self.revive_below                             # (K,)
+        dead = self.counts < self.dead_code_threshold                      # (K,)
         self.codebook.copy_(torch.where(dead[:, None], places, self.codebook))
-        self.counts.masked_fill_(dead, 2 * self.revive_below)
+        self.counts.masked_fill_(dead, 2 * self.dead_code_threshold)
         if self.update == "ema":
-            self.sums.copy_(torch.where(dead[:, None], places * 2 * self.revive_below, self.sums))
+            self.sums.copy_(torch.where(dead[:, None], places * 2 * self.dead_code_threshold, self.sums))
 
 
 class FSQ(nn.Module):
@@ -244,9 +245,9 @@ def kmeans(vectors: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """
     centres = ranks.summed(ranks.from_first(seeds(vectors, n)))               # (n, D)
     for _ in range(LLOYD_STEPS):
-        told = ranks.summed(tallied(vectors, nearest(vectors, centres), n))  # (n, D + 1)
-        counts = told[:, -1]                                               # (n,)
-        centres = torch.where(counts[:, None] > 0, told[:, :-1] / counts.clamp(min=1)[:, None], centres)
+        totals = ranks.summed(tallied(vectors, nearest(vectors, centres), n)) # (n, D + 1)
+        counts = totals[:, -1]                                             # (n,)
+        centres = torch.where(counts[:, None] > 0, totals[:, :-1] / counts.clamp(min=1)[:, None], centres)
     return centres, counts
 
 

@@ -31,8 +31,8 @@ class R3Generator(nn.Module):
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         width: channels at full size; twice as many at each halving.
-        most: channels of any map.
-        blocks: residual blocks of each size.
+        channel_max: channels of any map.
+        n_blocks: residual blocks of each size.
         group_width: channels of a group of the 3x3 convolutions, or as many as divide a map's.
     """
 
@@ -44,18 +44,18 @@ class R3Generator(nn.Module):
         noise_dim: PositiveInt,
         cond_dim: NonNegInt,
         width: PositiveInt,
-        most: PositiveInt,
-        blocks: PositiveInt,
+        channel_max: PositiveInt,
+        n_blocks: PositiveInt,
         group_width: PositiveInt,
     ) -> None:
         super().__init__()
-        widths = _widths(image_size, width, most)
-        self.noise_dim, n = noise_dim, len(widths) * blocks
+        widths = _widths(image_size, width, channel_max)
+        self.noise_dim, n = noise_dim, len(widths) * n_blocks
         self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
         self.weigh = scaled(nn.Linear(noise_dim + cond_dim, widths[0], bias=False), 1.0)
-        stages: list[nn.Module] = [*residuals(widths[0], blocks, group_width, n)]
+        stages: list[nn.Module] = [*residuals(widths[0], n_blocks, group_width, n)]
         for n_in, n_out in pairwise(widths):
-            stages += [*changed(n_in, n_out), UpFiltered(TAPS), *residuals(n_out, blocks, group_width, n)]
+            stages += [*changed(n_in, n_out), UpFiltered(TAPS), *residuals(n_out, n_blocks, group_width, n)]
         self.stages = nn.Sequential(*stages)
         self.pixels = scaled(nn.Conv2d(widths[-1], image_channels, 1, bias=False), 1.0)
 
@@ -75,8 +75,8 @@ class R3Discriminator(nn.Module):
         image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
         width: channels at full size; twice as many at each halving.
-        most: channels of any map.
-        blocks: residual blocks of each size.
+        channel_max: channels of any map.
+        n_blocks: residual blocks of each size.
         group_width: channels of a group of the 3x3 convolutions, or as many as divide a map's.
     """
 
@@ -87,18 +87,18 @@ class R3Discriminator(nn.Module):
         image_channels: PositiveInt,
         cond_dim: NonNegInt,
         width: PositiveInt,
-        most: PositiveInt,
-        blocks: PositiveInt,
+        channel_max: PositiveInt,
+        n_blocks: PositiveInt,
         group_width: PositiveInt,
     ) -> None:
         super().__init__()
-        widths = _widths(image_size, width, most)
-        self.alone, self.cond_dim, n = True, cond_dim, len(widths) * blocks
+        widths = _widths(image_size, width, channel_max)
+        self.per_sample, self.cond_dim, n = True, cond_dim, len(widths) * n_blocks
         down = widths[::-1]
         self.pixels = scaled(nn.Conv2d(image_channels, down[0], 1, bias=False), 1.0)
-        stages: list[nn.Module] = [*residuals(down[0], blocks, group_width, n)]
+        stages: list[nn.Module] = [*residuals(down[0], n_blocks, group_width, n)]
         for n_in, n_out in pairwise(down):
-            stages += [DownFiltered(TAPS), *changed(n_in, n_out), *residuals(n_out, blocks, group_width, n)]
+            stages += [DownFiltered(TAPS), *changed(n_in, n_out), *residuals(n_out, n_blocks, group_width, n)]
         self.stages = nn.Sequential(*stages)
         self.basis = scaled(nn.Conv2d(down[-1], down[-1], 4, groups=down[-1], bias=False), 1.0)
         self.score = scaled(nn.Linear(down[-1], cond_dim or 1, bias=False), 1.0)
@@ -146,6 +146,6 @@ def scaled(layer: M, gain: float) -> M:
     return layer
 
 
-def _widths(image_size: int, width: int, most: int) -> list[int]:
+def _widths(image_size: int, width: int, channel_max: int) -> list[int]:
     """Of the maps from 4x4 up."""
-    return [min(most, width * 2**i) for i in range(n_halvings(image_size) + 1)][::-1]
+    return [min(channel_max, width * 2**i) for i in range(n_halvings(image_size) + 1)][::-1]

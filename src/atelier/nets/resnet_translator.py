@@ -22,10 +22,10 @@ class ResNetTranslator(nn.Module):
     Args:
         in_channels, image_channels: channels of the source and of the image, which ends in tanh.
         width: k, channels at full size; twice as many at each halving.
-        downs: halvings; published: 2.
+        n_downs: halvings; published: 2.
         n_blocks: residual blocks at the smallest size; published: 6 for 128 px, 9 for 256 px and more.
-        patch: pixels a side that are made channels before the first convolution and pixels again after the last one,
-            which spares small machines the full size; published: 1.
+        patch_size: pixels a side that are made channels before the first convolution and pixels again after the last
+            one, which spares small machines the full size; published: 1.
         norm: "instance" as published, without scale and shift; "group": GroupNorm, which leaves a map its mean.
         padding: "reflect" as published, or "zeros".
         residual: the net says what is to be added to twice the source before the tanh, and starts with nothing; the
@@ -41,23 +41,24 @@ class ResNetTranslator(nn.Module):
         in_channels: PositiveInt,
         image_channels: PositiveInt,
         width: PositiveInt,
-        downs: NonNegInt,
+        n_downs: NonNegInt,
         n_blocks: PositiveInt,
-        patch: PositiveInt,
+        patch_size: PositiveInt,
         norm: Literal["instance", "group"],
         padding: Literal["reflect", "zeros"],
         residual: bool,
     ) -> None:
         super().__init__()
-        if width < (folded := image_channels * patch**2) and not residual:
-            problem = f"patch {patch} makes {folded} numbers of each place of so wide a map"
+        if width < (folded := image_channels * patch_size**2) and not residual:
+            problem = f"patch {patch_size} makes {folded} numbers of each place of so wide a map"
             raise UserError(".width", width, problem, f".width={folded}")
-        self.residual, self.multiple = residual, patch * 2**downs
+        self.residual, self.size_divisor = residual, patch_size * 2**n_downs
         make = nn.InstanceNorm2d if norm == "instance" else group_norm
-        ends, widths = 7 if patch == 1 else 3, [width * 2**i for i in range(downs + 1)]
-        layers: list[nn.Module] = [nn.PixelUnshuffle(patch)]
-        layers += _block(nn.Conv2d(in_channels * patch**2, width, ends, padding=ends // 2, padding_mode=padding), make)
-        looked_at = {0: in_channels * patch**2}
+        ends, widths = 7 if patch_size == 1 else 3, [width * 2**i for i in range(n_downs + 1)]
+        layers: list[nn.Module] = [nn.PixelUnshuffle(patch_size)]
+        stem = nn.Conv2d(in_channels * patch_size**2, width, ends, padding=ends // 2, padding_mode=padding)
+        layers += _block(stem, make)
+        looked_at = {0: in_channels * patch_size**2}
         for n in widths[:-1]:
             looked_at[len(layers)] = 2 * n
             layers += _block(nn.Conv2d(n, 2 * n, 3, stride=2, padding=1), make)
@@ -66,7 +67,7 @@ class ResNetTranslator(nn.Module):
         for n in widths[:0:-1]:
             layers += _block(nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), make)
         last = nn.Conv2d(width, folded, ends, padding=ends // 2, padding_mode=padding)
-        self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(patch)).apply(as_published)
+        self.layers = nn.Sequential(*layers, last, nn.PixelShuffle(patch_size)).apply(as_published)
         if residual:
             nn.init.zeros_(last.weight)
         self.looked_at = looked_at
@@ -103,13 +104,13 @@ class TranslatorBlock(nn.Module):
         return x + self.norm2(self.conv2(h))
 
 
-def check_divides(image_size: int, multiple: int) -> None:
+def check_divides(image_size: int, size_divisor: int) -> None:
     """Raises:
     UserError: images of this size do not divide as often as the nets halve them.
     """
-    if image_size % multiple:
-        fix = f"data.image_size={max(1, round(image_size / multiple)) * multiple}"
-        raise UserError("data.image_size", image_size, f"this net needs a multiple of {multiple}", fix)
+    if image_size % size_divisor:
+        fix = f"data.image_size={max(1, round(image_size / size_divisor)) * size_divisor}"
+        raise UserError("data.image_size", image_size, f"this net needs a multiple of {size_divisor}", fix)
 
 
 def _block(conv: nn.Module, make: Callable[[int], nn.Module]) -> list[nn.Module]:

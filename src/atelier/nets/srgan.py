@@ -23,7 +23,7 @@ SLOPE = 0.2  # of the discriminator's leaky ReLU
 
 
 class SRResNet(nn.Module):
-    """Images to images `factor` times as wide (Ledig et al. 2017, figure 4).
+    """Images to images `scale_factor` times as wide (Ledig et al. 2017, figure 4).
 
     k9n64 and PReLU; residual blocks k3n64 with a PReLU between their two convolutions; k3n64 and a skip over all
     blocks; a convolution, a pixel shuffle (Shi et al. 2016) and a PReLU for each doubling; k9 to the image. The slope
@@ -33,11 +33,11 @@ class SRResNet(nn.Module):
     Args:
         image_channels: channels of source and result.
         width: channels.
-        blocks: residual blocks.
-        factor: width of a result in widths of its source.
+        n_blocks: residual blocks.
+        scale_factor: width of a result in widths of its source.
         kernel: side of the first and the last kernel, which at 9 costs more than all blocks of a small net; later
             practice has 3.
-        batch_norm: behind the convolutions of the blocks and the one after them, its running statistics at test; later
+        norm: "batch" behind the convolutions of the blocks and the one after them, running statistics at test; later
             practice leaves it out (Lim et al. 2017, EDSR, 3.1; Wang et al. 2018, ESRGAN, 3.1).
         residual: the net adds to the bicubic enlargement of its source, from 0 on, instead of making the whole image
             (as in Kim et al. 2016, VDSR): small nets learn faster so.
@@ -48,20 +48,18 @@ class SRResNet(nn.Module):
         *,
         image_channels: PositiveInt,
         width: PositiveInt,
-        blocks: PositiveInt,
-        factor: Literal[2, 3, 4],
-        kernel: Literal[3, 9],
-        batch_norm: bool,
-        residual: bool,
+        n_blocks: PositiveInt,
+        scale_factor: Literal[2, 3, 4],
+        kernel: Literal[3, 9], norm: Literal["batch", "none"], residual: bool,
     ) -> None:
         super().__init__()
-        self.factor, self.residual = factor, residual
-        self.reach = _reach(blocks, factor, kernel)
+        self.scale_factor, self.residual, batch_norm = scale_factor, residual, norm == "batch"
+        self.receptive_radius = _reach(n_blocks, scale_factor, kernel)
         self.first = nn.Sequential(nn.Conv2d(image_channels, width, kernel, padding=kernel // 2), nn.PReLU(width))
-        body = [_Block(width, batch_norm) for _ in range(blocks)]
+        body = [_Block(width, batch_norm) for _ in range(n_blocks)]
         self.body = nn.Sequential(*body, *_layer(width, batch_norm))
         stages: list[nn.Module] = []
-        for times in STAGES[factor]:
+        for times in STAGES[scale_factor]:
             wider = nn.Conv2d(width, width * times**2, INNER, padding=INNER // 2)
             stages += [wider, nn.PixelShuffle(times), nn.PReLU(width)]
         self.up = nn.Sequential(*stages)
@@ -76,7 +74,7 @@ class SRResNet(nn.Module):
         if not self.residual:
             return made
         with float32(x.device):
-            return enlarged(x.float(), self.factor) + made                 # (B, C, f H, f W)
+            return enlarged(x.float(), self.scale_factor) + made           # (B, C, f H, f W)
 
 
 class _Block(nn.Module):
@@ -96,32 +94,32 @@ def _layer(width: int, batch_norm: bool) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(width)] if batch_norm else [convolution]
 
 
-def _reach(blocks: int, factor: int, kernel: int) -> int:
+def _reach(n_blocks: int, scale_factor: int, kernel: int) -> int:
     """How far a pixel of the result looks into the source: walked from the last layer back.
 
     The results of a source pixel are 0 .. factor - 1; each layer widens the span that they look at, each stage makes it
     coarser.
     """
-    low, high = -(kernel // 2), factor - 1 + kernel // 2
-    for times in STAGES[factor][::-1]:
+    low, high = -(kernel // 2), scale_factor - 1 + kernel // 2
+    for times in STAGES[scale_factor][::-1]:
         low, high = low // times - INNER // 2, high // times + INNER // 2
-    inside = (2 * blocks + 1) * (INNER // 2) + kernel // 2
+    inside = (2 * n_blocks + 1) * (INNER // 2) + kernel // 2
     return max(CUBIC, max(-low, high) + inside)
 
 
 class SRDiscriminator(nn.Module):
     """Images to one logit each (Ledig et al. 2017, figure 4).
 
-    Eight 3x3 convolutions of strides 1, 2, 1, 2, ..., leaky ReLU 0.2 and, with `batch_norm`, a norm behind all but the
-    first; then two dense layers, so that it sees one size only. Attribute `alone`: whether a logit is of its image
-    alone, as penalties want.
+    Eight 3x3 convolutions of strides 1, 2, 1, 2, ..., leaky ReLU 0.2 and a norm behind all but the first; then two
+    dense layers, so that it sees one size only. Attribute `per_sample`: whether a logit is of its image alone, as
+    penalties want.
 
     Args:
         image_size: side of the images.
         image_channels: channels of the images.
         width: channels of the first two convolutions, doubled at every second one; 64 as published.
         dense: size of the first dense layer; 1024 as published.
-        batch_norm: a norm behind convolutions, as published. Without, convolutions start from weights that keep the
+        norm: "batch": a norm behind convolutions, as published; "none": convolutions start from weights that keep the
             size of activations as norms would (He et al. 2015, eq. 15).
     """
 
@@ -132,16 +130,17 @@ class SRDiscriminator(nn.Module):
         image_channels: PositiveInt,
         width: PositiveInt,
         dense: PositiveInt,
-        batch_norm: bool = True,
+        norm: Literal["batch", "none"] = "batch",
     ) -> None:
         super().__init__()
-        self.alone = not batch_norm
+        self.per_sample = norm == "none"
         layers: list[nn.Module] = [nn.Conv2d(image_channels, width, INNER, padding=1), nn.LeakyReLU(SLOPE)]
         for (n_in, n_out), stride in zip(pairwise(width * k for k in WIDTHS), STRIDES[1:], strict=True):
-            norm = [nn.BatchNorm2d(n_out)] if batch_norm else []
-            layers += [nn.Conv2d(n_in, n_out, INNER, stride, padding=1, bias=self.alone), *norm, nn.LeakyReLU(SLOPE)]
+            norms = [] if self.per_sample else [nn.BatchNorm2d(n_out)]
+            convolution = nn.Conv2d(n_in, n_out, INNER, stride, padding=1, bias=self.per_sample)
+            layers += [convolution, *norms, nn.LeakyReLU(SLOPE)]
         self.layers = nn.Sequential(*layers)
-        if self.alone:
+        if self.per_sample:
             self.layers.apply(_kept_in_size)
         side = -(-image_size // 2 ** STRIDES.count(2))  # each stride rounds up
         self.head = nn.Sequential(nn.Linear(8 * width * side**2, dense), nn.LeakyReLU(SLOPE), nn.Linear(dense, 1))

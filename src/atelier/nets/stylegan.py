@@ -26,8 +26,8 @@ class Mapping(nn.Module):
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         style_dim: W.
-        depth: layers.
-        speed: learning rate of these layers as a factor of the other layers'.
+        n_layers: layers.
+        lr_multiplier: learning rate of these layers as a factor of the other layers'.
     """
 
     mean: Tensor
@@ -38,20 +38,21 @@ class Mapping(nn.Module):
         noise_dim: PositiveInt,
         cond_dim: NonNegInt,
         style_dim: PositiveInt,
-        depth: PositiveInt,
-        speed: PositiveFloat,
+        n_layers: PositiveInt,
+        lr_multiplier: PositiveFloat,
     ) -> None:
         super().__init__()
         self.noise_dim, self.style_dim = noise_dim, style_dim
-        self.told = EqualizedLinear(cond_dim, style_dim) if cond_dim else None
-        sizes = [noise_dim + (style_dim if cond_dim else 0), *[style_dim] * depth]
-        self.layers = nn.ModuleList(EqualizedLinear(n_in, n_out, speed=speed) for n_in, n_out in pairwise(sizes))
+        self.conditioning = EqualizedLinear(cond_dim, style_dim) if cond_dim else None
+        sizes = [noise_dim + (style_dim if cond_dim else 0), *[style_dim] * n_layers]
+        layers = (EqualizedLinear(n_in, n_out, lr_multiplier=lr_multiplier) for n_in, n_out in pairwise(sizes))
+        self.layers = nn.ModuleList(layers)
         self.register_buffer("mean", torch.zeros(style_dim))
 
     def forward(self, z: Tensor, cond: Tensor) -> Tensor:
         h = pixel_norm(z)                                                  # (B, Z)
-        if self.told is not None:
-            h = torch.cat([h, pixel_norm(self.told(cond))], dim=1)         # (B, Z + W)
+        if self.conditioning is not None:
+            h = torch.cat([h, pixel_norm(self.conditioning(cond))], dim=1) # (B, Z + W)
         for layer in self.layers:
             h = active(layer(h))
         return h.float()                                                   # (B, W)
@@ -129,7 +130,7 @@ class StyleSynthesis(GrowingSynthesis):
             for place in (2 * k, 2 * k + 1):
                 h = self.layers[place](h, styles[:, place], noises[place])         # (B, C, H, W)
             maps.append(h)
-        return self.painted(maps, level)
+        return self.to_rgb(maps, level)
 
 
 class StyleGenerator(nn.Module):
@@ -141,10 +142,11 @@ class StyleGenerator(nn.Module):
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         style_dim: size of a style.
-        depth: layers of the mapping.
-        mapping_speed: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs of 25 M
-            images.
-        base, most: channels of a map of size s are base / s, at most `most`; published: 16384, 512.
+        n_layers: layers of the mapping.
+        mapping_lr_multiplier: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs
+            of 25 M images.
+        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`; published: 16384,
+            512.
     """
 
     def __init__(
@@ -155,13 +157,13 @@ class StyleGenerator(nn.Module):
         noise_dim: PositiveInt,
         cond_dim: NonNegInt,
         style_dim: PositiveInt,
-        depth: PositiveInt,
-        mapping_speed: PositiveFloat = 0.01,
-        base: PositiveInt,
-        most: PositiveInt,
+        n_layers: PositiveInt,
+        mapping_lr_multiplier: PositiveFloat = 0.01,
+        channel_base: PositiveInt,
+        channel_max: PositiveInt,
     ) -> None:
         super().__init__()
-        sizes = {"noise_dim": noise_dim, "cond_dim": cond_dim, "style_dim": style_dim, "depth": depth}
-        self.mapping = Mapping(**sizes, speed=mapping_speed)
-        self.synthesis = StyleSynthesis(image_channels, widths(image_size, base, most), style_dim)
+        sizes = {"noise_dim": noise_dim, "cond_dim": cond_dim, "style_dim": style_dim, "n_layers": n_layers}
+        self.mapping = Mapping(**sizes, lr_multiplier=mapping_lr_multiplier)
+        self.synthesis = StyleSynthesis(image_channels, widths(image_size, channel_base, channel_max), style_dim)
         self.noise_dim, self.top = noise_dim, self.synthesis.top

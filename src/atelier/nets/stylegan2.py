@@ -113,10 +113,11 @@ class StyleGAN2Generator(nn.Module):
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
         style_dim: size of a style.
-        depth: layers of the mapping.
-        mapping_speed: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs of 25 M
-            images.
-        base, most: channels of a map of size s are base / s, at most `most`; published: 32768, 512 (configuration F).
+        n_layers: layers of the mapping.
+        mapping_lr_multiplier: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs
+            of 25 M images.
+        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`; published: 32768,
+            512 (configuration F).
     """
 
     def __init__(
@@ -127,15 +128,15 @@ class StyleGAN2Generator(nn.Module):
         noise_dim: PositiveInt,
         cond_dim: NonNegInt,
         style_dim: PositiveInt,
-        depth: PositiveInt,
-        mapping_speed: PositiveFloat = 0.01,
-        base: PositiveInt,
-        most: PositiveInt,
+        n_layers: PositiveInt,
+        mapping_lr_multiplier: PositiveFloat = 0.01,
+        channel_base: PositiveInt,
+        channel_max: PositiveInt,
     ) -> None:
         super().__init__()
-        sizes = {"noise_dim": noise_dim, "cond_dim": cond_dim, "style_dim": style_dim, "depth": depth}
-        self.mapping = Mapping(**sizes, speed=mapping_speed)
-        self.synthesis = Synthesis(image_channels, widths(image_size, base, most), style_dim)
+        sizes = {"noise_dim": noise_dim, "cond_dim": cond_dim, "style_dim": style_dim, "n_layers": n_layers}
+        self.mapping = Mapping(**sizes, lr_multiplier=mapping_lr_multiplier)
+        self.synthesis = Synthesis(image_channels, widths(image_size, channel_base, channel_max), style_dim)
         self.noise_dim = noise_dim
 
     def forward(self, z: Tensor, cond: Tensor, noises: list[Tensor]) -> Tensor:
@@ -153,7 +154,7 @@ class StyleGAN2Discriminator(nn.Module):
         image_size: a power of two from 8 up.
         image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        base, most: channels of a map of size s are base / s, at most `most`, as the generator's.
+        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`, as the generator's.
     """
 
     def __init__(
@@ -162,11 +163,11 @@ class StyleGAN2Discriminator(nn.Module):
         image_size: PositiveInt,
         image_channels: PositiveInt,
         cond_dim: NonNegInt,
-        base: PositiveInt,
-        most: PositiveInt,
+        channel_base: PositiveInt,
+        channel_max: PositiveInt,
     ) -> None:
         super().__init__()
-        channels = widths(image_size, base, most)[::-1]
+        channels = widths(image_size, channel_base, channel_max)[::-1]
         self.pixels = EqualizedConv(image_channels, channels[0], 1)
         self.blocks = nn.ModuleList(DownBlock(n_in, n_out) for n_in, n_out in pairwise(channels))
         n = channels[-1]

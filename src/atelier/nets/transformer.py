@@ -25,7 +25,7 @@ class CausalTransformer(nn.Module):
         n_codes: V.
         n_places: N.
         width: D.
-        depth: number of blocks.
+        n_layers: number of blocks.
         heads: K.
         dropout: on the embeddings and at the end of each residual branch.
         cond_dim: E.
@@ -40,7 +40,7 @@ class CausalTransformer(nn.Module):
         n_codes: PositiveInt,
         n_places: PositiveInt,
         width: PositiveInt,
-        depth: PositiveInt,
+        n_layers: PositiveInt,
         heads: PositiveInt,
         dropout: Probability,
         cond_dim: PositiveInt,
@@ -55,7 +55,7 @@ class CausalTransformer(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
         self.start = nn.Linear(cond_dim, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList([TransformerBlock(width, heads, dropout, cond_dim) for _ in range(depth)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads, dropout, cond_dim) for _ in range(n_layers)])
         self.norm = nn.LayerNorm(width)
         self.head = zeroed(nn.Linear(width, n_codes))
 
@@ -78,9 +78,9 @@ class CausalTransformer(nn.Module):
         return logits[:, 0], seen
 
     def _logits(self, h: Tensor, cond: Condition, seen: list[Seen] | None) -> tuple[Tensor, list[Seen]]:
-        h, told, now = self.dropout(h), F.silu(cond.vector), []
+        h, activated, now = self.dropout(h), F.silu(cond.vector), []
         for i, block in enumerate(self.blocks):
-            h, pair = block(h, told, seen[i] if seen else None)            # (B, N, D)
+            h, pair = block(h, activated, seen[i] if seen else None)       # (B, N, D)
             now.append(pair)
         return self.head(self.norm(h)).float(), now                        # (B, N, V)
 
@@ -91,16 +91,16 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float, cond_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.told = zeroed(nn.Linear(cond_dim, 4 * width))
+        self.conditioning = zeroed(nn.Linear(cond_dim, 4 * width))
         self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width)
         self.out = zeroed(nn.Linear(width, width))
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), zeroed(nn.Linear(4 * width, width)))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, told: Tensor, seen: Seen | None) -> tuple[Tensor, Seen]:
-        """x (B, N, D), told (B, E) activated; with `seen`, x is the one place after those."""
-        scale1, shift1, scale2, shift2 = self.told(told)[:, None].chunk(4, dim=2)    # (B, 1, D) each
+    def forward(self, x: Tensor, cond: Tensor, seen: Seen | None) -> tuple[Tensor, Seen]:
+        """x (B, N, D), cond (B, E) activated; with `seen`, x is the one place after those."""
+        scale1, shift1, scale2, shift2 = self.conditioning(cond)[:, None].chunk(4, dim=2) # (B, 1, D) each
         qkv = self.qkv(self.norm1(x) * (1 + scale1) + shift1)              # (B, N, 3 D)
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)       # (B, K, N, D / K) each
         if seen is not None:

@@ -20,13 +20,14 @@ class UNet(nn.Module):
         image_channels: channels of x.
         width: channels of the first level; the embedding has 4 times as many.
         multipliers: one level per entry, width * entry channels each, half the size of the one above.
-        blocks: residual blocks per level on the way down (one more on the way up).
+        n_blocks: residual blocks per level on the way down (one more on the way up).
         attention: map sizes at which each block is followed by attention; None: the smallest. The middle always has it.
         heads: of the attention.
         dropout: inside the residual blocks.
         scale_shift: how the embedding enters them, see `ResBlock`.
-        patch: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16 maps.
-            A fold of more numbers than `width` ends in `Pixels`, as its maps cannot hold what they are to give back.
+        patch_size: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16
+            maps. A fold of more numbers than `width` ends in `PixelHead`, as its maps cannot hold what they are to give
+            back.
         cond_dim: size of the condition's vector, added to the time's; None: unconditional.
 
     Raises:
@@ -40,27 +41,27 @@ class UNet(nn.Module):
         image_channels: PositiveInt,
         width: Width,
         multipliers: Levels,
-        blocks: PositiveInt,
+        n_blocks: PositiveInt,
         attention: list[PositiveInt] | None,
         heads: PositiveInt = 1,
         dropout: Probability = 0.0,
         scale_shift: bool = False,
-        patch: PositiveInt | None = 1,
+        patch_size: PositiveInt | None = 1,
         cond_dim: PositiveInt | None = None,
     ) -> None:
         super().__init__()
-        patch = patch or max(1, image_size // 16)
-        sizes = _map_sizes(image_size, patch, len(multipliers))
+        patch_size = patch_size or max(1, image_size // 16)
+        sizes = _map_sizes(image_size, patch_size, len(multipliers))
         attention = sizes[-1:] if attention is None else attention
         _check_attention(attention, sizes)
         widths = [width * m for m in multipliers]
         _check_heads(heads, [n for n, size in zip(widths, sizes, strict=True) if size in attention] + widths[-1:])
         dim = 4 * width
-        self.patch = patch
+        self.patch_size = patch_size
         self.shape = (image_channels, image_size, image_size)
         self.time = nn.Sequential(TimeEmbedding(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, dim)
-        self.stem = nn.Conv2d(image_channels * patch**2, width, 3, padding=1)
+        self.stem = nn.Conv2d(image_channels * patch_size**2, width, 3, padding=1)
 
         def block(n_in: int, level: int) -> UNetBlock:
             return UNetBlock(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in attention else 0)
@@ -69,7 +70,7 @@ class UNet(nn.Module):
         n, skips = width, [width]
         self.down = nn.ModuleList()
         for level in range(deepest + 1):
-            for _ in range(blocks):
+            for _ in range(n_blocks):
                 self.down.append(block(n, level))
                 skips.append(n := widths[level])
             if level < deepest:
@@ -78,13 +79,13 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList([UNetBlock(n, n, dim, dropout, scale_shift, k) for k in (heads, 0)])
         self.up = nn.ModuleList()
         for level in range(deepest, -1, -1):
-            for _ in range(blocks + 1):
+            for _ in range(n_blocks + 1):
                 self.up.append(block(n + skips.pop(), level))
                 n = widths[level]
             if level > 0:
                 self.up.append(Up(n))
-        folded = image_channels * patch**2
-        self.pixels = Pixels(n, image_channels, patch, dim) if folded > width else None
+        folded = image_channels * patch_size**2
+        self.pixels = PixelHead(n, image_channels, patch_size, dim) if folded > width else None
         last = nn.Identity() if self.pixels else zeroed(nn.Conv2d(n, folded, 3, padding=1))
         self.head = nn.Sequential(norm(n), nn.SiLU(), last)
 
@@ -94,7 +95,7 @@ class UNet(nn.Module):
         if self.cond is not None:
             embedding = embedding + self.cond(cond.vector)                     # (B, D)
         embedding = F.silu(embedding)
-        h = self.stem(F.pixel_unshuffle(x, self.patch))                    # (B, C, H / patch, W / patch)
+        h = self.stem(F.pixel_unshuffle(x, self.patch_size))               # (B, C, H / patch, W / patch)
         skips = [h]
         for layer in self.down:
             h = layer(h, embedding) if isinstance(layer, UNetBlock) else layer(h)
@@ -106,10 +107,10 @@ class UNet(nn.Module):
         h = self.head(h)                                                   # (B, C or C patch^2, H / patch, W / patch)
         if self.pixels is not None:
             return self.pixels(h, x, embedding)                            # (B, C, H, W)
-        return F.pixel_shuffle(h, self.patch)                              # (B, C, H, W)
+        return F.pixel_shuffle(h, self.patch_size)                         # (B, C, H, W)
 
 
-class Pixels(nn.Module):
+class PixelHead(nn.Module):
     """Maps to pixels beside the pixels that came in, where maps are narrower than what they fold.
 
     Noise has no shape that fewer numbers than its own could tell, so what a net says of it must see it: each pixel is
@@ -117,19 +118,19 @@ class Pixels(nn.Module):
     draw what lies finer than a map. 4 numbers a colour there cost less than a convolution from the maps to a wide fold.
     """
 
-    def __init__(self, n_in: int, image_channels: int, patch: int, dim: int) -> None:
+    def __init__(self, n_in: int, image_channels: int, patch_size: int, dim: int) -> None:
         super().__init__()
-        self.patch, self.widths = patch, [4 * image_channels, 4 * image_channels, image_channels]
-        self.spread = nn.Conv2d(n_in, self.widths[0] * patch**2, 1)
+        self.patch_size, self.widths = patch_size, [4 * image_channels, 4 * image_channels, image_channels]
+        self.spread = nn.Conv2d(n_in, self.widths[0] * patch_size**2, 1)
         self.look = nn.Conv2d(image_channels, self.widths[0], 3, padding=1)
         self.embedding = zeroed(nn.Linear(dim, sum(self.widths)))
         self.last = zeroed(nn.Conv2d(self.widths[0], image_channels, 3, padding=1))
 
     def forward(self, maps: Tensor, x: Tensor, embedding: Tensor) -> Tensor:
         """`maps` (B, n_in, H / patch, W / patch), x (B, C, H, W), `embedding` (B, D): maps and embedding activated."""
-        told = self.embedding(embedding)[:, :, None, None].split(self.widths, dim=1)
-        scale, shift, kept = told                                          # (B, 4 C, 1, 1) twice, (B, C, 1, 1)
-        h = F.pixel_shuffle(self.spread(maps), self.patch) + self.look(x)  # (B, 4 C, H, W)
+        modulation = self.embedding(embedding)[:, :, None, None].split(self.widths, dim=1)
+        scale, shift, kept = modulation                                    # (B, 4 C, 1, 1) twice, (B, C, 1, 1)
+        h = F.pixel_shuffle(self.spread(maps), self.patch_size) + self.look(x) # (B, 4 C, H, W)
         h = F.silu(h * (1 + scale) + shift)                                # (B, 4 C, H, W)
         return kept * x + self.last(h)                                     # (B, C, H, W)
 
@@ -146,13 +147,13 @@ class UNetBlock(nn.Module):
         return self.attention(self.residual(x, embedding))                 # (B, C, H, W)
 
 
-def _map_sizes(image_size: int, patch: int, levels: int) -> list[int]:
-    step = patch * 2 ** (levels - 1)
+def _map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
+    step = patch_size * 2 ** (n_levels - 1)
     if image_size % step:
-        problem = f"{levels} levels and patch {patch} need a multiple of {step}"
+        problem = f"{n_levels} levels and patch {patch_size} need a multiple of {step}"
         fix = f"data.image_size={-(-image_size // step) * step}"
         raise UserError("data.image_size", image_size, problem, fix)
-    return [image_size // patch // 2**i for i in range(levels)]
+    return [image_size // patch_size // 2**i for i in range(n_levels)]
 
 
 def _check_attention(attention: list[int], sizes: list[int]) -> None:

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from atelier.core.ranges import Levels, PositiveInt, Probability, Width
 from atelier.nets.autoencoder import Decoder, Encoder, Layout
-from atelier.nets.quantizers import CERTAIN, FSQ, Quantized, VectorQuantizer
+from atelier.nets.quantizers import DETERMINISTIC_LOGVAR, FSQ, Quantized, VectorQuantizer
 
 
 class VQGANNet(nn.Module):
     """Images to latents that are quantised before they are decoded (Esser et al. 2021; Rombach et al. 2022, VQ-reg).
 
     Args:
-        image_size, image_channels, width, multipliers, blocks, attention, middle_attention, norm_groups, dropout: the
+        image_size, image_channels, width, multipliers, n_blocks, attention, middle_attention, norm_groups, dropout: the
             fields of `Layout`.
         latent_channels: channels between encoder and decoder; 1x1 convolutions lead to the quantiser's own Z and back.
         quantizer: latents to codes.
@@ -26,7 +26,7 @@ class VQGANNet(nn.Module):
         image_channels: PositiveInt,
         width: Width,
         multipliers: Levels,
-        blocks: PositiveInt,
+        n_blocks: PositiveInt,
         attention: list[PositiveInt],
         middle_attention: bool,
         norm_groups: PositiveInt | None,
@@ -35,7 +35,7 @@ class VQGANNet(nn.Module):
         quantizer: VectorQuantizer | FSQ,
     ) -> None:
         super().__init__()
-        sizes = image_size, image_channels, width, multipliers, blocks
+        sizes = image_size, image_channels, width, multipliers, n_blocks
         self.layout = Layout(*sizes, attention, middle_attention, norm_groups, dropout)
         self.latent_shape = self.layout.latent_shape(quantizer.dim)
         self.code_shape = self.latent_shape[1:]
@@ -48,7 +48,7 @@ class VQGANNet(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents before they are quantised, (B, Z, h, w) float32, and -20 as their log-variance."""
         z = self.quant(self.encoder(x)).float()                                # (B, Z, h, w)
-        return z, z.new_full(z.shape, CERTAIN)
+        return z, z.new_full(z.shape, DETERMINISTIC_LOGVAR)
 
     def image(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 of quantised latents."""

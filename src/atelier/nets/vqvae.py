@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
-from atelier.nets.quantizers import CERTAIN, FSQ, Quantized, VectorQuantizer
+from atelier.nets.quantizers import DETERMINISTIC_LOGVAR, FSQ, Quantized, VectorQuantizer
 from atelier.nets.vae import decoder, encoder
 
 
@@ -21,9 +21,9 @@ class VQNet(nn.Module):
         image_size: side of the images; folds and halves evenly.
         image_channels: channels of the images.
         width: channels of the largest maps, doubled at each halving.
-        patch: 2 folds 2x2 pixels into channels first; None: folds down to 16x16 maps.
-        downs: halvings after that.
-        blocks: residual blocks at each map size, on the way down and on the way up.
+        patch_size: 2 folds 2x2 pixels into channels first; None: folds down to 16x16 maps.
+        n_downs: halvings after that.
+        n_blocks: residual blocks at each map size, on the way down and on the way up.
         quantizer: latents to codes.
 
     Raises:
@@ -36,22 +36,22 @@ class VQNet(nn.Module):
         image_size: PositiveInt,
         image_channels: PositiveInt,
         width: PositiveInt,
-        patch: PositiveInt | None,
-        downs: NonNegInt,
-        blocks: PositiveInt,
+        patch_size: PositiveInt | None,
+        n_downs: NonNegInt,
+        n_blocks: PositiveInt,
         quantizer: VectorQuantizer | FSQ,
     ) -> None:
         super().__init__()
-        patch = patch or max(1, image_size // 16)
-        step = patch * 2**downs
+        patch_size = patch_size or max(1, image_size // 16)
+        step = patch_size * 2**n_downs
         if image_size % step:
-            problem = f"patch {patch} and {downs} halvings need a multiple of {step}"
+            problem = f"patch {patch_size} and {n_downs} halvings need a multiple of {step}"
             raise UserError("data.image_size", image_size, problem, f"data.image_size={-(-image_size // step) * step}")
         self.quantizer, self.n_codes = quantizer, quantizer.n_codes
         self.code_shape = (image_size // step, image_size // step)
         self.latent_shape = (quantizer.dim, *self.code_shape)
-        self.encoder = encoder(image_channels, width, patch, downs, blocks, quantizer.dim)
-        self.decoder = decoder(quantizer.dim, width, patch, downs, blocks, image_channels)
+        self.encoder = encoder(image_channels, width, patch_size, n_downs, n_blocks, quantizer.dim)
+        self.decoder = decoder(quantizer.dim, width, patch_size, n_downs, n_blocks, image_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
         """Images (B, C, H, W) given back, and what they were quantised to."""
@@ -61,7 +61,7 @@ class VQNet(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, D, h, w) before quantisation, float32, and a log-variance that says they are certain."""
         z = self.encoder(x).float()                                        # (B, D, h, w)
-        return z, torch.full_like(z, CERTAIN)
+        return z, torch.full_like(z, DETERMINISTIC_LOGVAR)
 
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of latents (B, D, h, w), which are quantised first."""

@@ -55,40 +55,42 @@ def opened(path: Path, data: DataModule) -> Image.Image:
         UserError: it cannot be read.
     """
     try:
-        return decode(path, data.channels, getattr(data, "background", "white"), MAX_PIXELS)
+        return decode(path, data.image_channels, getattr(data, "background", "white"), MAX_PIXELS)
     except BadImage as error:
         raise UserError("source", path, str(error), "another file, or a folder without it") from error
 
 
-def tiled(whole: Callable[[Tensor], Tensor], x: Tensor, reach: int | None, multiple: int, factor: int) -> Tensor:
+def tiled(
+    whole: Callable[[Tensor], Tensor], x: Tensor, reach: int | None, size_divisor: int, scale_factor: int
+) -> Tensor:
     """whole(x) for an image (1, C, H, W) of any size, (1, C, factor H, factor W); in parts if it is large.
 
     Parts reach as far over their edges as the net sees, so they are those of the whole image.
 
     Args:
-        whole: what the net makes of an image, `factor` times as wide.
+        whole: what the net makes of an image, `scale_factor` times as wide.
         reach: pixels around its own place that a pixel of the result depends on; None: all, so no parts.
-        multiple: number that the places of the parts divide by.
-        factor: how many times as wide as its source a result is.
+        size_divisor: number that the places of the parts divide by.
+        scale_factor: how many times as wide as its source a result is.
     """
     height, width = x.shape[2:]
     if reach is None or max(height, width) <= TILE:
         return whole(x)
-    step, edge = -(-TILE // multiple) * multiple, -(-reach // multiple) * multiple
+    step, edge = -(-TILE // size_divisor) * size_divisor, -(-reach // size_divisor) * size_divisor
     rows = []
     for top in range(0, height, step):
         row = []
         for left in range(0, width, step):
             y, x0 = max(0, top - edge), max(0, left - edge)
             part = whole(x[:, :, y : top + step + edge, x0 : left + step + edge])
-            part = part[:, :, factor * (top - y) :, factor * (left - x0) :]
-            row.append(part[:, :, : factor * min(step, height - top), : factor * min(step, width - left)])
+            part = part[:, :, scale_factor * (top - y) :, scale_factor * (left - x0) :]
+            row.append(part[:, :, : scale_factor * min(step, height - top), : scale_factor * min(step, width - left)])
         rows.append(torch.cat(row, dim=3))
     return torch.cat(rows, dim=2)
 
 
-def continued(x: Tensor, multiple: int) -> Tensor:
-    """Sides that do not divide by `multiple`, or are shorter than `LEAST`, are continued by their last pixels."""
+def continued(x: Tensor, size_divisor: int) -> Tensor:
+    """Sides that do not divide by `size_divisor`, or are shorter than `LEAST`, are continued by their last pixels."""
     height, width = x.shape[2:]
-    right, below = (-(-max(side, LEAST) // multiple) * multiple - side for side in (width, height))
+    right, below = (-(-max(side, LEAST) // size_divisor) * size_divisor - side for side in (width, height))
     return F.pad(x, (0, right, 0, below), mode="replicate")

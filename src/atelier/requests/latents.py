@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atelier.core.rng import ImageRngs
 from atelier.losses.perceptual import Pyramid
-from atelier.models.base import Cond, Latent, Styled
+from atelier.models.base import Cond, Latent, StyleBased
 
 REACH = 3.0  # of a coordinate; deviations, where the prior is standard normal
 TRUNCATED = 1.5  # psi at the end of a row
@@ -39,7 +39,7 @@ def along(z: Tensor, coordinates: Tensor, part: Tensor) -> Tensor:
     return flat.scatter(1, where[:, None], steps[:, None]).unflatten(1, z.shape[1:])
 
 
-def truncated(model: Styled, z: Tensor, cond: Cond, index: Tensor, part: Tensor) -> Tensor:
+def truncated(model: StyleBased, z: Tensor, cond: Cond, index: Tensor, part: Tensor) -> Tensor:
     """Styles (n, L, W) of the latents at `index` (n,), at a share `part` (n,) of psi 0 .. TRUNCATED."""
     index, psi = index.to(z.device), (TRUNCATED * part).to(z)[:, None, None]
     return torch.lerp(model.styles(z, cond, 0.0)[index], model.styles(z, cond, 1.0)[index], psi)
@@ -61,9 +61,9 @@ def projection(model: Latent, x: Tensor, cond: Cond, rngs: ImageRngs, options: d
     What is brought down is the mean difference of pixels and of a pyramid of edges; a latent is held to its size.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        distance = Pyramid(levels=3).to(x.device)
+        distance = Pyramid(n_levels=3).to(x.device)
         x, cond = x.clone(), {name: value.clone() for name, value in cond.items()}
-        start = model.draw(rngs, cond).clone()
+        start = model.sample_latents(rngs, cond).clone()
         z, noise = start.clone().requires_grad_(), rngs.again()
         optimizer = torch.optim.Adam([z], lr=PROJECTION_LR)
         size = start.flatten(1).norm(dim=1)
@@ -71,7 +71,7 @@ def projection(model: Latent, x: Tensor, cond: Cond, rngs: ImageRngs, options: d
         for step in range(PROJECTION_STEPS):
             for group in optimizer.param_groups:
                 group["lr"] = PROJECTION_LR * (1 - step / PROJECTION_STEPS)
-            found = model.render(z, cond, noise.again(), **options)
+            found = model.generate(z, cond, noise.again(), **options)
             far = (found - x).abs().flatten(1).mean(1) + distance(found, x)
             better = (far < least).detach()
             best = torch.where(_each(better, z), z.detach(), best)
@@ -80,7 +80,7 @@ def projection(model: Latent, x: Tensor, cond: Cond, rngs: ImageRngs, options: d
             optimizer.zero_grad()
             (far + held).sum().backward()
             optimizer.step()
-        return model.render(best, cond, noise.again(), **options).detach()
+        return model.generate(best, cond, noise.again(), **options).detach()
 
 
 def _each(values: Tensor, z: Tensor) -> Tensor:

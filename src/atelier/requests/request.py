@@ -17,7 +17,7 @@ from atelier.data.base import DataModule
 from atelier.data.reading import pixels, square
 from atelier.evaluation.evaluator import sample
 from atelier.images.pixels import to_float, to_uint8
-from atelier.models.base import Autoencoder, Cond, Generator, Latent, Styled, Translator
+from atelier.models.base import Autoencoder, Cond, Generator, Latent, StyleBased, Translator
 from atelier.requests import files, latents
 from atelier.requests.folder import COLUMNS, Made
 
@@ -26,9 +26,9 @@ def verbs(model: Generator) -> dict[str, Callable]:
     """Verbs that a model can be asked for -> the method whose keyword arguments are the options of that verb."""
     able: dict[str, Callable] = {"sample": model.sample}
     if isinstance(model, Latent):
-        able |= {"interpolate": model.render, "traverse": model.render, "project": model.render}
-    if isinstance(model, Styled):
-        able |= {"mix": model.render, "truncate": model.paint}
+        able |= {"interpolate": model.generate, "traverse": model.generate, "project": model.generate}
+    if isinstance(model, StyleBased):
+        able |= {"mix": model.generate, "truncate": model.synthesize}
     if isinstance(model, Autoencoder):
         able |= {"reconstruct": model.decode, "resample": model.decode}
     return able
@@ -82,7 +82,7 @@ class Request:
         """
         items = _items(words["do"], model, data, words["label"], words["source"] is not None)
         case = _case(words["direction"], model)
-        _check_scale(words["scale"], model)
+        _check_scale(words["scale_factor"], model)
         given = _given(words["attributes"], model, data)
         _check_source(words["source"], model, words["do"])
         return cls(model, data, options, words["seed"], items, case, given)
@@ -146,9 +146,9 @@ class Request:
         rows, columns = _cells(first, n)
         base, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
         cond = self.conditions(base, count)
-        z = self.model.draw(self._rngs(base, count), cond)
+        z = self.model.sample_latents(self._rngs(base, count), cond)
         styles = latents.truncated(self.model, z, cond, rows - base, columns / (COLUMNS - 1))
-        return Made(to_uint8(self.model.paint(styles, ImageRngs.of(self.seed, rows.tolist()))))
+        return Made(to_uint8(self.model.synthesize(styles, ImageRngs.of(self.seed, rows.tolist()))))
 
     def mix(self, first: int, n: int) -> Made:
         """The picture in row r > 0 and column c > 0 has the coarse styles of the one at its left, the fine ones of the
@@ -160,8 +160,8 @@ class Request:
         top = torch.where(columns > 0, columns, left)
         last = int(max(left.max(), top.max())) + 1
         cond = self.conditions(0, last)
-        styles = self.model.styles(self.model.draw(self._rngs(0, last), cond), cond, **self.options)
-        return Made(to_uint8(self.model.paint(latents.mixed(styles, left, top), self._rngs(first, n))))
+        styles = self.model.styles(self.model.sample_latents(self._rngs(0, last), cond), cond, **self.options)
+        return Made(to_uint8(self.model.synthesize(latents.mixed(styles, left, top), self._rngs(first, n))))
 
     def project(self, first: int, n: int) -> Made:
         """Test images, each followed by the nearest that a latent was found for."""
@@ -188,7 +188,13 @@ class Request:
     def translated(self, x: Tensor, k: int) -> Tensor:
         """What becomes of image k, (1, C, H, W) in [-1, 1] of any size; in parts if large and the net is local."""
         model = self.model
-        return files.tiled(lambda part: self._translated_whole(part, k), x, model.reach, model.multiple, model.enlarges)
+        return files.tiled(
+            lambda part: self._translated_whole(part, k),
+            x,
+            model.receptive_radius,
+            model.size_divisor,
+            model.scale_factor,
+        )
 
     def project_files(self, sources: list[files.Source]) -> Iterator[Made]:
         """The nearest to the central square of each file that a latent was found for, beside it.
@@ -211,10 +217,10 @@ class Request:
         """Latents of test images where the model encodes, else draws of its prior."""
         if isinstance(self.model, Autoencoder):
             return self.model.encode(self.data.test_batch(first, n)["image"].to(self.model.device))
-        return self.model.draw(self._rngs(first, n), cond)
+        return self.model.sample_latents(self._rngs(first, n), cond)
 
     def _rendered(self, z: Tensor, cond: Cond, first: int) -> Made:
-        return Made(to_uint8(self.model.render(z, cond, self._rngs(first, len(z)), **self.options)))
+        return Made(to_uint8(self.model.generate(z, cond, self._rngs(first, len(z)), **self.options)))
 
     def _reconstructed(self, first: int, n: int, drawn: bool) -> Made:
         """Of the mode of the posterior, or of a draw."""
@@ -226,8 +232,8 @@ class Request:
     def _translated_whole(self, x: Tensor, k: int) -> Tensor:
         """Sides are continued to what the net takes, which is cut off the result."""
         height, width = x.shape[2:]
-        field, factor = self.model.source_fields[self.case], self.model.enlarges
-        cond = self.model.condition(self.given | {field: files.continued(x, self.model.multiple)}, self.case)
+        field, factor = self.model.source_fields[self.case], self.model.scale_factor
+        cond = self.model.condition(self.given | {field: files.continued(x, self.model.size_divisor)}, self.case)
         image = sample(self.model, cond, self._rngs(k, 1), self.options)
         return image[:, :, : factor * height, : factor * width]
 
@@ -295,11 +301,11 @@ def _case(asked: str | None, model: Generator) -> str:
     raise UserError("direction", asked, problem, fix)
 
 
-def _check_scale(scale: int | None, model: Generator) -> None:
-    enlarges = model.enlarges if isinstance(model, Translator) else 1
-    if scale is not None and scale != enlarges:
-        problem = f"{type(model).__name__} of this run makes images {enlarges} times as wide"
-        raise UserError("scale", scale, problem, f"scale={enlarges}, or another run")
+def _check_scale(asked: int | None, model: Generator) -> None:
+    scale_factor = model.scale_factor if isinstance(model, Translator) else 1
+    if asked is not None and asked != scale_factor:
+        problem = f"{type(model).__name__} of this run makes images {scale_factor} times as wide"
+        raise UserError("scale_factor", asked, problem, f"scale_factor={scale_factor}, or another run")
 
 
 def _given(names: list[str] | str | None, model: Generator, data: DataModule) -> Batch:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from atelier.callbacks.order import Callbacks
     from atelier.data.base import DataModule
-    from atelier.evaluation.evaluator import Judging
+    from atelier.evaluation.evaluator import Evaluator
     from atelier.metrics.suite import Suite
     from atelier.models.base import Generator
 
@@ -113,15 +113,15 @@ def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
         fix = f"put back the file with sha256 {expected[:12]}..., or retrain"
         raise UserError(f"model.{folder.name}", weights or folder, problem, fix)
     if (folder / diffusers_folder.CONFIG).exists():
-        return diffusers_folder.read(folder, cfg.data.image_size, cfg.data.channels)
-    finished = model(untaught(safe_config(folder)), folder)
+        return diffusers_folder.read(folder, cfg.data.image_size, cfg.data.image_channels)
+    finished = model(without_perceptual(safe_config(folder)), folder)
     finished.load_state_dict(renamed.weights(load_file(weights)))
     return finished.part()
 
 
 def untrained_part(cfg: DictConfig) -> nn.Module:
     """What a run of this config would lend, before it is trained."""
-    return on_parts(untaught(cfg), {}).part()
+    return on_parts(without_perceptual(cfg), {}).part()
 
 
 def compile_nets(model: Generator) -> None:
@@ -130,14 +130,14 @@ def compile_nets(model: Generator) -> None:
     Raises:
         UserError: training goes backward through their gradients.
     """
-    if model.twice:
+    if model.needs_double_backward:
         problem = f"{type(model).__name__} needs gradients of gradients, which a compiled net has not"
         raise UserError("compile", True, problem, "compile=false")
-    for name in model.averaged:
+    for name in model.ema_nets:
         getattr(model, name).compile()
 
 
-def untaught(cfg: DictConfig) -> DictConfig:
+def without_perceptual(cfg: DictConfig) -> DictConfig:
     """Without what a finished model needs no more: the net of a perceptual loss, whose weights are files elsewhere."""
     cfg = cfg.copy()
     if "perceptual" in cfg.model:
@@ -200,8 +200,8 @@ def described(cfg: DictConfig) -> dict[str, Any]:
     return {**every["choices"], "seed": every["seed"], "settings": sections}
 
 
-def judging(cfg: DictConfig) -> Judging:
-    return instantiate(cfg.judging, _convert_="all")
+def evaluator(cfg: DictConfig) -> Evaluator:
+    return instantiate(cfg.evaluator, _convert_="all")
 
 
 def options(cfg: DictConfig, model: Generator, maker: Callable) -> dict[str, Any]:

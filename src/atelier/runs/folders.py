@@ -72,7 +72,7 @@ def _class_folders(root: object) -> int:
 
 
 @contextlib.contextmanager
-def held(cfg: DictConfig) -> Iterator[Path]:
+def open_run(cfg: DictConfig) -> Iterator[Path]:
     """The run folder, made and, on rank 0, locked; a run that ends before its first checkpoint leaves it as it was.
 
     Raises:
@@ -87,14 +87,16 @@ def held(cfg: DictConfig) -> Iterator[Path]:
         try:
             yield folder
         except BaseException as error:
-            if not begun and rank() == 0 and not saved(folder):  # nothing to go on from: the next try starts anew
+            if (
+                not begun and rank() == 0 and not has_checkpoint(folder)
+            ):  # nothing to go on from: the next try starts anew
                 started = {folder / name for name in ("config.yaml", "ground.json", "frozen")}
                 with stopping.undisturbed():
                     _remove(started if isinstance(error, Exception) else set(folder.iterdir()) - before)
             raise
 
 
-def saved(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether a run has left a checkpoint."""
     return any(folder.glob("checkpoints/*.ckpt"))
 
@@ -137,7 +139,7 @@ def shorter(path: Path) -> Path:
     return min(Path(os.path.relpath(path)), path, key=lambda p: len(str(p)))
 
 
-def is_held(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
     """Whether a process works in a run folder now."""
     import fcntl
 
@@ -177,7 +179,7 @@ def find(run: str) -> Path:
         UserError: there is none.
     """
     if run == "last":
-        with_weights = (f for f in reversed(_folders()) if saved(f) and _is_run(f))
+        with_weights = (f for f in reversed(_folders()) if has_checkpoint(f) and _is_run(f))
         if (newest := next(with_weights, None)) is None:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
         return newest
@@ -192,12 +194,12 @@ def find(run: str) -> Path:
 def summary(folder: Path) -> dict[str, Any]:
     """summary.json, its nulls as nan; without metrics where no evaluation was made."""
     path = folder / "summary.json"
-    told = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "protocol": {}}
-    return told | {"metrics": {name: math.nan if v is None else v for name, v in told["metrics"].items()}}
+    found = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "protocol": {}}
+    return found | {"metrics": {name: math.nan if v is None else v for name, v in found["metrics"].items()}}
 
 
 @dataclass
-class Loaded:
+class LoadedRun:
     """A run brought back: its config, data and model in eval mode, and how long it had trained."""
 
     folder: Path
@@ -221,7 +223,7 @@ def _of_this_version(folder: Path) -> Iterator[None]:
         raise UserError("run", folder, problem, "train it anew, or that version") from error
 
 
-def load(folder: Path, ema: bool, root: str | None = None) -> Loaded:
+def load(folder: Path, ema: bool, root: str | None = None) -> LoadedRun:
     """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones.
 
     Args:
@@ -244,11 +246,11 @@ def load(folder: Path, ema: bool, root: str | None = None) -> Loaded:
             raise UserError("root", root, "the set of this run has no files", "leave root out")
         cfg.data.root = root
     with _of_this_version(folder):
-        data, model = build.data(cfg), build.model(build.untaught(cfg), folder)
+        data, model = build.data(cfg), build.model(build.without_perceptual(cfg), folder)
         model.load_state_dict(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
     first = list(averages)[: int(ema)]
     for half_life in first:
         copy_average(model, averages[half_life])
     images_seen = checkpoint["callbacks"]["Clock"]["images_seen"]
-    return Loaded(folder, cfg, data, model.eval(), images_seen, [int(half_life) for half_life in first])
+    return LoadedRun(folder, cfg, data, model.eval(), images_seen, [int(half_life) for half_life in first])

@@ -12,14 +12,14 @@ from typing import Any
 
 from atelier.core import provenance
 from atelier.core.errors import UserError
-from atelier.runs.folders import Loaded, summary
+from atelier.runs.folders import LoadedRun, summary
 
 RESULTS = provenance.ROOT / "results"
 ENOUGH = 1000  # samples that a quoted number stands on
 ABSOLUTE = re.compile(r"(?<=[=\[,:'\"])[/~][^\],}'\"]*")
 
 
-def check(run: Loaded, n_samples: int) -> None:
+def check(run: LoadedRun, n_samples: int) -> None:
     """Refuse, before anything is judged, what would make no row; the code is looked at before anyone edits it.
 
     Raises:
@@ -34,15 +34,15 @@ def check(run: Loaded, n_samples: int) -> None:
         raise UserError("eval.n_samples", n_samples, "too few for a row of results/", f"eval.n_samples={enough}")
 
 
-def record(run: Loaded, told: dict[str, Any], words: list[str]) -> None:
+def record(run: LoadedRun, printed: dict[str, Any], words: list[str]) -> None:
     """Append the row of an evaluation; it takes the place of the row of the same commands.
 
     Args:
         run: checked run that was judged.
-        told: what evaluate.py prints.
+        printed: what evaluate.py prints.
         words: overrides of evaluate.py, as typed.
     """
-    row = row_of(run, told, [word for word in words if not re.match(r"(run|root|eval\.record)=", word)])
+    row = row_of(run, printed, [word for word in words if not re.match(r"(run|root|eval\.record)=", word)])
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{run.cfg.choices.data}.jsonl"
     with path.open("a+") as file:
@@ -58,13 +58,13 @@ def _same(row: dict[str, Any]) -> list[Any]:
     return [row[key] for key in ("experiment", "overrides", "judged_with")]
 
 
-def row_of(run: Loaded, told: dict[str, Any], judged_with: list[str]) -> dict[str, Any]:
-    """A row. "training" and "judging" are told apart where they may differ; what an older run does not say is null.
+def row_of(run: LoadedRun, printed: dict[str, Any], judged_with: list[str]) -> dict[str, Any]:
+    """A row. "training" and "judging" are apart where they may differ; what an older run does not say is null.
 
     `experiment` is the model page where no experiment was asked for; `seconds` are of the whole training with its
     evaluations, null where it was stopped on the way.
     """
-    trained, protocol = summary(run.folder), told["protocol"]
+    trained, protocol = summary(run.folder), printed["protocol"]
     device = {"training": trained.get("device"), "judging": provenance.device(run.model.device)}
     precision = {"training": trained["protocol"]["precision"], "judging": protocol["precision"]}
     return {
@@ -74,8 +74,8 @@ def row_of(run: Loaded, told: dict[str, Any], judged_with: list[str]) -> dict[st
         "run": named(run.folder),
         "seeds": {"training": run.cfg.seed, "judging": protocol["seed"]},
         "n": protocol["n_samples"],
-        "values": told["metrics"],
-        "intervals": told["intervals"],
+        "values": printed["metrics"],
+        "intervals": printed["intervals"],
         "protocol": protocol,
         "images": run.images_seen,
         "tflop": trained["tflop"],

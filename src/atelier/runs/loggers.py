@@ -30,7 +30,7 @@ class Finished(WandbLogger):
         super().__init__(experiment=run)
 
     def finish(self, failed: bool) -> None:
-        """End the run; told how to upload it where it was written offline."""
+        """End the run; say how to upload it where it was written offline."""
         folder = Path(self._experiment.dir).parent
         offline = self._experiment.offline
         self._experiment.finish(exit_code=int(failed))

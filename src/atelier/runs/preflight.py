@@ -19,7 +19,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed
-from atelier.nets.stages import contract_of
+from atelier.nets.contracts import contract_of
 from atelier.runs.pages import known_keys, placed
 
 ALLOWED = (  # where a config may call what is defined
@@ -35,7 +35,7 @@ ALLOWED = (  # where a config may call what is defined
     "runs.trainer",
     "runs.loggers",
 )
-OBJECTS = ("data", "model", "trainer", "logger", "metrics", "sampler", "judging")  # what is built from a page
+OBJECTS = ("data", "model", "trainer", "logger", "metrics", "sampler", "evaluator")  # what is built from a page
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
@@ -58,7 +58,7 @@ ROOT: dict[str, Any] = {
     "source": Name | None,
     "direction": Name | None,
     "attributes": list[Name] | Name | None,
-    "scale": PositiveInt | None,
+    "scale_factor": PositiveInt | None,
     "ema": bool,
     "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
 }
@@ -179,7 +179,7 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
 
 
 def _check_part(given: Any, prefix: str) -> None:
-    """What `pretrained.adopt` turns into a net: which run, or which experiment to train, and how long."""
+    """What `pretrained.link_pretrained` turns into a net: which run, or which experiment to train, and how long."""
     if not isinstance(given, dict) or not {"run", "experiment"} <= given.keys():
         raise UserError(prefix, given, "it needs a run and an experiment", f"{prefix}.run=auto")
     for key, value in given.items():
@@ -350,7 +350,7 @@ def match(model: Any, data: Any) -> None:
         if tasks:
             fix = f"data.task={'|'.join(tasks)}"
         elif "target" in missing:
-            fix = "data=celeba, data=classes data.n_attributes=N, or data=shapes data.task=recast"
+            fix = "data=celeba, data=classes data.n_attributes=N, or data=shapes data.task=attribute_transfer"
         else:
             fix = "data=shapes has every field; or data.conditions=[]"
         raise UserError("model", type(model).__name__, problem, fix)

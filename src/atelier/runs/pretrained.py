@@ -1,6 +1,6 @@
 """The finished runs that a run stands on: found or trained, linked into its folder, hashed.
 
-A part is an argument of the model whose annotation is a contract of `nets/stages.py`; in the config it is a section
+A part is an argument of the model whose annotation is a contract of `nets/contracts.py`; in the config it is a section
 with a `run` and an `experiment`. A model may have several.
 """
 
@@ -35,7 +35,7 @@ FORMS = {  # what describes a part in its folder, and its weights beside it: a r
     "config.yaml": "weights.safetensors",
     "config.json": "diffusion_pytorch_model.safetensors",
 }
-PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training is told too
+PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training gets too
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
 STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
 RANKS = (
@@ -71,7 +71,7 @@ class Plan:
         return self.words[0]
 
 
-def adopt(cfg: DictConfig, folder: Path) -> None:
+def link_pretrained(cfg: DictConfig, folder: Path) -> None:
     """Find or train each part, link it into frozen/, and note its hash in the config.
 
     What a part cannot serve is refused before anything is trained.
@@ -109,15 +109,15 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
 
 def _reached(source: Path) -> str:
     """What the run came to, in a few words; nothing where it was never judged."""
-    told = folders.summary(source)
-    best = [f"{key} {value:.4g}" for key, value in told["metrics"].items() if key.startswith(("recon/", "pair/"))]
-    seen = [f"{told['images_seen']:,} images"] if "images_seen" in told else []
+    summary = folders.summary(source)
+    best = [f"{key} {value:.4g}" for key, value in summary["metrics"].items() if key.startswith(("recon/", "pair/"))]
+    seen = [f"{summary['images_seen']:,} images"] if "images_seen" in summary else []
     return f" ({', '.join([*seen, *best[:3]])})" if seen or best else ""
 
 
 def _check_images(name: str, source: Path, trained: DictConfig, cfg: DictConfig) -> None:
     """The part was trained on images as large as these."""
-    for key in ("image_size", "channels"):
+    for key in ("image_size", "image_channels"):
         if trained[key] != cfg.data[key]:
             problem = f"it was trained on data.{key}={trained[key]}, this is data.{key}={cfg.data[key]}"
             raise UserError(f"model.{name}.run", source, problem, f"model.{name}.run=auto")
@@ -143,7 +143,7 @@ def _link(source: Path, files: tuple[str, str], target: Path) -> None:
 
 
 def _try_untrained(cfg: DictConfig, plans: dict[str, Plan]) -> None:
-    """Build the model on untrained parts, so that what does not fit is told now and not after hours.
+    """Build the model on untrained parts, so that what does not fit is an error now and not after hours.
 
     Parts that exist already are looked at when they are linked.
     """
@@ -256,9 +256,9 @@ def _finished(plan: Plan) -> Path | None:
 
 def _unfinished(plan: Plan) -> Path | None:
     """The newest run that `plan` can go on with: begun, with a checkpoint, and held by nobody."""
-    begun = [f for f in plan.alike if not (f / "weights.safetensors").exists() and folders.saved(f)]
+    begun = [f for f in plan.alike if not (f / "weights.safetensors").exists() and folders.has_checkpoint(f)]
     alike = [f for f in begun if _begins_as(build.stored_config(f), plan.cfg)]
-    return next((folder for folder in reversed(alike) if not folders.is_held(folder)), None)
+    return next((folder for folder in reversed(alike) if not folders.is_running(folder)), None)
 
 
 def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
@@ -272,9 +272,14 @@ def _identity(cfg: DictConfig, idle: set[str]) -> dict[str, Any]:
     Args:
         idle: fields of the set that do not.
     """
-    told = build.plain(cfg)
-    data = {key: value for key, value in told["data"].items() if key not in idle}
-    return {"model": told["model"], "data": data, "images": told["budget"]["images"], "ema": told["callbacks"]["ema"]}
+    values = build.plain(cfg)
+    data = {key: value for key, value in values["data"].items() if key not in idle}
+    return {
+        "model": values["model"],
+        "data": data,
+        "images": values["budget"]["images"],
+        "ema": values["callbacks"]["ema"],
+    }
 
 
 def _ground(folder: Path) -> str | None:
@@ -306,7 +311,7 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
     try:
         code = _run(command, lock)
     except SystemExit as leaving:
-        if folders.saved(run_dir):
+        if folders.has_checkpoint(run_dir):
             leaving.add_note(f"{name}: what {run_dir} has learnt is saved, the same command goes on with it")
         raise
     if code in STOPPED:

@@ -23,16 +23,18 @@ from atelier.models.base import Generator
 from atelier.runs.folders import summary
 
 
-def begin(progress: Progress, cfg: DictConfig, model: Generator, data: DataModule) -> None:
+def announce(progress: Progress, cfg: DictConfig, model: Generator, data: DataModule) -> None:
     """One line: what is about to be trained on what, for how long."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    size = f"{data.channels} x {data.image_size} x {data.image_size}"
-    told = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
-    progress.say(f"{type(model).__name__}, {millions:.2f} M parameters; {type(data).__name__} {size}, {told};")
+    size = f"{data.image_channels} x {data.image_size} x {data.image_size}"
+    conditioning = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
+    progress.say(f"{type(model).__name__}, {millions:.2f} M parameters; {type(data).__name__} {size}, {conditioning};")
     progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
 
 
-def end(callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, objective: str | None) -> float | None:
+def finish(
+    callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, objective: str | None
+) -> float | None:
     """Write the final weights, show what was reached and what to try next; gives the metric asked for.
 
     Raises:
@@ -74,28 +76,28 @@ def _export(callbacks: Callbacks, model: Generator, folder: Path) -> None:
 
 def _show(callbacks: Callbacks, folder: Path) -> None:
     clock, progress = callbacks.clock, callbacks.progress
-    told = summary(folder)
+    result = summary(folder)
     if callbacks.evaluation.values:  # also where the disk had no room for them
-        told |= {"metrics": callbacks.evaluation.values, "protocol": callbacks.evaluation.protocol}
+        result |= {"metrics": callbacks.evaluation.values, "protocol": callbacks.evaluation.protocol}
     table = Shown("metric", "value", "95 % interval", "real images", title=f"after {clock.images_seen:,} images")
-    ranges = intervals(told["metrics"], told["protocol"])
-    for name, value in told["metrics"].items():
+    ranges = intervals(result["metrics"], result["protocol"])
+    for name, value in result["metrics"].items():
         if not name.startswith("real/"):
             low, high = ranges.get(name, (math.nan, math.nan))
-            real = told["metrics"].get(f"real/{name}", math.nan)
+            real = result["metrics"].get(f"real/{name}", math.nan)
             interval = "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}"
             table.add_row(name, _number(value) or "no valid sample", interval, _number(real))
     progress.console.print(table)
-    for line in [*_reason_lines(told.get("reasons", [])), *_protocol_lines(told["protocol"])]:
+    for line in [*_reason_lines(result.get("reasons", [])), *_protocol_lines(result["protocol"])]:
         progress.say(line)
     if clock.reason:
         progress.say(f"stopped early: {clock.reason}; the same command with run_dir={folder} goes on")
     elif clock.resumed_at >= clock.images:
         progress.say(f"this run was finished; budget.images={2 * clock.images} run_dir={folder} extends it")
     else:
-        speed = f"{told.get('images_per_second', 0):,.0f} images a second all told"
+        speed = f"{result.get('images_per_second', 0):,.0f} images a second overall"
         work = callbacks.work.words(clock.images_seen)
-        took = ", ".join(filter(None, [f"took {duration(told.get('seconds', 0))}", speed, work]))
+        took = ", ".join(filter(None, [f"took {duration(result.get('seconds', 0))}", speed, work]))
         progress.say(f"{took}; pictures in {folder / 'samples'}")
     progress.say("next:")
     progress.say(f"  python sample.py run={folder} n=64")

@@ -15,7 +15,7 @@ from atelier.core.errors import UserError
 from atelier.core.launchers import rank
 from atelier.runs.build import data_fields, parts, plain, stored_config
 from atelier.runs.folders import shorter
-from atelier.runs.pretrained import adopt
+from atelier.runs.pretrained import link_pretrained
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
@@ -24,7 +24,7 @@ FREE = "budget eval checkpoint metrics logger trainer run_dir resume check objec
 PATIENCE = 1800.0  # seconds without a sign of life of rank 0
 
 
-def settle(cfg: DictConfig, folder: Path) -> DictConfig:
+def reconcile_config(cfg: DictConfig, folder: Path) -> DictConfig:
     """The config that this folder runs: the stored one decides what a resumed run may not change.
 
     Rank 0 trains or finds the runs it stands on, and writes config.yaml; the other ranks wait for it.
@@ -38,7 +38,7 @@ def settle(cfg: DictConfig, folder: Path) -> DictConfig:
             _as_stored(cfg.model[name], stored.model.get(name))
         _same(cfg, stored, folder)
         return cfg
-    adopt(cfg, folder)
+    link_pretrained(cfg, folder)
     from atelier.checkpoints.store import write_text
 
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
@@ -105,7 +105,7 @@ def _differences(old: Any, new: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
     return {} if old == new else {prefix: (old, new)}
 
 
-def same_ground(cfg: DictConfig, folder: Path, data: DataModule) -> None:
+def check_same_data(cfg: DictConfig, folder: Path, data: DataModule) -> None:
     """A run goes on with the images it was started on; with another number of ranks it says what that changes.
 
     Raises:
@@ -118,7 +118,7 @@ def same_ground(cfg: DictConfig, folder: Path, data: DataModule) -> None:
     if not path.exists():
         path.write_text(json.dumps(now))
     before = json.loads(path.read_text())
-    if "images" not in before:  # a run from before sets were told by their content
+    if "images" not in before:  # a run from before sets were known by their content
         path.write_text(json.dumps(now))
     elif before["images"] != now["images"]:
         problem = f"the run in {shorter(folder)} was started on other images"

@@ -59,7 +59,7 @@ def make_trainer(
         accelerator="gpu" if on_gpu else ("cpu" if accelerator == "auto" else accelerator),
         devices=devices,
         num_nodes=num_nodes,
-        strategy=DDPStrategy(**model.strategy) if devices * num_nodes > 1 else "auto",
+        strategy=DDPStrategy(**model.ddp_options) if devices * num_nodes > 1 else "auto",
         precision=resolved(precision, on_gpu),
         callbacks=callbacks,
         logger=loggers or False,

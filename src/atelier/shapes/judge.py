@@ -1,7 +1,7 @@
 """The judge of the shapes world: analysis by synthesis, no learned weights; definition and tolerances are frozen.
 
 An image is explained as a scene (ground, colour, centre, shape, size, fill), the scene is drawn again, and the two
-are compared. Valid scenes are told from nearly valid ones, not pretty ones from ugly ones.
+are compared. It separates valid scenes from nearly valid ones, not pretty ones from ugly ones.
 """
 
 from __future__ import annotations

@@ -155,11 +155,11 @@ def edits(seed: int, indices: Sequence[int] | Tensor, split: Split) -> tuple[Sce
     before = before[torch.arange(len(numbers)), option]
     room = torch.minimum(furthest(before[:, 2]), furthest(after.size)) / furthest(after.size)
     after = replace(after, cx=after.cx * room, cy=after.cy * room)
-    told = [instruction(ATTRIBUTES[k], int(c[k])) for k, c in zip(kind[option], after.combination, strict=True)]
-    return Scenes(*before.unbind(1), after.cx, after.cy), told, after
+    instructions = [instruction(ATTRIBUTES[k], int(c[k])) for k, c in zip(kind[option], after.combination, strict=True)]
+    return Scenes(*before.unbind(1), after.cx, after.cy), instructions, after
 
 
-def recast(seed: int, indices: Sequence[int] | Tensor, split: Split) -> Scenes:
+def attribute_transfer(seed: int, indices: Sequence[int] | Tensor, split: Split) -> Scenes:
     """The scenes of a split with one of colour, fill and ground changed, each as often: a pure function of all three.
 
     The combinations may be ones that are in no training scene.
@@ -345,7 +345,7 @@ def masks(seed: int, indices: Sequence[int] | Tensor, split: Split, image_size: 
     return torch.where(box[:, None, None, None], boxes, stroke_mask(seed, indices, split, image_size))
 
 
-def low_resolution(images: Tensor, factor: int) -> Tensor:
+def low_resolution(images: Tensor, scale_factor: int) -> Tensor:
     """(N, 3, S / factor, S / factor) in [-1, 1]: antialiased bicubic reduction of images (N, 3, S, S)."""
-    size = images.shape[-1] // factor
+    size = images.shape[-1] // scale_factor
     return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)

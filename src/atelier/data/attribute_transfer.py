@@ -12,7 +12,7 @@ from atelier.core.batch import Batch
 from atelier.data.file_images import FileImages
 
 
-class Recast:
+class AttributeTransfer:
     """Images with their attributes, and with those that each is to get: another image's, drawn anew, in training.
 
     Args:

@@ -1,7 +1,7 @@
 """What a finished model can lend to one that stands on it: three contracts, and who keeps them.
 
-    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, and the nets of AE and VAE as `Imaging`
-    CodeStage    images to codes and back        VQGANNet, VQNet
+    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, and the nets of AE and VAE as
+    `LikelihoodAutoencoder` CodeStage    images to codes and back        VQGANNet, VQNet
     Upscaler     images to larger ones           SRResNet, RRDBNet
 
 A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.core.errors import UserError
-from atelier.nets.quantizers import CERTAIN
+from atelier.nets.quantizers import DETERMINISTIC_LOGVAR
 
 
 @runtime_checkable
@@ -53,10 +53,13 @@ class CodeStage(Protocol):
 
 @runtime_checkable
 class Upscaler(Protocol):
-    """Enlarges images (B, C, H, W) `factor` times; a pixel depends on `reach` pixels of the source around its place."""
+    """Enlarges images (B, C, H, W) `scale_factor` times.
 
-    factor: int
-    reach: int
+    A pixel of the result depends on `receptive_radius` pixels of the source around its place.
+    """
+
+    scale_factor: int
+    receptive_radius: int
 
     def forward(self, x: Tensor) -> Tensor: ...
 
@@ -80,23 +83,23 @@ def keeps(part: Any, contract: type, key: str) -> None:
         raise UserError(key, type(part).__name__, problem, f"{key}.experiment={experiment}")
 
 
-class Imaging(nn.Module):
+class LikelihoodAutoencoder(nn.Module):
     """The net of an autoencoder, its decoder's output made an image as the likelihood says: logits are none.
 
     Args:
         net: with encode(x) -> (mean, log-variance), decode(z) and latent_shape.
         image: the likelihood's map of the decoder's output to images.
-        certain: the net was trained without noise, so its log-variance says nothing: latents are certain.
+        deterministic: the net was trained without noise, so its log-variance says nothing: latents are certain.
     """
 
-    def __init__(self, net: nn.Module, image: Callable[[Tensor], Tensor], certain: bool = False) -> None:
+    def __init__(self, net: nn.Module, image: Callable[[Tensor], Tensor], deterministic: bool = False) -> None:
         super().__init__()
-        self.net, self.image, self.certain = net, image, certain
+        self.net, self.image, self.deterministic = net, image, deterministic
         self.latent_shape = net.latent_shape
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.net.encode(x)
-        return mean, torch.full_like(mean, CERTAIN) if self.certain else logvar
+        return mean, torch.full_like(mean, DETERMINISTIC_LOGVAR) if self.deterministic else logvar
 
     def decode(self, z: Tensor) -> Tensor:
         return self.image(self.net.decode(z))

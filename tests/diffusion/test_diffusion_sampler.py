@@ -10,7 +10,7 @@ import torch
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.drawing import Drawing
+from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import ClassifierFree, ConditionalDenoise, Denoise, Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun
@@ -45,13 +45,15 @@ def objective(schedule: Schedule, target: Target) -> Objective:
     return Objective(schedule, target, Plain(), Uniform())
 
 
-def drawing(conditions: tuple[str, ...] = ("label",), clip: bool = False) -> Drawing:
-    return Drawing(
+def drawing(conditions: tuple[str, ...] = ("label",), clip: bool = False) -> DiffusionSampler:
+    return DiffusionSampler(
         objective(Flow(), X0()), shade, Shades(conditions), Euler(steps=3), ClassifierFree(guidance=1.5), clip
     )
 
 
-def drawn(made: Drawing, sampler: Euler | None = None, guidance: float | None = None) -> tuple[float, list[int]]:
+def drawn(
+    made: DiffusionSampler, sampler: Euler | None = None, guidance: float | None = None
+) -> tuple[float, list[int]]:
     """The shade that all pixels have in the end, and how many images each call of the net held."""
     sizes.clear()
     rngs = ImageRngs(0, 0, 4)
@@ -125,7 +127,7 @@ SAMPLERS = (
 MEAN = 0.5  # of Gaussian latents of unit deviation
 
 
-def best(objective: Objective, error: float) -> Drawing:
+def best(objective: Objective, error: float) -> DiffusionSampler:
     """The net that is best for such latents, but for `error` in each of its answers."""
 
     def net(x_t: torch.Tensor, time: torch.Tensor, cond: Condition) -> torch.Tensor:
@@ -134,7 +136,7 @@ def best(objective: Objective, error: float) -> Drawing:
         x = (alpha * x_t + sigma**2 * MEAN) / (alpha**2 + sigma**2)
         return objective.target(x, (x_t - alpha * x) / sigma, alpha, sigma) + error
 
-    return Drawing(objective, net, Shades(()), DDIM(steps=10), ClassifierFree(guidance=1.0), clip=False)
+    return DiffusionSampler(objective, net, Shades(()), DDIM(steps=10), ClassifierFree(guidance=1.0), clip=False)
 
 
 @pytest.mark.parametrize("target", [Epsilon(), X0(), Velocity(), VectorField()], ids=lambda t: type(t).__name__)

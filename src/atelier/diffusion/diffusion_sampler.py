@@ -17,7 +17,7 @@ from atelier.diffusion.samplers import FAINTEST, Sampler, start
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DiffusionSampler:
     """From noise to images, or to latents.
 
     Args:

@@ -17,12 +17,12 @@ SIZES = {
     "dcgan": ["model.generator.width=2", "model.discriminator.width=2"],
     "cgan": ["model.generator.width=2", "model.discriminator.width=2"],
     "r3gan": [f"model.{net}.{part}=4" for net in ("generator", "discriminator") for part in ("width", "group_width")],
-    "progan": ["model.generator.base=32", "model.generator.most=8"],
-    "stylegan": ["model.generator.base=32", "model.generator.most=8"],
-    "stylegan2": ["model.generator.base=64", "model.generator.most=8"],
+    "progan": ["model.generator.channel_base=32", "model.generator.channel_max=8"],
+    "stylegan": ["model.generator.channel_base=32", "model.generator.channel_max=8"],
+    "stylegan2": ["model.generator.channel_base=64", "model.generator.channel_max=8"],
 }
 FLAT = {"stylegan": 3000}  # its constant starts flat, where instance norm makes gradients 316 times as large
-TOLD = {"nothing": [], "attributes": ["attributes"]}
+CONDITIONING = {"nothing": [], "attributes": ["attributes"]}
 
 
 def test_all_gans_are_here() -> None:
@@ -31,12 +31,12 @@ def test_all_gans_are_here() -> None:
     assert {page.stem for page in pages if any(f in page.read_text() for f in families)} == set(SIZES)
 
 
-@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("conditioning", CONDITIONING)
 @pytest.mark.parametrize("page", SIZES)
-def test_gradients_stay_in_range(monkeypatch: pytest.MonkeyPatch, page: str, told: str) -> None:
+def test_gradients_stay_in_range(monkeypatch: pytest.MonkeyPatch, page: str, conditioning: str) -> None:
     """Of both players and the penalty, for images that have none of the attributes, beside those that have some."""
     torch.manual_seed(0)
-    words = [f"model={page}", *COMMON, *SIZES[page], f"data.conditions=[{','.join(TOLD[told])}]"]
+    words = [f"model={page}", *COMMON, *SIZES[page], f"data.conditions=[{','.join(CONDITIONING[conditioning])}]"]
     model = build.model(composed(*words), Path("unused"))
     optimizers, norms = model.configure_optimizers(), {}
     monkeypatch.setattr(model, "optimizers", lambda: optimizers)
