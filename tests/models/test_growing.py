@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atelier.core.rng import ImageRngs
-from atelier.models.growing import Growing, forget
+from atelier.models.growing import Growing, reset_optimizer_state
 from atelier.runs import build
 from tests.compose import composed
 from tests.conftest import overrides
@@ -80,7 +80,7 @@ def test_forgetting_is_starting_anew() -> None:
     optimizer = torch.optim.AdamW([p], lr=0.1)
     p.sum().backward()
     optimizer.step()
-    forget(optimizer)
+    reset_optimizer_state(optimizer)
     assert not any(value.any() for value in optimizer.state[p].values())
 
 
