@@ -47,7 +47,7 @@ WITHOUT_LIGHTNING = {*TORCH_ONLY, "metrics"}
 HYDRA = {"runs", "cli"}  # and the entry points
 LOOSE = 8  # modules beside the rooms, at most
 SAVES_UNSAFE = {("atelier.callbacks.checkpoint", "save_checkpoint")}  # an argument about writing, not reading
-LONGEST_FUNCTION = 60
+LONGEST_FUNCTION, MOST_ARGUMENTS = 50, 10
 LONGEST_ENTRY_POINT = 80
 
 ALWAYS_THERE = {"torch", "atelier"} | sys.stdlib_module_names
@@ -158,6 +158,13 @@ def functions_stay_short(name: str, tree: ast.Module) -> Iterator[str]:
         lines = node.end_lineno - node.lineno + 1 - prose
         if lines > LONGEST_FUNCTION:
             yield f"{name}:{node.lineno} {node.name} has {lines} lines"
+
+
+def functions_take_few_arguments(name: str, tree: ast.Module) -> Iterator[str]:
+    """Constructors take what a page says."""
+    for node in functions(tree):
+        if node.name != "__init__" and len(node.args.args) + len(node.args.kwonlyargs) > MOST_ARGUMENTS:
+            yield f"{name}:{node.lineno} {node.name} takes more than {MOST_ARGUMENTS}"
 
 
 GROUND_FLOOR = {"nets", "losses", "diffusion"}  # they name a key relative to themselves: `.heads`
@@ -296,7 +303,8 @@ BAD = [  # (rule, module, source): each rule bites
     (docstrings_stand_alone, "atelier.nets.vae", "def f():\n    '''The norm of x\n\n    (Somebody 2020).\n    '''"),
     (docstrings_stand_alone, "atelier.nets.vae", "class A:\n    '''One.\n    Two.\n    Three.'''"),
     (docstrings_stand_alone, "atelier.nets.vae", "'''A.\n\nArgs:\n    x: of the image.\n'''"),
-    (functions_stay_short, "atelier.nets.unet", "def f():\n" + "    x = 1\n" * 60),
+    (functions_stay_short, "atelier.nets.unet", "def f():\n" + "    x = 1\n" * 50),
+    (functions_take_few_arguments, "atelier.nets.unet", "def f(a, b, c, d, e, f, g, h, *, i, j, k): ..."),
 ]
 GOOD = (
     """

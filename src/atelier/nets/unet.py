@@ -50,21 +50,17 @@ class UNet(nn.Module):
         cond_dim: PositiveInt | None = None,
     ) -> None:
         super().__init__()
-        patch_size = patch_size or max(1, image_size // 16)
-        sizes = _map_sizes(image_size, patch_size, len(multipliers))
-        attention = sizes[-1:] if attention is None else attention
-        _check_attention(attention, sizes)
-        widths = [width * m for m in multipliers]
-        _check_heads(heads, [n for n, size in zip(widths, sizes, strict=True) if size in attention] + widths[-1:])
-        dim = 4 * width
-        self.patch_size = patch_size
+        self.patch_size = patch_size = patch_size or max(1, image_size // 16)
         self.shape = (image_channels, image_size, image_size)
+        sizes = _map_sizes(image_size, patch_size, len(multipliers))
+        widths, dim = [width * m for m in multipliers], 4 * width
+        at = _attentive(sizes, attention, widths, heads)
         self.time = nn.Sequential(TimeEmbedding(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, dim)
         self.stem = nn.Conv2d(image_channels * patch_size**2, width, 3, padding=1)
 
         def block(n_in: int, level: int) -> UNetBlock:
-            return UNetBlock(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in attention else 0)
+            return UNetBlock(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in at else 0)
 
         deepest = len(widths) - 1
         n, skips = width, [width]
@@ -156,15 +152,16 @@ def _map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
     return [image_size // patch_size // 2**i for i in range(n_levels)]
 
 
-def _check_attention(attention: list[int], sizes: list[int]) -> None:
+def _attentive(sizes: list[int], attention: list[int] | None, widths: list[int], heads: int) -> list[int]:
+    """Map sizes at which blocks have attention, whose channels the heads divide, as they do those of the middle."""
+    attention = sizes[-1:] if attention is None else attention
     missed = [size for size in attention if size not in sizes]
     if missed:
         problem = f"no map has size {missed[0]}; the levels have {sizes}"
         raise UserError(".attention", attention, problem, f".attention=[{sizes[-1]}]")
-
-
-def _check_heads(heads: int, widths: list[int]) -> None:
-    uneven = [width for width in widths if width % heads]
+    with_attention = [width for width, size in zip(widths, sizes, strict=True) if size in attention]
+    uneven = [width for width in with_attention + widths[-1:] if width % heads]
     if uneven:
         problem = f"attention over {uneven[0]} channels needs a divisor of that"
         raise UserError(".heads", heads, problem, ".heads=1")
+    return attention
