@@ -141,8 +141,8 @@ def test_images_are_float32_under_bf16() -> None:
 
 
 @pytest.mark.parametrize(("options", "line"), [
-    ({"size": 24, "n_downs": 4}, ".downs=4: 24 px cannot be halved 4 times. Fix: .downs=3"),
-    ({"size": 17, "n_downs": 3}, ".downs=3: 17 px cannot be halved 3 times. Fix: data.image_size=16"),
+    ({"size": 24, "n_downs": 4}, ".n_downs=4: 24 px cannot be halved 4 times. Fix: .n_downs=3"),
+    ({"size": 17, "n_downs": 3}, ".n_downs=3: 17 px cannot be halved 3 times. Fix: data.image_size=16"),
     ({"n_dropout": 3}, ".n_dropout=3: 3 halvings have 2 such blocks. Fix: .n_dropout=2"),
 ])  # fmt: skip
 def test_what_does_not_fit(options: dict[str, int], line: str) -> None:
