@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.core.batch import Cond
 from atelier.core.condition import Embedder
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Guider, clipped
@@ -44,7 +45,7 @@ class DiffusionSampler:
 
     def __call__(
         self,
-        cond: dict[str, Tensor],
+        cond: Cond,
         noise: Tensor,
         rngs: ImageRngs,
         sampler: Sampler | None = None,

@@ -26,6 +26,8 @@ class Guider(ABC):
     def __call__(self, denoise: ConditionalDenoise, cond: Condition, null: Condition) -> Denoise:
         """The denoiser of B images.
 
+        A guider may also ask with some fields of the condition alone, as `replace(null, planes=cond.planes)`.
+
         Args:
             denoise: (x_t, t, cond) -> denoised.
             cond: of each image.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.core.batch import rows_of
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
@@ -213,7 +214,7 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
             raise
     half, rngs = len(rngs) // 2, rngs.again()
     parts = (slice(0, half), slice(half, None))
-    return torch.cat([sample(model, {k: v[p] for k, v in cond.items()}, rngs[p], options) for p in parts])
+    return torch.cat([sample(model, rows_of(cond, p), rngs[p], options) for p in parts])
 
 
 def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:

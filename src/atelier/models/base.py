@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from atelier.core.batch import Batch
+from atelier.core.batch import Batch, Cond, each
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
-
-Cond = dict[str, Tensor]
 
 
 class Model(LightningModule, ABC):
@@ -111,7 +109,7 @@ class Generator(Model):
 
     def condition(self, batch: Batch, case: str) -> Cond:
         """The condition of each image of the batch, as `sample` takes it."""
-        return {name: batch[name].to(self.device) for name in sorted(self.needs)}
+        return each({name: batch[name] for name in sorted(self.needs)}, lambda value: value.to(self.device))
 
     @abstractmethod
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:

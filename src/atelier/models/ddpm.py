@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atelier.core.batch import Batch
@@ -59,8 +58,7 @@ class DDPM(Generator):
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
-        drop = torch.rand(len(x), device=x.device) < self.cond_dropout
-        cond = self.embedder(self.condition(batch, ""), len(x), drop)
+        cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
         loss = self.objective(self.net, x, cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss
