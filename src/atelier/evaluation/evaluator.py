@@ -20,7 +20,7 @@ from atelier.evaluation.reconstruction import Context, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator, sampling
+from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator, sampling_mode
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
@@ -87,7 +87,7 @@ class Evaluator:
             progress: called with (what, done, of how many); may raise to stop.
         """
         values: dict[str, float] = {}
-        with sampling(model):
+        with sampling_mode(model, options):
             for case in model.cases:
                 prefix = f"{case}/" if case else ""
                 found = self._judge_case(model, data, case, options, context, progress)

@@ -56,6 +56,10 @@ class DDPM(Generator):
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.diffusion_sampler = DiffusionSampler(objective, net, embedder, sampler, guider, clip=True)
 
+    @property
+    def needs_grad(self) -> bool:
+        return self.diffusion_sampler.needs_grad
+
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)

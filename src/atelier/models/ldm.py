@@ -64,6 +64,10 @@ class LDM(Generator):
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.diffusion_sampler = DiffusionSampler(objective, self.net, embedder, sampler, guider, clip=False)
 
+    @property
+    def needs_grad(self) -> bool:
+        return self.diffusion_sampler.needs_grad
+
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         self.codec.measure(x)

@@ -53,7 +53,7 @@ def verb(asked: str | None, model: Generator) -> str:
 class Request:
     """Pictures wanted of a trained model; picture k is the same however many are made at once.
 
-    Methods named after verbs make pictures first .. first + n - 1. They run inside `models.base.sampling`.
+    Methods named after verbs make pictures first .. first + n - 1. They run inside `models.base.sampling_mode`.
 
     Args:
         model: in eval mode, on its device.
