@@ -25,6 +25,8 @@ from atelier.diffusion.targets import VectorField
 from atelier.diffusion.times import Uniform
 from atelier.diffusion.weightings import Plain
 from atelier.models.ddpm import DDPM
+from atelier.nets.conditioning import ConditionEmbedder
+from atelier.nets.unet import UNet
 from atelier.optim import adamw
 from atelier.runs import build, folders, preflight
 from tests.compose import composed
@@ -81,7 +83,7 @@ class Words(nn.Module):
 class CrossAttention(nn.Module):
     """Each pixel looks at the tokens."""
 
-    shape = (3, 8, 8)
+    shape, cond_sizes = (3, 8, 8), {"tokens": D}
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ class Planes(nn.Module):
 class Concatenated(nn.Module):
     """Planes beside the channels of x."""
 
-    shape = (3, 8, 8)
+    shape, cond_sizes = (3, 8, 8), {"planes": 3}
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,6 +222,53 @@ def test_a_set_gives_its_captions_to_a_model_that_takes_them() -> None:
     with pytest.raises(UserError) as caught:
         preflight.check(composed("model=flow", "data=shapes", "data.conditions=[text]"))
     assert caught.value.line().startswith("error: data.conditions=['text']: item 0: it must be 'label' or 'attributes'")
+
+
+def unet(cond_dim: int | None) -> UNet:
+    sizes = {"width": 4, "multipliers": [1], "n_blocks": 1, "attention": []}
+    return UNet(image_size=8, image_channels=3, cond_dim=cond_dim, **sizes)
+
+
+def labels(*conditions: str) -> ConditionEmbedder:
+    return ConditionEmbedder(dim=6, conditions=[*conditions], n_classes=4, label_factors=[], n_attributes=0)
+
+
+@pytest.mark.parametrize(
+    ("net", "embedder", "line"),
+    [
+        (
+            lambda: unet(None),
+            Tokens,
+            "model.net=UNet: it takes no tokens and would ignore attributes. Fix: data.",
+        ),
+        (
+            lambda: unet(None),
+            lambda: labels("label"),
+            "model.net=UNet: it takes no vector and would ignore label. Fix: model.net.cond_dim=6",
+        ),
+        (
+            lambda: unet(5),
+            lambda: labels(),
+            "model.net.cond_dim=5: the embedder gives vector of size 6, the net takes 5. Fix: model.net.cond_dim=6",
+        ),
+        (
+            Concatenated,
+            Tokens,
+            "model.embedder=Tokens: Concatenated takes planes, Tokens gives none. Fix: model.net._target_=atelier.",
+        ),
+        (lambda: unet(None), lambda: labels(), None),
+        (lambda: unet(6), lambda: labels("label"), None),
+    ],
+)
+def test_a_net_that_would_ignore_conditions_is_refused(net: Callable, embedder: Callable, line: str | None) -> None:
+    """Before training, which would otherwise go on as if there were none."""
+    parts = made("planes").objective, net(), embedder(), 0.1, Euler(steps=2), ClassifierFree(guidance=1.0), None, None
+    if line is None:
+        assert DDPM(*parts).net.cond_sizes in ({}, {"vector": 6})
+        return
+    with pytest.raises(UserError) as caught:
+        DDPM(*parts)
+    assert caught.value.at("model").line().startswith(f"error: {line}")
 
 
 def test_a_net_without_a_shape_is_refused() -> None:

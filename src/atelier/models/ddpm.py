@@ -13,10 +13,10 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
-from atelier.diffusion.objective import Objective
+from atelier.diffusion.objective import Objective, TrainedDenoiser
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
-from atelier.nets.denoising import DenoisingNet, denoises
+from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 
 
 class DDPM(Generator):
@@ -33,7 +33,7 @@ class DDPM(Generator):
         grad_clip: global gradient norm; None = off.
 
     Raises:
-        UserError: the net does not denoise, or the sampler does not fit the schedule.
+        UserError: the net does not denoise, the embedder does not fit it, or the sampler does not fit the schedule.
     """
 
     ema_nets = ("net", "embedder")
@@ -51,6 +51,7 @@ class DDPM(Generator):
     ) -> None:
         super().__init__()
         denoises(net, ".net")
+        conditioned_by(net, embedder, ".net")
         self.objective, self.net, self.embedder, self.cond_dropout = objective, net, embedder, cond_dropout
         self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
@@ -78,6 +79,9 @@ class DDPM(Generator):
         """
         noise = rngs.randn(*self.net.shape, device=self.device)
         return self.diffusion_sampler(cond, noise, rngs, sampler, guidance)
+
+    def part(self) -> TrainedDenoiser:
+        return TrainedDenoiser(self.objective, self.net, self.embedder)
 
     def protocol(self) -> dict[str, Any]:
         return self.diffusion_sampler.protocol()

@@ -19,7 +19,7 @@ from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
 from atelier.nets.codec import LatentCodec
 from atelier.nets.contracts import FirstStage, keeps
-from atelier.nets.denoising import DenoisingNet, denoises
+from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 from atelier.nets.frozen import Frozen
 
 
@@ -57,6 +57,7 @@ class LDM(Generator):
         with within(".net"):
             made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels)
         denoises(made, ".net")
+        conditioned_by(made, embedder, ".net")
         self.net: DenoisingNet = made
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.embedder, self.cond_dropout = objective, embedder, cond_dropout
