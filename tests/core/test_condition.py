@@ -61,6 +61,12 @@ def test_tokens_without_a_mask_are_all_there() -> None:
     assert Condition(torch.ones(3, 5)).mask is None
 
 
+def test_two_conditions_are_the_same_if_they_are_one() -> None:
+    """Tensors have no one answer to ==."""
+    one, other = condition(10), condition(10)
+    assert one != other and len({one, other, one}) == 2
+
+
 def test_rows_are_dropped_as_often_as_asked_by_one_draw() -> None:
     torch.manual_seed(3)
     rows = dropped_rows(4000, 0.3, torch.device("cpu"))
