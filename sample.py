@@ -19,7 +19,7 @@ def sample(cfg: DictConfig) -> None:
     """Load a run, make what was asked for, write it with the request beside it."""
     from pathlib import Path
 
-    from atelier.models.base import sampling
+    from atelier.models.base import sampling_mode
     from atelier.requests import files
     from atelier.requests.folder import Folder
     from atelier.requests.request import Request, verb, verbs
@@ -37,7 +37,7 @@ def sample(cfg: DictConfig) -> None:
     sources = [] if words["source"] is None else files.sources(words["source"], path)
     n = {"n": len(sources)} if sources else {}
     out = Folder(path, words | {"run": str(run.folder), "images_seen": run.images_seen} | n)
-    with sampling(model), precision:
+    with sampling_mode(model, options), precision:
         if not sources:
             pictures = request.pictures(words["do"], words["n"], words["batch_size"])
         else:

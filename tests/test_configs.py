@@ -211,7 +211,7 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "budget.minutes=inf": "it must be a finite number",
     "data.batch_size=0": "it must be greater than 0",
     "data.n_classes=10": "error: data.n_classes=10: it must be 36. Fix: data.n_classes=36",
-    "data.conditions=[labl]": "it must be 'label' or 'attributes'",
+    "data.conditions=[labl]": "it must be 'label', 'attributes' or 'text'",
     "model.net=abc": "error: model.net=abc: it must be an instance of DenoisingNet",
     "model.net._target_=atelier.nets.vae.VAENet": "VAENet: it makes no DenoisingNet. Fix: model.net as",
     "model.embedder._target_=atelier.nets.unet.UNet": "atelier.nets.unet.UNet: it makes no Embedder. Fix: model.embedd",

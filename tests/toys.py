@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.core.batch import Batch
+from atelier.core.condition import Embedder
 from atelier.core.ranges import PositiveFloat
 from atelier.core.rng import ImageRngs
+from atelier.diffusion.objective import Objective
+from atelier.diffusion.samplers import Sampler
 from atelier.losses.likelihood import Bernoulli, Gaussian
 from atelier.models.base import Cond, Generator, Model
-from atelier.nets.contracts import FirstStage
+from atelier.nets.contracts import Denoiser, FirstStage, keeps
+from atelier.nets.denoising import DenoisingNet
+from atelier.nets.frozen import Frozen
 from atelier.nets.vae import VAENet
 
 MODULE = "atelier.models.toys"  # where a config finds them, while a test lets it
@@ -63,6 +69,45 @@ class Tuned(Generator):
         return self.net.decode(rngs.randn(*self.net.latent_shape, device=self.device))
 
 
+class Distilled(Generator):
+    """A net without guidance that learns what a finished one denoises under guidance 2 (Meng et al. 2023, eq. 2)."""
+
+    ema_nets = ("net", "embedder")
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        objective: Objective,
+        net: DenoisingNet,
+        embedder: Embedder,
+        sampler: Sampler,
+        optimizer: Callable,
+        grad_clip: PositiveFloat | None,
+    ) -> None:
+        super().__init__()
+        keeps(teacher, Denoiser, ".teacher")
+        self.teacher = Frozen(teacher)
+        self.objective, self.net, self.embedder, self.sampler = objective, net, embedder, sampler
+        self.needs, self.optimizer, self.grad_clip = frozenset(teacher.conditions), optimizer, grad_clip
+
+    def training_step(self, batch: Batch) -> Tensor:
+        teacher, cond, x = self.teacher.net, self.condition(batch, ""), batch["image"]
+        t = self.objective.sample_times(len(x), x.device)
+        alpha, sigma = teacher.schedule.pair(t, like=x)
+        x_t = alpha * x + sigma * torch.randn_like(x)
+        with torch.no_grad():
+            free, known = teacher.denoise(x_t, t, None), teacher.denoise(x_t, t, cond)
+        mine = self.objective.denoise(self.net, x_t, t, self.embedder(cond, len(x)))
+        loss = F.mse_loss(mine, free + 2 * (known - free))
+        self.report("loss", loss)
+        return loss
+
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        noise, known = rngs.randn(*self.net.shape, device=self.device), self.embedder(cond, len(rngs))
+        denoise = partial(self.objective.denoise, self.net, cond=known)
+        return self.sampler(denoise, noise, self.objective.schedule, rngs)
+
+
 class NoisyClassifier(Model):
     """Labels of noisy images: a model that makes none."""
 
@@ -78,5 +123,5 @@ class NoisyClassifier(Model):
         return loss
 
 
-for toy in (MeanTeacher, Tuned):
+for toy in (MeanTeacher, Tuned, Distilled):
     toy.__module__ = MODULE

@@ -146,6 +146,22 @@ def test_statistics_are_taken_once_for_one_average(monkeypatch: pytest.MonkeyPat
     assert taken == [8, 16, 16]
 
 
+def test_averages_move_with_any_optimizer_of_theirs() -> None:
+    """Where the first averaged net is frozen, as under LoRA, the others still move; a step of another moves none."""
+    model, clock = Model(), SimpleNamespace(images_seen=8)
+    model.net.requires_grad_(False)
+    model.added, model.ema_nets = nn.Linear(2, 2), ("net", "added")
+    ema = EMA([8], 1.0, clock)
+    ema.setup(None, model, "fit")
+    model.trained = None  # looked at once, in setup
+    start, average = model.added.weight.detach().clone(), ema.nets["8"]["added"].weight
+    nn.init.zeros_(model.added.weight)
+    for net, expected in ((model.frozen, start), (model.added, start / 2)):
+        ema.on_before_optimizer_step(None, model, torch.optim.SGD(net.parameters()))
+        ema.on_train_batch_end(None, model, None, {}, 0)
+        torch.testing.assert_close(average, expected)
+
+
 def test_a_compiled_net_takes_statistics_uncompiled() -> None:
     """Each of the 16 batches enters with a weight of its own, for each of which it would be compiled."""
     ema, model, clock = made([1000], ramp=1.0)

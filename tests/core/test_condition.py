@@ -7,7 +7,7 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from atelier.core.condition import Condition
+from atelier.core.condition import Condition, dropped_rows
 
 
 def condition(value: float, n: int = 3) -> Condition:
@@ -34,6 +34,49 @@ def test_dropped_rows_are_those_of_null_in_every_field() -> None:
     dropped = own.drop(torch.tensor([True, False, False]), null)
     assert first(dropped) == [[-8, 11, 12]] * 3
     assert dropped.mask.sum(1).tolist() == [3, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "tokens_seen"),
+    [
+        (["tokens"], [[10, 11, 12], [-8, 11, 12], [10, 11, 12]], 3),
+        (["planes"], [[10, 11, 12], [10, 11, 12], [-8, 11, 12]], 1),
+        (["tokens", "planes"], [[10, 11, 12], [-8, 11, 12], [-8, 11, 12]], 3),
+    ],
+)
+def test_fields_are_dropped_each_by_itself(names: list[str], expected: list, tokens_seen: int) -> None:
+    """As text and image of a condition are (Brooks et al. 2023); the mask goes with the tokens."""
+    own, null = condition(10), condition(-10).rows([2, 2, 2])
+    dropped = own.drop(torch.tensor([True, False, False]), null, names)
+    assert first(dropped) == expected and dropped.mask[0].sum() == tokens_seen
+
+
+def test_tokens_without_a_mask_are_all_there() -> None:
+    """And none of null: where it was dropped, guided or joined, a token must not come back."""
+    own = Condition(tokens=torch.ones(3, 4, 2))
+    assert own.mask.dtype == torch.bool and own.mask.all() and own.mask.shape == (3, 4)
+    assert not own.null().mask.any()
+    assert own.drop(torch.tensor([True, False, False]), own.null()).mask.sum(1).tolist() == [0, 4, 4]
+    assert own.null().cat(own).mask.sum(1).tolist() == [0, 0, 0, 4, 4, 4]
+    assert Condition(torch.ones(3, 5)).mask is None
+
+
+def test_two_conditions_are_the_same_if_they_are_one() -> None:
+    """Tensors have no one answer to ==."""
+    one, other = condition(10), condition(10)
+    assert one != other and len({one, other, one}) == 2
+
+
+def test_rows_are_dropped_as_often_as_asked_by_one_draw() -> None:
+    torch.manual_seed(3)
+    rows = dropped_rows(4000, 0.3, torch.device("cpu"))
+    torch.manual_seed(3)
+    assert torch.equal(rows, torch.rand(4000) < 0.3) and rows.double().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
+def test_sizes_are_of_the_fields_that_are_there() -> None:
+    assert condition(10).sizes() == {"vector": 5, "tokens": 2, "planes": 2}
+    assert Condition(planes=torch.ones(3, 7, 4, 4)).sizes() == {"planes": 7}
 
 
 def test_a_dropped_row_keeps_the_type_of_its_field() -> None:

@@ -113,6 +113,13 @@ def test_another_guider_takes_its_place_and_hears_the_request() -> None:
     assert drawn(made)[1] == [4, 8, 4] and drawn(made, guidance=1.0)[1] == [4, 4, 4]
 
 
+def test_a_protocol_names_a_guider_that_is_not_the_usual_one() -> None:
+    """Once, without the guidance, which stands beside it and may be another of the request."""
+    made = replace(drawing(), guider=InAnInterval(guidance=1.0))
+    assert made.protocol() == {"sampler": str(Euler(steps=3)), "nfe": 3, "guidance": 1.0, "guider": "InAnInterval()"}
+    assert "guider" not in replace(made, embedder=Shades(())).protocol()
+
+
 # ---- a net with errors ---------------------------------------------------------------------------------------------
 
 SCHEDULES = (Linear(), ScaledLinear(), Cosine(), Flow())

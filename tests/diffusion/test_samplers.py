@@ -177,10 +177,10 @@ class AdamsBashforth(Euler):
 
     remembers: ClassVar[int] = 1
 
-    def step(self, x, t, s, way):
-        denoised = way.predict(x, t)
+    def step(self, x, t, s, context):
+        denoised = context.predict(x, t)
         y, d = slope(x, denoised, t)
-        for last in way.past:
+        for last in context.past:
             _, before = slope(last.x, last.denoised, last.t)
             d = d + (s.ratio - t.ratio) / (t.ratio - last.t.ratio) / 2 * (d - before)
         return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
@@ -190,14 +190,14 @@ class AdamsBashforth(Euler):
 class Midpoint(Euler):
     """The slope at the level between t and s in log-SNR, which the schedule gives   (Lu et al. 2022, DPM-Solver)."""
 
-    def step(self, x, t, s, way):
-        denoised = way.predict(x, t)
+    def step(self, x, t, s, context):
+        denoised = context.predict(x, t)
         y, d = slope(x, denoised, t)
         if s.t > 0:
-            logsnr = (way.schedule.logsnr(t.t) + way.schedule.logsnr(s.t)) / 2
-            m = way.schedule.level(way.schedule.time(logsnr))
+            logsnr = (context.schedule.logsnr(t.t) + context.schedule.logsnr(s.t)) / 2
+            m = context.schedule.level(context.schedule.time(logsnr))
             at_m = (y + (m.ratio - t.ratio) * d) * m.scale
-            _, d = slope(at_m, way.predict(at_m, m), m)
+            _, d = slope(at_m, context.predict(at_m, m), m)
         return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
 
 
@@ -216,10 +216,10 @@ def test_past_holds_what_the_sampler_remembers():
     class Remembering(Euler):
         remembers: ClassVar[int] = 2
 
-        def step(self, x, t, s, way):
-            seen.append([(float(last.t.t), float(last.x[0, 0, 0, 0])) for last in way.past])
+        def step(self, x, t, s, context):
+            seen.append([(float(last.t.t), float(last.x[0, 0, 0, 0])) for last in context.past])
             visited.append((float(t.t), float(x[0, 0, 0, 0])))
-            return super().step(x, t, s, way)
+            return super().step(x, t, s, context)
 
     visited = []
     sampler = Remembering(steps=5)

@@ -180,6 +180,58 @@ def test_room_on_disk_counts_averages_and_moments_of_what_is_trained(
         preflight.fits_on_disk(model, 3, tmp_path)
 
 
+# A teacher that is another run
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `teacher`, a diffusion model, and a `student` of it."""
+    root = tmp_path_factory.mktemp("taught")
+    train.train(composed(*overrides("ddpm"), "budget.images=24", run_dir=root / "teacher"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, toys.MODULE, toys)
+        train.train(student_of(root / "teacher", root / "student"))
+    return root
+
+
+def student_of(teacher: Path, folder: Path) -> DictConfig:
+    cfg = composed(*overrides("ddpm"), f"model._target_={toys.MODULE}.Distilled", run_dir=folder)
+    with open_dict(cfg):
+        for key in ("cond_dropout", "guider"):
+            del cfg.model[key]
+        cfg.model.teacher = {"run": str(teacher), "experiment": "shapes_ddpm", "images": None}
+    return cfg
+
+
+def test_a_teacher_denoises_as_its_run_does(taught: Path) -> None:
+    teacher = folders.load(taught / "student", ema=True).model.teacher.net
+    model = folders.load(taught / "teacher", ema=True).model
+    assert teacher.shape == (3, 8, 8) and set(teacher.conditions) == model.needs and not teacher.training
+    torch.manual_seed(0)
+    for weight, own in zip(teacher.parameters(), model.part().parameters(), strict=True):
+        assert torch.equal(weight, own) and not weight.requires_grad
+    x_t, t = torch.randn(4, 3, 8, 8), torch.full((4,), 0.5)
+    cond = {"label": torch.arange(4), "attributes": torch.eye(4, 14)}
+    with torch.no_grad():
+        for named, known in ((cond, model.embedder(cond, 4)), (None, model.embedder.null(4))):
+            assert torch.equal(teacher.denoise(x_t, t, named), model.objective.denoise(model.net, x_t, t, known))
+
+
+def test_a_student_is_saved_without_its_teacher_and_samples(taught: Path) -> None:
+    assert {key.split(".")[0] for key in load_file(taught / "student" / "weights.safetensors")} == {"net", "embedder"}
+    loaded = folders.load(taught / "student", ema=True)
+    cond = loaded.model.condition(loaded.data.test_batch(0, 2), "")
+    with torch.no_grad():
+        assert loaded.model.sample(cond, ImageRngs(0, 0, 2)).shape == (2, 3, 8, 8)
+
+
+def test_a_run_that_does_not_denoise_is_no_teacher(tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        train.train(student_of(tuned / "part", tmp_path))
+    line = "error: model.teacher=LikelihoodAutoencoder: it does not denoise. Fix: model.teacher.experiment=shapes_ddpm"
+    assert caught.value.line() == line
+
+
 # A model that makes no images
 
 

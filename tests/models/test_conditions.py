@@ -1,4 +1,4 @@
-"""Conditions that no page has yet, tokens and planes: trained, averaged, dropped, guided, resumed and sampled."""
+"""Conditions that no page has: tokens, a text, planes; trained, averaged, dropped, guided, resumed and sampled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import train
 from atelier.checkpoints.store import load, newest
-from atelier.core.condition import Condition
+from atelier.core.batch import Cond, rows_of
+from atelier.core.condition import Condition, dropped_rows
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import ClassifierFree
@@ -24,12 +25,14 @@ from atelier.diffusion.targets import VectorField
 from atelier.diffusion.times import Uniform
 from atelier.diffusion.weightings import Plain
 from atelier.models.ddpm import DDPM
+from atelier.nets.conditioning import ConditionEmbedder
+from atelier.nets.unet import UNet
 from atelier.optim import adamw
-from atelier.runs import build, folders
+from atelier.runs import build, folders, preflight
 from tests.compose import composed
 from tests.tiny import COMMON
 
-N, D = 14, 8  # attributes, and numbers of a token
+N, D, WORDS = 14, 8, 12  # attributes, numbers of a token, places for words
 
 
 class Tokens(nn.Module):
@@ -41,10 +44,10 @@ class Tokens(nn.Module):
         super().__init__()
         self.table, self.start = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(1, D))
 
-    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
+    def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         mask = torch.cat([cond["attributes"].new_ones(n, 1), cond["attributes"]], dim=1) > 0
         known = Condition(tokens=torch.cat([self.start, self.table]).expand(n, -1, -1), mask=mask)
-        return known if drop is None else known.drop(drop, self.null(n))
+        return known if drop is None else known.drop(dropped_rows(n, drop, mask.device), self.null(n))
 
     def null(self, n: int) -> Condition:
         mask = torch.arange(N + 1, device=self.start.device) == 0
@@ -52,10 +55,35 @@ class Tokens(nn.Module):
         return Condition(tokens=tokens.expand(n, -1, -1), mask=mask.expand(n, -1))
 
 
+class Words(nn.Module):
+    """A token for each word of a caption, the same for the same letters; no word where nothing is known."""
+
+    conditions = ("text",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, D)
+
+    def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
+        numbers = torch.zeros(n, WORDS, dtype=torch.int64)
+        for row, text in zip(numbers, cond["text"], strict=True):
+            words = text.split()
+            row[: len(words)] = torch.tensor([1 + sum(map(ord, word)) % 63 for word in words])
+        known = self._embedded(numbers)
+        return known if drop is None else known.drop(dropped_rows(n, drop, numbers.device), self.null(n))
+
+    def null(self, n: int) -> Condition:
+        return self._embedded(torch.zeros(n, WORDS, dtype=torch.int64))
+
+    def _embedded(self, numbers: Tensor) -> Condition:
+        """The first token is always there: attention looks at one at least."""
+        return Condition(tokens=self.table(numbers), mask=(numbers > 0) | (torch.arange(WORDS) == 0))
+
+
 class CrossAttention(nn.Module):
     """Each pixel looks at the tokens."""
 
-    shape = (3, 8, 8)
+    shape, cond_sizes = (3, 8, 8), {"tokens": D}
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,9 +102,9 @@ class Planes(nn.Module):
 
     conditions = ("source",)
 
-    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
+    def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         known = Condition(planes=cond["source"])
-        return known if drop is None else known.drop(drop, known.null())
+        return known if drop is None else known.drop(dropped_rows(n, drop, known.planes.device), known.null())
 
     def null(self, n: int) -> Condition:
         return Condition(planes=torch.zeros(n, 3, 8, 8))
@@ -85,7 +113,7 @@ class Planes(nn.Module):
 class Concatenated(nn.Module):
     """Planes beside the channels of x."""
 
-    shape = (3, 8, 8)
+    shape, cond_sizes = (3, 8, 8), {"planes": 3}
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +126,11 @@ class Concatenated(nn.Module):
 OPTIMIZER = partial(
     adamw, lr=0.01, betas=[0.9, 0.99], weight_decay=0.0, warmup_images=0, decay="constant", decay_from=0, decay_to=1
 )
-KINDS = {"tokens": (CrossAttention, Tokens, "image"), "planes": (Concatenated, Planes, "label_map")}
+KINDS = {
+    "tokens": (CrossAttention, Tokens, "image"),
+    "text": (CrossAttention, Words, "image"),
+    "planes": (Concatenated, Planes, "label_map"),
+}
 Train = Callable[..., Path]
 
 
@@ -135,17 +167,24 @@ def test_a_run_goes_on_bit_for_bit_under_averages_and_samples(kind: str, tmp_pat
     raw = {name: state["state_dict"][f"net.{name}"] for name in averages["net"]}
     assert not all(torch.equal(raw[name], value) for name, value in averages["net"].items())
 
+    assert len(list((whole / "samples").glob("samples_*.png"))) == 1
     loaded = folders.load(whole, ema=True)
     cond = loaded.model.condition(loaded.data.test_batch(0, 6), "")
     with torch.inference_mode():
         together = loaded.model.sample(cond, ImageRngs(0, 0, 6))
-        one = loaded.model.sample({name: value[4:5] for name, value in cond.items()}, ImageRngs(0, 4, 1))
+        one = loaded.model.sample(rows_of(cond, slice(4, 5)), ImageRngs(0, 4, 1))
     torch.testing.assert_close(together[4:5], one, atol=1e-5, rtol=0)
 
 
-def asked(kind: str, n: int = 4) -> dict[str, Tensor]:
+def asked(kind: str, n: int = 4) -> Cond:
     torch.manual_seed(1)
+    if kind == "text":
+        return {"text": ["a small red disc", "a large blue star on a black ground", "a ring", "two words"][:n]}
     return {"attributes": (torch.rand(n, N) > 0.5).float()} if kind == "tokens" else {"source": torch.rand(n, 3, 8, 8)}
+
+
+def reversed_rows(cond: Cond) -> Cond:
+    return rows_of(cond, torch.tensor([3, 2, 1, 0]))
 
 
 def test_guidance_goes_along_the_line_of_both_answers(kind: str) -> None:
@@ -161,7 +200,7 @@ def test_guidance_goes_along_the_line_of_both_answers(kind: str) -> None:
 
 def test_samples_follow_the_condition_and_guidance_0_does_not(kind: str) -> None:
     model, cond = made(kind), asked(kind)
-    other = {name: value.flip(0) for name, value in cond.items()}
+    other = reversed_rows(cond)
     for guidance, follows in ((2.0, True), (1.0, True), (0.0, False)):
         with torch.inference_mode():
             one, two = (model.sample(c, ImageRngs(0, 0, 4), guidance=guidance) for c in (cond, other))
@@ -172,10 +211,64 @@ def test_samples_follow_the_condition_and_guidance_0_does_not(kind: str) -> None
 def test_a_dropped_condition_leaves_no_trace_in_the_loss(kind: str, drop: float) -> None:
     model, losses = made(kind, drop), []
     x, cond = torch.randn(4, 3, 8, 8), asked(kind)
-    for given in (cond, {name: 1 - value for name, value in cond.items()}):
+    for given in (cond, reversed_rows(cond)):
         torch.manual_seed(0)
         losses.append(model.training_step({"image": x, **given}))
     assert torch.equal(*losses) == (drop == 1.0)
+
+
+def test_a_set_gives_its_captions_to_a_model_that_takes_them() -> None:
+    preflight.check(composed("model=vae", "data=shapes", "data.conditions=[text]"))
+    with pytest.raises(UserError) as caught:
+        preflight.check(composed("model=flow", "data=shapes", "data.conditions=[text]"))
+    assert caught.value.line().startswith("error: data.conditions=['text']: item 0: it must be 'label' or 'attributes'")
+
+
+def unet(cond_dim: int | None) -> UNet:
+    sizes = {"width": 4, "multipliers": [1], "n_blocks": 1, "attention": []}
+    return UNet(image_size=8, image_channels=3, cond_dim=cond_dim, **sizes)
+
+
+def labels(*conditions: str) -> ConditionEmbedder:
+    return ConditionEmbedder(dim=6, conditions=[*conditions], n_classes=4, label_factors=[], n_attributes=0)
+
+
+@pytest.mark.parametrize(
+    ("net", "embedder", "line"),
+    [
+        (
+            lambda: unet(None),
+            Tokens,
+            "model.net=UNet: it takes no tokens and would ignore attributes. Fix: data.",
+        ),
+        (
+            lambda: unet(None),
+            lambda: labels("label"),
+            "model.net=UNet: it takes no vector and would ignore label. Fix: model.net.cond_dim=6",
+        ),
+        (
+            lambda: unet(5),
+            lambda: labels(),
+            "model.net.cond_dim=5: the embedder gives vector of size 6, the net takes 5. Fix: model.net.cond_dim=6",
+        ),
+        (
+            Concatenated,
+            Tokens,
+            "model.embedder=Tokens: Concatenated takes planes, Tokens gives none. Fix: model.net._target_=atelier.",
+        ),
+        (lambda: unet(None), lambda: labels(), None),
+        (lambda: unet(6), lambda: labels("label"), None),
+    ],
+)
+def test_a_net_that_would_ignore_conditions_is_refused(net: Callable, embedder: Callable, line: str | None) -> None:
+    """Before training, which would otherwise go on as if there were none."""
+    parts = made("planes").objective, net(), embedder(), 0.1, Euler(steps=2), ClassifierFree(guidance=1.0), None, None
+    if line is None:
+        assert DDPM(*parts).net.cond_sizes in ({}, {"vector": 6})
+        return
+    with pytest.raises(UserError) as caught:
+        DDPM(*parts)
+    assert caught.value.at("model").line().startswith(f"error: {line}")
 
 
 def test_a_net_without_a_shape_is_refused() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from atelier.core.errors import UserError
+from atelier.nets import conditioning
 from atelier.nets.conditioning import ConditionEmbedder, NoCondition
 
 COND = {"label": torch.tensor([2, 0, 2]), "attributes": torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])}
@@ -28,10 +29,16 @@ def test_sum_of_the_embeddings(conditions):
     torch.testing.assert_close(embedder.vector(COND, 3), expected)
 
 
-def test_dropped_rows_are_the_null_vector():
+@pytest.fixture
+def second_is_dropped(monkeypatch):
+    """Of three images, whatever is drawn."""
+    monkeypatch.setattr(conditioning, "dropped_rows", lambda n, drop, device: torch.arange(n) == 1)
+
+
+def test_dropped_rows_are_the_null_vector(second_is_dropped):
     embedder = condition(BOTH)
     torch.nn.init.normal_(embedder.null_embedding)
-    told, some = embedder.vector(COND, 3), embedder(COND, 3, torch.tensor([False, True, False])).vector
+    told, some = embedder.vector(COND, 3), embedder(COND, 3, 0.1).vector
     assert torch.equal(some[[0, 2]], told[[0, 2]])
     assert torch.equal(some[1:2], embedder.null(1).vector)
     assert embedder.null(4).vector.shape == (4, 5)
@@ -51,17 +58,30 @@ def test_without_conditions_everything_is_null():
     assert NoCondition().vector({}, 2).shape == (2, 0)
 
 
-def test_null_vector_is_learned_from_dropped_rows_only():
+def test_null_vector_is_learned_from_dropped_rows_only(second_is_dropped):
     embedder = condition(["label"])
-    embedder(COND, 3, torch.tensor([False, True, False])).vector.sum().backward()
+    embedder(COND, 3, 0.1).vector.sum().backward()
     assert embedder.null_embedding.grad.tolist() == [1] * 5
     assert embedder.label[0].weight.grad[0].tolist() == [0] * 5
     assert embedder.label[0].weight.grad[2].tolist() == [2] * 5
 
 
+@pytest.mark.parametrize("conditions", [[], ["label"], BOTH])
+def test_the_draw_of_what_is_dropped_is_one_and_only_in_training(conditions):
+    """Also where nothing is embedded, so that a run's later noise does not hang on its conditions."""
+    embedder, after = condition(conditions), []
+    for drop in (None, 0.0, 0.5):
+        torch.manual_seed(0)
+        embedder(COND, 3, drop)
+        after.append(torch.rand(()).item())
+    torch.manual_seed(0)
+    first, *_, fourth = torch.rand(4).tolist()
+    assert after == [first, fourth, fourth]
+
+
 def test_works_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
-        assert condition(BOTH)(COND, 3, torch.tensor([True, True, False])).vector.shape == (3, 5)
+        assert condition(BOTH)(COND, 3, 0.5).vector.shape == (3, 5)
 
 
 def test_a_condition_that_the_set_lacks_is_refused():

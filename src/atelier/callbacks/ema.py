@@ -41,10 +41,12 @@ class EMA(Callback):
         self.statistics_current = False  # whether the averages' batch norms hold their own statistics
         self.data: DataModule | None = None  # of the run, from its start
         self._stepped = False
+        self._averaged: set[int] = set()  # ids of weights that are trained and averaged
 
     def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.nets = {str(h): average_of(model) for h in self.half_lives}
+            self._averaged = {id(weight) for name in model.ema_nets for weight in model.trained(name).values()}
             self.frozen = {name: _frozen(model, name) for name in model.ema_nets}
             model.averages = next(iter(self.nets.values()), {})
 
@@ -68,9 +70,8 @@ class EMA(Callback):
                 net.to(model.device)
 
     def on_before_optimizer_step(self, trainer: Trainer, model: LightningModule, optimizer: Optimizer) -> None:
-        """A generator step is the step of the optimizer that owns the first averaged net."""
-        owned = next(iter(model.trained(model.ema_nets[0]).values()))
-        if any(owned is p for group in optimizer.param_groups for p in group["params"]):
+        """A generator step is the step of an optimizer of averaged weights."""
+        if any(id(p) in self._averaged for group in optimizer.param_groups for p in group["params"]):
             self._stepped = True
 
     def on_train_batch_end(

@@ -17,7 +17,7 @@ from atelier.core.rng import ImageRngs
 from atelier.evaluation.evaluator import sample
 from atelier.images.pictures import beside, grid, save_gif, save_png
 from atelier.images.pixels import to_uint8
-from atelier.models.base import Autoencoder, Cond, Translator, sampling
+from atelier.models.base import Autoencoder, Cond, Translator, sampling_mode
 
 
 class Grids(Callback):
@@ -58,7 +58,7 @@ class Grids(Callback):
     def draw(self, trainer: Trainer, model: LightningModule) -> None:
         """One picture for each case of the model, under the averaged weights and the run's precision."""
         model.eval()
-        with self.ema.averaged(model), sampling(model), trainer.precision_plugin.forward_context():
+        with self.ema.averaged(model), sampling_mode(model, {}), trainer.precision_plugin.forward_context():
             batch = trainer.datamodule.test_batch(0, self.n)
             for case in model.cases:
                 rngs, cond = ImageRngs(self.seed, 0, self.n), model.condition(batch, case)

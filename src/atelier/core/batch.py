@@ -1,8 +1,11 @@
 """What data hands to models: one dictionary, the same words for every set."""
 
+from collections.abc import Callable
 from typing import TypedDict
 
 from torch import Tensor
+
+Cond = dict[str, Tensor | list[str]]  # what is asked of B images, by the names of Batch fields
 
 
 class Batch(TypedDict, total=False):
@@ -22,3 +25,19 @@ class Batch(TypedDict, total=False):
     answer: Tensor  # (B, C, H, W) `image` with them, of test images and where the set knows it
     mask: Tensor  # (B, 1, H, W), 1 = to fill
     instruction: list[str]
+
+
+def each(cond: Cond, change: Callable[[Tensor], Tensor]) -> Cond:
+    """The same with a change of every tensor; texts stay as they are."""
+    return {name: change(value) if isinstance(value, Tensor) else value for name, value in cond.items()}
+
+
+def rows_of(cond: Cond, index: Tensor | slice) -> Cond:
+    """The images with these numbers, in this order; a number (int64) that is there twice comes twice."""
+    return {name: _rows(value, index) for name, value in cond.items()}
+
+
+def _rows(value: Tensor | list[str], index: Tensor | slice) -> Tensor | list[str]:
+    if isinstance(index, slice):
+        return value[index]
+    return value[index.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from atelier.core.batch import Cond
 
-@dataclass(frozen=True)
+FIELDS = ("vector", "tokens", "planes")  # of a condition; its mask is the tokens'
+
+
+@dataclass(frozen=True, eq=False)
 class Condition:
     """The conditions of B images, each field optional; what is done to one is done to all.
 
     Args:
         vector: (B, D), added to the embedding of the time or concatenated to noise.
         tokens: (B, T, E), for cross-attention.
-        mask: (B, T) bool, true where there is a token; None: everywhere.
+        mask: (B, T) bool, true where there is a token; where tokens are given without one, all are there.
         planes: (B, C, H, W), concatenated to the image.
     """
 
@@ -25,6 +29,11 @@ class Condition:
     tokens: Tensor | None = None
     mask: Tensor | None = None
     planes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.mask is None:
+            mask = torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+            object.__setattr__(self, "mask", mask)
 
     def __len__(self) -> int:
         """B."""
@@ -34,13 +43,21 @@ class Condition:
         """Zeros of the same shapes, with no token in sight: for what has no learned value that says nothing."""
         return self._each(torch.zeros_like)
 
-    def drop(self, rows: Tensor, null: Condition) -> Condition:
-        """This condition, but `null`, one with the same fields, in the `rows` (B,) that are true."""
+    def drop(self, rows: Tensor, null: Condition, names: Collection[str] = FIELDS) -> Condition:
+        """This condition, but `null`, one with the same fields, in the `rows` (B,) that are true.
+
+        Args:
+            rows: images whose condition is left out.
+            null: condition in its place.
+            names: fields that are left out, all others stay; the mask goes with the tokens.
+        """
 
         def dropped(own: Tensor, nothing: Tensor) -> Tensor:
             return torch.where(rows.view(-1, *[1] * (own.ndim - 1)), nothing.to(own.dtype), own)
 
-        return self._each(dropped, null)
+        made = self._each(dropped, null)
+        changed = [*names, "mask"] if "tokens" in names else names
+        return replace(self, **{name: getattr(made, name) for name in changed})
 
     def rows(self, index: Tensor | slice | list[int]) -> Condition:
         """The images of these numbers, in this order; a number that is there twice comes twice."""
@@ -49,6 +66,12 @@ class Condition:
     def cat(self, other: Condition) -> Condition:
         """These images, then those of another condition with the same fields."""
         return self._each(lambda *pair: torch.cat(pair), other)
+
+    def sizes(self) -> dict[str, int]:
+        """How many numbers each field that is there has at a place: D of a vector, E of tokens, C of planes."""
+        axes = {"vector": 1, "tokens": 2, "planes": 1}
+        given = {name: getattr(self, name) for name in axes}
+        return {name: value.shape[axes[name]] for name, value in given.items() if value is not None}
 
     def to(self, device: torch.device | str) -> Condition:
         """The same on another device."""
@@ -68,10 +91,18 @@ class Embedder(Protocol):
 
     conditions: tuple[str, ...]
 
-    def __call__(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
-        """The condition of n images; where `drop` (n,) bool is true, that of `null`."""
+    def __call__(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
+        """The condition of n images; in training `null` takes its place, of each with probability `drop`.
+
+        Which, the embedder draws (`dropped_rows`), so that one of several fields may leave out each by itself.
+        """
         ...
 
     def null(self, n: int) -> Condition:
         """The condition of n images of which nothing is known."""
         ...
+
+
+def dropped_rows(n: int, drop: float, device: torch.device) -> Tensor:
+    """Images whose condition is left out, (n,) bool, each with probability `drop`, drawn by torch's generator."""
+    return torch.rand(n, device=device) < drop

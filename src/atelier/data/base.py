@@ -24,7 +24,7 @@ from atelier.core.rng import generator
 from atelier.images.pixels import to_float
 
 Split = Literal["train", "test"]
-Condition = Literal["label", "attributes"]
+ConditionName = Literal["label", "attributes", "text"]
 CHOICE_SEED = 0  # of `order`: the same for every run, so that what is kept of real images serves all of them
 IN_ORDER, RANDOM, STRATIFIED = "the first", f"random, seed {CHOICE_SEED}", f"stratified by label, seed {CHOICE_SEED}"
 
@@ -214,7 +214,7 @@ class DataModule(LightningDataModule, ABC):
     flip: bool = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
     n_classes: NonNegInt
     n_attributes: NonNegInt
-    conditions: list[Condition] = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART})
+    conditions: list[ConditionName] = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART})
     budget: PositiveInt = field(default=48_000, metadata={"role": Role.READING | Role.OWN})
     label_factors: list[PositiveInt] = field(
         default_factory=list, metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART}

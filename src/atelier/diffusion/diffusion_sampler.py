@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.core.batch import Cond
 from atelier.core.condition import Embedder
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.guidance import Guider, clipped
+from atelier.diffusion.guidance import ClassifierFree, Guider, clipped
 from atelier.diffusion.objective import Net, Objective
 from atelier.diffusion.samplers import FAINTEST, Sampler, start
 
@@ -44,7 +45,7 @@ class DiffusionSampler:
 
     def __call__(
         self,
-        cond: dict[str, Tensor],
+        cond: Cond,
         noise: Tensor,
         rngs: ImageRngs,
         sampler: Sampler | None = None,
@@ -73,6 +74,13 @@ class DiffusionSampler:
             return 1.0
         return self.guider.guidance if asked is None else asked
 
+    @property
+    def needs_grad(self) -> bool:
+        """Whether sampler or guider enable gradients."""
+        return self.sampler.needs_grad or self.guider.needs_grad
+
     def protocol(self) -> dict[str, Any]:
-        """What a printed number depends on."""
-        return {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self._strength(None)}
+        """What a printed number depends on; the guider goes without saying where it is classifier-free."""
+        usual = type(self.guider) is ClassifierFree or not self.embedder.conditions
+        found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self._strength(None)}
+        return found if usual else found | {"guider": str(self.guider)}

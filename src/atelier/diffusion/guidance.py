@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +19,19 @@ ConditionalDenoise = Callable[[Tensor, Tensor, Condition], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Guider(ABC):
-    """How a condition enters sampling. `guidance`: how strongly; 1 = off, 0 = without condition."""
+    """How a condition enters sampling. `guidance`: how strongly; 1 = off, 0 = without condition.
 
-    guidance: NonNegFloat
+    `needs_grad`: whether its denoiser enables gradients, as that of a classifier's guidance does.
+    """
+
+    needs_grad: ClassVar[bool] = False
+    guidance: NonNegFloat = field(repr=False)  # a protocol gives the one that was asked for beside it
 
     @abstractmethod
     def __call__(self, denoise: ConditionalDenoise, cond: Condition, null: Condition) -> Denoise:
         """The denoiser of B images.
+
+        A guider may also ask with some fields of the condition alone, as `replace(null, planes=cond.planes)`.
 
         Args:
             denoise: (x_t, t, cond) -> denoised.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from atelier.core.batch import Cond
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.diffusion.schedules import Schedule
@@ -66,3 +67,23 @@ class Objective(nn.Module):
         output = net(x_t, self.schedule.net_time(t), cond).float()
         alpha, sigma = self.schedule.pair(t, like=x_t)
         return self.target.denoised(output, x_t, alpha, sigma)
+
+
+class TrainedDenoiser(nn.Module):
+    """What a finished diffusion model lends to one that learns from it: objective, net and embedder as one.
+
+    Args:
+        objective: loss that the net was trained by.
+        net: (x_t, time, condition) -> target, of a `shape`.
+        embedder: names and values of conditions to the net's condition.
+    """
+
+    def __init__(self, objective: Objective, net: nn.Module, embedder: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.net, self.embedder = objective, net, embedder
+        self.shape, self.conditions, self.schedule = net.shape, embedder.conditions, objective.schedule
+
+    def denoise(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """E[x | x_t], (B, C, H, W) float32: x_t (B, C, H, W) float32, t (B,) in (0, 1]; cond None: nothing is known."""
+        known = self.embedder.null(len(x_t)) if cond is None else self.embedder(cond, len(x_t))
+        return self.objective.denoise(self.net, x_t, t, known)

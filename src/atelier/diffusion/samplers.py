@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sampling:
+class StepContext:
     """What a step may ask beside x: one for the whole way from noise to image.
 
     Args:
@@ -54,12 +54,14 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """The loop. `steps`: how many times from noise to image; with a table of levels, at most its length.
+    """The loop. `steps`: number of steps from noise to image; with a table of levels, at most its length.
 
-    `remembers`: how many of its last steps a step looks back at, as multistep rules do.
+    `remembers`: how many of its last steps a step looks back at, as multistep rules do. `needs_grad`: whether a step
+    enables gradients, as one does that corrects x by a gradient.
     """
 
     remembers: ClassVar[int] = 0
+    needs_grad: ClassVar[bool] = False
     steps: PositiveInt
 
     @property
@@ -88,10 +90,10 @@ class Sampler(ABC):
         times = self.times(schedule, noise.device).clamp(max=first)
         levels = [NoiseLevel(*row) for row in torch.stack(schedule.level(times), dim=1)]
         x = schedule.prior_std(times[0]) * noise.double()
-        way = Sampling(predict, schedule, rngs, deque(maxlen=self.remembers))
+        context = StepContext(predict, schedule, rngs, deque(maxlen=self.remembers))
         for t, s in pairwise(levels):
-            next_x, denoised = self.step(x, t, s, way)
-            way.past.append(Step(t, x, denoised))
+            next_x, denoised = self.step(x, t, s, context)
+            context.past.append(Step(t, x, denoised))
             x = next_x
             yield x.to(noise.dtype), denoised.to(noise.dtype)
 
@@ -100,7 +102,7 @@ class Sampler(ABC):
         """(steps + 1,) float64, falling to 0."""
 
     @abstractmethod
-    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         """x at level t -> (x at level s, denoised)."""
 
 
@@ -118,12 +120,12 @@ class Ancestral(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return schedule.times(self.steps, self.spacing).to(device)
 
-    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
-        denoised = way.predict(x, t)
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
+        denoised = context.predict(x, t)
         mean, variance = posterior(x, denoised, s, t)
         if self.variance == "large" and s.t > 0:
             _, variance = transition(s, t)
-        return mean + variance.sqrt() * way.rngs.randn(*x.shape[1:], device=x.device), denoised
+        return mean + variance.sqrt() * context.rngs.randn(*x.shape[1:], device=x.device), denoised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +141,14 @@ class DDIM(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return schedule.times(self.steps, self.spacing).to(device)
 
-    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
-        denoised = way.predict(x, t)
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
+        denoised = context.predict(x, t)
         eps = (x - t.alpha * denoised) / t.sigma
         _, variance = posterior(x, denoised, s, t)
         added = self.eta**2 * variance
         x = s.alpha * denoised + (s.sigma**2 - added).sqrt() * eps
         if self.eta > 0:
-            x = x + added.sqrt() * way.rngs.randn(*x.shape[1:], device=x.device)
+            x = x + added.sqrt() * context.rngs.randn(*x.shape[1:], device=x.device)
         return x, denoised
 
 
@@ -159,8 +161,8 @@ class Euler(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return ode_times(schedule, self.steps, self.grid, device)
 
-    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
-        denoised = way.predict(x, t)
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
+        denoised = context.predict(x, t)
         y, d = slope(x, denoised, t)
         return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
 
@@ -181,13 +183,13 @@ class Heun(Sampler):
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return ode_times(schedule, self.steps, self.grid, device).clamp(max=start(schedule, device))
 
-    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, way: Sampling) -> tuple[Tensor, Tensor]:
-        denoised = way.predict(x, t)
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
+        denoised = context.predict(x, t)
         y, d = slope(x, denoised, t)
         stride = s.ratio - t.ratio
         x = (y + stride * d) * s.scale
         if s.t > 0:
-            _, d_s = slope(x, way.predict(x, s), s)
+            _, d_s = slope(x, context.predict(x, s), s)
             x = (y + stride * (d + d_s) / 2) * s.scale
         return x, denoised
 

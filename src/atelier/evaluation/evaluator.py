@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.core.batch import rows_of
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
@@ -19,7 +20,7 @@ from atelier.evaluation.reconstruction import Context, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator, sampling
+from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator, sampling_mode
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
@@ -86,7 +87,7 @@ class Evaluator:
             progress: called with (what, done, of how many); may raise to stop.
         """
         values: dict[str, float] = {}
-        with sampling(model):
+        with sampling_mode(model, options):
             for case in model.cases:
                 prefix = f"{case}/" if case else ""
                 found = self._judge_case(model, data, case, options, context, progress)
@@ -213,7 +214,7 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
             raise
     half, rngs = len(rngs) // 2, rngs.again()
     parts = (slice(0, half), slice(half, None))
-    return torch.cat([sample(model, {k: v[p] for k, v in cond.items()}, rngs[p], options) for p in parts])
+    return torch.cat([sample(model, rows_of(cond, p), rngs[p], options) for p in parts])
 
 
 def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from atelier.core.batch import Batch
+from atelier.core.batch import Batch, Cond, each
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
-
-Cond = dict[str, Tensor]
 
 
 class Model(LightningModule, ABC):
@@ -102,16 +100,16 @@ class Generator(Model):
 
     `cases` (names judged one by one), `real_fields` (case -> Batch field of the true images that its samples are judged
     against), `needs_grad` (whether `sample` enables gradients, as one does that descends an energy or is guided by a
-    classifier).
+    classifier; of a family or, as a property, of what it was built with).
     """
 
     cases: ClassVar[tuple[str, ...]] = ("",)
     real_fields: ClassVar[dict[str, str]] = {"": "image"}
-    needs_grad: ClassVar[bool] = False
+    needs_grad: bool = False
 
     def condition(self, batch: Batch, case: str) -> Cond:
         """The condition of each image of the batch, as `sample` takes it."""
-        return {name: batch[name].to(self.device) for name in sorted(self.needs)}
+        return each({name: batch[name] for name in sorted(self.needs)}, lambda value: value.to(self.device))
 
     @abstractmethod
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
@@ -130,12 +128,17 @@ class Generator(Model):
         return {}
 
 
-def sampling(model: Generator) -> AbstractContextManager:
+def sampling_mode(model: Generator, options: dict[str, Any]) -> AbstractContextManager:
     """What `sample` is called under: no gradients of anything around it.
 
-    That is inference mode, or `no_grad` for a model that `needs_grad`, which may enable them inside.
+    That is inference mode, or `no_grad` where the model or an option `needs_grad`, which may enable them inside.
+
+    Args:
+        model: generator to sample from.
+        options: arguments of `sample` that a request gives, as another sampler.
     """
-    return torch.no_grad() if model.needs_grad else torch.inference_mode()
+    needed = model.needs_grad or any(getattr(option, "needs_grad", False) for option in options.values())
+    return torch.no_grad() if needed else torch.inference_mode()
 
 
 class Latent(Generator):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atelier.core.batch import Batch
@@ -14,10 +13,10 @@ from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
-from atelier.diffusion.objective import Objective
+from atelier.diffusion.objective import Objective, TrainedDenoiser
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
-from atelier.nets.denoising import DenoisingNet, denoises
+from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 
 
 class DDPM(Generator):
@@ -34,7 +33,7 @@ class DDPM(Generator):
         grad_clip: global gradient norm; None = off.
 
     Raises:
-        UserError: the net does not denoise, or the sampler does not fit the schedule.
+        UserError: the net does not denoise, the embedder does not fit it, or the sampler does not fit the schedule.
     """
 
     ema_nets = ("net", "embedder")
@@ -52,15 +51,19 @@ class DDPM(Generator):
     ) -> None:
         super().__init__()
         denoises(net, ".net")
+        conditioned_by(net, embedder, ".net")
         self.objective, self.net, self.embedder, self.cond_dropout = objective, net, embedder, cond_dropout
         self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.diffusion_sampler = DiffusionSampler(objective, net, embedder, sampler, guider, clip=True)
 
+    @property
+    def needs_grad(self) -> bool:
+        return self.diffusion_sampler.needs_grad
+
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
-        drop = torch.rand(len(x), device=x.device) < self.cond_dropout
-        cond = self.embedder(self.condition(batch, ""), len(x), drop)
+        cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
         loss = self.objective(self.net, x, cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss
@@ -76,6 +79,9 @@ class DDPM(Generator):
         """
         noise = rngs.randn(*self.net.shape, device=self.device)
         return self.diffusion_sampler(cond, noise, rngs, sampler, guidance)
+
+    def part(self) -> TrainedDenoiser:
+        return TrainedDenoiser(self.objective, self.net, self.embedder)
 
     def protocol(self) -> dict[str, Any]:
         return self.diffusion_sampler.protocol()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from atelier.core.batch import Batch
@@ -20,7 +19,7 @@ from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Cond, Generator
 from atelier.nets.codec import LatentCodec
 from atelier.nets.contracts import FirstStage, keeps
-from atelier.nets.denoising import DenoisingNet, denoises
+from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 from atelier.nets.frozen import Frozen
 
 
@@ -58,6 +57,7 @@ class LDM(Generator):
         with within(".net"):
             made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels)
         denoises(made, ".net")
+        conditioned_by(made, embedder, ".net")
         self.net: DenoisingNet = made
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.embedder, self.cond_dropout = objective, embedder, cond_dropout
@@ -65,11 +65,14 @@ class LDM(Generator):
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.diffusion_sampler = DiffusionSampler(objective, self.net, embedder, sampler, guider, clip=False)
 
+    @property
+    def needs_grad(self) -> bool:
+        return self.diffusion_sampler.needs_grad
+
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         self.codec.measure(x)
-        drop = torch.rand(len(x), device=x.device) < self.cond_dropout
-        cond = self.embedder(self.condition(batch, ""), len(x), drop)
+        cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
         loss = self.objective(self.net, self.codec.encode(x), cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss

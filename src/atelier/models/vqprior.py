@@ -68,8 +68,7 @@ class VQPrior(Generator):
 
     def training_step(self, batch: Batch) -> Tensor:
         codes = self.codes(batch["image"])
-        drop = torch.rand(len(codes), device=codes.device) < self.cond_dropout
-        cond = self.embedder(self.condition(batch, ""), len(codes), drop)
+        cond = self.embedder(self.condition(batch, ""), len(codes), self.cond_dropout)
         loss = F.cross_entropy(self.net(codes, cond).flatten(0, 1), codes.flatten())
         self.report("nats_per_code", loss)
         self.report("loss", loss)

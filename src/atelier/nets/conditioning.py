@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from atelier.core.condition import Condition
+from atelier.core.batch import Cond
+from atelier.core.condition import Condition, dropped_rows
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
 
@@ -22,10 +23,10 @@ class NoCondition(nn.Module):
         super().__init__()
         self.register_buffer("place", torch.zeros(()), persistent=False)
 
-    def forward(self, cond: dict[str, Tensor], n: int) -> Condition:
+    def forward(self, cond: Cond, n: int) -> Condition:
         return Condition(vector=self.place.expand(n, 0))                   # (n, 0)
 
-    def vector(self, cond: dict[str, Tensor], n: int) -> Tensor:
+    def vector(self, cond: Cond, n: int) -> Tensor:
         """Of no numbers, (n, 0)."""
         return self(cond, n).vector
 
@@ -71,11 +72,12 @@ class ConditionEmbedder(nn.Module):
         self.attributes = nn.Parameter(torch.randn(n_attributes, dim)) if "attributes" in conditions else None
         self.null_embedding = nn.Parameter(torch.full((dim,), 0.0 if self.label else 1.0))
 
-    def forward(self, cond: dict[str, Tensor], n: int, drop: Tensor | None = None) -> Condition:
+    def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """A vector (n, D) of `label` (n,) int64 and `attributes` (n, A) 0/1.
 
-        Rows where `drop` (n,) is true get the null embedding (Ho & Salimans 2022, algorithm 1).
+        Each gets the null embedding with probability `drop` (Ho & Salimans 2022, algorithm 1).
         """
+        dropped = None if drop is None else dropped_rows(n, drop, self.null_embedding.device)
         parts, rest = [], cond.get("label")
         for table in reversed(self.label):
             parts.append(table(rest % table.num_embeddings))               # (n, D)
@@ -86,11 +88,11 @@ class ConditionEmbedder(nn.Module):
             return self.null(n)
         if not self.label:
             none = cond["attributes"].sum(1) == 0                          # (n,)
-            drop = none if drop is None else drop | none
+            dropped = none if dropped is None else dropped | none
         known = Condition(vector=torch.stack(parts).sum(0))                # (n, D)
-        return known if drop is None else known.drop(drop, self.null(n))
+        return known if dropped is None else known.drop(dropped, self.null(n))
 
-    def vector(self, cond: dict[str, Tensor], n: int) -> Tensor:
+    def vector(self, cond: Cond, n: int) -> Tensor:
         """The vector (n, D) alone, for nets that take nothing else."""
         return self(cond, n).vector
 

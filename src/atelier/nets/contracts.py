@@ -1,8 +1,9 @@
-"""What a finished model can lend to one that stands on it: three contracts, and who keeps them.
+"""What a finished model can lend to one that stands on it: four contracts, and who keeps them.
 
-    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, and the nets of AE and VAE as
-    `LikelihoodAutoencoder` CodeStage    images to codes and back        VQGANNet, VQNet
+    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, LikelihoodAutoencoder (AE, VAE)
+    CodeStage    images to codes and back        VQGANNet, VQNet
     Upscaler     images to larger ones           SRResNet, RRDBNet
+    Denoiser     noisy images to clean ones      TrainedDenoiser (DDPM)
 
 A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
 annotation of that argument names the contract, and `atelier.runs.pretrained` finds or trains the run.
@@ -16,6 +17,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from atelier.core.batch import Cond
 from atelier.core.errors import UserError
 from atelier.nets.quantizers import DETERMINISTIC_LOGVAR
 
@@ -64,10 +66,27 @@ class Upscaler(Protocol):
     def forward(self, x: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class Denoiser(Protocol):
+    """A trained denoiser, as a teacher; images are in [-1, 1], `shape` is (C, H, W).
+
+    `conditions` are the names of what it is conditioned on, `schedule` gives alpha and sigma of its times.
+    """
+
+    shape: tuple[int, int, int]
+    conditions: tuple[str, ...]
+    schedule: Any
+
+    def denoise(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """E[x | x_t], (B, C, H, W) float32: x_t (B, C, H, W) float32, t (B,) in (0, 1]; cond None: nothing is known."""
+        ...
+
+
 CONTRACTS: dict[type, tuple[str, str]] = {  # contract -> what is wrong with a part that breaks it, a run that keeps it
     FirstStage: ("it is no autoencoder", "shapes_vae"),
     CodeStage: ("its latents are no codes", "shapes_vqvae"),
     Upscaler: ("it enlarges no images", "shapes_srresnet"),
+    Denoiser: ("it does not denoise", "shapes_ddpm"),
 }
 
 

@@ -52,6 +52,7 @@ class UNet(nn.Module):
         super().__init__()
         self.patch_size = patch_size = patch_size or max(1, image_size // 16)
         self.shape = (image_channels, image_size, image_size)
+        self.cond_sizes = {} if cond_dim is None else {"vector": cond_dim}
         sizes = _map_sizes(image_size, patch_size, len(multipliers))
         widths, dim = [width * m for m in multipliers], 4 * width
         at = _attentive(sizes, attention, widths, heads)
@@ -62,8 +63,7 @@ class UNet(nn.Module):
         def block(n_in: int, level: int) -> UNetBlock:
             return UNetBlock(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in at else 0)
 
-        deepest = len(widths) - 1
-        n, skips = width, [width]
+        n, skips, deepest = width, [width], len(widths) - 1
         self.down = nn.ModuleList()
         for level in range(deepest + 1):
             for _ in range(n_blocks):

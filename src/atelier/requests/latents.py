@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.core.batch import each
 from atelier.core.rng import ImageRngs
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond, Latent, StyleBased
@@ -62,7 +63,7 @@ def projection(model: Latent, x: Tensor, cond: Cond, rngs: ImageRngs, options: d
     """
     with torch.inference_mode(False), torch.enable_grad():
         distance = Pyramid(n_levels=3).to(x.device)
-        x, cond = x.clone(), {name: value.clone() for name, value in cond.items()}
+        x, cond = x.clone(), each(cond, Tensor.clone)
         start = model.sample_latents(rngs, cond).clone()
         z, noise = start.clone().requires_grad_(), rngs.again()
         optimizer = torch.optim.Adam([z], lr=PROJECTION_LR)

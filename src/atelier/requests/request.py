@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atelier.core.batch import Batch
+from atelier.core.batch import Batch, rows_of
 from atelier.core.errors import UserError, nearest
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
@@ -53,7 +53,7 @@ def verb(asked: str | None, model: Generator) -> str:
 class Request:
     """Pictures wanted of a trained model; picture k is the same however many are made at once.
 
-    Methods named after verbs make pictures first .. first + n - 1. They run inside `models.base.sampling`.
+    Methods named after verbs make pictures first .. first + n - 1. They run inside `models.base.sampling_mode`.
 
     Args:
         model: in eval mode, on its device.
@@ -99,7 +99,7 @@ class Request:
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
-        batch |= {name: value.expand(n, -1) for name, value in self.given.items()}
+        batch |= rows_of(self.given, torch.zeros(n, dtype=torch.int64))
         return self.model.condition(batch, self.case)
 
     # ---- verbs
@@ -131,7 +131,7 @@ class Request:
         place = (rows - base).to(ends.device)
         way = latents.straight if isinstance(self.model, Autoencoder) else latents.great_circle
         z = way(ends[place], ends[place + 1], columns / (COLUMNS - 1))
-        return self._rendered(z, _rows(cond, place), first)
+        return self._rendered(z, rows_of(cond, place), first)
 
     def traverse(self, first: int, n: int) -> Made:
         """Row r is latent 0 with its coordinate r set to -REACH .. REACH, all other coordinates as they are."""
@@ -139,7 +139,7 @@ class Request:
         cond = self.conditions(0, 1)
         start = self._latents(0, 1, cond)
         z = latents.along(start, rows, columns / (COLUMNS - 1))
-        return self._rendered(z, _rows(cond, torch.zeros_like(rows)), first)
+        return self._rendered(z, rows_of(cond, torch.zeros_like(rows)), first)
 
     def truncate(self, first: int, n: int) -> Made:
         """Row r is image r, its style moved from the mean of all styles through its own to TRUNCATED times as far."""
@@ -252,11 +252,6 @@ def _pairs(first: int, n: int) -> tuple[int, int, int]:
 
 def _beside(x: Tensor, made: Tensor, skipped: int, n: int) -> Made:
     return Made(to_uint8(torch.stack([x, made], dim=1).flatten(0, 1)[skipped:][:n]))
-
-
-def _rows(cond: Cond, index: Tensor) -> Cond:
-    """The conditions at these places, which may come again."""
-    return {name: value[index.to(value.device)] for name, value in cond.items()}
 
 
 # ---- what is checked
