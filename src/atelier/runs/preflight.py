@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed
@@ -172,10 +173,19 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         if contract_of(takes[key].annotation) is not None:
             _check_part(node[key], f"{prefix}.{key}")
         else:
-            fitted(node[key], _origin(raw, f"{prefix}.{key}"), takes[key].annotation)
+            place = _origin(raw, f"{prefix}.{key}")
+            _check_word(node, key, place)
+            fitted(node[key], place, takes[key].annotation)
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
+
+
+def _check_word(node: dict[str, Any], key: str, place: str) -> None:
+    """No value that has another name since."""
+    _, today = renamed.argument(node["_target_"], key, node[key])
+    if today is not node[key]:
+        raise UserError(place, _typed(node[key]), f"it is called {today} now", f"{place}={today}")
 
 
 def _check_part(given: Any, prefix: str) -> None:
@@ -234,7 +244,7 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
         return value
     adapter = _adapter(expected)
     if adapter is None:
-        raise UserError(name, value, f"it must be built: a {expected.__name__}", f"{name} as in the pages of conf/")
+        raise UserError(name, value, f"it must be built: a {expected.__name__}", _built(name, value))
     options = _options(expected)
     if isinstance(value, bool) and options and not any(option is value for option in options):
         raise UserError(name, value, f"it must be one of {_typed(options)}", f"{name}={_typed(options[0])}")
@@ -257,7 +267,7 @@ def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
         return
     key = f"{name}._partial_" if "_partial_" in node else f"{name}._target_"
     wanted = getattr(expected, "__name__", expected)
-    raise UserError(key, node[key.rpartition(".")[2]], f"it makes no {wanted}", f"{name} as in the pages of conf/")
+    raise UserError(key, node[key.rpartition(".")[2]], f"it makes no {wanted}", _built(name))
 
 
 def _is(made: Any, kind: Any) -> bool:
@@ -308,7 +318,9 @@ def _problem(error: ValidationError) -> str:
 
 
 def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
-    """An override that does, found by trying."""
+    """An override that does: the group whose page the value names, or one found by trying."""
+    if (chosen := placed(name, str(value))) and chosen.endswith(f"={value}"):
+        return chosen
     options, shipped = _options(expected), known_keys().get(name)
     close = nearest(str(value), [str(option) for option in options])
     alike = [option for option in options if str(option) == close]
@@ -319,6 +331,11 @@ def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
         except ValidationError:
             continue
         return f"{name}={_typed(candidate)}"
+    return _built(name, value)
+
+
+def _built(name: str, value: Any = "") -> str:
+    """How an object is asked for that no value can be."""
     return placed(name, str(value)) or f"{name} as in the pages of conf/"
 
 
