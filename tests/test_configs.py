@@ -525,7 +525,7 @@ def chosen(**pages: str) -> list[str]:
 @pytest.fixture(scope="module")
 def first_stage() -> nn.Module:
     cfg = composed("model=vae", "data.image_size=8", "model.net.width=4", "model.net.n_downs=1")
-    return build.untrained_part(cfg)
+    return build.untrained_part(cfg, {})
 
 
 @pytest.mark.parametrize("group", CHOICES)

@@ -119,9 +119,9 @@ def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
     return finished.part()
 
 
-def untrained_part(cfg: DictConfig) -> nn.Module:
-    """What a run of this config would lend, before it is trained."""
-    return on_parts(without_perceptual(cfg), {}).part()
+def untrained_part(cfg: DictConfig, nets: dict[str, nn.Module]) -> nn.Module:
+    """What a run of this config on these parts would lend, before it is trained."""
+    return on_parts(without_perceptual(cfg), nets).part()
 
 
 def compile_nets(model: Generator) -> None:
