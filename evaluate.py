@@ -28,7 +28,7 @@ def evaluate(cfg: DictConfig) -> None:
     from atelier.runs.trainer import autocast, device, resolved
 
     preflight.check(cfg)
-    run = folders.load(folders.find(cfg.run), cfg.ema, cfg.root)
+    run = folders.load_generator(folders.find(cfg.run), cfg.ema, cfg.root)
     if cfg.eval.record:
         ledger.check(run, cfg.eval.n_samples)
     model = run.model.to(device())
