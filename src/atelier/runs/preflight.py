@@ -19,6 +19,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
+from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed
 from atelier.nets.contracts import contract_of
 from atelier.runs.pages import known_keys, placed
@@ -41,7 +42,7 @@ STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=Fal
 EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
 Plain = dict[str, Any] | list[Any]
-ROOT: dict[str, Any] = {
+TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "seed": Seed,
     "run_dir": Name,
     "resume": Literal["auto", "never"],
@@ -61,7 +62,7 @@ ROOT: dict[str, Any] = {
     "attributes": list[Name] | Name | None,
     "scale_factor": PositiveInt | None,
     "ema": bool,
-    "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
+    "precision": Precision | None,
 }
 PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
 
@@ -79,7 +80,7 @@ def check(cfg: DictConfig) -> None:
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
             raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
-    types = ROOT | (options() if "run" in values else {})
+    types = TYPES | (options() if "run" in values else {})
     for key in [key for key in types if key in values]:
         fitted(values[key], key, types[key])
     fitted(values.get("eval", {}).get("record", False), "eval.record", bool)
@@ -92,12 +93,23 @@ def check(cfg: DictConfig) -> None:
 @functools.cache
 def options() -> dict[str, Any]:
     """What some family's `sample` takes by keyword, with its annotation: keys of conf/sample.yaml and evaluate.yaml."""
+    names = sorted(path.stem for path in (Path(__file__).parents[1] / "models").glob("[!_]*.py"))
+    modules = [importlib.import_module(f"atelier.models.{name}") for name in names]
+    classes = [kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
+    return _keywords(kind.sample for kind in classes if hasattr(kind, "sample"))
+
+
+def _keywords(functions: Iterable[Callable]) -> dict[str, Any]:
+    """The keyword-only arguments of all of them, with the annotation that each name has everywhere.
+
+    Raises:
+        TypeError: two give one name different annotations.
+    """
     found: dict[str, Any] = {}
-    for path in sorted((Path(__file__).parents[1] / "models").glob("[!_]*.py")):
-        classes = inspect.getmembers(importlib.import_module(f"atelier.models.{path.stem}"), inspect.isclass)
-        for sample in [kind.sample for _, kind in classes if hasattr(kind, "sample")]:
-            taken = _arguments(sample)
-            found |= {name: p.annotation for name, p in taken.items() if p.kind is p.KEYWORD_ONLY}
+    for function in functions:
+        for name, p in _arguments(function).items():
+            if p.kind is p.KEYWORD_ONLY and found.setdefault(name, p.annotation) != p.annotation:
+                raise TypeError(f"{function.__qualname__} takes {name}: {p.annotation}, another {found[name]}")
     return found
 
 
