@@ -23,12 +23,12 @@ def evaluate(cfg: DictConfig) -> None:
 
     from atelier.callbacks.evaluation import numbers
     from atelier.evaluation.evaluator import intervals
-    from atelier.requests.folder import show_progress
+    from atelier.evaluation.gathering import show_progress
     from atelier.runs import ledger
     from atelier.runs.trainer import autocast, device, resolved
 
     preflight.check(cfg)
-    run = folders.load(folders.find(cfg.run), cfg.ema, cfg.root)
+    run = folders.load_generator(folders.find(cfg.run), cfg.ema, cfg.root)
     if cfg.eval.record:
         ledger.check(run, cfg.eval.n_samples)
     model = run.model.to(device())

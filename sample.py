@@ -27,7 +27,7 @@ def sample(cfg: DictConfig) -> None:
 
     preflight.check(cfg)
     words = build.plain(cfg)
-    run = folders.load(folders.find(words["run"]), words["ema"], words["root"])
+    run = folders.load_generator(folders.find(words["run"]), words["ema"], words["root"])
     model = run.model.to(device())
     words["do"] = verb(words["do"], model)
     options = build.options(cfg, model, verbs(model)[words["do"]])

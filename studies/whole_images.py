@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--run", help="of srresnet, srgan, rrdbnet or esrgan; without: bicubic alone")
-    parser.add_argument("--factor", type=int, choices=(2, 3, 4), default=4, help="of bicubic; a run has its own")
+    parser.add_argument("--scale_factor", type=int, choices=(2, 3, 4), default=4, help="of bicubic; a run has its own")
     asked = parser.parse_args()
     run = folders.load(folders.find(asked.run), ema=True) if asked.run else None
     factor = run.model.scale_factor if run else asked.scale_factor

@@ -249,6 +249,7 @@ RULES: list[Rule] = [
     nothing_runs_what_was_read,
     signatures_name_their_arguments,
     functions_stay_short,
+    functions_take_few_arguments,
     the_ground_floor_names_its_own_keys,
     docstrings_stand_alone,
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,9 +23,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train as entry
+from atelier.checkpoints import renamed
 from atelier.cli import messages
 from atelier.core.rng import ImageRngs
 from atelier.runs import build, preflight
+from atelier.runs.pages import chosen as chosen_keys
 from atelier.runs.pages import places
 from tests.compose import CONF, composed
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
@@ -216,7 +219,13 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "model.net._target_=atelier.nets.vae.VAENet": "VAENet: it makes no DenoisingNet. Fix: model.net as",
     "model.embedder._target_=atelier.nets.unet.UNet": "atelier.nets.unet.UNet: it makes no Embedder. Fix: model.embedd",
     "model.objective.target=v": "it must be an instance of Target. Fix: target@model.objective.target=v",
-    "model.sampler=heun": "error: model.sampler=heun: it must be built: a Sampler. Fix: ",
+    "model.sampler=heun": "model.sampler=heun: it must be built: a Sampler. Fix: sampler@model.sampler=heun",
+    "model.sampler=huen": "Fix: sampler@model.sampler=heun",
+    "model.guider=none": "Fix: guider@model.guider=none",
+    "model.objective.weighting=zzz": "Fix: weighting@model.objective.weighting=flow_error|min_snr|plain",
+    "model=stylegan2 model.augment=ada": "Fix: augment@model.augment=ada",
+    "model=stylegan2 model.augment=zzz": "Fix: model.augment=null",
+    "model.sampler._target_=atelier.nets.unet.UNet": "it makes no Sampler. Fix: sampler@model.sampler=ddim|ddpm|",
     "model.objective.density=uniform": "Fix: time_distribution@model.objective.time_distribution=uniform",
     "model.objective.space=flow": "Fix: weighting@model.objective.weighting=flow_error",
     "model.objective.floor=0.2": "Fix: model.objective.weighting.time_floor=0.2",
@@ -229,20 +238,83 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "data.budget=-1": "error: data.budget=-1: ",
 }.items())  # fmt: skip
 def test_a_mistake_is_one_line(given: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["train.py", given])
+    words = [given] if "{" in given else given.split()
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
     monkeypatch.delenv("NOPE", raising=False)
-    assert line in refused(given)
+    assert line in refused(*words)
+
+
+# Names of before
+
+CLASSES = sorted({name for names in renamed.KEYS for name in names.split()})
+
+
+@functools.cache
+def nodes() -> dict[str, tuple[str, str]]:
+    """Class or function that the pages of models and sets call -> a word and the key where it stands."""
+    words = ["data=superres", *(f"model={page}" for page in pages("model"))]
+    found = [(word, key, value) for word in words for key, value in chosen_keys("train", (word,)).items()]
+    return {
+        value.rpartition(".")[2]: (word, key.removesuffix("._target_"))
+        for word, key, value in found
+        if key.endswith("._target_")
+    }
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_argument_of_before_is_told_its_name_of_today(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    word, place = nodes()[name]
+    keys = next(keys for names, keys in renamed.KEYS.items() if name in names.split())
+    monkeypatch.setattr("sys.argv", ["train.py", word])
+    for old, new in keys.items():
+        assert messages.renamed(f"{place}.{old}", "3") == (f"{place}.{new}", f"{place}.{new}=3")
+        assert f"{place}.{new}" in chosen_keys("train", (word,))  # so that the fix composes
+        assert f"{place}.{old}" not in chosen_keys("train", (word,))
+
+
+def test_the_channels_of_every_set_are_told_their_name_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    for page in pages("data"):
+        monkeypatch.setattr("sys.argv", ["train.py", f"data={page}"])
+        assert messages.renamed("data.channels", "3") == ("data.image_channels", "data.image_channels=3")
+
+
+@pytest.mark.parametrize("key", messages.RENAMED)
+def test_what_does_the_same_now_composes(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    value = "uniform" if key.endswith("density") else "2"
+    today, fix = messages.renamed(key, value)
+    assert fix in (today, f"{today}={value}") and composed(fix)
+
+
+@pytest.mark.parametrize("given", [
+    "logger.group=x", "callbacks.ema.decay=0.9", "model.net.drop=0.1", "model=ddpm model.base=3",
+    "model=gan model.objective.floor=1", "model=ddpm model.objective.mean=1", "model=vae model.penalty_weight=1",
+    "model=gan,vae model.drop=0.1",
+])  # fmt: skip
+def test_a_key_that_never_was_has_no_name_of_today(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", *given.split()])
+    assert messages.renamed(*given.split()[-1].split("=")) is None
 
 
 @pytest.mark.parametrize(("given", "line"), {
-    "model.net.breadth=8": "error: model.net.breadth=8: it is called model.net.width now. Fix: model.net.width=8",
-    "data.per_step=8": "error: data.per_step=8: it is called data.batch_size now. Fix: data.batch_size=8",
-    "data.bach_size=8": "error: data.bach_size=8: there is no such key. Fix: data.batch_size=8",
+    "model=autoencoder_kl model.penalty_weight=1": "it is called model.kl_weight now. Fix: model.kl_weight=1",
+    "model=vqgan model.penalty_weight=1": "it is called model.codebook_weight now. Fix: model.codebook_weight=1",
+    "experiment=shapes_vqgan model.penalty_weight=1": "Fix: model.codebook_weight=1",
+    "model=vqvae model.net.quantizer.decay=0.9": "Fix: model.net.quantizer.ema_decay=0.9",
+    "model=cgan model.discriminator.spectral=true": "Fix: model.discriminator.norm=spectral",
+    "model=cgan model.discriminator.norm=true": "true: it is called spectral now. Fix: model.discriminator.norm=sp",
+    "model=cgan model.discriminator.spectral=False": "Fix: model.discriminator.norm=none",
+    "model=srresnet model.net.batch_norm=true": "Fix: model.net.norm=batch",
+    "data.task=recast": "data.task=recast: it is called attribute_transfer now. Fix: data.task=attribute_transfer",
 }.items())  # fmt: skip
-def test_a_key_of_before_is_told_its_name_of_today(given: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "RENAMED", {"breadth": "width", "data.per_step": "data.batch_size"})
-    monkeypatch.setattr("sys.argv", ["train.py", given])
-    assert refused(given) == line
+def test_a_command_of_before_is_told_in_the_words_of_today(
+    given: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = given.split()
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    told = refused(*words)
+    assert line in told
+    preflight.check(composed(*words[:-1], told.partition("Fix: ")[2]))
 
 
 @pytest.mark.parametrize(("word", "line"), {
@@ -453,7 +525,7 @@ def chosen(**pages: str) -> list[str]:
 @pytest.fixture(scope="module")
 def first_stage() -> nn.Module:
     cfg = composed("model=vae", "data.image_size=8", "model.net.width=4", "model.net.n_downs=1")
-    return build.untrained_part(cfg)
+    return build.untrained_part(cfg, {})
 
 
 @pytest.mark.parametrize("group", CHOICES)

@@ -52,11 +52,11 @@ def test_a_climb_is_a_call_from_below(tmp_path: Path) -> None:
         spec.loader.exec_module(named[path.stem])
     seen, strings = (Way(tmp_path, {"ground": 1, "top": 2}, kind) for kind in (object, str))
     with seen:
-        assert named["t"].way(named["g"].needs_double_backward) == [1, 2]
+        assert named["t"].way(named["g"].twice) == [1, 2]
     assert list(seen.trip.values()) == ["top", "ground", "top"]
     assert [(a.co_name, b.co_name) for a, b in seen.climbs] == [("twice", "number")] and seen.turns == 1
     with strings:
         named["t"].number("a")
         named["t"].number(1)
-        named["g"].needs_double_backward(str)
+        named["g"].twice(str)
     assert [code.co_name for code in strings.trip] == ["number"] and room(Path("optim.py")) == "optim"

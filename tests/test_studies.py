@@ -79,3 +79,18 @@ def test_whole_images_of_their_own_sizes(
         assert f"| {10 * math.log10(255**2 / wrong):.2f} dB |" in line
     mean = sum(float(line.split(" | ")[2][:-3]) for line in (lines[3], lines[5])) / 2
     assert float(lines[7].split(" | ")[2][:-3]) == pytest.approx(mean, abs=0.011) and "mean of 2, SRGAN" in lines[7]
+
+
+def test_without_a_run_whole_images_are_bicubic(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reduced and enlarged as often as asked, a flat image comes back as it was."""
+    Image.new("RGB", (33, 26), (10, 120, 250)).save(tmp_path / "flat.png")
+    monkeypatch.setattr("sys.argv", ["whole_images", str(tmp_path), "--scale_factor", "2"])
+    monkeypatch.chdir(tmp_path)
+    sizes, reduce = [], whole_images.reduced
+    monkeypatch.setattr(whole_images, "reduced", lambda x, factor: sizes.append((x.shape, factor)) or reduce(x, factor))
+    whole_images.main()
+    assert sizes == [((1, 3, 26, 32), 2)]
+    row = "| 100.00 dB | 100.00 dB | 1.0000 | 1.0000 |"
+    assert capsys.readouterr().out.splitlines()[2:] == [f"| flat.png, bicubic {row}", f"| mean of 1, bicubic {row}"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atelier.core.batch import Batch
 from atelier.core.condition import Embedder
-from atelier.core.ranges import PositiveFloat
+from atelier.core.ranges import PositiveFloat, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
@@ -113,15 +113,18 @@ class NoisyClassifier(Model):
 
     ema_nets = ("net",)
 
-    def __init__(self, optimizer: Callable) -> None:
+    needs = frozenset({"label"})
+
+    def __init__(self, optimizer: Callable, n_inputs: PositiveInt = 4, n_classes: PositiveInt = 3) -> None:
         super().__init__()
-        self.net, self.optimizer = torch.nn.Linear(4, 3), optimizer
+        self.net, self.optimizer = torch.nn.Linear(n_inputs, n_classes), optimizer
 
     def training_step(self, batch: Batch) -> Tensor:
-        loss = F.cross_entropy(self.net(batch["image"] + torch.randn_like(batch["image"])), batch["label"])
+        x = batch["image"].flatten(1)
+        loss = F.cross_entropy(self.net(x + torch.randn_like(x)), batch["label"])
         self.report("loss", loss)
         return loss
 
 
-for toy in (MeanTeacher, Tuned, Distilled):
+for toy in (MeanTeacher, Tuned, Distilled, NoisyClassifier):
     toy.__module__ = MODULE

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,14 +16,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import evaluate
+import sample
 import train
 from atelier.callbacks.ema import EMA
+from atelier.callbacks.table import read_rows
 from atelier.checkpoints.store import load, newest
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.models.base import Generator
 from atelier.optim import adamw
-from atelier.runs import folders, preflight
+from atelier.runs import build, folders, preflight
 from tests import toys
 from tests.compose import composed
 from tests.conftest import overrides
@@ -180,6 +186,17 @@ def test_room_on_disk_counts_averages_and_moments_of_what_is_trained(
         preflight.fits_on_disk(model, 3, tmp_path)
 
 
+def test_a_model_on_what_was_taught_further_outlives_both(tuned: Path, tmp_path: Path) -> None:
+    """An autoencoder, one tuned from it, and latent diffusion on that."""
+    middle = shutil.copytree(tuned / "whole", tmp_path / "middle")
+    train.train(composed(*overrides("ldm", middle), "budget.images=8", run_dir=tmp_path / "run"))
+    shutil.rmtree(middle)
+    codec = folders.load(tmp_path / "run", ema=True).model.codec
+    expected = folders.load(tuned / "whole", ema=True).model.net.state_dict()
+    found = codec.autoencoder.net.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
+
+
 # A teacher that is another run
 
 
@@ -249,3 +266,23 @@ def test_a_classifier_is_a_model() -> None:
     assert norm.item() == pytest.approx(1e-3, rel=1e-3) and model.reported["loss"] == loss.detach()
     optimizer.step()
     assert not torch.equal(model.net.weight, before)
+
+
+def test_a_classifier_is_trained_by_the_program_and_makes_no_images(tmp_path: Path) -> None:
+    """Its run is saved, exported and lent like any other; nothing is drawn, judged or sampled."""
+    cfg = composed(*overrides("ae"), "callbacks.grids.every_images=8", run_dir=tmp_path)
+    kind = {"_target_": f"{toys.MODULE}.NoisyClassifier", "n_inputs": 192, "n_classes": 36}
+    with open_dict(cfg):
+        cfg.model = OmegaConf.create({**kind, "optimizer": cfg.model.optimizer})
+    train.train(cfg)
+    weights = load_file(tmp_path / "weights.safetensors")
+    torch.testing.assert_close(weights["net.weight"], saved(tmp_path)["average 16 weight"])
+    assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == {}
+    assert not any(k.startswith("val/") for row in read_rows(tmp_path / "metrics.csv") for k in row)
+    assert not list(tmp_path.rglob("*.png"))
+    sha = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    assert torch.equal(build.part(tmp_path, sha, cfg).weight, weights["net.weight"])
+    for program, config in ((sample.sample, "sample"), (evaluate.evaluate, "evaluate")):
+        with pytest.raises(UserError) as caught:
+            program(composed(f"run={tmp_path}", config=config))
+        assert "NoisyClassifier makes no images. Fix: run=DIR" in caught.value.line()

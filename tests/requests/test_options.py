@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from atelier.core.errors import UserError
-from atelier.core.ranges import NonNegFloat, NonNegInt
+from atelier.core.ranges import NonNegFloat, NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.models import normalizing_flow
 from atelier.models.base import Cond, Generator
@@ -74,3 +74,18 @@ def test_groups_are_those_with_a_page_to_choose() -> None:
     assert found["perceptual"] == ["perceptual@metrics.lpips", "perceptual@model.perceptual"]
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert set(found) == folders - {"callbacks"}
+
+
+def test_one_option_has_one_kind() -> None:
+    """Else a family would be asked with the kind that another has."""
+
+    def first(cond: object, *, steps: PositiveInt | None = None) -> None: ...
+
+    def second(cond: object, *, steps: PositiveInt | None = None, temperature: NonNegFloat | None = None) -> None: ...
+
+    def third(cond: object, *, steps: NonNegFloat | None = None) -> None: ...
+
+    taken = preflight._keywords([first, second])
+    assert taken == {"steps": PositiveInt | None, "temperature": NonNegFloat | None}
+    with pytest.raises(TypeError, match="third takes steps: "):
+        preflight._keywords([first, second, third])

@@ -417,22 +417,43 @@ def test_one_node_trains_a_part_also_for_a_run_of_many(plan: Callable, devices: 
     assert (planned.devices, planned.num_nodes) == (devices, 1)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["model=ldm", "model.first_stage.experiment=shapes_vqprior"],
-        ["model=srgan", "data.task=low_resolution", "model.first_stage.experiment=shapes_srgan"],
-        overrides("ldm"),
-    ],
-)
-def test_a_part_stands_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, Path], words: list[str]
-) -> None:
-    """Whether it is to be trained or is there."""
+def test_a_part_may_stand_on_a_part(finished: dict[str, Path], tmp_path: Path) -> None:
+    """What it stands on is linked with it, and has its hash in the part's own config."""
+    whole, below = finished["ldm"], "frozen/first_stage/weights.safetensors"
+    cfg = composed(*overrides("ldm", whole), run_dir=tmp_path)
+    pretrained._take("first_stage", whole, cfg, tmp_path)
+    copy, sha = tmp_path / "frozen" / "first_stage", cfg.model.first_stage.sha256
+    assert (copy / below).stat().st_ino == (finished["vae"] / "weights.safetensors").stat().st_ino
+    expected = load_file(whole / "weights.safetensors")
+    for name, weight in build.part(copy, sha, cfg).state_dict().items():
+        assert torch.equal(weight, expected[f"net.{name}"])
+    (copy / below).unlink()
+    with pytest.raises(UserError, match="these are not the weights that this run stands on"):
+        build.part(copy, sha, cfg)
+
+
+def test_auto_trains_a_part_that_stands_on_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be trained is tried untrained first, with what is below it."""
     monkeypatch.chdir(tmp_path)
-    line = line_of(*(word.replace("FIRST", str(finished["ldm"])) for word in words), run_dir="run")
-    assert line.startswith("error: model.first_stage.") and "which a part cannot" in line
-    assert line.endswith(". Fix: model.first_stage.run=DIR of a run that stands alone")
+    monkeypatch.setattr(pretrained, "_run", lambda command, lock: 1)
+    words = ["model=srgan", "data.task=low_resolution", "model.first_stage.experiment=shapes_srgan"]
+    assert "led, see above. Fix: python train.py experiment=shapes_srgan " in line_of(*words, run_dir="run")
+    words = ["model=ldm", "model.first_stage.experiment=shapes_vqprior"]
+    assert "it is no autoencoder. Fix: model.first_stage.experiment=shapes_vae" in line_of(*words, run_dir="run")
+
+
+def test_auto_knows_a_run_by_what_it_stands_on(plan: Callable) -> None:
+    """Of the latent models on two autoencoders, the one on that which would be trained now."""
+    small = ["data.n_train_scenes=20", "data.n_test_scenes=16"]
+    upper = pretrained.Plan([], composed("model=ldm", *small))
+    lower = pretrained.plan("first_stage", upper.cfg).cfg
+    others = OmegaConf.merge(lower, {"model": {"beta": 2.0}})
+    for k, (name, below) in enumerate({"right": lower, "other": others, "bare": None, "fed": lower}.items()):
+        folder = kept(name, OmegaConf.merge(upper.cfg, {"model": {"first_stage": {"run": name}}}), k)
+        if below is not None:
+            copy = kept(f"{name}/frozen/first_stage", below, k, images="others" if name == "fed" else None)
+            assert copy.is_relative_to(folder)
+    assert pretrained._finished(upper) == Path("outputs/right")
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,14 +101,16 @@ class Evaluation(Callback):
             self.checkpoints.save(trainer, model)
             self.clock.leave(trainer)
         self.protocol |= {"ema": self.ema.half_lives[:1], "precision": trainer.precision}
-        self.progress.evaluated(self.values)
+        if self.values:
+            self.progress.evaluated(self.values)
 
     def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
         """The row comes last: an evaluation that has none is done again after a kill."""
         if trainer.is_global_zero:
             self._write_summary(provenance.device(model.device, trainer.world_size))
         self.checkpoints.keep_best(trainer, model, self.values)
-        self.table.add(trainer, {f"val/{name}": value for name, value in self.values.items()})
+        if self.values:
+            self.table.add(trainer, {f"val/{name}": value for name, value in self.values.items()})
 
     def _watch(self, trainer: Trainer, what: str, done: int, n: int) -> None:
         self.progress.step(what, done, n)

@@ -17,7 +17,7 @@ from atelier.core.rng import ImageRngs
 from atelier.evaluation.evaluator import sample
 from atelier.images.pictures import beside, grid, save_gif, save_png
 from atelier.images.pixels import to_uint8
-from atelier.models.base import Autoencoder, Cond, Translator, sampling_mode
+from atelier.models.base import Autoencoder, Cond, Generator, Translator, sampling_mode
 
 
 class Grids(Callback):
@@ -42,7 +42,7 @@ class Grids(Callback):
         self.clock, self.ema, self.table = clock, ema, table
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
-        if trainer.is_global_zero and self.clock.images_seen == 0:
+        if trainer.is_global_zero and self.clock.images_seen == 0 and isinstance(model, Generator):
             self.folder.mkdir(parents=True, exist_ok=True)
             for case in model.cases:
                 real = trainer.datamodule.test_batch(0, self.n)[model.real_fields[case]]
@@ -52,7 +52,7 @@ class Grids(Callback):
         self, trainer: Trainer, model: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         due = trainer.should_stop or self.clock.due(self.every_images, trainer.datamodule.batch_size)
-        if due and trainer.is_global_zero:
+        if due and trainer.is_global_zero and isinstance(model, Generator):
             self.draw(trainer, model)
 
     def draw(self, trainer: Trainer, model: LightningModule) -> None:
@@ -80,7 +80,7 @@ class Grids(Callback):
         self.table.picture(trainer, f"sample/{name}", path)
 
     def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(model, Generator):
             for case in model.cases:
                 pictures = sorted(self.folder.glob(f"{_prefix(case)}samples_*.png"))
                 if len(pictures) > 1:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
-from atelier.models.base import Generator
+from atelier.models.base import Generator, Model
 
 BATCHES = 16
 SEED = -1  # of the noise: no run's own
@@ -29,16 +29,16 @@ class _Seeing(nn.Module):
         self.norms, self.forward = nn.ModuleList(norms), see
 
 
-def take(model: Generator, data: DataModule) -> None:
+def take(model: Model, data: DataModule) -> None:
     """Give the batch norms of the averaged nets the statistics of what they see when the model samples.
 
     That is for the conditions of the first training images, 16 batches of the run's own size, and noise of its own. It
     depends on the weights and the data alone: not on the ranks, not on what the norms held, and no random state moves.
+    A model that makes no images keeps what they hold.
     """
-
     layers = (layer for name in model.ema_nets for layer in getattr(model, name).modules())
     norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]
-    if not norms:
+    if not norms or not isinstance(model, Generator):
         return
     images, training = data.split("train"), model.training
 

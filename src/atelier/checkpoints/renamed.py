@@ -114,6 +114,12 @@ def today(node: Any) -> Any:
     return node
 
 
+def argument(target: str, name: str, value: Any) -> tuple[str, Any]:
+    """What an argument of a class or function of today, and its value, are called today."""
+    ((name, value),) = ((key, word) for key, word in _called(target, {name: value}).items() if key != "_target_")
+    return name, value
+
+
 def _objective(old: dict[str, Any]) -> dict[str, Any]:
     """An objective of names and numbers as one of objects."""
     floor, space = old.get("floor", 0.0), old.get("space")

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from atelier.checkpoints.renamed import DATA, KEYS
+from atelier.checkpoints.renamed import argument
 from atelier.core.errors import UserError, causes, nearest
 from atelier.core.launchers import rank
-from atelier.runs.pages import CONF, known_keys, placed
+from atelier.runs.pages import CONF, chosen, known_keys, placed
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 ELSEWHERE = {  # words of other projects -> ours
@@ -26,8 +26,7 @@ ELSEWHERE = {  # words of other projects -> ours
     "val_check_interval": "eval.every_images",
 }
 
-RENAMED = {  # a key of before, or its last part -> what it is called now
-    **{old: new for keys in (*KEYS.values(), DATA) for old, new in keys.items()},
+RENAMED = {  # keys of before that are no argument of another name -> what does the same now
     "model.guidance": "model.guider.guidance",
     "model.objective.density": "time_distribution@model.objective.time_distribution",
     "model.objective.space": "weighting@model.objective.weighting=flow_error",
@@ -36,11 +35,6 @@ RENAMED = {  # a key of before, or its last part -> what it is called now
     "model.objective.deviation": "model.objective.time_distribution.logit_std",
     "model.objective.mean_end": "model.objective.time_distribution.logit_mean_end",
     "model.objective.mean_images": "model.objective.time_distribution.logit_mean_images",
-    "model.generator.depth": "model.generator.n_layers",
-    "model.generator.levels": "model.generator.source_levels",
-    "model.net.levels": "model.net.n_levels",
-    "model.perceptual.levels": "model.perceptual.n_levels",
-    "model.penalty_weight": "model.kl_weight|model.codebook_weight",
 }
 
 
@@ -115,7 +109,7 @@ def _fix(key: str, value: str, known_wrong: bool = False) -> str:
         return f"{elsewhere}=VALUE"
     if chosen := placed(key, value):
         return chosen
-    known = known_keys(Path(sys.argv[0]).stem if Path(sys.argv[0]).stem in ("sample", "evaluate") else "train")
+    known = known_keys(_script())
     close = nearest(
         key,
         [
@@ -125,6 +119,12 @@ def _fix(key: str, value: str, known_wrong: bool = False) -> str:
         ],
     )
     return f"{close}={value or 'VALUE'}" if close else "python train.py --cfg job lists every key"
+
+
+def _script() -> str:
+    """Whose keys are meant: `sample`, `evaluate`, or else `train`."""
+    name = Path(sys.argv[0]).stem
+    return name if name in ("sample", "evaluate") else "train"
 
 
 def _composition_error(chain: list[BaseException]) -> UserError | None:
@@ -204,18 +204,28 @@ def _unknown_key(text: str) -> UserError | None:
     value = typed.group(1) if typed else "".join(words[:1])
     if key.startswith("sampler."):
         return UserError(key, value, "name the sampler too", f"sampler=ddim {key}={value}, or another of conf/sampler")
-    if today := renamed(key):
-        fix = today if "=" in today else f"{today}={value or 'VALUE'}"
+    if found := renamed(key, value):
+        today, fix = found
         return UserError(key, value, f"it is called {today} now", fix)
     return UserError(key, value, "there is no such key", _fix(key, value, known_wrong=True))
 
 
-def renamed(key: str) -> str | None:
-    """What a key of before is called today; where its last part alone was renamed, the rest stays."""
-    if key in RENAMED:
-        return RENAMED[key]
+def renamed(key: str, value: str) -> tuple[str, str] | None:
+    """What a key of before is called today, and the override that does what `key=value` did.
+
+    None where it was no key of the classes that this command's pages name, or where they have not the key of today.
+    """
+    keys = chosen(_script(), tuple(sys.argv[1:]))
     place, dot, last = key.rpartition(".")
-    return f"{place}{dot}{RENAMED[last]}" if last in RENAMED else None
+    today, now = RENAMED.get(key), value
+    if today is None and (target := keys.get(f"{place}._target_")):
+        typed = {"true": True, "false": False}.get(value.lower(), value)
+        name, now = argument(target, last, typed)
+        today = f"{place}{dot}{name}"
+        now = value if now is typed else now
+    if today in (None, key) or today.partition("=")[0].rpartition("@")[2] not in keys:
+        return None
+    return today, today if "=" in today else f"{today}={now or 'VALUE'}"
 
 
 def _unset(text: str) -> UserError | None:

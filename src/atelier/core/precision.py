@@ -1,12 +1,15 @@
-"""Arithmetic that is the same whatever precision a run has."""
+"""The precisions that a run may have, and arithmetic that is the same in all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch.backends import cudnn
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 @contextmanager

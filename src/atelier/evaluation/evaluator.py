@@ -20,7 +20,7 @@ from atelier.evaluation.reconstruction import Context, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Translator, sampling_mode
+from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Model, Translator, sampling_mode
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
@@ -46,8 +46,10 @@ class Evaluator:
     suite: Suite
     reasons: list[tuple[str, int, int]] = field(default_factory=list, init=False)  # of the judge, for the last samples
 
-    def prepare(self, model: Generator, data: DataModule, device: torch.device) -> str | None:
+    def prepare(self, model: Model, data: DataModule, device: torch.device) -> str | None:
         """Get the feature net ready, unless no distance can be measured; gives one line to tell the user, or None."""
+        if not isinstance(model, Generator):
+            return None
         too_few = self._too_few(model, data)
         if too_few:
             self.suite.names = []
@@ -64,9 +66,9 @@ class Evaluator:
             return None
         return f"no distance is measured: {n} samples beside {n_real} test images are too few"
 
-    def left_out(self, model: Generator, data: DataModule) -> str | None:
+    def left_out(self, model: Model, data: DataModule) -> str | None:
         """One line that names the distances for which a run has too few images; None where there are enough."""
-        if not self.suite.active:
+        if not self.suite.active or not isinstance(model, Generator):
             return None
         n, counts = self._n_samples(model, data), {case: self._n_real(model, data, case) for case in model.cases}
         measured = [set(self.suite.measurable(n_real, n)) for n_real in counts.values()]
@@ -76,9 +78,9 @@ class Evaluator:
         return f"{', '.join(missing)} left out: {n} samples beside {min(counts.values())} test images are too few"
 
     def __call__(
-        self, model: Generator, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
+        self, model: Model, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Values by name and the protocol they hold under; all ranks get all of it.
+        """Values by name and the protocol they hold under, none of what makes no images; all ranks get all of it.
 
         Args:
             model: in eval mode, holding the weights to judge.
@@ -87,6 +89,8 @@ class Evaluator:
             progress: called with (what, done, of how many); may raise to stop.
         """
         values: dict[str, float] = {}
+        if not isinstance(model, Generator):
+            return values, {}
         with sampling_mode(model, options):
             for case in model.cases:
                 prefix = f"{case}/" if case else ""

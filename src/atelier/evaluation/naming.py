@@ -17,15 +17,17 @@ from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import Evaluator
 from atelier.metrics.suite import Suite
-from atelier.models.base import Cond, Generator
+from atelier.models.base import Cond, Generator, Model
 
 
-def names(evaluator: Evaluator, model: Generator, data: DataModule) -> list[str]:
+def names(evaluator: Evaluator, model: Model, data: DataModule) -> list[str]:
     """What `evaluator` will name its values: it judges two test images, which a stand-in gives back unseen.
 
     Neither the model, which may take its scale from the first batch it sees, nor a net of the suite is called, and the
-    distances, which want more images, are named alone. All ranks call this together.
+    distances, which want more images, are named alone; what makes no images has none. All ranks call this together.
     """
+    if not isinstance(model, Generator):
+        return []
     few = dist.get_world_size() if many() else 2
     images = data.test_batch(0, few)[model.real_fields[model.cases[0]]]
     dry = replace(evaluator, n_samples=few, n_real=few, batch_size=few, suite=_named(evaluator.suite))

@@ -69,6 +69,10 @@ class Model(LightningModule, ABC):
     def configure_optimizers(self) -> Optimizer | list[Optimizer]:
         return self.optimizer(list(self.trained().values()))
 
+    def part(self) -> nn.Module:
+        """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""
+        return getattr(self, self.ema_nets[0])
+
     def report(self, name: str, value: Tensor) -> None:
         """Log a scalar of this batch under `train/<name>`."""
         self.reported[name] = value.detach()
@@ -118,10 +122,6 @@ class Generator(Model):
         A family adds keyword-only options, whose annotations are the types of the keys of that name in
         conf/sample.yaml and conf/evaluate.yaml; those that the user gave are passed on, others are refused.
         """
-
-    def part(self) -> nn.Module:
-        """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""
-        return getattr(self, self.ema_nets[0])
 
     def protocol(self) -> dict[str, Any]:
         """What of the model a printed number depends on (sampler, NFE, guidance)."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from atelier.data.base import DataModule
     from atelier.evaluation.evaluator import Evaluator
     from atelier.metrics.suite import Suite
-    from atelier.models.base import Generator
+    from atelier.models.base import Model
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def data_fields(cfg: DictConfig, role: str) -> set[str]:
     return with_role(get_class(cfg.data._target_), Role[role])
 
 
-def model(cfg: DictConfig, folder: Path) -> Generator:
+def model(cfg: DictConfig, folder: Path) -> Model:
     """The model of a config, in its memory format; its parts come from the copies in the run folder."""
     import torch
 
@@ -71,7 +71,7 @@ def model(cfg: DictConfig, folder: Path) -> Generator:
     return made.to(memory_format=torch.channels_last) if last else made
 
 
-def _model(cfg: DictConfig, folder: Path) -> Generator:
+def _model(cfg: DictConfig, folder: Path) -> Model:
     frozen = {name: part(folder / "frozen" / name, cfg.model[name].sha256, cfg) for name in parts(cfg)}
     return on_parts(cfg, frozen)
 
@@ -81,7 +81,7 @@ def parts(cfg: DictConfig) -> list[str]:
     return [name for name, node in cfg.model.items() if isinstance(node, DictConfig) and "experiment" in node]
 
 
-def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Generator:
+def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Model:
     """The model of a config on these parts of other runs."""
     node = cfg.model.copy()
     OmegaConf.set_struct(node, False)
@@ -119,12 +119,12 @@ def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
     return finished.part()
 
 
-def untrained_part(cfg: DictConfig) -> nn.Module:
-    """What a run of this config would lend, before it is trained."""
-    return on_parts(without_perceptual(cfg), {}).part()
+def untrained_part(cfg: DictConfig, nets: dict[str, nn.Module]) -> nn.Module:
+    """What a run of this config on these parts would lend, before it is trained."""
+    return on_parts(without_perceptual(cfg), nets).part()
 
 
-def compile_nets(model: Generator) -> None:
+def compile_nets(model: Model) -> None:
     """torch.compile of the averaged nets, in place.
 
     Raises:
@@ -155,7 +155,7 @@ def callbacks(cfg: DictConfig) -> Callbacks:
     return Callbacks(instantiate(cfg.callbacks, _convert_="all"))
 
 
-def trainer(cfg: DictConfig, model: Generator, callbacks: Callbacks, loggers: list[Logger]) -> Trainer:
+def trainer(cfg: DictConfig, model: Model, callbacks: Callbacks, loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer; evaluations come every so many batches of the clock.
 
     Raises:
@@ -204,7 +204,7 @@ def evaluator(cfg: DictConfig) -> Evaluator:
     return instantiate(cfg.evaluator, _convert_="all")
 
 
-def options(cfg: DictConfig, model: Generator, maker: Callable) -> dict[str, Any]:
+def options(cfg: DictConfig, model: Model, maker: Callable) -> dict[str, Any]:
     """The options of a model's method that the user gave.
 
     Raises:

@@ -24,7 +24,7 @@ from atelier.runs import build, preflight
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
-    from atelier.models.base import Generator
+    from atelier.models.base import Model
 
 OUTPUTS = Path("outputs")
 SECTIONS = ("choices", "model", "data", "budget", "callbacks")  # that the config of each run has
@@ -205,7 +205,7 @@ class LoadedRun:
     folder: Path
     cfg: DictConfig
     data: DataModule
-    model: Generator
+    model: Model
     images_seen: int
     ema: list[int]  # half-life of the averaged weights, in images; [] for the raw ones
 
@@ -254,3 +254,17 @@ def load(folder: Path, ema: bool, root: str | None = None) -> LoadedRun:
         copy_average(model, averages[half_life])
     images_seen = checkpoint["callbacks"]["Clock"]["images_seen"]
     return LoadedRun(folder, cfg, data, model.eval(), images_seen, [int(half_life) for half_life in first])
+
+
+def load_generator(folder: Path, ema: bool, root: str | None) -> LoadedRun:
+    """As `load`, of a run whose model makes images.
+
+    Raises:
+        UserError: it makes none.
+    """
+    from atelier.models.base import Generator
+
+    run = load(folder, ema, root)
+    if not isinstance(run.model, Generator):
+        raise UserError("run", folder, f"{type(run.model).__name__} makes no images", "run=DIR of a model that does")
+    return run

@@ -78,11 +78,11 @@ def row_of(run: LoadedRun, printed: dict[str, Any], judged_with: list[str]) -> d
         "intervals": printed["intervals"],
         "protocol": protocol,
         "images": run.images_seen,
-        "tflop": trained["tflop"],
-        "seconds": None if trained.get("resumed_at") else trained["seconds"],
+        "tflop": trained.get("tflop"),
+        "seconds": None if trained.get("resumed_at") else trained.get("seconds"),
         "device": {when: f"{device[when]}, {precision[when]}" if device[when] else None for when in device},
         "commit": {"training": trained.get("commit"), "judging": provenance.commit()},
-        "versions": {"training": trained["versions"], "judging": provenance.versions()},
+        "versions": {"training": trained.get("versions"), "judging": provenance.versions()},
     }
 
 

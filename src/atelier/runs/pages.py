@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from atelier.core.errors import nearest
+
 CONF = Path(__file__).parents[3] / "conf"
+HIDDEN = ("_target_", "_partial_", "defaults", "hydra")  # what of a page is no key of a user
 
 
 @functools.cache
@@ -33,16 +37,41 @@ def known_keys(script: str = "") -> dict[str, Any]:
     return keys
 
 
-def _dotted(node: Any, prefix: str) -> dict[str, Any]:
+def _dotted(node: Any, prefix: str, hidden: tuple[str, ...] = HIDDEN) -> dict[str, Any]:
     keys = {prefix: node} if prefix else {}
     for key, value in node.items() if isinstance(node, dict) else ():
-        if key not in ("_target_", "_partial_", "defaults", "hydra"):
-            keys |= _dotted(value, f"{prefix}.{key}" if prefix else str(key))
+        if key not in hidden:
+            keys |= _dotted(value, f"{prefix}.{key}" if prefix else str(key), hidden)
     return keys
 
 
+@functools.cache
+def chosen(script: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """Every dotted key, `_target_` too, of the pages that the words of a command choose, with its value as written.
+
+    Nothing else of the words is looked at; there is none where the pages cannot be composed.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups = (word.partition("=")[0].partition("@")[0] for word in words)
+    pages = [word for word, group in zip(words, groups, strict=True) if "=" in word and (CONF / group).is_dir()]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(HydraException, OmegaConfBaseException))
+        if not GlobalHydra.instance().is_initialized():  # it is inside of a command
+            stack.enter_context(initialize_config_dir(str(CONF), version_base="1.3"))
+        return _dotted(OmegaConf.to_container(compose(script, pages)), "", ())
+    return {}
+
+
 def placed(key: str, value: str) -> str | None:
-    """How a group that stands inside a page is chosen there, where `key` is its name or its place."""
+    """How a group that stands inside a page is chosen there, where `key` is its name or its place.
+
+    Where `value` is none of its pages, the nearest of them, or all.
+    """
     group, _, place = key.partition("@")
     found = [(g, at, page) for g, at, page in places() if (group in (g, at) and place in ("", at))]
     if not found:
@@ -53,7 +82,8 @@ def placed(key: str, value: str) -> str | None:
         return " or ".join(f"model={page}" for page in sorted(set(pages)))
     taken = asked or re.search(r"^  - model: (\w+)", (CONF / "train.yaml").read_text(), re.MULTILINE)[1]
     group, place, page = next((f for f in found if f[2] == taken), found[0])
-    chosen = f"{group}@{place}={value or 'PAGE'}"
+    members = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    chosen = f"{group}@{place}={value if value in members else nearest(value, members) or '|'.join(members)}"
     return chosen if page in (taken, "train") else f"model={page} {chosen}"
 
 

@@ -16,8 +16,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
+from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed
 from atelier.nets.contracts import contract_of
 from atelier.runs.pages import known_keys, placed
@@ -40,7 +42,7 @@ STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=Fal
 EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
 Plain = dict[str, Any] | list[Any]
-ROOT: dict[str, Any] = {
+TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "seed": Seed,
     "run_dir": Name,
     "resume": Literal["auto", "never"],
@@ -60,7 +62,7 @@ ROOT: dict[str, Any] = {
     "attributes": list[Name] | Name | None,
     "scale_factor": PositiveInt | None,
     "ema": bool,
-    "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
+    "precision": Precision | None,
 }
 PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
 
@@ -78,7 +80,7 @@ def check(cfg: DictConfig) -> None:
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
             raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
-    types = ROOT | (options() if "run" in values else {})
+    types = TYPES | (options() if "run" in values else {})
     for key in [key for key in types if key in values]:
         fitted(values[key], key, types[key])
     fitted(values.get("eval", {}).get("record", False), "eval.record", bool)
@@ -91,12 +93,23 @@ def check(cfg: DictConfig) -> None:
 @functools.cache
 def options() -> dict[str, Any]:
     """What some family's `sample` takes by keyword, with its annotation: keys of conf/sample.yaml and evaluate.yaml."""
+    names = sorted(path.stem for path in (Path(__file__).parents[1] / "models").glob("[!_]*.py"))
+    modules = [importlib.import_module(f"atelier.models.{name}") for name in names]
+    classes = [kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
+    return _keywords(kind.sample for kind in classes if hasattr(kind, "sample"))
+
+
+def _keywords(functions: Iterable[Callable]) -> dict[str, Any]:
+    """The keyword-only arguments of all of them, with the annotation that each name has everywhere.
+
+    Raises:
+        TypeError: two give one name different annotations.
+    """
     found: dict[str, Any] = {}
-    for path in sorted((Path(__file__).parents[1] / "models").glob("[!_]*.py")):
-        classes = inspect.getmembers(importlib.import_module(f"atelier.models.{path.stem}"), inspect.isclass)
-        for sample in [kind.sample for _, kind in classes if hasattr(kind, "sample")]:
-            taken = _arguments(sample)
-            found |= {name: p.annotation for name, p in taken.items() if p.kind is p.KEYWORD_ONLY}
+    for function in functions:
+        for name, p in _arguments(function).items():
+            if p.kind is p.KEYWORD_ONLY and found.setdefault(name, p.annotation) != p.annotation:
+                raise TypeError(f"{function.__qualname__} takes {name}: {p.annotation}, another {found[name]}")
     return found
 
 
@@ -172,10 +185,19 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         if contract_of(takes[key].annotation) is not None:
             _check_part(node[key], f"{prefix}.{key}")
         else:
-            fitted(node[key], _origin(raw, f"{prefix}.{key}"), takes[key].annotation)
+            place = _origin(raw, f"{prefix}.{key}")
+            _check_word(node, key, place)
+            fitted(node[key], place, takes[key].annotation)
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
+
+
+def _check_word(node: dict[str, Any], key: str, place: str) -> None:
+    """No value that has another name since."""
+    _, today = renamed.argument(node["_target_"], key, node[key])
+    if today is not node[key]:
+        raise UserError(place, _typed(node[key]), f"it is called {today} now", f"{place}={today}")
 
 
 def _check_part(given: Any, prefix: str) -> None:
@@ -234,7 +256,7 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
         return value
     adapter = _adapter(expected)
     if adapter is None:
-        raise UserError(name, value, f"it must be built: a {expected.__name__}", f"{name} as in the pages of conf/")
+        raise UserError(name, value, f"it must be built: a {expected.__name__}", _built(name, value))
     options = _options(expected)
     if isinstance(value, bool) and options and not any(option is value for option in options):
         raise UserError(name, value, f"it must be one of {_typed(options)}", f"{name}={_typed(options[0])}")
@@ -257,7 +279,7 @@ def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
         return
     key = f"{name}._partial_" if "_partial_" in node else f"{name}._target_"
     wanted = getattr(expected, "__name__", expected)
-    raise UserError(key, node[key.rpartition(".")[2]], f"it makes no {wanted}", f"{name} as in the pages of conf/")
+    raise UserError(key, node[key.rpartition(".")[2]], f"it makes no {wanted}", _built(name))
 
 
 def _is(made: Any, kind: Any) -> bool:
@@ -308,7 +330,9 @@ def _problem(error: ValidationError) -> str:
 
 
 def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
-    """An override that does, found by trying."""
+    """An override that does: the group whose page the value names, or one found by trying."""
+    if (chosen := placed(name, str(value))) and chosen.endswith(f"={value}"):
+        return chosen
     options, shipped = _options(expected), known_keys().get(name)
     close = nearest(str(value), [str(option) for option in options])
     alike = [option for option in options if str(option) == close]
@@ -319,6 +343,11 @@ def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
         except ValidationError:
             continue
         return f"{name}={_typed(candidate)}"
+    return _built(name, value)
+
+
+def _built(name: str, value: Any = "") -> str:
+    """How an object is asked for that no value can be."""
     return placed(name, str(value)) or f"{name} as in the pages of conf/"
 
 

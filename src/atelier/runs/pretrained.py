@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from atelier.core import stopping
 from atelier.core.errors import UserError
@@ -35,6 +37,7 @@ FORMS = {  # what describes a part in its folder, and its weights beside it: a r
     "config.yaml": "weights.safetensors",
     "config.json": "diffusion_pytorch_model.safetensors",
 }
+GROUND = "ground.json"  # which images a run was trained on
 PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training gets too
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
 STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
@@ -56,14 +59,19 @@ class Plan:
     def alike(self) -> list[Path]:
         """Runs of the same recipe, net, budget and images, oldest first; looked for once, since all images are read."""
         idle = build.data_fields(self.cfg, "NOT_PART")
-        wanted = _identity(self.cfg, idle)
-        alike = [folder for folder in folders.all_runs() if _identity(build.stored_config(folder), idle) == wanted]
+        wanted = self.identity(idle)
+        alike = [folder for folder in folders.all_runs() if _stored_identity(folder, idle) == wanted]
         if not alike:
             return []
         data = build.data(self.cfg)
         data.prepare_data()
         images = data.fingerprint("train")
-        return [folder for folder in alike if _ground(folder) == images]
+        return [folder for folder in alike if _grounds(folder) == {images}]
+
+    def identity(self, idle: set[str]) -> dict[str, Any]:
+        """What decides what comes out of it and of what it stands on; `idle`: fields of the set that do not."""
+        below = {name: plan(name, self.cfg).identity(idle) for name in build.parts(self.cfg)}
+        return _identity(self.cfg, idle, below)
 
     @property
     def name(self) -> str:
@@ -93,14 +101,14 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
     """Link a finished run as a part, and note where it came from."""
     from atelier.checkpoints.store import sha256
 
-    files = next((pair for pair in FORMS.items() if all((source / name).exists() for name in pair)), None)
+    files = _files(source)
     if files is None:
         raise UserError(f"model.{name}.run", source, "no finished run lies there", f"model.{name}.run=auto")
     if files[0] == "config.yaml":
-        trained = build.stored_config(source)
-        _refuse_standing(trained, f"model.{name}.run", source)
-        _check_images(name, source, trained.data, cfg)
-    _link(source, files, folder / "frozen" / name)
+        _check_images(name, source, build.stored_config(source).data, cfg)
+    target = folder / "frozen" / name
+    shutil.rmtree(target, ignore_errors=True)
+    _link(source, target)
     part = cfg.model[name]
     OmegaConf.set_struct(part, False)
     part.run, part.sha256 = str(source), sha256(source / files[1])
@@ -123,23 +131,26 @@ def _check_images(name: str, source: Path, trained: DictConfig, cfg: DictConfig)
             raise UserError(f"model.{name}.run", source, problem, f"model.{name}.run=auto")
 
 
-def _refuse_standing(cfg: DictConfig, key: str, value: object) -> None:
-    """A part is a run by itself: of one that stands on others, nothing is linked but its own weights."""
-    if "model" in cfg and (under := build.parts(cfg)):
-        problem = f"it stands on another run itself (its {under[0]}), which a part cannot"
-        raise UserError(key, value, problem, f"{key.rpartition('.')[0]}.run=DIR of a run that stands alone")
+def _files(source: Path) -> tuple[str, str] | None:
+    """What describes a finished run, and its weights; None where none lies there."""
+    return next((pair for pair in FORMS.items() if all((source / name).exists() for name in pair)), None)
 
 
-def _link(source: Path, files: tuple[str, str], target: Path) -> None:
-    """Hard links, or copies on another disk, so that the run above outlives the one it stands on."""
-    target.mkdir(parents=True, exist_ok=True)
-    for stale in target.iterdir():
-        stale.unlink()
-    for name in files:
+def _link(source: Path, target: Path) -> None:
+    """Hard links, or copies on another disk, so that the run above outlives the one it stands on.
+
+    What that one stands on itself comes with it: its own config has the hash of each.
+    """
+    target.mkdir(parents=True)
+    for name in (*(_files(source) or ()), GROUND):
+        if not (source / name).exists():
+            continue
         try:
             os.link(source / name, target / name)
         except OSError:  # another disk
             (target / name).write_bytes((source / name).read_bytes())
+    for below in source.glob("frozen/*"):
+        _link(below, target / "frozen" / below.name)
 
 
 def _try_untrained(cfg: DictConfig, plans: dict[str, Plan]) -> None:
@@ -149,8 +160,13 @@ def _try_untrained(cfg: DictConfig, plans: dict[str, Plan]) -> None:
     """
     if set(plans) != set(build.parts(cfg)):
         return
-    nets = {name: build.untrained_part(one.cfg) for name, one in plans.items()}
+    nets = {name: _untrained(one) for name, one in plans.items()}
     preflight.match(build.on_parts(cfg, nets), build.data(cfg))
+
+
+def _untrained(one: Plan) -> nn.Module:
+    """What a planned run would lend, before anything is trained."""
+    return build.untrained_part(one.cfg, {name: _untrained(plan(name, one.cfg)) for name in build.parts(one.cfg)})
 
 
 # ---- what would be trained
@@ -163,7 +179,7 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     trains it, whatever this run has: the other nodes know nothing of it.
 
     Raises:
-        UserError: there is no such experiment, or its model stands on another run.
+        UserError: there is no such experiment.
     """
     part = cfg.model[name]
     page = ROOT / "conf" / "experiment" / f"{part.experiment}.yaml"
@@ -175,7 +191,6 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     images = part.get("images")
     words += [f"seed={cfg.seed}", *([] if images is None else [f"budget.images={images}"])]
     composed = _composed(words)
-    _refuse_standing(composed, f"model.{name}.experiment", part.experiment)
     own = build.plain(composed.data)
     asked, recipe = {_of(word) for word in typed}, build.data_fields(cfg, "OWN")
     for key, value in build.plain(cfg.data).items():
@@ -266,26 +281,41 @@ def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
     return all(stored.get(key) == cfg.get(key) for key in ("seed", "choices", "data", "channels_last"))
 
 
-def _identity(cfg: DictConfig, idle: set[str]) -> dict[str, Any]:
+def _identity(cfg: DictConfig, idle: set[str], below: dict[str, Any]) -> dict[str, Any]:
     """What of a config decides what comes out of it, but for the seed and the files themselves.
 
     Args:
         idle: fields of the set that do not.
+        below: identity of each run that it stands on.
     """
     values = build.plain(cfg)
     data = {key: value for key, value in values["data"].items() if key not in idle}
     return {
-        "model": values["model"],
+        "model": values["model"] | below,
         "data": data,
         "images": values["budget"]["images"],
         "ema": values["callbacks"]["ema"],
     }
 
 
+def _stored_identity(folder: Path, idle: set[str]) -> dict[str, Any] | None:
+    """That of a run folder, or of a copy in one; None where it is none of ours."""
+    if not (folder / "config.yaml").exists():
+        return None
+    cfg = build.stored_config(folder)
+    below = {name: _stored_identity(folder / "frozen" / name, idle) for name in build.parts(cfg)}
+    return _identity(cfg, idle, below)
+
+
+def _grounds(folder: Path) -> set[str | None]:
+    """The fingerprints of the images that a run, and what it stands on, were trained on; None: not known."""
+    runs = [folder, *(path.parent for path in folder.glob("frozen/**/config.yaml"))]
+    return {_ground(run) for run in runs}
+
+
 def _ground(folder: Path) -> str | None:
-    """The fingerprint of the images that a run was trained on."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return json.loads((folder / "ground.json").read_text())["images"]
+        return json.loads((folder / GROUND).read_text())["images"]
     return None
 
 

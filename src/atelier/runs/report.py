@@ -19,11 +19,11 @@ from atelier.checkpoints.store import warn
 from atelier.core.errors import UserError
 from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import intervals
-from atelier.models.base import Generator
+from atelier.models.base import Generator, Model
 from atelier.runs.folders import summary
 
 
-def announce(progress: Progress, cfg: DictConfig, model: Generator, data: DataModule) -> None:
+def announce(progress: Progress, cfg: DictConfig, model: Model, data: DataModule) -> None:
     """One line: what is about to be trained on what, for how long."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     size = f"{data.image_channels} x {data.image_size} x {data.image_size}"
@@ -32,9 +32,7 @@ def announce(progress: Progress, cfg: DictConfig, model: Generator, data: DataMo
     progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
 
 
-def finish(
-    callbacks: Callbacks, trainer: Trainer, model: Generator, folder: Path, objective: str | None
-) -> float | None:
+def finish(callbacks: Callbacks, trainer: Trainer, model: Model, folder: Path, objective: str | None) -> float | None:
     """Write the final weights, show what was reached and what to try next; gives the metric asked for.
 
     Raises:
@@ -43,7 +41,7 @@ def finish(
     values = callbacks.evaluation.values
     if trainer.is_global_zero:
         _export(callbacks, model, folder)
-        _show(callbacks, folder)
+        _show(callbacks, folder, isinstance(model, Generator))
     if objective is None:
         return None
     values = values or summary(folder)["metrics"]
@@ -52,7 +50,7 @@ def finish(
     return values[objective]
 
 
-def _export(callbacks: Callbacks, model: Generator, folder: Path) -> None:
+def _export(callbacks: Callbacks, model: Model, folder: Path) -> None:
     """weights.safetensors: the averaged weights, for runs that stand on this one and for sharing.
 
     Of a net that diffusers has as well, its folder diffusers/ too. A full disk costs them and not the run, whose
@@ -74,7 +72,7 @@ def _export(callbacks: Callbacks, model: Generator, folder: Path) -> None:
         warn(f"no weights.safetensors written ({error}); free space, the same command with run_dir={folder} writes it")
 
 
-def _show(callbacks: Callbacks, folder: Path) -> None:
+def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
     clock, progress = callbacks.clock, callbacks.progress
     result = summary(folder)
     if callbacks.evaluation.values:  # also where the disk had no room for them
@@ -98,10 +96,11 @@ def _show(callbacks: Callbacks, folder: Path) -> None:
         speed = f"{result.get('images_per_second', 0):,.0f} images a second overall"
         work = callbacks.work.words(clock.images_seen)
         took = ", ".join(filter(None, [f"took {duration(result.get('seconds', 0))}", speed, work]))
-        progress.say(f"{took}; pictures in {folder / 'samples'}")
+        progress.say(f"{took}; pictures in {folder / 'samples'}" if draws else took)
     progress.say("next:")
-    progress.say(f"  python sample.py run={folder} n=64")
-    progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
+    if draws:
+        progress.say(f"  python sample.py run={folder} n=64")
+        progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
     progress.say("  python train.py -m seed=0,1,2   (a sweep; python train.py --help lists models and data)")
 
 

@@ -18,12 +18,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from atelier.checkpoints.safe_io import SafeIO
 from atelier.core.errors import UserError
 from atelier.core.launchers import by_srun, on_each_node
+from atelier.core.precision import Precision
 from atelier.core.ranges import PositiveInt
-from atelier.models.base import Generator
+from atelier.models.base import Model
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h, mallopt(3)
-
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 def make_trainer(
@@ -33,7 +32,7 @@ def make_trainer(
     num_nodes: PositiveInt,
     precision: Precision,
     profiler: Literal["simple", "advanced"] | None,
-    model: Generator,
+    model: Model,
     callbacks: list[Callback],
     loggers: list[Logger],
     evaluate_every: int,
@@ -122,7 +121,7 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def autocast(model: Generator, precision: Precision) -> torch.autocast:
+def autocast(model: Model, precision: Precision) -> torch.autocast:
     """The precision of a run outside of Lightning; to be entered for each use."""
     kind = model.device.type
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
