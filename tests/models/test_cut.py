@@ -67,8 +67,8 @@ def test_the_published_net_is_looked_at_in_five_places() -> None:
         )  # fmt: skip
     assert list(net.looked_at.values()) == [3, 128, 256, 256, 256]
     kinds = [type(net.layers[k]).__name__ for k in net.looked_at]
-    assert kinds == ["PixelUnshuffle", "Conv2d", "Conv2d", "Block", "Block"]
-    blocks = [k for k, layer in enumerate(net.layers) if type(layer).__name__ == "Block"]
+    assert kinds == ["PixelUnshuffle", "Conv2d", "Conv2d", "TranslatorBlock", "TranslatorBlock"]
+    blocks = [k for k, layer in enumerate(net.layers) if type(layer).__name__ == "TranslatorBlock"]
     assert list(net.looked_at)[3:] == [blocks[0], blocks[4]]
 
 

@@ -56,9 +56,9 @@ def read(folder: Path | str, image_size: int | None = None, channels: int | None
     """The net of a folder, float32 and in eval mode; what diffusion multiplies latents by is not part of it.
 
     Args:
-        folder: with config.json and diffusion_pytorch_model.safetensors.
+        folder: folder with config.json and diffusion_pytorch_model.safetensors.
         image_size: height and width that `latent_shape` is for; None: the `sample_size` of the config.
-        channels: of the images; None: whatever the config has.
+        channels: channels of the images; None: whatever the config has.
 
     Raises:
         UserError: no such folder, a file is cut, or the net has parts that ours lack.

@@ -11,7 +11,7 @@ from atelier.core.ranges import PositiveFloat, PositiveInt
 
 
 class TimeDistribution(ABC):
-    """Of t, from 0 (data) to 1 (noise)."""
+    """Distribution of the training times t in (0, 1]."""
 
     @abstractmethod
     def __call__(self, n: int, device: torch.device, images_seen: int) -> Tensor:

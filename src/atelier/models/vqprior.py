@@ -32,8 +32,8 @@ class VQPrior(Generator):
         net: number of codes, number of places -> transformer.
         embedder: conditions to one vector.
         cond_dropout: share of training images whose condition is left out, for guidance.
-        guidance: used unless another is asked for; 1 = off.
-        temperature: that logits are divided by, unless another is asked for.
+        guidance: guidance used unless another is asked for; 1 = off.
+        temperature: number that logits are divided by, unless another is asked for.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm; None = off.
         first_stage: images to codes and back.
@@ -92,7 +92,7 @@ class VQPrior(Generator):
         """Images (n, C, H, W).
 
         Args:
-            temperature: instead of the model's own; 0 = the likeliest code at each place.
+            temperature: number in place of the model's own; 0 = the likeliest code at each place.
             guidance: logits_u + guidance (logits_c - logits_u); 1 = off, 0 = without condition.
         """
         strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0

@@ -34,7 +34,7 @@ class ConditionEmbedder(nn.Module):
     """The sum of an embedding of the label and one of each attribute that is 1.
 
     Where that is a sum of nothing, as without conditions, or of attributes that are all 0, an image gets the null
-    embedding. Nets divide vectors by their length (`nets/gan.py`, `nets/stylegan2.py`), so there it starts at 1.
+    embedding. Nets divide vectors by their length (`nets/cgan.py`, `nets/stylegan2.py`), so there it starts at 1.
 
     Args:
         dim: size D of the vector.

@@ -1,8 +1,8 @@
 """What a finished model can lend to one that stands on it: three contracts, and who keeps them.
 
-    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, and the nets of AE and VAE as
-    `LikelihoodAutoencoder` CodeStage    images to codes and back        VQGANNet, VQNet
-    Upscaler     images to larger ones           SRResNet, RRDBNet
+    FirstStage   images to latents and back   KLNet, VQGANNet, VQNet, LikelihoodAutoencoder (AE, VAE)
+    CodeStage    images to codes and back     VQGANNet, VQNet
+    Upscaler     images to larger ones        SRResNet, RRDBNet
 
 A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
 annotation of that argument names the contract, and `atelier.runs.pretrained` finds or trains the run.

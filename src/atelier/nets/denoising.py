@@ -25,4 +25,4 @@ def denoises(net: Any, key: str) -> None:
     """Raises UserError where the net that was given as `key` does not say the shape of what it denoises."""
     if not isinstance(net, DenoisingNet):
         problem = "it is no denoising net: it has no shape (C, H, W)"
-        raise UserError(key, type(net).__name__, problem, f"{key} as in the pages of conf/model")
+        raise UserError(key, type(net).__name__, problem, f"{key}._target_=atelier.nets.unet.UNet")

@@ -36,7 +36,7 @@ class UNetTranslator(nn.Module):
             own mean and variance, with a learned scale and shift, which is what the published batch norm is in training
             and sampling alike at their batch size of 1. "batch": by those of the batch in training and by running
             averages at sampling, where no image may depend on others. "none": nothing is normalised, all have biases.
-        n_dropout: innermost blocks of the way up that have dropout, p = 1/2, the only noise; less than downs.
+        n_dropout: innermost blocks of the way up that have dropout, p = 1/2, the only noise; fewer than `n_downs`.
 
     Raises:
         UserError: the image cannot be halved so often, or there are not so many blocks with dropout.

@@ -37,7 +37,6 @@ MARGIN = 0.13  # kept free between an object of radius r and the edge of the ima
 PERIOD = 0.5  # of the stripes
 
 N_LABELS = len(SHAPES) * len(COLOURS)
-N_ATTRIBUTES = len(COLOURS) + len(SIZES) + len(FILLS) + len(GROUNDS)
 
 Split = Literal["train", "val", "test", "unseen"]
 Fill = Literal["solid", "striped"]
