@@ -23,7 +23,7 @@ def evaluate(cfg: DictConfig) -> None:
 
     from atelier.callbacks.evaluation import numbers
     from atelier.evaluation.evaluator import intervals
-    from atelier.requests.folder import show_progress
+    from atelier.evaluation.gathering import show_progress
     from atelier.runs import ledger
     from atelier.runs.trainer import autocast, device, resolved
 

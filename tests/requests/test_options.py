@@ -26,6 +26,16 @@ def test_every_option_is_a_key_or_a_group_of_the_page(script: str) -> None:
     assert {"sampler", "guidance", "temperature", "truncation"} <= preflight.options().keys()
 
 
+def test_one_option_has_one_type() -> None:
+    def one(self: object, *, heat: NonNegFloat | None = None) -> None: ...
+    def same(self: object, *, heat: NonNegFloat | None = None, churn: NonNegInt = 0) -> None: ...
+    def other(self: object, *, heat: NonNegInt | None = None) -> None: ...
+
+    assert preflight.options_of([one, same]) == {"heat": NonNegFloat | None, "churn": NonNegInt}
+    with pytest.raises(TypeError, match="heat is .* in another family"):
+        preflight.options_of([one, other])
+
+
 class Churned(Generator):
     """A family that takes what no other does."""
 

@@ -75,6 +75,16 @@ def test_the_row_of_the_same_commands_is_replaced(run: Path, results: Path) -> N
     assert [(row["seeds"]["judging"], row["seconds"] is None) for row in rows] == [(2, False), (1, True)]
 
 
+def test_what_an_older_run_does_not_say_is_null(run: Path, results: Path) -> None:
+    path = run / "summary.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in said.items() if k not in ("tflop", "seconds", "versions", "device")}))
+    recorded(run, "eval.n_samples=16")
+    row = json.loads((results / "shapes.jsonl").read_text())
+    assert (row["tflop"], row["seconds"], row["versions"]["training"]) == (None, None, None)
+    assert row["versions"]["judging"]["torch"]
+
+
 @pytest.mark.parametrize(
     ("told", "words", "line"),
     [

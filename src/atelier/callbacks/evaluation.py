@@ -34,7 +34,7 @@ class Evaluation(Callback):
 
     Args:
         every_images: images between evaluations; one more at the end of the budget.
-        evaluator: what is judged.
+        evaluator: numbers of images and the metrics.
         folder: run folder; summary.json is written there.
     """
 

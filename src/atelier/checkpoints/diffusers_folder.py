@@ -90,9 +90,9 @@ def write(net: KLNet | VQGANNet, folder: Path | str, scaling_factor: float = 1.0
     """Make the folder that `diffusers.AutoencoderKL.from_pretrained` or `VQModel.from_pretrained` takes.
 
     Args:
-        net: with norms, attention and quantiser as diffusers has them.
-        folder: made if it is not there; its two files are replaced.
-        scaling_factor: what latents are multiplied by before a diffusion model sees them.
+        net: net with norms, attention and quantiser as diffusers has them.
+        folder: place, made if it is not there; its two files are replaced.
+        scaling_factor: number that latents are multiplied by before a diffusion model sees them.
 
     Raises:
         UserError: the quantiser is none that diffusers has.

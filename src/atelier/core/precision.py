@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch.backends import cudnn
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]  # of a run, as Lightning names them
 
 
 @contextmanager

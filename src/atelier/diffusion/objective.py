@@ -22,7 +22,7 @@ class Objective(nn.Module):
 
     Args:
         schedule: alpha_t and sigma_t.
-        target: what the net predicts.
+        target: quantity that the net predicts.
         weighting: w_t.
         time_distribution: distribution of t.
 

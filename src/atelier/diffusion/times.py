@@ -30,9 +30,9 @@ class LogitNormal(TimeDistribution):
 
     Args:
         logit_mean: mean of the logit of t.
-        logit_std: its deviation.
-        logit_mean_end: where the mean moves, linearly, within `logit_mean_images` images: from much noise, which shows
-            what is where, to little, which shows how it is drawn; None: it stays.
+        logit_std: deviation of the logit of t.
+        logit_mean_end: value to which the mean moves, linearly, within `logit_mean_images` images: from much noise,
+            which shows what is where, to little, which shows how it is drawn; None: it stays.
         logit_mean_images: images that the move takes.
     """
 

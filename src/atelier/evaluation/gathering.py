@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -16,6 +17,12 @@ from atelier.core.ranks import many
 from atelier.data.base import DataModule
 
 Progress = Callable[[str, int, int], None]  # called with what is done, how much of it, of how much; may raise to stop
+
+
+def show_progress(what: str, done: int, n: int) -> None:
+    """Progress on one line of a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done:,} of {n:,}", end="\n" if done >= n else "", file=sys.stderr, flush=True)
 
 
 class Parts:

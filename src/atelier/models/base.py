@@ -255,7 +255,7 @@ def takes(part: object, kind: type, key: str, owner: type) -> None:
     """Raises UserError where the part that a family was given as `key` (`.generator`) is of another kind than its own.
 
     Args:
-        part: what was given.
+        part: object that was given.
         kind: class of what the family takes.
         key: name of the argument, relative to the family.
         owner: class of the family.

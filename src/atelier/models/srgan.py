@@ -134,7 +134,7 @@ class SRGAN(TwoPlayers, Translator):
         return loss + self.zero_centred_penalty("r2", self.r2_gamma, fake, made)
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
-        """Images (n, C, factor H, factor W) of sources (n, C, H, W) of any size; there is no noise in them."""
+        """Images (n, C, scale_factor H, scale_factor W) of sources (n, C, H, W) of any size, without noise."""
         return self.net(cond["source"])
 
 

@@ -38,7 +38,7 @@ class TwoPlayers(Model):
     Args:
         loss: losses of the two players; None: the generator is trained alone.
         generator_optimizer: (parameters of the first player, lazy_every) -> optimizer.
-        discriminator_optimizer: the same for the second player; None: there is none.
+        discriminator_optimizer: maker of the second player's optimizer; None: there is none.
         grad_clip: global gradient norm of either player.
         augment: change of all that the discriminator sees; None: nothing.
     """

@@ -40,7 +40,7 @@ class ConditionEmbedder(nn.Module):
         dim: size D of the vector.
         conditions: names of what is embedded.
         n_classes: number of labels.
-        label_factors: where a label numbers the combinations of several things, how many there are of each, the last
+        label_factors: numbers of each thing where a label numbers the combinations of several, the last
             counting fastest; each thing gets a table of its own, which is learned many times sooner. []: one table.
         n_attributes: number A of attributes.
 

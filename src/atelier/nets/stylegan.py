@@ -87,7 +87,7 @@ class StyledLayer(nn.Module):
 
     Args:
         n_in: channels of the map that comes in; None: there is no convolution, the map is the constant.
-        up: the size doubles before it, through the filter (1, 2, 1).
+        up: whether the size doubles before it, through the filter (1, 2, 1).
     """
 
     def __init__(self, n_in: int | None, n_out: int, style_dim: int, up: bool = False) -> None:

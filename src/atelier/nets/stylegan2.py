@@ -28,8 +28,8 @@ class ModulatedConv(nn.Module):
     Scaling the input by the style and the output by what demodulates is the same, and one convolution for all images.
 
     Args:
-        up: doubles the size on the way, through the filter.
-        demodulate: off for colours.
+        up: whether the size doubles on the way, through the filter.
+        demodulate: whether weights are brought back to length 1; not for colours.
     """
 
     def __init__(

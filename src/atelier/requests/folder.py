@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from atelier.checkpoints.store import write_text
 from atelier.core.errors import UserError
+from atelier.evaluation.gathering import show_progress
 from atelier.images.pictures import beside, framed, grid, save_gif, save_png, shrunk
 
 COLUMNS = 8  # of the grid of a verb whose pictures have places there
@@ -35,8 +35,8 @@ class Folder:
     """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and for an interpolation `walk.gif`.
 
     Args:
-        path: made if need be; the pictures of an earlier request there are replaced.
-        request: what was asked for; `do` and `n` among it.
+        path: place, made if need be; the pictures of an earlier request there are replaced.
+        request: options that were asked for; `do` and `n` among it.
 
     Raises:
         UserError: it cannot be written.
@@ -89,9 +89,3 @@ def _length(path: Path) -> int:
     if any(line.startswith("source: ") and line != "source: null" for line in lines):
         return 0
     return next((int(line[3:]) for line in lines if line.startswith("n: ")), 0)
-
-
-def show_progress(what: str, done: int, n: int) -> None:
-    """Progress on one line of a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r{what}: {done:,} of {n:,}", end="\n" if done >= n else "", file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def record(run: LoadedRun, printed: dict[str, Any], words: list[str]) -> None:
 
     Args:
         run: checked run that was judged.
-        printed: what evaluate.py prints.
+        printed: object that evaluate.py prints.
         words: overrides of evaluate.py, as typed.
     """
     row = row_of(run, printed, [word for word in words if not re.match(r"(run|root|eval\.record)=", word)])
@@ -78,11 +78,11 @@ def row_of(run: LoadedRun, printed: dict[str, Any], judged_with: list[str]) -> d
         "intervals": printed["intervals"],
         "protocol": protocol,
         "images": run.images_seen,
-        "tflop": trained["tflop"],
-        "seconds": None if trained.get("resumed_at") else trained["seconds"],
+        "tflop": trained.get("tflop"),
+        "seconds": None if trained.get("resumed_at") else trained.get("seconds"),
         "device": {when: f"{device[when]}, {precision[when]}" if device[when] else None for when in device},
         "commit": {"training": trained.get("commit"), "judging": provenance.commit()},
-        "versions": {"training": trained["versions"], "judging": provenance.versions()},
+        "versions": {"training": trained.get("versions"), "judging": provenance.versions()},
     }
 
 

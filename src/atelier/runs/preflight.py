@@ -18,6 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
+from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed
 from atelier.nets.contracts import contract_of
 from atelier.runs.pages import known_keys, placed
@@ -40,7 +41,7 @@ STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=Fal
 EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
 Plain = dict[str, Any] | list[Any]
-ROOT: dict[str, Any] = {
+TYPES: dict[str, Any] = {  # of the keys at the root
     "seed": Seed,
     "run_dir": Name,
     "resume": Literal["auto", "never"],
@@ -60,7 +61,7 @@ ROOT: dict[str, Any] = {
     "attributes": list[Name] | Name | None,
     "scale_factor": PositiveInt | None,
     "ema": bool,
-    "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None,
+    "precision": Precision | None,
 }
 PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
 
@@ -78,7 +79,7 @@ def check(cfg: DictConfig) -> None:
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
             raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
-    types = ROOT | (options() if "run" in values else {})
+    types = TYPES | (options() if "run" in values else {})
     for key in [key for key in types if key in values]:
         fitted(values[key], key, types[key])
     fitted(values.get("eval", {}).get("record", False), "eval.record", bool)
@@ -91,12 +92,25 @@ def check(cfg: DictConfig) -> None:
 @functools.cache
 def options() -> dict[str, Any]:
     """What some family's `sample` takes by keyword, with its annotation: keys of conf/sample.yaml and evaluate.yaml."""
+    paths = sorted((Path(__file__).parents[1] / "models").glob("[!_]*.py"))
+    modules = [importlib.import_module(f"atelier.models.{path.stem}") for path in paths]
+    kinds = [kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
+    return options_of(kind.sample for kind in kinds if hasattr(kind, "sample"))
+
+
+def options_of(samples: Iterable[Callable]) -> dict[str, Any]:
+    """Keyword arguments of these methods with their annotations.
+
+    Raises:
+        TypeError: two of them take one option as different types, and a key can have only one.
+    """
     found: dict[str, Any] = {}
-    for path in sorted((Path(__file__).parents[1] / "models").glob("[!_]*.py")):
-        classes = inspect.getmembers(importlib.import_module(f"atelier.models.{path.stem}"), inspect.isclass)
-        for sample in [kind.sample for _, kind in classes if hasattr(kind, "sample")]:
-            taken = _arguments(sample)
-            found |= {name: p.annotation for name, p in taken.items() if p.kind is p.KEYWORD_ONLY}
+    for sample in samples:
+        for name, argument in _arguments(sample).items():
+            if argument.kind is not argument.KEYWORD_ONLY:
+                continue
+            if found.setdefault(name, argument.annotation) != argument.annotation:
+                raise TypeError(f"{sample.__qualname__}: {name} is {found[name]} in another family")
     return found
 
 

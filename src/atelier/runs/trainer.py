@@ -18,12 +18,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from atelier.checkpoints.safe_io import SafeIO
 from atelier.core.errors import UserError
 from atelier.core.launchers import by_srun, on_each_node
+from atelier.core.precision import Precision
 from atelier.core.ranges import PositiveInt
 from atelier.models.base import Generator
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h, mallopt(3)
-
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 def make_trainer(

@@ -121,7 +121,7 @@ def scenes(seed: int, indices: Sequence[int] | Tensor, split: Split, fill: Fill 
         seed: seed of the world.
         indices: (N,) whole numbers from 0.
         split: "train", "val", "test" or "unseen".
-        fill: draw only scenes of this fill (a domain), independent of those without.
+        fill: only fill of the scenes drawn (a domain), independent of those without.
     """
     numbers = _numbers(indices, split)
     allowed = is_unseen(COMBINATIONS) == (split == "unseen")
