@@ -99,10 +99,10 @@ class VQPrior(Generator):
         warmth = max(self.temperature if temperature is None else temperature, COLD)
         u = rngs.rand(self.net.n_places, device=self.device)
         with float32(self.device):
-            codes = self._drawn(self._condition_vectors(cond, len(rngs), strength), strength, warmth, u)
+            codes = self._drawn(self._conditions(cond, len(rngs), strength), strength, warmth, u)
             return self.first.net.decode_codes(codes.unflatten(1, self.first.net.latent_shape[1:])).clamp(-1, 1)
 
-    def _condition_vectors(self, cond: Cond, n: int, strength: float) -> Condition:
+    def _conditions(self, cond: Cond, n: int, strength: float) -> Condition:
         """The condition of what was asked, of nothing, or where both are needed of both: n or 2 n images."""
         if strength == 0:
             return self.embedder.null(n)
