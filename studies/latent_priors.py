@@ -49,7 +49,7 @@ def decoded(loaded: folders.LoadedRun, z: Tensor) -> Tensor:
     return torch.cat([to_uint8(loaded.model.decode(part)) for part in z.split(250)])
 
 
-def told(name: str, images: Tensor) -> None:
+def print_row(name: str, images: Tensor) -> None:
     verdict = judge(to_float(images))
     values = judge_values(verdict, {}, to_float(images))
     low, high = wilson(int(verdict.valid.sum()), len(images))
@@ -87,7 +87,7 @@ def main() -> None:
                 ]
                 pictures["latent flow fitted to codes"] = torch.cat(drawn)
             for what, images in pictures.items():
-                told(f"{name}: {what}", images)
+                print_row(f"{name}: {what}", images)
                 rows.append(images[:COLUMNS])
     save_png(grid(torch.cat(rows), COLUMNS), args.out)
 

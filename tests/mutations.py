@@ -1,4 +1,4 @@
-"""Twenty mistakes in the science, each of which the tests must see: `python -m tests.mutations [WORD]`.
+"""Mistakes in the science, each of which the tests must see: `python -m tests.mutations [WORD]`.
 
 Each is made in a copy of the project, one after the other, and the tests named beside it are run there: they must fail.
 WORD runs those whose description has it. A few minutes on one core.

@@ -42,8 +42,8 @@ def adamw(
     Args:
         lr: peak learning rate, for the global batch.
         warmup_images: images over which the rate rises linearly.
-        decay: of the rate between `decay_from` and `decay_to` images.
-        lazy_every: where each k-th batch has a second step of its own for a penalty, k: rate and moments then forget
+        decay: fall of the rate between `decay_from` and `decay_to` images.
+        lazy_every: k where each k-th batch has a second step of its own for a penalty: rate and moments then forget
             as much a batch as with one step, c = k / (k + 1), lr c, betas^c (Karras et al. 2020, StyleGAN2, appendix
             B). 0 or 1: there is none.
     """

@@ -106,7 +106,8 @@ def test_nan_stops_in_its_step_and_names_the_term(
     with pytest.raises(UserError) as error:
         train.train(composed(*overrides(family), run_dir=tmp_path))
     line = error.value.line()
-    assert f": {term} is not finite in step 5; the last good checkpoint stays. Fix: a lower lr" in line
+    problem = f"{term} is not finite in step 5; the last good checkpoint stays; a lower lr may help"
+    assert f": {problem}. Fix: trainer.precision=32-true" in line
     kept = load(newest(tmp_path / "checkpoints"))
     assert kept["callbacks"]["Clock"]["images_seen"] == 24
     assert all(torch.isfinite(t).all() for t in kept["state_dict"].values())

@@ -242,7 +242,7 @@ def test_small_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("changed", "line"), [
-    ({"image_size": 10}, "error: data.image_size=10: it is no multiple of factor 4. Fix: data.image_size=8"),
+    ({"image_size": 10}, "error: data.image_size=10: no multiple of data.scale_factor=4. Fix: data.image_size=8"),
     ({"resize": 7}, "error: data.resize=7: squares of 8 px are cut out. Fix: data.resize=8"),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused_at_once(tmp_path, changed, line):

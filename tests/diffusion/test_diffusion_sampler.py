@@ -21,7 +21,7 @@ from atelier.diffusion.weightings import Plain
 
 
 class Shades:
-    """Told: a shade of 2 per image. Not told: 0."""
+    """With a condition a shade of 2 per image, without 0."""
 
     def __init__(self, conditions: tuple[str, ...]) -> None:
         self.conditions = conditions
@@ -45,13 +45,13 @@ def objective(schedule: Schedule, target: Target) -> Objective:
     return Objective(schedule, target, Plain(), Uniform())
 
 
-def drawing(conditions: tuple[str, ...] = ("label",), clip: bool = False) -> DiffusionSampler:
+def made_sampler(conditions: tuple[str, ...] = ("label",), clip: bool = False) -> DiffusionSampler:
     return DiffusionSampler(
         objective(Flow(), X0()), shade, Shades(conditions), Euler(steps=3), ClassifierFree(guidance=1.5), clip
     )
 
 
-def drawn(
+def sampled(
     made: DiffusionSampler, sampler: Euler | None = None, guidance: float | None = None
 ) -> tuple[float, list[int]]:
     """The shade that all pixels have in the end, and how many images each call of the net held."""
@@ -75,25 +75,25 @@ def drawn(
 def test_a_request_takes_the_place_of_the_models_own(
     sampler: Euler | None, guidance: float | None, shade: float, calls: list[int]
 ) -> None:
-    assert drawn(drawing(), sampler, guidance) == (shade, calls)
+    assert sampled(made_sampler(), sampler, guidance) == (shade, calls)
 
 
 def test_pixels_are_clipped() -> None:
-    assert drawn(drawing(clip=True)) == (1.0, [8, 8, 8])
+    assert sampled(made_sampler(clip=True)) == (1.0, [8, 8, 8])
 
 
 def test_without_conditions_guidance_is_off() -> None:
-    made = drawing(conditions=())
-    assert drawn(made, guidance=3.0) == (0.0, [4, 4, 4])
-    assert (made.protocol()["guidance"], drawing().protocol()["guidance"]) == (1.0, 1.5)
+    made = made_sampler(conditions=())
+    assert sampled(made, guidance=3.0) == (0.0, [4, 4, 4])
+    assert (made.protocol()["guidance"], made_sampler().protocol()["guidance"]) == (1.0, 1.5)
 
 
 def test_protocol_counts_the_calls() -> None:
-    assert drawing().protocol() == {"sampler": str(Euler(steps=3)), "nfe": 3, "guidance": 1.5}
+    assert made_sampler().protocol() == {"sampler": str(Euler(steps=3)), "nfe": 3, "guidance": 1.5}
 
 
 def test_a_sampler_that_the_schedule_cannot_serve_is_refused_before_anything_is_trained() -> None:
-    aim, made = objective(Linear(n_steps=10), X0()), drawing()
+    aim, made = objective(Linear(n_steps=10), X0()), made_sampler()
     with pytest.raises(UserError) as caught:
         replace(made, objective=aim, sampler=DDIM(steps=11))
     assert caught.value.at("model").line().endswith("the schedule has 10 levels. Fix: model.sampler.steps=10")
@@ -109,13 +109,13 @@ class InAnInterval(Guider):
 
 
 def test_another_guider_takes_its_place_and_hears_the_request() -> None:
-    made = replace(drawing(), guider=InAnInterval(guidance=1.5))
-    assert drawn(made)[1] == [4, 8, 4] and drawn(made, guidance=1.0)[1] == [4, 4, 4]
+    made = replace(made_sampler(), guider=InAnInterval(guidance=1.5))
+    assert sampled(made)[1] == [4, 8, 4] and sampled(made, guidance=1.0)[1] == [4, 4, 4]
 
 
 def test_a_protocol_names_a_guider_that_is_not_the_usual_one() -> None:
     """Once, without the guidance, which stands beside it and may be another of the request."""
-    made = replace(drawing(), guider=InAnInterval(guidance=1.0))
+    made = replace(made_sampler(), guider=InAnInterval(guidance=1.0))
     assert made.protocol() == {"sampler": str(Euler(steps=3)), "nfe": 3, "guidance": 1.0, "guider": "InAnInterval()"}
     assert "guider" not in replace(made, embedder=Shades(())).protocol()
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
@@ -48,7 +49,7 @@ class Perfect:
 def test_a_perfect_net_costs_nothing(schedule, target, weighting, times):
     torch.manual_seed(0)
     objective = objective_of(schedule, target, weighting, times)
-    net, cond = Perfect(objective), torch.ones(64, 5)
+    net, cond = Perfect(objective), Condition(torch.ones(64, 5))
     loss = objective(net, torch.zeros(64, 1, 4, 4), cond)
     x_t, time, passed = net.calls[0]
     assert loss.shape == (64,)

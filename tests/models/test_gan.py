@@ -89,13 +89,15 @@ def test_the_penalties_by_hand(model: GAN, monkeypatch: pytest.MonkeyPatch) -> N
     losses = lossy(model, monkeypatch)
     model.r1_gamma, model.r2_gamma, model.gp_weight, model.penalty_every = 0.5, 3.0, 10.0, 6
     model._penalty_step(batch(), None)
-    told = model.reported
-    assert min(told["r1"], told["r2"], told["gradient_penalty"]) > 0
-    expected = 6 * (0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["gradient_penalty"])
+    reported = model.reported
+    assert min(reported["r1"], reported["r2"], reported["gradient_penalty"]) > 0
+    expected = 6 * (0.25 * reported["r1"] + 1.5 * reported["r2"] + 10 * reported["gradient_penalty"])
     assert losses["penalty"].item() == pytest.approx(expected.item(), rel=1e-6)
     model._discriminator_step(batch(), None, penalise=True)
-    told = model.reported
-    expected = told["discriminator"] + 0.25 * told["r1"] + 1.5 * told["r2"] + 10 * told["gradient_penalty"]
+    reported = model.reported
+    expected = (
+        reported["discriminator"] + 0.25 * reported["r1"] + 1.5 * reported["r2"] + 10 * reported["gradient_penalty"]
+    )
     assert losses["discriminator"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -116,13 +118,15 @@ def test_a_classifier_tells_labels_of_real_and_generated_images(monkeypatch: pyt
     model = made("model.discriminator.conditioning=classifier", "model.classifier_weight=0.7", "model.r1_gamma=0")
     losses, x = lossy(model, monkeypatch), batch()
     model._discriminator_step(x, None, penalise=False)
-    told = model.reported
-    assert losses["discriminator"].item() == pytest.approx((told["discriminator"] + 0.7 * told["classifier"]).item())
+    reported = model.reported
+    assert losses["discriminator"].item() == pytest.approx(
+        (reported["discriminator"] + 0.7 * reported["classifier"]).item()
+    )
     known = model.discriminator_embedder.vector(model.condition(x, ""), 6)
     real = F.cross_entropy(model.discriminator(x["image"], known)[1], x["label"])
     model._generator_step(x, None)
-    told = model.reported
-    assert losses["generator"].item() == pytest.approx((told["generator"] + 0.7 * told["classifier"]).item())
+    reported = model.reported
+    assert losses["generator"].item() == pytest.approx((reported["generator"] + 0.7 * reported["classifier"]).item())
     assert real.item() > 0
     losses["generator"].backward()
     assert any(p.grad is not None and p.grad.any() for p in model.generator.parameters())

@@ -50,7 +50,7 @@ def test_gradients_stay_in_range(monkeypatch: pytest.MonkeyPatch, page: str, con
     attributes = torch.zeros(8, 14)
     attributes[:4, :3] = 1
     batch = {"image": 2 * torch.rand(8, 3, 8, 8) - 1, "label": torch.arange(8), "attributes": attributes}
-    n_told = len(signature(model.training_step).parameters)
+    n_arguments = len(signature(model.training_step).parameters)
     for k in range(2):
-        model.training_step(*(batch, k)[:n_told])
+        model.training_step(*(batch, k)[:n_arguments])
     assert len(norms) >= 2 and all(1e-9 < norm < FLAT.get(page, 300) for norm in norms.values()), norms

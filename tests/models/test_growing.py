@@ -1,4 +1,4 @@
-"""When which level is trained, what is forgotten, and that a batch in pieces is the batch."""
+"""When which level is trained, what is forgotten, and that a batch in microbatches is the batch."""
 
 from __future__ import annotations
 
@@ -85,34 +85,35 @@ def test_forgetting_is_starting_anew() -> None:
 
 
 @pytest.mark.parametrize("page", ["progan", "stylegan"])
-def test_a_batch_in_pieces_has_the_gradients_of_the_whole(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_microbatches_has_the_gradients_of_the_whole(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same noise everywhere and nothing that compares images."""
     monkeypatch.setattr(torch, "randn", lambda *shape, device=None: torch.full(shape, 0.3))
     monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.full(shape, 0.5))
-    told = []
-    for pieces in ("[1]", "[3]", "[1,3]"):
-        model = made(page, f"model.microbatches={pieces}", "model.drift=0.1")
+    found = []
+    for parts in ("[1]", "[3]", "[1,3]"):
+        model = made(page, f"model.microbatches={parts}", "model.drift=0.1")
         monkeypatch.setattr(model.discriminator.spread, "forward", lambda x: torch.cat([x, x[:, :1]], dim=1))
         gradients: list[Tensor] = []
         taken(model, monkeypatch)
-        monkeypatch.setattr(model, "take", lambda optimizer, name, model=model, found=gradients: found.extend(
+        monkeypatch.setattr(model, "take", lambda optimizer, name, model=model, into=gradients: into.extend(
             p.grad.clone() for p in model.parameters() if p.grad is not None))  # fmt: skip
         model.images_seen = 24  # in the fade
         model.training_step(batch())
-        told.append(gradients)
-    for other in told[1:]:
-        for a, b in zip(told[0], other, strict=True):
+        found.append(gradients)
+    assert found[0]
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_pieces_hold_every_image_once_with_its_condition() -> None:
+def test_microbatches_hold_every_image_once_with_its_condition() -> None:
     model, whole = made(), batch(7)
     model.microbatches = [3]
-    pieces = model.cut(whole, 0.0)
-    assert [len(x) for x, _ in pieces] == [3, 2, 2]
-    assert torch.cat([cond["label"] for _, cond in pieces]).sort().values.tolist() == list(range(7))
-    for x, told in pieces:
-        assert torch.equal(x, whole["image"][told["label"]])
+    parts = model.microbatches_of(whole, 0.0)
+    assert [len(x) for x, _ in parts] == [3, 2, 2]
+    assert torch.cat([cond["label"] for _, cond in parts]).sort().values.tolist() == list(range(7))
+    for x, known in parts:
+        assert torch.equal(x, whole["image"][known["label"]])
 
 
 def test_samples_are_of_the_last_level_that_was_trained_at_full_size(
@@ -146,4 +147,4 @@ def test_losses_and_images_are_float32_under_bf16(model: Growing, monkeypatch: p
         x = model.sample(cond(2), ImageRngs(0, 0, 2))
     assert set(losses) == {x.dtype} == {torch.float32}
     assert {v.dtype for v in model.reported.values()} == {torch.float32}
-    assert seen == 4 * [torch.float32] + 2 * [torch.bfloat16]  # what R1 is taken of, in two pieces; the generator's
+    assert seen == 4 * [torch.float32] + 2 * [torch.bfloat16]  # R1's of two microbatches; the generator's

@@ -115,7 +115,7 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
     model = beside(*WEIGHTS, f"adversarial@model.loss={kind}").eval()
     log, (ours, theirs) = step(model, monkeypatch)
     assert log == ["G", "D"]
-    x, told = batch(), model.reported
+    x, reported = batch(), model.reported
     model.zero_grad()
     made = model.net(x["source"])
     real, fake = model.discriminator(x["image"]), model.discriminator(made)
@@ -126,7 +126,7 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
     }[kind].mean()
     content = 0.2 * (x["image"] - made).abs().mean() + 0.7 * Pyramid(n_levels=1)(x["image"], made).mean()
     loss = content + 0.4 * heard
-    assert told["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert reported["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
     for name, p in model.net.named_parameters():
         torch.testing.assert_close(ours[name], p.grad)
@@ -140,7 +140,7 @@ def test_beside_a_discriminator_the_sum_by_hand(kind: str, monkeypatch: pytest.M
     else:
         judged = F.softplus(fake.mean() - real).mean() + F.softplus(fake - real.mean()).mean()
     judged.backward()
-    assert told["discriminator"].item() == pytest.approx(judged.item(), rel=1e-5)
+    assert reported["discriminator"].item() == pytest.approx(judged.item(), rel=1e-5)
     for name, p in model.discriminator.named_parameters():
         torch.testing.assert_close(theirs[name], p.grad)
 
@@ -154,19 +154,19 @@ def test_penalties_of_the_discriminator_by_hand(kind: str, monkeypatch: pytest.M
     page = [*ALONE, f"adversarial@model.loss={kind}"]
     model = beside(*page, "model.r1_gamma=0.6", "model.r2_gamma=0.2")
     _, (ours, theirs) = step(model, monkeypatch)
-    x, told = batch(), model.reported
+    x, reported = batch(), model.reported
     model.zero_grad()
     made = model.net(x["source"]).detach()
     real, fake = model.discriminator(x["image"]), model.discriminator(made)
     loss = F.softplus(fake - real).mean() if kind == "relativistic" else (F.softplus(-real) + F.softplus(fake)).mean()
-    assert told["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert reported["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
     for name, gamma, shown in (("r1", 0.6, x["image"]), ("r2", 0.2, made)):
         gradients = []
         for image in shown:
             at = image[None].requires_grad_()
             gradients.append(torch.autograd.grad(model.discriminator(at).sum(), at, create_graph=True)[0])
         penalty = torch.cat(gradients).square().sum((1, 2, 3)).mean()
-        assert told[name].item() == pytest.approx(penalty.item(), rel=1e-4)
+        assert reported[name].item() == pytest.approx(penalty.item(), rel=1e-4)
         loss = loss + gamma / 2 * penalty
     loss.backward()
     for name, p in model.discriminator.named_parameters():
@@ -257,7 +257,7 @@ def test_the_net_of_a_finished_run_is_trained_on(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("changed", "line"), [
     ({"net": None}, "error: model.net=SRResNet: the first stage has the net already. Fix: "),
-    ({"loss": None}, "error: model.loss=None: it goes with discriminator. Fix: model=srresnet"),
+    ({"loss": None}, "error: model.loss=None: it goes with discriminator. Fix: model=srgan"),
     ({"discriminator_optimizer": None}, "error: model.discriminator_optimizer=None: it goes with discriminator. Fix: "),
     ({"first_stage": nn.Conv2d(3, 3, 1)}, "error: model.first_stage=Conv2d: it enlarges no images. Fix: model.first"),
 ])  # fmt: skip
@@ -286,8 +286,8 @@ def test_without_any_net_there_is_no_model() -> None:
 def test_sources_of_another_factor_are_one_line() -> None:
     with pytest.raises(UserError) as caught:
         alone("model.net.scale_factor=2").training_step(batch())
-    line = "error: data.image_size=8: a net of factor 2 does not make them of sources of 2 px. Fix: "
-    assert caught.value.line().startswith(line)
+    line = "error: model.net.scale_factor=2: sources of 2 px do not become images of 8 px by it. "
+    assert caught.value.line() == line + "Fix: model.net.scale_factor=4"
 
 
 # The verbs

@@ -99,7 +99,7 @@ def test_the_generators_loss_by_hand(model: StarGAN) -> None:
     told = -(data["target"] * p.log() + (1 - data["target"]) * (1 - p).log()).sum() / 6
     away = (data["image"] - back).abs().sum() / (6 * 3 * 8 * 8)
     torch.testing.assert_close(model._generator_loss(data), -logits.mean() + 0.7 * told + 10 * away)
-    torch.testing.assert_close(model.reported["rec"], away.detach())
+    torch.testing.assert_close(model.reported["reconstruction"], away.detach())
     torch.testing.assert_close(model.reported["classifier_fake"], told.detach())
 
 

@@ -81,7 +81,7 @@ def test_ada_hears_of_real_images_once_a_batch(family: str, monkeypatch: pytest.
     assert model.augment.seen == 8 and "ada_p" in model.reported
 
 
-def test_weights_at_rest_get_no_gradients_and_frozen_ones_stay_frozen() -> None:
+def test_weights_without_grads_get_none_and_frozen_ones_stay_frozen() -> None:
     net = nn.Linear(2, 2)
     net.bias.requires_grad_(False)
     x = torch.ones(1, 2, requires_grad=True)

@@ -125,7 +125,7 @@ def test_what_is_refused(finished: dict[str, Path], tmp_path: Path, words: list[
 
 def test_other_families_take_no_source(finished: dict[str, Path], tmp_path: Path) -> None:
     save(tmp_path / "x.png", 8, 8)
-    for word, told in ((f"source={tmp_path / 'x.png'}", "makes images of nothing"), ("direction=a2b", "no directions")):
+    for word, told in ((f"source={tmp_path / 'x.png'}", "takes no source images"), ("direction=a2b", "no directions")):
         with pytest.raises(UserError) as error:
             entry.sample(composed(f"run={finished['gan']}", f"out={tmp_path / 'out'}", word, config="sample"))
         assert told in error.value.line()

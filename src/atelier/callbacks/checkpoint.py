@@ -27,10 +27,14 @@ def lower_is_better(metric: str) -> bool:
 
 
 class Checkpoints(Callback):
-    """Args:
-    every_images: images between saves; one more at the end and on a signal.
-    best: metric whose best checkpoint is kept beside the newest two; None = none.
-    folder: where they lie.
+    """Saves the run now and then, keeps the newest two checkpoints and the best, and guards their weights.
+
+    Args:
+        every_images: images between saves; one more at the end and on a signal.
+        best: metric whose best checkpoint is kept beside the newest two; None = none.
+        folder: folder of the checkpoints.
+        clock: clock of the run.
+        ema: averages, which are saved too.
     """
 
     def __init__(self, every_images: PositiveInt, best: Name | None, folder: Name, clock: Clock, ema: EMA) -> None:
@@ -59,7 +63,8 @@ class Checkpoints(Callback):
         self.ema.broadcast_buffers(model)
         if not all(bool(torch.isfinite(t).all()) for t in model.state_dict().values()):
             problem = f"weights are not finite at {self.clock.images_seen} images; the last good checkpoint stays"
-            raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
+            problem += "; a lower lr may help"
+            raise UserError("model", type(model).__name__, problem, "trainer.precision=32-true")
         trainer.save_checkpoint(self._path(), weights_only=False)
 
     def _path(self) -> Path:

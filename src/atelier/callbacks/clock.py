@@ -28,10 +28,12 @@ class Interrupted(Exception):
 
 
 class Clock(Callback):
-    """Args:
-    images: the run ends when so many were shown.
-    minutes: cuts the run short (schedules still follow `images`); None = no limit.
-    seed: of the noise of training.
+    """Counts images; sets learning rates, seeds each batch and ends the run.
+
+    Args:
+        images: images shown until the run ends.
+        minutes: time after which it is cut short (schedules still follow `images`); None = no limit.
+        seed: seed of the noise of training.
     """
 
     def __init__(self, images: PositiveInt, minutes: PositiveFloat | None, seed: NonNegInt) -> None:
@@ -100,7 +102,8 @@ class Clock(Callback):
         if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
             step = self.images_seen // trainer.datamodule.batch_size
             problem = f"{broken or 'a loss is not finite'} in step {step}; the last good checkpoint stays"
-            raise UserError("model", type(model).__name__, problem, "a lower lr, or trainer.precision=32-true")
+            problem += "; a lower lr may help"
+            raise UserError("model", type(model).__name__, problem, "trainer.precision=32-true")
 
     def _diverged(self, model: LightningModule) -> str:
         """What is wrong with what the model reported, or ""; not its gradients, of which float16 may skip some."""

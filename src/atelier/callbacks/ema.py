@@ -27,10 +27,12 @@ from atelier.models.base import Model
 
 
 class EMA(Callback):
-    """Args:
-    half_lives: in images; the first is what evaluation and sampling use.
-    ramp: a half-life is at most this share of the images seen so far, so that early weights are forgotten.
-    clock: gives images_seen.
+    """Keeps exponential moving averages of a model's nets.
+
+    Args:
+        half_lives: half-lives in images; the first is what evaluation and sampling use.
+        ramp: largest half-life as a share of the images seen so far, so that early weights are forgotten.
+        clock: clock of the run, which counts images.
     """
 
     def __init__(self, half_lives: list[PositiveInt], ramp: Probability, clock: Clock) -> None:

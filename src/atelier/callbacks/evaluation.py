@@ -30,10 +30,12 @@ from atelier.evaluation.evaluator import Evaluator
 
 
 class Evaluation(Callback):
-    """Args:
-    every_images: images between evaluations; one more at the end of the budget.
-    evaluator: what is judged.
-    folder: of the run; summary.json is written there.
+    """Judges samples now and then and at the end; figures go to loggers and into summary.json.
+
+    Args:
+        every_images: images between evaluations; one more at the end of the budget.
+        evaluator: numbers of images and the metrics.
+        folder: run folder; summary.json is written there.
     """
 
     def __init__(

@@ -21,11 +21,13 @@ from atelier.models.base import Autoencoder, Cond, Generator, Translator, sampli
 
 
 class Grids(Callback):
-    """Args:
-    every_images: images between pictures; one more at the end.
-    n: samples in a picture.
-    seed: of their noise.
-    folder: where `<images_seen>.png`, `real.png` and `progress.gif` go.
+    """Draws the same samples now and then, and a film of them at the end.
+
+    Args:
+        every_images: images between pictures; one more at the end.
+        n: samples in a picture.
+        seed: seed of their noise.
+        folder: folder of `<images_seen>.png`, `real.png` and `progress.gif`.
     """
 
     def __init__(

@@ -25,10 +25,12 @@ Row = dict[str, float]
 
 
 class Table(Callback):
-    """Args:
-    every_images: images between rows of the training curves.
-    path: of metrics.csv.
-    clock: gives images_seen.
+    """Writes metrics.csv: the training curves and the figures of evaluations.
+
+    Args:
+        every_images: images between rows of the training curves.
+        path: place of metrics.csv.
+        clock: clock of the run, which counts images.
     """
 
     def __init__(self, every_images: PositiveInt, path: Name, clock: Clock) -> None:

@@ -56,9 +56,9 @@ def read(folder: Path | str, image_size: int | None = None, channels: int | None
     """The net of a folder, float32 and in eval mode; what diffusion multiplies latents by is not part of it.
 
     Args:
-        folder: with config.json and diffusion_pytorch_model.safetensors.
+        folder: folder with config.json and diffusion_pytorch_model.safetensors.
         image_size: height and width that `latent_shape` is for; None: the `sample_size` of the config.
-        channels: of the images; None: whatever the config has.
+        channels: channels of the images; None: whatever the config has.
 
     Raises:
         UserError: no such folder, a file is cut, or the net has parts that ours lack.
@@ -90,9 +90,9 @@ def write(net: KLNet | VQGANNet, folder: Path | str, scaling_factor: float = 1.0
     """Make the folder that `diffusers.AutoencoderKL.from_pretrained` or `VQModel.from_pretrained` takes.
 
     Args:
-        net: with norms, attention and quantiser as diffusers has them.
-        folder: made if it is not there; its two files are replaced.
-        scaling_factor: what latents are multiplied by before a diffusion model sees them.
+        net: net with norms, attention and quantiser as diffusers has them.
+        folder: place, made if it is not there; its two files are replaced.
+        scaling_factor: number that latents are multiplied by before a diffusion model sees them.
 
     Raises:
         UserError: the quantiser is none that diffusers has.

@@ -24,7 +24,7 @@ TARGETS = {  # a `_target_`, or with a dot at the end the beginning of one
     "atelier.models.progan.StyleGAN": "atelier.models.stylegan.StyleGAN",
 }
 TARGET = {"eps": "targets.Epsilon", "x0": "targets.X0", "v": "targets.Velocity", "flow": "targets.VectorField"}
-LOGIT_NORMAL = {  # what an objective was told, as today -> as then, and where it was told nothing
+LOGIT_NORMAL = {  # argument today -> (argument then, its default)
     "logit_mean": ("mean", 0.0),
     "logit_std": ("deviation", 1.0),
     "logit_mean_end": ("mean_end", None),

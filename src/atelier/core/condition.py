@@ -1,4 +1,4 @@
-"""What a net is told about each image of a batch: a vector, tokens, planes."""
+"""The condition of each image of a batch: a vector, tokens, planes."""
 
 from __future__ import annotations
 

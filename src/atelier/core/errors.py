@@ -17,7 +17,7 @@ class UserError(Exception):
     Args:
         key: the dotted key or option to change, as typed on the command line (`data.batch_size`); where it begins
             with a dot, an argument of the object that the config was building, or of the command where it built none.
-        value: what it was.
+        value: value that it had.
         problem: why that does not work.
         fix: an override or a command that does; with a dot in front, or behind the @ of a group, of an argument of the
             same object.

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch.backends import cudnn
 
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]  # of a run, as Lightning names them
 
 
 @contextmanager

@@ -37,12 +37,12 @@ HASHED_AS = {  # names of before, so that a run of before finds its set
 
 
 class Role(Flag):
-    """What a field of a set does not decide; each field says so once, in its metadata, where it is declared."""
+    """How far a field of a set matters; each field says so once, in its metadata, where it is declared."""
 
-    NOT_PIXELS = auto()  # which images a split has, and how they look when they are judged
-    MAY_CHANGE = auto()  # whether a run can go on
-    OWN = auto()  # how a part is trained first, which keeps the value of its own recipe unless one was typed
-    NOT_PART = auto()  # which part a finished run is
+    NOT_PIXELS = auto()  # changes neither the images nor their number
+    MAY_CHANGE = auto()  # may differ when a run resumes
+    OWN = auto()  # a part keeps its own recipe's value unless one was typed
+    NOT_PART = auto()  # ignored when a finished run is sought as a part
     READING = NOT_PIXELS | MAY_CHANGE | NOT_PART
 
 
@@ -65,7 +65,7 @@ class MemoryImages:
     Args:
         images: (N, C, H, W) uint8.
         fields: further Batch fields, tensors (N, ...) or lists of N strings.
-        flip: mirror half of the images when generators are given.
+        flip: mirroring of half of the images, when generators are given.
     """
 
     def __init__(self, images: Tensor, fields: dict[str, Tensor | list[str]], flip: bool) -> None:
@@ -195,13 +195,13 @@ class DataModule(LightningDataModule, ABC):
         image_channels: 1 grey, 3 RGB.
         batch_size: images per optimizer step over all ranks.
         seed: seed of the order and of the augmentation.
-        limit: use only so many training images, the first in `order` (8 shows whether a model can overfit).
+        limit: number of training images that are used, the first in `order` (8 shows whether a model can overfit).
         num_workers: loader processes; 0 reads in the training process.
-        flip: mirror half of the training images.
+        flip: mirroring of half of the training images.
         n_classes: labels are 0 .. n_classes - 1; 0 where there are none.
         n_attributes: width of `attributes`; 0 where there are none.
-        conditions: what a conditional model gets of each image.
-        label_factors: where a label numbers combinations, how many there are of each part; [] where it does not.
+        conditions: names of what a conditional model gets of each image.
+        label_factors: numbers of each part where a label numbers combinations; [] where it does not.
         budget: images that a small net wants to be shown; the default of `budget.images`.
     """
 

@@ -61,9 +61,9 @@ class CelebA(DataModule):
 
     Args:
         root: the folder that has `celeba/`.
-        download: fetch the files (1.4 GB, Google Drive, needs `pip install gdown`) if they are not there.
-        crop: one of the above; N up to 178.
-        memory_mb: keep the images of a split in memory, once read, if all of them need no more than this;
+        download: fetching of the files (1.4 GB, Google Drive, needs `pip install gdown`) if they are not there.
+        crop: name of one of the above; N up to 178.
+        memory_mb: limit of memory: the images of a split stay there, once read, if all of them need no more than this;
             not the training images when loader processes read them (num_workers > 0).
         attributes: names of those to use, in this order; None: all.
         cache: folder for what was learnt of the files, so that only new or changed ones are decoded again.

@@ -25,7 +25,7 @@ class CIFAR10(DataModule):
 
     Args:
         root: the folder that has `cifar-10-batches-py/`.
-        download: fetch the files (170 MB) if they are not there.
+        download: fetching of the files (170 MB) if they are not there.
     """
 
     root: Name = field(metadata={"role": Role.READING})

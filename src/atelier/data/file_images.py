@@ -27,8 +27,8 @@ class FileImages:
         paths: one file for each image.
         read_file: path to (C, S, S) uint8; raises BadImage.
         fields: further Batch fields, (N, ...) tensors.
-        flip: mirror half of the images when generators are given.
-        keep: keep each image as uint8 in memory once it has been read.
+        flip: mirroring of half of the images, when generators are given.
+        keep: whether each image stays in memory as uint8 once it has been read.
         fingerprint: text that tells this set from another.
 
     A file that has become unreadable since it was checked is a UserError with its path.
@@ -91,8 +91,8 @@ class Views:
         read_file: (path, size=) to (C, size, size) uint8; raises BadImage.
         image_size: S.
         jitter: pixels by which the whole is larger than S in training.
-        flip: mirror half of the images in training.
-        keep: keep what has been read as uint8 in memory.
+        flip: mirroring of half of the images in training.
+        keep: whether what has been read stays in memory as uint8.
     """
 
     def __init__(

@@ -42,10 +42,10 @@ class ImageFiles(DataModule, ABC):
         holdout: share of the readable images (of each class), chosen by a hash of their paths, that is the test split
             where there is no folder of one; 0 = the test split is the training split.
         background: colour behind transparent pixels.
-        max_pixels: refuse larger images before decoding them.
+        max_pixels: size beyond which images are refused before they are decoded.
         on_bad_image: `error` stops at the start and names the unreadable files, `skip` leaves them out and
             says how many.
-        memory_mb: keep the images in memory if all need no more than this (in each training process).
+        memory_mb: limit of memory: images stay there if all need no more than this (in each training process).
         cache: folder for what was learnt of the files, so that only new or changed ones are decoded again.
     """
 

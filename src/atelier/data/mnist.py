@@ -33,7 +33,7 @@ class Idx(DataModule, ABC):
 
     Args:
         root: the folder that has `<set>/raw/`.
-        download: fetch the files (12 to 31 MB) if they are not there.
+        download: fetching of the files (12 to 31 MB) if they are not there.
     """
 
     root: Name = field(metadata={"role": Role.READING})

@@ -21,7 +21,7 @@ def absent(root: str, missing: str, source: str, download: bool) -> UserError:
     Args:
         root: the folder looked in.
         missing: file that is not there, or is not whole, with its path in the layout expected.
-        source: where the set comes from.
+        source: origin of the set.
         download: whether a download has been tried already.
     """
     again = "" if download else "data.download=true, "

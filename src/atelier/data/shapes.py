@@ -35,7 +35,7 @@ class Shapes(DataModule):
 
     Args:
         n_train_scenes: scenes 0 .. n - 1 of the training split.
-        n_test_scenes: the same of the test split.
+        n_test_scenes: number of scenes of the test split.
         test_split: "unseen" tests on the combinations of attributes that no training scene has.
         task: field that comes beside the image. "label_map": `source`, flat planes that determine the image. "fill":
             `image_a` solid and `image_b` striped, unpaired, and of test images what each is in the other fill.
@@ -79,7 +79,7 @@ class SceneImages:
         n: scenes.
         task: the task of `Shapes`.
         image_size: side in pixels.
-        flip: mirror half of the scenes, with all that belongs to them, when generators are given.
+        flip: mirroring of half of the scenes, with all that belongs to them, when generators are given.
     """
 
     def __init__(self, split: world.Split, n: int, task: Task, image_size: int, flip: bool) -> None:

@@ -46,9 +46,9 @@ class SuperRes(ImageFiles):
 
     Args:
         scale_factor: width of an image in widths of its source; `image_size` is a multiple of it.
-        resize: first bring the shorter side of each file to so many px (antialiased bicubic; a smaller one is
-            enlarged); None: files stay as they are.
-        turn: turn training squares by 0 to 3 quarters.
+        resize: length in px that the shorter side of each file is first brought to (antialiased bicubic; a smaller one
+            is enlarged); None: files stay as they are.
+        turn: turns of training squares by 0 to 3 quarters.
 
     Files smaller than `image_size`, and pairs that do not fit, are refused at the start with their names.
     """
@@ -63,7 +63,9 @@ class SuperRes(ImageFiles):
         super().__post_init__()
         if self.image_size % self.scale_factor:
             fix = f"data.image_size={max(1, self.image_size // self.scale_factor) * self.scale_factor}"
-            raise UserError("data.image_size", self.image_size, f"it is no multiple of factor {self.scale_factor}", fix)
+            raise UserError(
+                "data.image_size", self.image_size, f"no multiple of data.scale_factor={self.scale_factor}", fix
+            )
         if self.resize is not None and self.resize < self.image_size:
             problem = f"squares of {self.image_size} px are cut out"
             raise UserError("data.resize", self.resize, problem, f"data.resize={self.image_size}")
@@ -174,8 +176,8 @@ class Squares:
         sources: the files of the sources, as many; none: they are made.
         read_file: path to (C, H, W) uint8; raises BadImage.
         size, scale_factor: side and factor of the squares.
-        flip, turn: mirror half of them, turn them by quarters, when generators are given.
-        keep: keep each file as uint8 in memory once it has been read.
+        flip, turn: mirroring of half of them, turns by quarters, when generators are given.
+        keep: whether each file stays in memory as uint8 once it has been read.
         fingerprint: text that tells this set from another.
     """
 

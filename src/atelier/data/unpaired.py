@@ -64,8 +64,9 @@ class Unpaired(ImageFiles):
     the same content as one of the other domain, or of the other split, is counted in one warning.
 
     Args:
-        folders: under the root: A and B to train, A and B to test; or A and B alone, a share of each held out
-            (`holdout`). trainA, trainB, testA, testB are found by other names of theirs too, or without test folders.
+        folders: names of folders under the root: A and B to train, A and B to test; or A and B alone, a share of each
+            held out (`holdout`). trainA, trainB, testA, testB are found by other names of theirs too, or without test
+            folders.
         jitter: training images are read so many pixels larger and cut at a random place.
     """
 

@@ -22,12 +22,12 @@ class DiffusionSampler:
     """From noise to images, or to latents.
 
     Args:
-        objective: that the net was trained by.
+        objective: objective that the net was trained by.
         net: (x_t, time, condition) -> target.
-        embedder: of its conditions.
-        sampler: used unless another is asked for.
-        guider: used with its own guidance unless another number is asked for.
-        clip: cut what is denoised to [-1, 1], where pixels lie; never for latents.
+        embedder: embedder of its conditions.
+        sampler: sampler used unless another is asked for.
+        guider: guider used with its own guidance unless another number is asked for.
+        clip: whether to cut what is denoised to [-1, 1], where pixels lie; never for latents.
 
     Raises:
         UserError: the sampler does not fit the schedule.

@@ -23,9 +23,9 @@ class Objective(nn.Module):
 
     Args:
         schedule: alpha_t and sigma_t.
-        target: what the net predicts.
+        target: quantity that the net predicts.
         weighting: w_t.
-        time_distribution: of t.
+        time_distribution: distribution of t.
 
     Raises:
         UserError: a target that tells nothing of the image where the schedule ends, as eps where it ends in pure noise:

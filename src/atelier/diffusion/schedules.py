@@ -161,9 +161,9 @@ class ScaledLinear(DiscreteSchedule):
 
 
 class Cosine(DiscreteSchedule):
-    """alpha_bar_i = f(i) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2), with beta_i cut at max_beta
+    """alpha_bar_i = f(i) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2), with beta_i cut at max_beta.
 
-    (Nichol & Dhariwal 2021, Improved DDPM, eq. 17).
+    Nichol & Dhariwal 2021, Improved DDPM, eq. 17.
     """
 
     def __init__(self, n_steps: PositiveInt = 1000, s: PositiveFloat = 0.008, max_beta: Probability = 0.999) -> None:

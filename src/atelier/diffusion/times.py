@@ -11,7 +11,7 @@ from atelier.core.ranges import PositiveFloat, PositiveInt
 
 
 class TimeDistribution(ABC):
-    """Of t, from 0 (data) to 1 (noise)."""
+    """Distribution of the training times t in (0, 1]."""
 
     @abstractmethod
     def __call__(self, n: int, device: torch.device, images_seen: int) -> Tensor:
@@ -30,9 +30,9 @@ class LogitNormal(TimeDistribution):
 
     Args:
         logit_mean: mean of the logit of t.
-        logit_std: its deviation.
-        logit_mean_end: where the mean moves, linearly, within `logit_mean_images` images: from much noise, which shows
-            what is where, to little, which shows how it is drawn; None: it stays.
+        logit_std: deviation of the logit of t.
+        logit_mean_end: value to which the mean moves, linearly, within `logit_mean_images` images: from much noise,
+            which shows what is where, to little, which shows how it is drawn; None: it stays.
         logit_mean_images: images that the move takes.
     """
 

@@ -12,7 +12,7 @@ from atelier.diffusion.targets import Target
 
 
 class Weighting(ABC):
-    """Of the squared error of what a net answers for a target.
+    """Weight of the squared error at each noise level.
 
     Times below `time_floor` are weighted as it is, which keeps the weight of the last bit of noise finite.
     """

@@ -35,7 +35,7 @@ class Evaluator:
         n_samples: generated images; of a translator no more than the fewest sources of a direction.
         n_real: test images they are compared with (all there are, if fewer).
         batch_size: images sampled at once, over all ranks; changes no image by more than a grey level.
-        seed: of the samples' noise.
+        seed: seed of the samples' noise.
         suite: distances and their net.
     """
 

@@ -36,7 +36,8 @@ def names(evaluator: Evaluator, model: Model, data: DataModule) -> list[str]:
 
 
 def check(key: str, metric: str | None, known: list[str]) -> None:
-    """
+    """Refuse a metric that no evaluation of this run will have.
+
     Raises:
         UserError: no evaluation will give the metric that the option `key` asks for.
     """
@@ -46,7 +47,7 @@ def check(key: str, metric: str | None, known: list[str]) -> None:
 
 
 def _giving_back(model: Generator, images: Tensor) -> Generator:
-    """The same model by its class, that is none by what it does."""
+    """A stand-in of the model's class that returns fixed images."""
 
     class GivingBack(type(model)):
         def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:

@@ -92,7 +92,7 @@ class Suite:
             fingerprint: text that tells the training images from others.
             training_set: the training images, as `classifier.classifier_of` takes them; called only if a classifier is
                 needed and not yet kept.
-            device: where `features` will be computed.
+            device: device on which `features` will be computed.
             judged: whether a judge knows this world.
 
         Returns:
@@ -142,7 +142,8 @@ class Suite:
 
         Args:
             fingerprint: changes when the images would: data, split, case, number, preprocessing.
-            compute: gives `features` (N, D), and `label` (N,) where there are any, where they are not kept.
+            compute: function that gives `features` (N, D), and `label` (N,) where there are any, where they are not
+                kept.
             agree: whether all ranks say True, so that all compute or none does.
 
         Returns:

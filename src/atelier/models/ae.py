@@ -27,7 +27,8 @@ class AE(Autoencoder):
 
     Args:
         net: images to latents (its variances are not used) and back.
-        likelihood: of the image given the decoder's output; a Gaussian of fixed sigma is the squared error.
+        likelihood: distribution of the image given the decoder's output; a Gaussian of fixed sigma is the squared
+            error.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm.
 

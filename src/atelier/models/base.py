@@ -157,11 +157,23 @@ class Latent(Generator):
 
 
 class StyleBased(Latent):
-    """Makes images from styles, one for each layer, that a latent is mapped to."""
+    """Makes images from styles, one for each layer, that a latent is mapped to.
 
-    @abstractmethod
+    Its `generator` has a `mapping` with the mean style and a `synthesis` with `n_styles`; `truncation` is the psi of
+    samples unless another is asked for.
+    """
+
+    truncation: float
+
     def styles(self, z: Tensor, cond: Cond, truncation: float | None = None) -> Tensor:
-        """Styles (B, L, W) of latents, drawn towards their mean: by `truncation` psi, 1 = not; None: the model's."""
+        """Styles (B, L, W) of latents, truncated: mean + psi (w - mean)   (Karras et al. 2019, StyleGAN, appendix B).
+
+        Args:
+            truncation: psi; 1 = off; None: the model's.
+        """
+        w = self.generator.mapping(z, self.generator_embedder.vector(cond, len(z)))
+        mean, psi = self.generator.mapping.mean, self.truncation if truncation is None else truncation
+        return (mean + psi * (w - mean))[:, None].expand(-1, self.generator.synthesis.n_styles, -1)
 
     @abstractmethod
     def synthesize(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
@@ -174,6 +186,9 @@ class StyleBased(Latent):
     def sample(self, cond: Cond, rngs: ImageRngs, *, truncation: NonNegFloat | None = None) -> Tensor:
         """Images (n, C, H, W); `truncation` as in `styles`."""
         return self.generate(self.sample_latents(rngs, cond), cond, rngs, truncation=truncation)
+
+    def protocol(self) -> dict[str, Any]:
+        return {"truncation": self.truncation}
 
 
 class Autoencoder(Latent):
@@ -202,7 +217,7 @@ class DiscreteAutoencoder(Autoencoder):
 
 
 class Translator(Generator):
-    """Makes an image of an image, its source, which the condition holds under the name of a Batch field.
+    """Image-to-image translation: the condition holds the source under the name of a Batch field.
 
     `source_fields` and `answer_fields` (case -> Batch field of the source, and of what it should become, which a batch
     may lack), `same_domain` (whether sources are images of the same world as the results, so that what was kept can be
@@ -235,7 +250,7 @@ class Likelihood(ABC):
 
         Args:
             x: (B, C, H, W) in [-1, 1], on the 256 levels of `pixels.to_float`.
-            cond: of each, as `sample` takes it.
+            cond: condition of each image, as `sample` takes it.
         """
 
 
@@ -243,9 +258,9 @@ def takes(part: object, kind: type, key: str, owner: type) -> None:
     """Raises UserError where the part that a family was given as `key` (`.generator`) is of another kind than its own.
 
     Args:
-        part: what was given.
+        part: object that was given.
         kind: class of what the family takes.
-        key: of the argument, relative to the family.
+        key: name of the argument, relative to the family.
         owner: class of the family.
     """
     if not isinstance(part, kind):

@@ -21,10 +21,11 @@ from atelier.nets.resnet_translator import ResNetTranslator, check_divides
 
 
 class CUT(TwoPlayers, Translator):
-    """The result must look like the other domain, and each patch of it more like the source there than elsewhere
+    """Unpaired translation one way, by contrast between patches.
 
-    (Park et al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 1 to 3 and 5). There is no way
-    back, so half the weights of CycleGAN do. Each batch is a step of the discriminator, then one of the generator.
+    The result must look like the other domain, and each patch of it more like the source there than elsewhere (Park et
+    al. 2020, Contrastive Learning for Unpaired Image-to-Image Translation, eq. 1 to 3 and 5). There is no way back, so
+    half the weights of CycleGAN do. Each batch is a step of the discriminator, then one of the generator.
     Images are compared by what the generator's own first half sees in them, through a small net for each depth, which
     learns with the generator. Where the paper sums over depths and places, this takes means, as its code does; that
     code also halves both contrasts where images of the target domain are to stay.
@@ -33,14 +34,14 @@ class CUT(TwoPlayers, Translator):
         generator: images to images of the other domain.
         discriminator: images to a map of logits.
         direction: "a2b" makes images of domain b from those of domain a.
-        loss: of the players; least squares has a factor 1/2 for both.
-        adversarial_weight: of the generator's part of it.
-        patch_weight: of the contrast between patches of the result and of the source; published: 1 (FastCUT 10).
-        identity_weight: of the same for images of the target domain, which are to stay; published: 1 (FastCUT 0, and
-            mirrored images besides, which are not here).
+        loss: losses of the players; least squares has a factor 1/2 for both.
+        adversarial_weight: weight of the generator's part of it.
+        patch_weight: weight of the contrast between patches of the result and of the source; published: 1 (FastCUT 10).
+        identity_weight: weight of the same for images of the target domain, which are to stay; published: 1 (FastCUT 0,
+            and mirrored images besides, which are not here).
         n_patches: places of an image that are contrasted, or as many as a map has; published: 256.
         patch_dim: size of what stands for a patch; published: 256.
-        temperature: of the contrast; published: 0.07.
+        temperature: divisor of the logits of the contrast; published: 0.07.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
@@ -82,14 +83,14 @@ class CUT(TwoPlayers, Translator):
         self.n_patches, self.temperature = n_patches, temperature
 
     def training_step(self, batch: Batch) -> None:
-        ours, theirs = self.optimizers()
+        generator_optimizer, discriminator_optimizer = self.optimizers()
         (case,) = self.cases
         source, real = batch[self.source_fields[case]], batch[self.real_fields[case]]
         fake = self.generator(source)
-        self.step(theirs, self._judged(real, fake.detach()), "discriminator")
-        self.step(ours, self._generator_loss(source, real, fake), "generator")
+        self.step(discriminator_optimizer, self._discriminator_loss(real, fake.detach()), "discriminator")
+        self.step(generator_optimizer, self._generator_loss(source, real, fake), "generator")
 
-    def _judged(self, real: Tensor, fake: Tensor) -> Tensor:
+    def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_adversarial(loss, real_logits, fake_logits)
@@ -117,10 +118,10 @@ class CUT(TwoPlayers, Translator):
         with torch.no_grad():
             known = self.generator.features(source)
         asked, losses = self.generator.features(result), []
-        for head, theirs, ours in zip(self.heads, known, asked, strict=True):
-            size = ours.shape[2] * ours.shape[3]
-            places = torch.randperm(size, device=ours.device)[: self.n_patches]  # (S,)
-            query, key = (_vectors(head, x.flatten(2)[:, :, places]) for x in (ours, theirs))
+        for head, before, after in zip(self.heads, known, asked, strict=True):
+            size = after.shape[2] * after.shape[3]
+            places = torch.randperm(size, device=after.device)[: self.n_patches]  # (S,)
+            query, key = (_vectors(head, x.flatten(2)[:, :, places]) for x in (after, before))
             losses.append(patch_nce(query, key.detach(), self.temperature))
         return torch.stack(losses).mean()
 

@@ -27,10 +27,11 @@ class CycleGAN(TwoPlayers, Translator):
         generator_a2b, generator_b2a: images to images of the other domain.
         discriminator_a, discriminator_b: images to a map of logits.
         pool_a, pool_b: generated images of each domain.
-        loss: of the players; least squares has its factor 1/2 for both, the published code for discriminators alone.
-        adversarial_weight: of the generators' part of it; 2 undoes that factor.
-        cycle_weight: of mean |F(G(a)) - a| + |G(F(b)) - b| (eq. 2).
-        identity_weight: of mean |G(b) - b| + |F(a) - a|, beside `cycle_weight` (section 5.2, 0.5 there).
+        loss: losses of the players; least squares has its factor 1/2 for both, the published code for
+            discriminators alone.
+        adversarial_weight: weight of the generators' part of it; 2 undoes that factor.
+        cycle_weight: weight of mean |F(G(a)) - a| + |G(F(b)) - b| (eq. 2).
+        identity_weight: weight of mean |G(b) - b| + |F(a) - a|, beside `cycle_weight` (section 5.2, 0.5 there).
         identity_every: batches between two of these, which count as many times as much.
         generator_optimizer, discriminator_optimizer: parameters of both nets -> optimizer.
         grad_clip: global gradient norm of either pair.
@@ -75,14 +76,14 @@ class CycleGAN(TwoPlayers, Translator):
         check_divides(pool_a.images.shape[-1], self.size_divisor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        generators, discriminators = self.optimizers()
+        generator_optimizer, discriminator_optimizer = self.optimizers()
         a, b = batch["image_a"], batch["image_b"]
         identity = self.identity_weight > 0 and (batch_idx + 1) % self.identity_every == 0
-        fake_a, fake_b = self._generator_step(a, b, generators, identity)
+        fake_a, fake_b = self._generator_step(a, b, generator_optimizer, identity)
         fake_a, fake_b = (
             pool.swapped(x, self.images_seen) for pool, x in ((self.pool_a, fake_a), (self.pool_b, fake_b))
         )
-        self._discriminator_step(a, b, fake_a, fake_b, discriminators)
+        self._discriminator_step(a, b, fake_a, fake_b, discriminator_optimizer)
 
     def _generator_step(self, a: Tensor, b: Tensor, optimizer: Optimizer, identity: bool) -> tuple[Tensor, Tensor]:
         fake_b, fake_a = self.generator_a2b(a), self.generator_b2a(b)

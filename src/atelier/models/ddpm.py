@@ -25,10 +25,10 @@ class DDPM(Generator):
     Args:
         objective: schedule, target, weighting and time distribution of the training loss.
         net: (x_t, time, condition) -> target.
-        embedder: what is asked to the net's condition.
+        embedder: map from conditions by name to the `Condition` of the net.
         cond_dropout: share of training images whose condition is left out, for guidance.
-        sampler: used unless another is asked for.
-        guider: used with its own guidance unless another is asked for; 1 = off.
+        sampler: sampler used unless another is asked for.
+        guider: guider used with its own guidance unless another is asked for; 1 = off.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm; None = off.
 
@@ -74,7 +74,7 @@ class DDPM(Generator):
         """Images (n, C, H, W).
 
         Args:
-            sampler: instead of the model's own.
+            sampler: sampler in place of the model's own.
             guidance: D_u + guidance (D_c - D_u); 1 = off, 0 = without condition.
         """
         noise = rngs.randn(*self.net.shape, device=self.device)

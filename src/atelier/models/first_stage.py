@@ -31,8 +31,8 @@ from atelier.nets.vqgan import VQGANNet
 HINGE = Hinge()
 
 
-class _FirstStage(TwoPlayers, Autoencoder):
-    """What the two members share: all but the bottleneck.
+class PerceptualAutoencoder(TwoPlayers, Autoencoder):
+    """An autoencoder that learns from pixels, from features and from a discriminator; all but the bottleneck.
 
     Losses are means over the C H W values of an image: |x - x'| + perceptual + penalty + adversarial. Those of Esser et
     al. are so; those of Rombach et al. are sums, here divided by C H W, and so is the KL, summed over latents, which
@@ -45,17 +45,17 @@ class _FirstStage(TwoPlayers, Autoencoder):
         net: images to latents and back.
         discriminator: images to a map of logits.
         perceptual: distance of images beside the pixels'; None: there is none.
-        perceptual_weight: of it, beside the mean |x - x'|.
-        discriminator_weight: of the adversarial term, whose gradient at the last layer is first made as long as that of
-            the reconstruction.
+        perceptual_weight: weight of it, beside the mean |x - x'|.
+        discriminator_weight: weight of the adversarial term, whose gradient at the last layer is first made as long as
+            that of the reconstruction.
         discriminator_start: images shown when the discriminator begins to learn.
-        adversarial_start: images shown when the autoencoder begins to hear it.
-        generator_optimizer: of the net, parameters -> optimizer.
+        adversarial_start: images shown when the adversarial loss begins.
+        generator_optimizer: parameters of the net -> optimizer.
         discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
     Raises:
-        UserError: the net has the other bottleneck, or the discriminator would be heard before it has learned.
+        UserError: the net has the other bottleneck, or the adversarial loss begins before the discriminator learns.
     """
 
     ema_nets = ("net",)
@@ -89,16 +89,16 @@ class _FirstStage(TwoPlayers, Autoencoder):
 
     def training_step(self, batch: Batch) -> None:
         x = batch["image"]
-        ours, theirs = self.optimizers()
+        generator_optimizer, discriminator_optimizer = self.optimizers()
         z, back, penalty = self.through(x)
         reconstruction = self._reconstruction(x, back)
         loss = reconstruction + penalty
         if self.images_seen >= self.adversarial_start:
             loss = loss + self._adversarial(reconstruction, back)
         self.report("loss", loss)
-        self.step(ours, loss, "generator")
+        self.step(generator_optimizer, loss, "generator")
         if self.images_seen >= self.discriminator_start:
-            self.step(theirs, self._judged(x, back.detach()), "discriminator")
+            self.step(discriminator_optimizer, self._discriminator_loss(x, back.detach()), "discriminator")
         self.moments.add(z.detach(), first=self.images_seen == 0)
 
     @abstractmethod
@@ -108,7 +108,7 @@ class _FirstStage(TwoPlayers, Autoencoder):
     def _reconstruction(self, x: Tensor, back: Tensor) -> Tensor:
         """mean |x - x'| + weight * perceptual distance: scalar."""
         loss = (x - back).abs().mean()
-        self.report("rec", loss)
+        self.report("reconstruction", loss)
         if self.perceptual is None:
             return loss
         distance = self.perceptual(x, back).mean()
@@ -118,13 +118,13 @@ class _FirstStage(TwoPlayers, Autoencoder):
     def _adversarial(self, reconstruction: Tensor, back: Tensor) -> Tensor:
         """The generator's hinge loss, its gradient as long as the reconstruction's times `discriminator_weight`."""
         with no_weight_grads(self.discriminator):
-            heard = self.loss.generator(None, self.discriminator(back))
-        weight = adaptive_weight(reconstruction, heard, self.net.decoder.last_weight)
-        self.report("generator", heard)
+            adversarial = self.loss.generator(None, self.discriminator(back))
+        weight = adaptive_weight(reconstruction, adversarial, self.net.decoder.last_weight)
+        self.report("generator", adversarial)
         self.report("adaptive_weight", weight)
-        return self.discriminator_weight * weight * heard
+        return self.discriminator_weight * weight * adversarial
 
-    def _judged(self, x: Tensor, back: Tensor) -> Tensor:
+    def _discriminator_loss(self, x: Tensor, back: Tensor) -> Tensor:
         """The discriminator's hinge loss."""
         real, fake = self.discriminator(x), self.discriminator(back)
         loss = self.loss.discriminator(real, fake)
@@ -146,12 +146,12 @@ class _FirstStage(TwoPlayers, Autoencoder):
             return self.net.decode(z).clamp(-1, 1)
 
 
-class AutoencoderKL(_FirstStage):
+class AutoencoderKL(PerceptualAutoencoder):
     """The latent is a Gaussian, held a little towards the standard normal (Rombach et al. 2022, KL-reg).
 
     Args:
         kl_weight: weight of the KL, which is summed over latents.
-        net: images to latents and back; all other arguments as in VQGAN.
+        net: images to latents and back; all other arguments: see `PerceptualAutoencoder`.
     """
 
     kind = KLNet
@@ -171,16 +171,16 @@ class AutoencoderKL(_FirstStage):
         grad_clip: PositiveFloat | None,
     ) -> None:
         super().__init__(
-            net,
-            discriminator,
-            perceptual,
-            perceptual_weight,
-            discriminator_weight,
-            discriminator_start,
-            adversarial_start,
-            generator_optimizer,
-            discriminator_optimizer,
-            grad_clip,
+            net=net,
+            discriminator=discriminator,
+            perceptual=perceptual,
+            perceptual_weight=perceptual_weight,
+            discriminator_weight=discriminator_weight,
+            discriminator_start=discriminator_start,
+            adversarial_start=adversarial_start,
+            generator_optimizer=generator_optimizer,
+            discriminator_optimizer=discriminator_optimizer,
+            grad_clip=grad_clip,
         )
         self.kl_weight = kl_weight
 
@@ -193,12 +193,12 @@ class AutoencoderKL(_FirstStage):
         return mean + (0.5 * logvar).exp() * eps, back, self.kl_weight * (kl / x[0].numel())
 
 
-class VQGAN(_FirstStage, DiscreteAutoencoder):
+class VQGAN(PerceptualAutoencoder, DiscreteAutoencoder):
     """The latent is a map of codebook entries (Esser et al. 2021, VQGAN; Rombach et al. 2022, VQ-reg).
 
     Args:
         codebook_weight: weight of the quantiser's loss.
-        net: images to latents and back; all other arguments as in AutoencoderKL.
+        net: images to latents and back; all other arguments: see `PerceptualAutoencoder`.
     """
 
     kind = VQGANNet
@@ -219,16 +219,16 @@ class VQGAN(_FirstStage, DiscreteAutoencoder):
         grad_clip: PositiveFloat | None,
     ) -> None:
         super().__init__(
-            net,
-            discriminator,
-            perceptual,
-            perceptual_weight,
-            discriminator_weight,
-            discriminator_start,
-            adversarial_start,
-            generator_optimizer,
-            discriminator_optimizer,
-            grad_clip,
+            net=net,
+            discriminator=discriminator,
+            perceptual=perceptual,
+            perceptual_weight=perceptual_weight,
+            discriminator_weight=discriminator_weight,
+            discriminator_start=discriminator_start,
+            adversarial_start=adversarial_start,
+            generator_optimizer=generator_optimizer,
+            discriminator_optimizer=discriminator_optimizer,
+            grad_clip=grad_clip,
         )
         self.codebook_weight = codebook_weight
 

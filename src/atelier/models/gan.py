@@ -33,12 +33,12 @@ class GAN(TwoPlayers, Latent):
         generator: (z, condition) -> image.
         discriminator: (image, condition) -> logits (B,) and, where it is a classifier, logits of the classes (B, K).
         generator_embedder, discriminator_embedder: conditions to a vector, one for each player; None: there are none.
-        loss: of the two players.
-        augment: of all that the discriminator sees; None: nothing.
+        loss: losses of the two players.
+        augment: change of all that the discriminator sees; None: nothing.
         r1_gamma, r2_gamma: weights of its squared gradient at real and at generated images, each halved.
-        gp_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP).
+        gp_weight: weight of the penalty for a gradient whose length is not 1 (WGAN-GP).
         penalty_every: batches.
-        classifier_weight: of the cross-entropy of the label, for both players.
+        classifier_weight: weight of the cross-entropy of the label, for both players.
         n_critic: discriminator steps per generator step.
         categorical_codes: numbers of values. Each code takes the place of so many numbers of the noise, of which one,
             each as likely, is not 0 (Chen et al. 2016, InfoGAN, section 4, here without the loss that tells codes
@@ -84,9 +84,9 @@ class GAN(TwoPlayers, Latent):
         self.penalty_every, self.classifier_weight, self.n_critic = penalty_every, classifier_weight, n_critic
         self.lazy_every = 0, penalty_every if self.penalised else 0
         self.categorical_codes = categorical_codes or []
-        if sum(self.categorical_codes) > generator.noise_dim:
+        if (codes := sum(self.categorical_codes)) > generator.noise_dim:
             problem = f"their one-hot vectors are longer than the noise of {generator.noise_dim}"
-            raise UserError(".codes", categorical_codes, problem, f".generator.noise_dim={sum(self.categorical_codes)}")
+            raise UserError(".categorical_codes", categorical_codes, problem, f".generator.noise_dim={codes}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
@@ -122,10 +122,9 @@ class GAN(TwoPlayers, Latent):
         """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
         loss = self.zero_centred_penalty("r1", self.r1_gamma, real_logits, real)
         loss = loss + self.zero_centred_penalty("r2", self.r2_gamma, fake_logits, fake)
-        judge = self._judge(known)
-        return loss + self.one_centred(self.gp_weight, judge, real.detach(), fake.detach())
+        return loss + self.one_centred(self.gp_weight, self._logits_of(known), real.detach(), fake.detach())
 
-    def _judge(self, known: Tensor) -> Callable[[Tensor], Tensor]:
+    def _logits_of(self, known: Tensor) -> Callable[[Tensor], Tensor]:
         """Images of this condition to logits."""
         return lambda x: self.discriminator(x, known)[0]
 
@@ -135,7 +134,7 @@ class GAN(TwoPlayers, Latent):
         fake = self.seen(self._fake(cond, n))
         with no_weight_grads(self.discriminator):
             fake_logits, classes = self.discriminator(fake, known)
-            real_logits = self.compared(self._judge(known), batch["image"])
+            real_logits = self.compared(self._logits_of(known), batch["image"])
         loss = self.loss.generator(real_logits, fake_logits)
         self.report("generator", loss)
         if classes is not None:

@@ -29,7 +29,7 @@ class LDM(Generator):
     Args:
         codec: frozen net -> LatentCodec.
         net: image_size, image_channels -> denoising net, which get the size and the channels of the latents.
-        objective, embedder, cond_dropout, sampler, guider, optimizer, grad_clip: as in DDPM, on latents.
+        objective, embedder, cond_dropout, sampler, guider, optimizer, grad_clip: arguments of DDPM, for latents.
         first_stage: images to latents and back.
 
     Raises:
@@ -42,7 +42,7 @@ class LDM(Generator):
         self,
         codec: Callable,
         objective: Objective,
-        net: Callable | DenoisingNet,  # a net in runs from before sizes followed from the first stage
+        net: Callable | DenoisingNet,  # a built net: in configs stored before the first stage gave the sizes
         embedder: Embedder,
         cond_dropout: Probability,
         sampler: Sampler,

@@ -30,7 +30,7 @@ class NormalizingFlow(Latent, Likelihood):
     Args:
         net: (image, condition) -> noise and log-determinant, and its inverse.
         embedder: conditions to one vector.
-        temperature: of samples, unless another is asked for; 1 = the model's own distribution.
+        temperature: factor of the noise of samples, unless another is asked for; 1 = the model's own distribution.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm; None = off.
     """
@@ -60,9 +60,9 @@ class NormalizingFlow(Latent, Likelihood):
         return bits
 
     def _nats(self, x: Tensor, cond: Cond, uniform: Tensor) -> Tensor:
-        """-log P of 8-bit images, bounded by the mean density of each pixel's level, (B,) float64
+        """-log P of 8-bit images, bounded by the mean density of each pixel's level, (B,) float64.
 
-        (Theis et al. 2016, A note on the evaluation of generative models, 3.1): with v uniform within the level,
+        Theis et al. 2016, A note on the evaluation of generative models, 3.1: with v uniform within the level,
         noise = f(v) and D numbers in an image, -log N(noise; 0, 1) - log |det df/dv| + D log 256.
         """
         v = (to_uint8(x) + uniform) / LEVELS - 0.5
@@ -90,7 +90,7 @@ class NormalizingFlow(Latent, Likelihood):
         return v * (LEVELS / 127.5)
 
     def sample(self, cond: Cond, rngs: ImageRngs, *, temperature: NonNegFloat | None = None) -> Tensor:
-        """Images (n, C, H, W); `temperature` as in `render`."""
+        """Images (n, C, H, W); `temperature` as in `generate`."""
         return self.generate(self.sample_latents(rngs, cond), cond, rngs, temperature=temperature)
 
     def protocol(self) -> dict[str, Any]:

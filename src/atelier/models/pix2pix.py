@@ -20,17 +20,17 @@ from atelier.nets.pix2pix import UNetTranslator
 
 
 class Pix2Pix(TwoPlayers, Translator):
-    """An image from its source, near the true one and not to be distinguished from it beside the source
+    """A translator that learns from pairs: L1 and a discriminator that sees the source too.
 
-    (Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, eq. 1 to 4).
+    Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, eq. 1 to 4.
 
     Dropout is the noise (section 3.2.1): on at sampling too, image k's from its own generator.
 
     Args:
         generator: (source, masks) -> image.
         discriminator: source and image, stacked -> a map of logits.
-        loss: of the two players; the discriminator's is halved (section 3.3).
-        l1_weight: of the mean |x - G(source)|.
+        loss: losses of the two players; the discriminator's is halved (section 3.3).
+        l1_weight: weight of the mean |x - G(source)|.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
 
@@ -60,11 +60,11 @@ class Pix2Pix(TwoPlayers, Translator):
         self.size_divisor, self.l1_weight = generator.size_divisor, l1_weight
 
     def training_step(self, batch: Batch) -> None:
-        ours, theirs = self.optimizers()
+        generator_optimizer, discriminator_optimizer = self.optimizers()
         source, image = batch["source"], batch["image"]
         made = self._made(source, partial(torch.rand, len(source), device=source.device))
-        self.step(theirs, self._discriminator_loss(source, image, made.detach()), "discriminator")
-        self.step(ours, self._generator_loss(source, image, made), "generator")
+        self.step(discriminator_optimizer, self._discriminator_loss(source, image, made.detach()), "discriminator")
+        self.step(generator_optimizer, self._generator_loss(source, image, made), "generator")
 
     def _made(self, source: Tensor, uniform: Callable[..., Tensor]) -> Tensor:
         """Images of sources; `uniform` gives (B, *shape) numbers in [0, 1)."""

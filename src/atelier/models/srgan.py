@@ -31,11 +31,11 @@ class SRGAN(TwoPlayers, Translator):
     Args:
         net: sources to images; None: that of the first stage.
         discriminator: images to logits; None: there is none, and no loss of players.
-        loss: of the two players.
+        loss: losses of the two players.
         perceptual: distance of images; None: there is none.
         pixel_loss: "l1": mean |x - x'|, "l2": mean (x - x')^2, which alone is what PSNR asks for.
-        pixel_weight, perceptual_weight, adversarial_weight: of the three terms.
-        generator_optimizer: of the net, parameters -> optimizer.
+        pixel_weight, perceptual_weight, adversarial_weight: weights of the three terms.
+        generator_optimizer: parameters of the net -> optimizer.
         discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
         first_stage: the net of a finished run, from whose weights training starts.
@@ -48,7 +48,7 @@ class SRGAN(TwoPlayers, Translator):
     """
 
     needs = frozenset({"source"})
-    ema_nets = ("net",)  # the name under which a run hands its net to the run that stands on it
+    ema_nets = ("net",)  # lent by part() to the run that stands on this one
     players = ("net",), ("discriminator",)
 
     def __init__(
@@ -92,18 +92,18 @@ class SRGAN(TwoPlayers, Translator):
             self.report("loss", loss)
             self.step(self.optimizers(), loss, "generator")
             return
-        ours, theirs = self.optimizers()
+        generator_optimizer, discriminator_optimizer = self.optimizers()
         loss = loss + self.adversarial_weight * self._adversarial(x, made)
         self.report("loss", loss)
-        self.step(ours, loss, "generator")
-        self.step(theirs, self._judged(x, made), "discriminator")
+        self.step(generator_optimizer, loss, "generator")
+        self.step(discriminator_optimizer, self._discriminator_loss(x, made), "discriminator")
 
     def _source(self, batch: Batch) -> Tensor:
         source, size = batch["source"], batch["image"].shape[-1]
         if source.shape[-1] * self.scale_factor != size:
-            problem = f"a net of factor {self.scale_factor} does not make them of sources of {source.shape[-1]} px"
-            fix = "a net and sources of one factor, data.image_size a multiple of it"
-            raise UserError("data.image_size", size, problem, fix)
+            problem = f"sources of {source.shape[-1]} px do not become images of {size} px by it"
+            fix = f".net.scale_factor={size // source.shape[-1]}"
+            raise UserError(".net.scale_factor", self.scale_factor, problem, fix).at("model")
         return source
 
     def _content(self, x: Tensor, made: Tensor) -> Tensor:
@@ -120,11 +120,11 @@ class SRGAN(TwoPlayers, Translator):
     def _adversarial(self, x: Tensor, made: Tensor) -> Tensor:
         with no_weight_grads(self.discriminator):
             real = self.compared(self.discriminator, x)
-            heard = self.loss.generator(real, self.discriminator(made))
-        self.report("generator", heard)
-        return heard
+            adversarial = self.loss.generator(real, self.discriminator(made))
+        self.report("generator", adversarial)
+        return adversarial
 
-    def _judged(self, x: Tensor, made: Tensor) -> Tensor:
+    def _discriminator_loss(self, x: Tensor, made: Tensor) -> Tensor:
         x, made = x.detach().requires_grad_(self.r1_gamma > 0), made.detach().requires_grad_(self.r2_gamma > 0)
         with float32(self.device, self.penalised):
             real, fake = self.discriminator(x), self.discriminator(made)
@@ -134,19 +134,14 @@ class SRGAN(TwoPlayers, Translator):
         return loss + self.zero_centred_penalty("r2", self.r2_gamma, fake, made)
 
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
-        """Images (n, C, factor H, factor W) of sources (n, C, H, W) of any size; there is no noise in them."""
+        """Images (n, C, scale_factor H, scale_factor W) of sources (n, C, H, W) of any size, without noise."""
         return self.net(cond["source"])
 
 
 def _one(net: SRResNet | RRDBNet | None, first_stage: Upscaler | None) -> Upscaler:
     if (net is None) == (first_stage is None):
         problem = "there is no net" if net is None else "the first stage has the net already"
-        raise UserError(
-            ".net",
-            net and type(net).__name__,
-            problem,
-            "model=srresnet or rrdbnet, or model=srgan or esrgan as it is",
-        )
+        raise UserError(".net", net and type(net).__name__, problem, "model=srresnet" if net is None else "model=srgan")
     if net is None:
         keeps(first_stage, Upscaler, ".first_stage")
     return first_stage if net is None else net
@@ -156,5 +151,4 @@ def _complete(player: dict[str, object]) -> None:
     """Either all that the second player needs or nothing of it."""
     absent = [name for name, part in player.items() if part is None]
     if 0 < len(absent) < len(player):
-        fix = "model=srresnet or rrdbnet, which have no discriminator, or model=srgan or esrgan as it is"
-        raise UserError(f".{absent[0]}", None, f"it goes with {min(player.keys() - absent)}", fix)
+        raise UserError(f".{absent[0]}", None, f"it goes with {min(player.keys() - absent)}", "model=srgan")

@@ -20,10 +20,10 @@ from atelier.nets.stargan import StarDiscriminator, StarGenerator
 
 
 class StarGAN(TwoPlayers, Translator):
-    """An image with other attributes, which a discriminator must find in it and which can be taken back
+    """A translator that gives an image other attributes.
 
-    (Choi et al. 2018, StarGAN: Unified Generative Adversarial Networks for Multi-Domain Image-to-Image Translation,
-    eq. 1 to 8).
+    A discriminator must find them in the image, and they can be taken back (Choi et al. 2018, StarGAN: Unified
+    Generative Adversarial Networks for Multi-Domain Image-to-Image Translation, eq. 1 to 8).
 
     Each batch is a discriminator step, each n_critic-th also a generator step. Classification losses are summed over
     attributes and averaged over images. Penalties are of the mean logit of each image, as the loss is.
@@ -31,16 +31,16 @@ class StarGAN(TwoPlayers, Translator):
     Args:
         generator: (image, attributes) -> image.
         discriminator: image -> a map of logits, logits of the attributes.
-        loss: of the two players.
-        gp_weight: of the penalty for a gradient whose length is not 1 (WGAN-GP, as in the paper).
+        loss: losses of the two players.
+        gp_weight: weight of the penalty for a gradient whose length is not 1 (WGAN-GP, as in the paper).
         r1_gamma: weight of the squared gradient at real images, halved: the cheaper penalty, for other losses.
-        classifier_weight: of the attributes: those of real images for the discriminator, those asked for of translated
-            images for the generator.
+        classifier_weight: weight of the loss of the attributes: those of real images for the discriminator,
+            those asked for of translated images for the generator.
         exclusive: an image has exactly one attribute, its domain, and the classifier chooses one; else each attribute
             is there or not.
-        reconstruction_weight: of the mean |x - G(G(x, target), attributes)|.
-        identity_weight: of the mean |x - G(x, attributes)|; not in the paper (He et al. 2019, AttGAN, has it). Without
-            it an image may come out scrambled in any way that the way back undoes.
+        reconstruction_weight: weight of the mean |x - G(G(x, target), attributes)|.
+        identity_weight: weight of the mean |x - G(x, attributes)|; not in the paper (He et al. 2019, AttGAN, has it).
+            Without it an image may come out scrambled in any way that the way back undoes.
         n_critic: discriminator steps per generator step.
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
@@ -80,10 +80,10 @@ class StarGAN(TwoPlayers, Translator):
         return {name: batch[name].to(self.device) for name in ("image", "target")}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        ours, theirs = self.optimizers()
-        self.step(theirs, self._discriminator_loss(batch), "discriminator")
+        generator_optimizer, discriminator_optimizer = self.optimizers()
+        self.step(discriminator_optimizer, self._discriminator_loss(batch), "discriminator")
         if (batch_idx + 1) % self.n_critic == 0:
-            self.step(ours, self._generator_loss(batch), "generator")
+            self.step(generator_optimizer, self._generator_loss(batch), "generator")
 
     def _discriminator_loss(self, batch: Batch) -> Tensor:
         """Eq. 5, with the penalty of eq. 8."""
@@ -119,7 +119,7 @@ class StarGAN(TwoPlayers, Translator):
         reconstruction = (image - back).abs().mean()
         self.report("generator", adversarial)
         self.report("classifier_fake", classified)
-        self.report("rec", reconstruction)
+        self.report("reconstruction", reconstruction)
         loss = adversarial + self.classifier_weight * classified + self.reconstruction_weight * reconstruction
         if self.identity_weight > 0:
             same = (image - self.generator(image, batch["attributes"])).abs().mean()
@@ -131,9 +131,9 @@ class StarGAN(TwoPlayers, Translator):
         return self.generator(cond["image"], cond["target"])
 
     def _classified(self, logits: Tensor, attributes: Tensor) -> Tensor:
-        """Cross-entropy of attributes (B, A), 0 or 1, summed over them, or of the one that is 1 where they exclude each
+        """Cross-entropy of attributes (B, A), 0 or 1: scalar, the mean over images (eq. 2 and 3).
 
-        other; mean over images: scalar (eq. 2 and 3).
+        Summed over attributes, or of the one that is 1 where they exclude each other.
         """
         if self.exclusive:
             return F.cross_entropy(logits, attributes.argmax(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,14 +32,14 @@ class StyleGAN2(TwoPlayers, StyleBased):
         generator: (z, condition) -> styles -> image.
         discriminator: (image, condition) -> logits (B,).
         generator_embedder, discriminator_embedder: conditions to a vector, one for each player; None: there are none.
-        loss: of the two players.
-        augment: of all that the discriminator sees; None: nothing.
+        loss: losses of the two players.
+        augment: change of all that the discriminator sees; None: nothing.
         r1_gamma: weight of its squared gradient at real images, halved; every `r1_every`-th batch.
-        path_weight: of the penalty for styles whose small steps move images unequally far; every `path_every`-th batch
-            on half of it (appendix B).
-        path_ema_decay: of the mean path length, per penalty.
+        path_weight: weight of the penalty for styles whose small steps move images unequally far; every `path_every`-th
+            batch on half of it (appendix B).
+        path_ema_decay: decay of the mean path length, per penalty.
         style_mixing_prob: share of images that take the styles of a second latent from a random layer on.
-        style_ema_decay: of the mean style, per batch.
+        style_ema_decay: decay of the mean style, per batch.
         truncation: psi of samples, unless another is asked for; 1 = off (Karras et al. 2019, appendix B).
         generator_optimizer, discriminator_optimizer: parameters -> optimizer.
         grad_clip: global gradient norm of either player.
@@ -149,14 +148,6 @@ class StyleGAN2(TwoPlayers, StyleBased):
     def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
         return rngs.randn(self.generator.noise_dim, device=self.device)
 
-    def styles(self, z: Tensor, cond: Cond, truncation: float | None = None) -> Tensor:
-        w = self.generator.mapping(z, self.generator_embedder.vector(cond, len(z)))
-        mean, psi = self.generator.mapping.mean, self.truncation if truncation is None else truncation
-        return (mean + psi * (w - mean))[:, None].expand(-1, self.generator.synthesis.n_styles, -1)
-
     def synthesize(self, styles: Tensor, rngs: ImageRngs) -> Tensor:
         noises = [rngs.randn(1, size, size, device=self.device) for size in self.generator.synthesis.noise_sizes]
         return self.generator.synthesis(styles, noises)
-
-    def protocol(self) -> dict[str, Any]:
-        return {"truncation": self.truncation}

@@ -36,11 +36,11 @@ class TwoPlayers(Model):
     lie between two penalty steps of its own, 0 where there are none.
 
     Args:
-        loss: of the two players; None: the generator is trained alone.
-        generator_optimizer: of the first player, (parameters, lazy_every) -> optimizer.
-        discriminator_optimizer: of the second player; None: there is none.
+        loss: losses of the two players; None: the generator is trained alone.
+        generator_optimizer: (parameters of the first player, lazy_every) -> optimizer.
+        discriminator_optimizer: maker of the second player's optimizer; None: there is none.
         grad_clip: global gradient norm of either player.
-        augment: of all that the discriminator sees; None: nothing.
+        augment: change of all that the discriminator sees; None: nothing.
     """
 
     players: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("generator",), ("discriminator",))
@@ -74,12 +74,14 @@ class TwoPlayers(Model):
         """Images (B, C, H, W) as the discriminator sees them, real and generated alike: augmented."""
         return x if self.augment is None else self.augment(x)
 
-    def compared(self, judge: Callable[[Tensor], Tensor], real: Tensor) -> Tensor | None:
-        """Logits of real images (B, C, H, W), as they are seen, for the generator's loss; None where it has no use for
+    def compared(self, discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor | None:
+        """Logits of real images for the generator's loss; None unless the loss is relativistic.
 
-        them, which is so unless the loss is relativistic.
+        Args:
+            discriminator: images (B, C, H, W) -> logits.
+            real: images (B, C, H, W), not yet augmented.
         """
-        return judge(self.seen(real)) if self.loss.needs_real_logits else None
+        return discriminator(self.seen(real)) if self.loss.needs_real_logits else None
 
     def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
         """One step of this optimizer down this loss."""
@@ -102,8 +104,7 @@ class TwoPlayers(Model):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clipping, where gradients are no longer scaled."""
-        if not self.automatic_optimization:
-            self.report(f"{self._stepping}_gradient", self.clip(optimizer))
+        self.report(f"{self._stepping}_gradient", self.clip(optimizer))
 
     def report_adversarial(self, loss: Tensor, real: Tensor, fake: Tensor) -> None:
         """Log a discriminator's loss and its mean logits of real and of generated images; ADA hears of the real ones.
@@ -127,15 +128,17 @@ class TwoPlayers(Model):
         self.report(name, penalty)
         return gamma / 2 * penalty
 
-    def one_centred(self, weight: float, judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    def one_centred(
+        self, weight: float, discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor
+    ) -> Tensor:
         """Weight times the penalty of `gradient_penalty` (WGAN-GP), which is logged; 0 and not logged at weight 0.
 
         Args:
-            judge: images (B, C, H, W) -> logits (B,).
+            discriminator: images (B, C, H, W) -> logits (B,).
             real, fake: images (B, C, H, W), no gradients.
         """
         if weight == 0:
             return real.new_zeros(())
-        penalty = gradient_penalty(judge, real, fake)
+        penalty = gradient_penalty(discriminator, real, fake)
         self.report("gradient_penalty", penalty)
         return weight * penalty

@@ -65,9 +65,9 @@ class VAE(Autoencoder, Likelihood):
         return loss
 
     def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
-        """The importance-sampled bound -log 1/K sum_k p(x, z_k) / q(z_k | x), K = nll_samples, (B,) nats
+        """The importance-sampled bound -log 1/K sum_k p(x, z_k) / q(z_k | x), K = nll_samples, (B,) nats.
 
-        (Burda et al. 2016, eq. 8); with K = 1 it is the negative ELBO.
+        Burda et al. 2016, eq. 8; with K = 1 it is the negative ELBO.
         """
         uniform, terms = rngs.rand(*x.shape[1:], device=x.device), []
         with float32(x.device):

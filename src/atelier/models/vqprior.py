@@ -32,8 +32,8 @@ class VQPrior(Generator):
         net: number of codes, number of places -> transformer.
         embedder: conditions to one vector.
         cond_dropout: share of training images whose condition is left out, for guidance.
-        guidance: used unless another is asked for; 1 = off.
-        temperature: that logits are divided by, unless another is asked for.
+        guidance: guidance used unless another is asked for; 1 = off.
+        temperature: number that logits are divided by, unless another is asked for.
         optimizer: parameters -> optimizer.
         grad_clip: global gradient norm; None = off.
         first_stage: images to codes and back.
@@ -91,17 +91,17 @@ class VQPrior(Generator):
         """Images (n, C, H, W).
 
         Args:
-            temperature: instead of the model's own; 0 = the likeliest code at each place.
+            temperature: number in place of the model's own; 0 = the likeliest code at each place.
             guidance: logits_u + guidance (logits_c - logits_u); 1 = off, 0 = without condition.
         """
         strength = (self.guidance if guidance is None else guidance) if self.needs else 1.0
         warmth = max(self.temperature if temperature is None else temperature, COLD)
         u = rngs.rand(self.net.n_places, device=self.device)
         with float32(self.device):
-            codes = self._drawn(self._condition_vectors(cond, len(rngs), strength), strength, warmth, u)
+            codes = self._drawn(self._conditions(cond, len(rngs), strength), strength, warmth, u)
             return self.first.net.decode_codes(codes.unflatten(1, self.first.net.latent_shape[1:])).clamp(-1, 1)
 
-    def _condition_vectors(self, cond: Cond, n: int, strength: float) -> Condition:
+    def _conditions(self, cond: Cond, n: int, strength: float) -> Condition:
         """The condition of what was asked, of nothing, or where both are needed of both: n or 2 n images."""
         if strength == 0:
             return self.embedder.null(n)

@@ -29,10 +29,10 @@ class Layout:
         multipliers: one level per entry, width * entry channels each, half the size of the one before.
         n_blocks: residual blocks per level of the encoder; the decoder has one more.
         attention: map sizes at which each block is followed by attention.
-        middle_attention: between the two blocks of the smallest map.
+        middle_attention: attention between the two blocks of the smallest map.
         norm_groups: groups of every norm; None: up to 32, of 4 or more channels each (32 where all widths divide by
             128).
-        dropout: inside the residual blocks.
+        dropout: share of values left out inside the residual blocks.
 
     Raises:
         UserError: the image does not halve evenly, no map has an attention size, or the groups do not divide a width.

@@ -35,13 +35,13 @@ class ConditionEmbedder(nn.Module):
     """The sum of an embedding of the label and one of each attribute that is 1.
 
     Where that is a sum of nothing, as without conditions, or of attributes that are all 0, an image gets the null
-    embedding. Nets divide vectors by their length (`nets/gan.py`, `nets/stylegan2.py`), so there it starts at 1.
+    embedding. Nets divide vectors by their length (`nets/cgan.py`, `nets/stylegan2.py`), so there it starts at 1.
 
     Args:
         dim: size D of the vector.
         conditions: names of what is embedded.
         n_classes: number of labels.
-        label_factors: where a label numbers the combinations of several things, how many there are of each, the last
+        label_factors: numbers of each thing where a label numbers the combinations of several, the last
             counting fastest; each thing gets a table of its own, which is learned many times sooner. []: one table.
         n_attributes: number A of attributes.
 

@@ -106,9 +106,9 @@ class LikelihoodAutoencoder(nn.Module):
     """The net of an autoencoder, its decoder's output made an image as the likelihood says: logits are none.
 
     Args:
-        net: with encode(x) -> (mean, log-variance), decode(z) and latent_shape.
+        net: net with encode(x) -> (mean, log-variance), decode(z) and latent_shape.
         image: the likelihood's map of the decoder's output to images.
-        deterministic: the net was trained without noise, so its log-variance says nothing: latents are certain.
+        deterministic: whether the net was trained without noise: its log-variance says nothing: latents are certain.
     """
 
     def __init__(self, net: nn.Module, image: Callable[[Tensor], Tensor], deterministic: bool = False) -> None:

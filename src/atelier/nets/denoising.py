@@ -29,7 +29,7 @@ def denoises(net: Any, key: str) -> None:
     """Raises UserError where the net that was given as `key` does not say the shape of what it denoises."""
     if not isinstance(net, DenoisingNet):
         problem = "it is no denoising net, which has a shape (C, H, W) and cond_sizes"
-        raise UserError(key, type(net).__name__, problem, f"{key} as in the pages of conf/model")
+        raise UserError(key, type(net).__name__, problem, f"{key}._target_=atelier.nets.unet.UNet")
 
 
 def conditioned_by(net: DenoisingNet, embedder: Embedder, key: str) -> None:

@@ -20,7 +20,7 @@ class EqualizedLinear(nn.Module):
     """Weights of N(0, 1), divided by the root of the number of inputs when used (ProGAN, 4.1).
 
     Args:
-        bias: first value of the bias.
+        bias: initial value of the bias.
         lr_multiplier: learning rate as a factor of the other layers' (Karras et al. 2019, StyleGAN, appendix C).
     """
 

@@ -95,9 +95,9 @@ def _leaky(x: Tensor) -> Tensor:
 
 
 def _reach(n_blocks: int, scale_factor: int) -> int:
-    """How far a pixel of the result looks into the source: from the last two convolutions back, each a pixel more, and
+    """How far a pixel of the result looks into the source, in pixels.
 
-    coarser at each stage.
+    From the last two convolutions back: each adds a pixel, and each stage is coarser.
     """
     low, high = -2, scale_factor - 1 + 2
     for times in STAGES[scale_factor][::-1]:

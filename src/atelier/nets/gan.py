@@ -14,7 +14,7 @@ class MLPGenerator(nn.Module):
     """Noise through two hidden layers of ReLU to all pixels at once (Goodfellow et al. 2014, GAN, section 5).
 
     Args:
-        image_size, image_channels: channels of the images, which end in tanh.
+        image_size, image_channels: side and channels of the images, which end in tanh.
         noise_dim: size of z.
         width: units of a hidden layer.
     """
@@ -36,7 +36,7 @@ class MLPDiscriminator(nn.Module):
     """Two hidden layers of maxout with dropout in front of each layer (Goodfellow et al. 2014, GAN, section 5).
 
     Args:
-        image_size, image_channels: channels of the images.
+        image_size, image_channels: side and channels of the images.
         width: units of a hidden layer.
         pieces: linear functions of which each unit takes the largest (Goodfellow et al. 2013, Maxout Networks, eq. 1).
         dropout: share of units left out.

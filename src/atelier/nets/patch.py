@@ -22,8 +22,8 @@ class PatchDiscriminator(nn.Module):
         in_channels: channels of what it sees; for pairs those of both images.
         width: channels of the first convolution; twice as many at each further one, at most 8 times.
         n_layers: halvings; 3 is the 70x70 of the paper.
-        norm: behind all convolutions but the first and the last: "batch" as published there, "instance" as in CycleGAN
-            (Zhu et al. 2017), where each image is scored alone.
+        norm: normalisation behind all convolutions but the first and the last: "batch" as published there, "instance"
+            as in CycleGAN (Zhu et al. 2017), where each image is scored alone.
 
     Raises:
         UserError: the image is too small for so many layers.

@@ -32,11 +32,12 @@ class UNetTranslator(nn.Module):
         image_channels: channels of the result.
         width: channels of the first map; twice as many at each halving, at most 8 times.
         n_downs: halvings.
-        norm: behind all convolutions but the outermost two and the innermost. "instance": each map of each image by its
-            own mean and variance, with a learned scale and shift, which is what the published batch norm is in training
-            and sampling alike at their batch size of 1. "batch": by those of the batch in training and by running
-            averages at sampling, where no image may depend on others. "none": nothing is normalised, all have biases.
-        n_dropout: innermost blocks of the way up that have dropout, p = 1/2, the only noise; less than downs.
+        norm: normalisation behind all convolutions but the outermost two and the innermost. "instance": each map of
+            each image by its own mean and variance, with a learned scale and shift, which is what the published batch
+            norm is in training and sampling alike at their batch size of 1. "batch": by those of the batch in training
+            and by running averages at sampling, where no image may depend on others. "none": nothing is normalised, all
+            have biases.
+        n_dropout: innermost blocks of the way up that have dropout, p = 1/2, the only noise; fewer than `n_downs`.
 
     Raises:
         UserError: the image cannot be halved so often, or there are not so many blocks with dropout.

@@ -77,8 +77,8 @@ class ProGenerator(GrowingSynthesis):
         image_channels: channels of the images; nothing bounds them.
         noise_dim: size of z.
         cond_dim: size of the condition, 0 for none.
-        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`; published: 16384,
-            512.
+        channel_base, channel_max: `channel_base` / s channels in a map of size s, at most `channel_max`,
+            published: 16384, 512.
     """
 
     def __init__(
@@ -123,7 +123,8 @@ class ProDiscriminator(nn.Module):
         image_size: a power of two from 8 up.
         image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`, as the generator's.
+        channel_base, channel_max: `channel_base` / s channels in a map of size s, at most `channel_max`,
+            as the generator's.
     """
 
     def __init__(

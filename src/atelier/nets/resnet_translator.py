@@ -28,8 +28,8 @@ class ResNetTranslator(nn.Module):
             one, which spares small machines the full size; published: 1.
         norm: "instance" as published, without scale and shift; "group": GroupNorm, which leaves a map its mean.
         padding: "reflect" as published, or "zeros".
-        residual: the net says what is to be added to twice the source before the tanh, and starts with nothing; the
-            source must have the image's channels.
+        residual: whether the net says what is to be added to twice the source before the tanh, and starts with nothing;
+            the source must have the image's channels.
 
     Raises:
         UserError: the last map holds fewer numbers than the pixels it is to become, and no source is added to them.

@@ -39,8 +39,8 @@ class SRResNet(nn.Module):
             practice has 3.
         norm: "batch" behind the convolutions of the blocks and the one after them, running statistics at test; later
             practice leaves it out (Lim et al. 2017, EDSR, 3.1; Wang et al. 2018, ESRGAN, 3.1).
-        residual: the net adds to the bicubic enlargement of its source, from 0 on, instead of making the whole image
-            (as in Kim et al. 2016, VDSR): small nets learn faster so.
+        residual: whether the net adds to the bicubic enlargement of its source, from 0 on, instead of making the whole
+            image (as in Kim et al. 2016, VDSR): small nets learn faster so.
     """
 
     def __init__(

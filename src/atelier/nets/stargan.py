@@ -30,8 +30,8 @@ class StarGenerator(nn.Module):
         n_attributes: A.
         width: channels at full size; four times as many in the middle.
         n_blocks: residual blocks there.
-        residual: the net adds to 2 x before the tanh, so that an image is kept before anything is learned; not in the
-            paper.
+        residual: whether the net adds to 2 x before the tanh, so that an image is kept before anything is learned; not
+            in the paper.
 
     Raises:
         UserError: the image cannot be halved twice.

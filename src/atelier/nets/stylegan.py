@@ -87,7 +87,7 @@ class StyledLayer(nn.Module):
 
     Args:
         n_in: channels of the map that comes in; None: there is no convolution, the map is the constant.
-        up: the size doubles before it, through the filter (1, 2, 1).
+        up: whether the size doubles before it, through the filter (1, 2, 1).
     """
 
     def __init__(self, n_in: int | None, n_out: int, style_dim: int, up: bool = False) -> None:
@@ -145,8 +145,8 @@ class StyleGenerator(nn.Module):
         n_layers: layers of the mapping.
         mapping_lr_multiplier: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs
             of 25 M images.
-        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`; published: 16384,
-            512.
+        channel_base, channel_max: `channel_base` / s channels in a map of size s, at most `channel_max`,
+            published: 16384, 512.
     """
 
     def __init__(

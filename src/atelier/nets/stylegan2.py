@@ -28,8 +28,8 @@ class ModulatedConv(nn.Module):
     Scaling the input by the style and the output by what demodulates is the same, and one convolution for all images.
 
     Args:
-        up: doubles the size on the way, through the filter.
-        demodulate: off for colours.
+        up: whether the size doubles on the way, through the filter.
+        demodulate: whether weights are brought back to length 1; not for colours.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class StyleGAN2Generator(nn.Module):
         n_layers: layers of the mapping.
         mapping_lr_multiplier: learning rate of the mapping as a factor of the other layers'; published: 0.01, for runs
             of 25 M images.
-        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`; published: 32768,
-            512 (configuration F).
+        channel_base, channel_max: `channel_base` / s channels in a map of size s, at most `channel_max`,
+            published: 32768, 512 (configuration F).
     """
 
     def __init__(
@@ -154,7 +154,8 @@ class StyleGAN2Discriminator(nn.Module):
         image_size: a power of two from 8 up.
         image_channels: channels of the images.
         cond_dim: size of the condition, 0 for none.
-        channel_base, channel_max: channels of a map of size s are base / s, at most `channel_max`, as the generator's.
+        channel_base, channel_max: `channel_base` / s channels in a map of size s, at most `channel_max`,
+            as the generator's.
     """
 
     def __init__(

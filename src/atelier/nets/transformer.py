@@ -27,7 +27,7 @@ class CausalTransformer(nn.Module):
         width: D.
         n_layers: number of blocks.
         heads: K.
-        dropout: on the embeddings and at the end of each residual branch.
+        dropout: share of values left out on the embeddings and at the end of each residual branch.
         cond_dim: E.
 
     Raises:
@@ -69,8 +69,8 @@ class CausalTransformer(nn.Module):
 
         Args:
             code: (B,) of the place before; None at the first.
-            cond: with a vector (B, E).
-            seen: what the step before gave; None at the first.
+            cond: condition with a vector (B, E).
+            seen: state that the step before gave; None at the first.
         """
         place = seen[0][0].shape[2] if seen else 0
         h = self.start(cond.vector) if code is None else self.codes(code)         # (B, D)

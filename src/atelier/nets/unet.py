@@ -22,9 +22,9 @@ class UNet(nn.Module):
         multipliers: one level per entry, width * entry channels each, half the size of the one above.
         n_blocks: residual blocks per level on the way down (one more on the way up).
         attention: map sizes at which each block is followed by attention; None: the smallest. The middle always has it.
-        heads: of the attention.
-        dropout: inside the residual blocks.
-        scale_shift: how the embedding enters them, see `ResBlock`.
+        heads: heads of the attention, by number.
+        dropout: share of values left out inside the residual blocks.
+        scale_shift: whether the embedding scales and shifts (see `ResBlock`) or is added.
         patch_size: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16
             maps. A fold of more numbers than `width` ends in `PixelHead`, as its maps cannot hold what they are to give
             back.

@@ -61,22 +61,22 @@ def opened(path: Path, data: DataModule) -> Image.Image:
 
 
 def tiled(
-    whole: Callable[[Tensor], Tensor], x: Tensor, reach: int | None, size_divisor: int, scale_factor: int
+    whole: Callable[[Tensor], Tensor], x: Tensor, receptive_radius: int | None, size_divisor: int, scale_factor: int
 ) -> Tensor:
-    """whole(x) for an image (1, C, H, W) of any size, (1, C, factor H, factor W); in parts if it is large.
+    """whole(x) for an image (1, C, H, W) of any size, (1, C, scale_factor H, scale_factor W); in parts if it is large.
 
     Parts reach as far over their edges as the net sees, so they are those of the whole image.
 
     Args:
-        whole: what the net makes of an image, `scale_factor` times as wide.
-        reach: pixels around its own place that a pixel of the result depends on; None: all, so no parts.
+        whole: map from an image to what the net makes of it, `scale_factor` times as wide.
+        receptive_radius: pixels around its own place that a pixel of the result depends on; None: all, so no parts.
         size_divisor: number that the places of the parts divide by.
-        scale_factor: how many times as wide as its source a result is.
+        scale_factor: width of a result in widths of its source.
     """
     height, width = x.shape[2:]
-    if reach is None or max(height, width) <= TILE:
+    if receptive_radius is None or max(height, width) <= TILE:
         return whole(x)
-    step, edge = -(-TILE // size_divisor) * size_divisor, -(-reach // size_divisor) * size_divisor
+    step, edge = -(-TILE // size_divisor) * size_divisor, -(-receptive_radius // size_divisor) * size_divisor
     rows = []
     for top in range(0, height, step):
         row = []

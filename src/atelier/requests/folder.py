@@ -35,8 +35,8 @@ class Folder:
     """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and for an interpolation `walk.gif`.
 
     Args:
-        path: made if need be; the pictures of an earlier request there are replaced.
-        request: what was asked for; `do` and `n` among it.
+        path: place, made if need be; the pictures of an earlier request there are replaced.
+        request: options that were asked for; `do` and `n` among it.
 
     Raises:
         UserError: it cannot be written.

@@ -56,10 +56,10 @@ class Request:
     Methods named after verbs make pictures first .. first + n - 1. They run inside `models.base.sampling_mode`.
 
     Args:
-        model: in eval mode, on its device.
+        model: model in eval mode, on its device.
         data: set whose test images give conditions, sources and what is reconstructed.
         options: keyword arguments of the model's method (`verbs`), beside its defaults.
-        seed: of image k's noise, with k.
+        seed: seed of image k's noise, with k.
         items: test images whose condition the pictures take in turn; None: all of them in order.
         case: direction of a translator, one of `model.cases`.
         given: Batch fields (1, ...) that stand in place of the test images'.
@@ -151,9 +151,9 @@ class Request:
         return Made(to_uint8(self.model.synthesize(styles, ImageRngs.of(self.seed, rows.tolist()))))
 
     def mix(self, first: int, n: int) -> Made:
-        """The picture in row r > 0 and column c > 0 has the coarse styles of the one at its left, the fine ones of the
+        """Mixes styles: row r, column c has the coarse styles of the left picture and the fine ones of the top picture.
 
-        one on top of its column (Karras et al. 2019, StyleGAN, figure 3).
+        Karras et al. 2019, StyleGAN, figure 3.
         """
         rows, columns = _cells(first, n)
         left = torch.where(rows > 0, COLUMNS - 1 + rows, columns)
@@ -324,4 +324,4 @@ def _given(names: list[str] | str | None, model: Generator, data: DataModule) ->
 def _check_source(source: str | Path | None, model: Generator, verb: str) -> None:
     if source is not None and not isinstance(model, Translator) and verb != "project":
         fix = "do=project, or leave source out" if isinstance(model, Latent) else "leave source out"
-        raise UserError("source", source, f"{type(model).__name__} makes images of nothing", fix)
+        raise UserError("source", source, f"{type(model).__name__} takes no source images", fix)

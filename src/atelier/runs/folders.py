@@ -227,7 +227,7 @@ def load(folder: Path, ema: bool, root: str | None = None) -> LoadedRun:
     """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones.
 
     Args:
-        root: where its set lies; None: where training found it.
+        root: folder of its set; None: where training found it.
 
     Raises:
         UserError: there is no checkpoint, its set has no files, or its model is not what that is today.

@@ -39,7 +39,7 @@ def record(run: LoadedRun, printed: dict[str, Any], words: list[str]) -> None:
 
     Args:
         run: checked run that was judged.
-        printed: what evaluate.py prints.
+        printed: object that evaluate.py prints.
         words: overrides of evaluate.py, as typed.
     """
     row = row_of(run, printed, [word for word in words if not re.match(r"(run|root|eval\.record)=", word)])

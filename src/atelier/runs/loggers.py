@@ -67,9 +67,9 @@ def wandb(
     """Weights & Biases.
 
     Args:
-        group: of the runs of one sweep.
+        group: name of a sweep, by which its runs are shown together.
         mode: auto is online where credentials are found and the server answers, else offline; or what WANDB_MODE says.
-        folder: of the run; its name and W&B's files lie there.
+        folder: run folder; its name and W&B's files lie there.
         described: the run's config as it shows there.
     """
     import wandb as client

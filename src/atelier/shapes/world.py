@@ -37,7 +37,6 @@ MARGIN = 0.13  # kept free between an object of radius r and the edge of the ima
 PERIOD = 0.5  # of the stripes
 
 N_LABELS = len(SHAPES) * len(COLOURS)
-N_ATTRIBUTES = len(COLOURS) + len(SIZES) + len(FILLS) + len(GROUNDS)
 
 Split = Literal["train", "val", "test", "unseen"]
 Fill = Literal["solid", "striped"]
@@ -122,7 +121,7 @@ def scenes(seed: int, indices: Sequence[int] | Tensor, split: Split, fill: Fill 
         seed: seed of the world.
         indices: (N,) whole numbers from 0.
         split: "train", "val", "test" or "unseen".
-        fill: draw only scenes of this fill (a domain), independent of those without.
+        fill: only fill of the scenes drawn (a domain), independent of those without.
     """
     numbers = _numbers(indices, split)
     allowed = is_unseen(COMBINATIONS) == (split == "unseen")
