@@ -97,7 +97,7 @@ MUTATIONS = [
         "models/stylegan2.py",
         'real, fake = self.seen(batch["image"]), self.seen(',
         'real, fake = batch["image"], self.seen(',
-        "tests/models",
+        "tests/models/test_two_players.py",
     ),
     Mutation(
         "the hinge of real images points the other way",

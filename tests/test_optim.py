@@ -51,19 +51,14 @@ def test_a_checkpoint_of_another_pass_takes_this_ones() -> None:
     torch.testing.assert_close(after, before)
 
 
-class Line(TwoPlayers, Generator):
-    """w x, whose loss has a gradient of norm 40 in all."""
+class Clipped:
+    """w x, whose loss has a gradient of norm 40 in all; what it clips is noted."""
 
     ema_nets, players = ("net",), (("net",), ("discriminator",))
 
-    def __init__(self, by_hand: bool) -> None:
-        super().__init__(None, partial(adamw, **PAGE), None, grad_clip=1.0)
-        self.net, self.automatic_optimization, self.norms = nn.Linear(4, 1, bias=False), not by_hand, []
+    def line(self) -> None:
+        self.net, self.norms = nn.Linear(4, 1, bias=False), []
         nn.init.zeros_(self.net.weight)
-
-    def training_step(self, x: Tensor) -> Tensor | None:
-        loss = 20 * self.net(x).sum()
-        return loss if self.automatic_optimization else self.step(self.optimizers(), loss, "line")
 
     def clip(self, optimizer: torch.optim.Optimizer) -> Tensor:
         self.norms.append(float(super().clip(optimizer)))
@@ -74,11 +69,30 @@ class Line(TwoPlayers, Generator):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_float16_is_clipped_by_the_norm_of_its_gradients(by_hand: bool) -> None:
+class Line(Clipped, Generator):
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizer, self.grad_clip = partial(adamw, **PAGE), 1.0
+        self.line()
+
+    def training_step(self, x: Tensor) -> Tensor:
+        return 20 * self.net(x).sum()
+
+
+class LineByHand(Clipped, TwoPlayers, Generator):
+    def __init__(self) -> None:
+        super().__init__(None, partial(adamw, **PAGE), None, grad_clip=1.0)
+        self.line()
+
+    def training_step(self, x: Tensor) -> None:
+        self.step(self.optimizers(), 20 * self.net(x).sum(), "line")
+
+
+@pytest.mark.parametrize("kind", [Line, LineByHand])
+def test_float16_is_clipped_by_the_norm_of_its_gradients(kind: type) -> None:
     """Lightning leaves the gradients of a fused optimizer scaled, 1,024 times as large here."""
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    model, quiet = Line(by_hand), {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    model, quiet = kind(), {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(
         accelerator="cpu",
         max_steps=2,
