@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from atelier.models.base import Generator
 from atelier.models.two_players import TwoPlayers
-from atelier.optim import adamw, one_pass
+from atelier.optim import adamw, lr_factor, one_pass
 
 PAGE = {"lr": 0.1, "betas": [0.9, 0.99], "weight_decay": 0.0}
 PAGE |= {"warmup_images": 0, "decay": "constant", "decay_from": 0, "decay_to": 1}
@@ -49,6 +49,14 @@ def test_a_checkpoint_of_another_pass_takes_this_ones() -> None:
     slow.step()
     one.step()
     torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize(
+    ("decay", "half", "end"), [("constant", 1.0, 1.0), ("cosine", 0.505, 0.01), ("linear", 0.5, 0.0)]
+)
+def test_a_rate_ends_where_its_decay_says(decay: str, half: float, end: float) -> None:
+    factors = [lr_factor(n, 0, decay, 1000, 3000) for n in (0, 1000, 2000, 3000, 5000)]
+    assert factors == pytest.approx([1.0, 1.0, half, end, end])
 
 
 class Clipped:
