@@ -539,7 +539,8 @@ def test_every_page_of_diffusion_takes_every_page_of_a_group(page: str, group: s
         preflight.check(cfg)
         OmegaConf.set_struct(cfg, False)
         shrunk(cfg.model, "model", set())
-        if cfg.model.objective.target._target_.endswith("Epsilon") and "Flow" in cfg.model.objective.schedule._target_:
+        ends_in_noise = any(name in cfg.model.objective.schedule._target_ for name in ("Flow", "ZeroTerminal"))
+        if cfg.model.objective.target._target_.endswith("Epsilon") and ends_in_noise:
             line = line_of(lambda cfg=cfg: build.on_parts(cfg, parts), words)
             assert line.endswith("Fix: target@model.objective.target=flow")
             continue
@@ -571,6 +572,13 @@ def test_what_the_pages_of_diffusion_choose() -> None:
     ("flow", {"target": "x0", "weighting": "plain", "time_distribution": "uniform", "schedule": "flow",
               "sampler": "heun"}, ["model.sampler.grid=uniform"]),
     ("ldm", {"target": "v", "weighting": "plain", "sampler": "euler"}, ["model.sampler.grid=uniform"]),
+    ("ddpm", {"schedule": "sigmoid", "target": "v", "weighting": "soft_min_snr",
+              "time_distribution": "log_normal"}, []),
+    ("ddpm", {"schedule": "edm", "target": "edm", "weighting": "learned", "time_distribution": "log_normal",
+              "sampler": "heun"}, []),
+    ("ddpm", {"schedule": "zero_terminal", "target": "v", "weighting": "edm", "sampler": "ddpm"},
+     ["model.sampler.steps=5"]),
+    ("ddpm", {"schedule": "cosine"}, ["model.objective.loss=vlb"]),
     ("flow", {"schedule": "cosine", "sampler": "ddim"}, []),
     ("ldm", {"schedule": "cosine", "sampler": "ddim", "guider": "none"}, []),
 ], ids=lambda part: "-".join(part) if isinstance(part, dict) else str(part))  # fmt: skip

@@ -11,7 +11,7 @@ from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
-from atelier.diffusion.guidance import ClassifierFree, ConditionalDenoise, Denoise, Guider
+from atelier.diffusion.guidance import Asked, ClassifierFree, ConditionalDenoise, Denoise, Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear, Schedule
@@ -103,9 +103,9 @@ def test_a_sampler_that_the_schedule_cannot_serve_is_refused_before_anything_is_
 class InAnInterval(Guider):
     """Guidance at times within (0.4, 0.8) alone   (Kynkäänniemi et al. 2024)."""
 
-    def __call__(self, denoise: ConditionalDenoise, cond: Condition, null: Condition) -> Denoise:
-        inner = ClassifierFree(guidance=self.guidance)(denoise, cond, null)
-        return lambda x_t, t: inner(x_t, t) if 0.4 < t[0] < 0.8 else denoise(x_t, t, cond)
+    def __call__(self, denoise: ConditionalDenoise, asked: Asked) -> Denoise:
+        inner = ClassifierFree(guidance=self.guidance)(denoise, asked)
+        return lambda x_t, t: inner(x_t, t) if 0.4 < t[0] < 0.8 else denoise(x_t, t, asked.known)
 
 
 def test_another_guider_takes_its_place_and_hears_the_request() -> None:

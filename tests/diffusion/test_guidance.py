@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from atelier.core.condition import Condition
-from atelier.diffusion.guidance import ClassifierFree, clipped
+from atelier.diffusion.guidance import Asked, ClassifierFree, clipped
+from atelier.diffusion.schedules import Flow
 
 X, T = torch.randn(4, 3, 2, 2), torch.full((4,), 0.5)
 COND, NULL = Condition(torch.arange(8.0).view(4, 2)), Condition(torch.full((4, 2), -1.0))
+ASKED = Asked(COND, NULL, {}, Flow())
 
 
 class Spy:
@@ -21,7 +23,7 @@ class Spy:
 
 def test_one_equals_unguided_and_is_one_plain_call():
     spy = Spy()
-    assert torch.equal(ClassifierFree(guidance=1)(spy, COND, NULL)(X, T), spy(X, T, COND))
+    assert torch.equal(ClassifierFree(guidance=1)(spy, ASKED)(X, T), spy(X, T, COND))
     assert spy.calls[0][2] is COND
     assert len(spy.calls[0][0]) == 4
 
@@ -29,7 +31,7 @@ def test_one_equals_unguided_and_is_one_plain_call():
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
 def test_line_through_both_answers_in_one_call(guidance):
     spy = Spy()
-    result = ClassifierFree(guidance=guidance)(spy, COND, NULL)(X, T)
+    result = ClassifierFree(guidance=guidance)(spy, ASKED)(X, T)
     assert [len(x_t) for x_t, _, _ in spy.calls] == [8]
     free, asked = spy(X, T, NULL), spy(X, T, COND)
     torch.testing.assert_close(result, free + guidance * (asked - free))

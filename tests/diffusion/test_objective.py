@@ -1,22 +1,28 @@
 """The objective: what it draws, what the net sees, what it costs."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
+from atelier.diffusion.bound import bits, log_bin, prior_term, step_term
 from atelier.diffusion.objective import Objective
-from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
-from atelier.diffusion.targets import X0, Epsilon, VectorField, Velocity
-from atelier.diffusion.times import LogitNormal, Uniform
+from atelier.diffusion.posterior import log_variance_of, posterior, transition
+from atelier.diffusion.schedules import EDM, Cosine, Flow, Linear, ScaledLinear
+from atelier.diffusion.targets import X0, Epsilon, Preconditioned, VectorField, Velocity
+from atelier.diffusion.times import LogitNormal, LogNormal, Uniform
 from atelier.diffusion.weightings import ErrorOf, MinSNR, Plain
+from atelier.images.pixels import to_float, to_uint8
 
 CHOICES = [
     (schedule, target, weighting, times)
     for schedule in (Linear(), ScaledLinear(), Cosine(), Flow())
     for target in (Epsilon(), X0(), Velocity(), VectorField())
     for weighting in (Plain(), MinSNR())
-    for times in (Uniform(), LogitNormal())
+    for times in (Uniform(), LogitNormal(), LogNormal())
     if not (isinstance(schedule, Flow) and isinstance(target, Epsilon))
 ]
 CPU = torch.device("cpu")
@@ -167,3 +173,148 @@ def test_noising_and_loss_stay_float32_around_a_bf16_net(target):
 def test_eps_from_pure_noise_is_refused():
     with pytest.raises(UserError, match="pure noise"):
         objective_of(Flow(), Epsilon())
+
+
+def test_log_normal_is_normal_in_the_logarithm_of_sigma():
+    torch.manual_seed(0)
+    objective = objective_of(EDM(), Preconditioned(), times=LogNormal())
+    logs = objective.schedule.sigma(objective.sample_times(20_000, CPU)).log()
+    assert abs(logs.mean() + 1.2) < 4 * 1.2 / 20_000**0.5 and abs(logs.std() - 1.2) < 4 * 1.2 / 40_000**0.5
+    assert objective_of(Linear(), X0(), times=LogNormal(log_mean=9.0)).sample_times(9, CPU).tolist() == [1] * 9
+
+
+def test_a_shift_moves_times_towards_noise():
+    """t -> s t / (1 + (s - 1) t), whose logit is ln s further on."""
+    torch.manual_seed(0)
+    logits = objective_of(Flow(), X0(), times=LogitNormal(shift=3.0)).sample_times(20_000, CPU).logit()
+    assert abs(logits.mean() - math.log(3)) < 4 / 20_000**0.5
+
+
+def test_the_net_sees_images_of_unit_size_whatever_the_noise():
+    torch.manual_seed(0)
+    objective, seen = objective_of(EDM(), Preconditioned(), times=LogNormal(log_std=3.0)), []
+    objective(lambda x_t, time, cond: seen.append(x_t) or x_t, 0.5 * torch.randn(64, 3, 16, 16))
+    deviations = seen[0].flatten(1).std(1)
+    assert (deviations - 1).abs().max() < 0.15
+
+
+# ---- one answer, whatever it is called ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [Epsilon(), X0(), Velocity(), VectorField(), Preconditioned()], ids=name)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), EDM()], ids=name)
+def test_the_same_image_said_in_any_words_costs_the_same(schedule, target):
+    """Nets that stand for one wrong image, each in its own target's words, under the same total weight."""
+    torch.manual_seed(0)
+    objective = objective_of(schedule, target, ErrorOf(Velocity()))
+    x, eps, guess = torch.randn(3, 8, 1, 4, 4).double()
+    t = objective.sample_times(8, CPU)
+    alpha, sigma = schedule.pair(t, like=x)
+    seen = (alpha * (x - guess) + sigma * eps) / sigma  # the noise that the wrong image would leave
+    found = objective.squared_error(target(guess, seen, alpha, sigma), x, eps, t)
+    right = Velocity()(guess, seen, alpha, sigma) - Velocity()(x, eps, alpha, sigma)
+    torch.testing.assert_close(found, (right**2).flatten(1).mean(1), rtol=1e-6, atol=0)
+
+
+# ---- the variational bound ------------------------------------------------------------------------------------------
+
+
+def gaussian(std):
+    """The objective that trains the variance too, and the exact net of N(0, std^2) images under it, v at the least."""
+    objective = Objective(Linear(), Epsilon(), Plain(), Uniform(), "vlb", learned_variance=True)
+
+    def net(x_t, time, cond):
+        t = (time.double() + 1) / 1000
+        alpha, sigma = objective.schedule.pair(t, like=x_t.double())
+        eps = sigma / (alpha**2 * std**2 + sigma**2) * x_t
+        return torch.cat([eps, -torch.ones_like(eps)], dim=1)
+
+    return objective, net
+
+
+@pytest.mark.parametrize("std", [0.25, 1.0])
+def test_the_terms_of_a_gaussian_model_are_known(std):
+    """E L_t = (SNR_s - SNR_t) s^2 / (1 + s^2 SNR_t) / 2, with the posterior's own variance."""
+    torch.manual_seed(0)
+    objective, net = gaussian(std)
+    x = std * torch.randn(4000, 1, 2, 2)
+    for entry in (2, 100, 700, 1000):
+        t, s = (torch.full((4000,), e / 1000, dtype=torch.float64) for e in (entry, entry - 1))
+        alpha, sigma = objective.schedule.pair(t, like=x)
+        x_t = alpha * x + sigma * torch.randn_like(x)
+        output, v = objective.answer(net, x_t, t, None)
+        denoised = Epsilon().denoised(output, x_t, alpha, sigma)
+        terms = step_term(x, denoised, v, s, t, objective.schedule) / 4
+        snr_t, snr_s = (objective.schedule.logsnr(k[:1]).exp().item() for k in (t, s))
+        expected = (snr_s - snr_t) * std**2 / (1 + std**2 * snr_t) / 2
+        assert abs(terms.mean() - expected) < 4 * terms.std() / 4000**0.5
+        torch.testing.assert_close(step_term(x, x, v, s, t, objective.schedule), torch.zeros(4000).double())
+
+
+def test_v_lies_between_both_variances():
+    t, s = Linear().level(torch.tensor(0.5).double()), Linear().level(torch.tensor(0.499).double())
+    at = [log_variance_of(torch.tensor(v), s, t, Linear()).exp().item() for v in (-1.0, 1.0)]
+    assert at == pytest.approx([posterior(t.t, t.t, s, t)[1].item(), transition(s, t)[1].item()])
+
+
+def test_the_step_to_the_image_has_the_variance_of_the_one_before_it():
+    """Its own posterior has none (Nichol & Dhariwal 2021, as published)."""
+    table = Linear()
+    zero, first, second = (table.level(torch.tensor(k / 1000).double()) for k in (0, 1, 2))
+    found = log_variance_of(torch.tensor(-1.0), zero, first, table).exp()
+    torch.testing.assert_close(found, posterior(first.t, first.t, first, second)[1])
+
+
+def test_grey_levels_share_all_probability():
+    x = to_float(torch.arange(256, dtype=torch.uint8)).double()
+    for mean, log_std in ((0.1, -1.0), (-0.999, -4.0), (1.2, -3.0)):
+        assert log_bin(x, torch.tensor(mean), torch.tensor(log_std)).exp().sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_whole_bound_of_a_gaussian_model_is_its_entropy():
+    """-log2 of N(0, s^2) in grey levels: log2(s sqrt(2 pi e) 127.5) bits a dimension, 7.04 for s = 0.25."""
+    torch.manual_seed(0)
+    schedule = Flow()
+    x = to_float(to_uint8(0.25 * torch.randn(40, 1, 8, 8)))
+    total, levels = prior_term(x, schedule), [0.0, *torch.logspace(-2, 0, 1000).tolist()]  # fine where it counts
+    for low, high in pairwise(levels):
+        s, t = (torch.full((40,), level, dtype=torch.float64) for level in (low, high))
+        alpha, sigma = schedule.pair(t, like=x.double())
+        x_t = alpha * x + sigma * torch.randn_like(x)
+        denoised = alpha * 0.25**2 / (alpha**2 * 0.25**2 + sigma**2) * x_t
+        total = total + step_term(x, denoised, None, s, t, schedule)
+    expected = math.log2(0.25 * (2 * math.pi * math.e) ** 0.5 * 127.5)
+    assert bits(total, x).mean() == pytest.approx(expected, abs=0.1)
+
+
+def test_hybrid_teaches_the_variance_alone_by_the_bound():
+    torch.manual_seed(0)
+    x, parameters = torch.randn(4, 1, 4, 4), [torch.zeros(1, 1, 4, 4, requires_grad=True) for _ in range(2)]
+
+    def net(x_t, time, cond):
+        return torch.cat([p.expand(4, 1, 4, 4) for p in parameters], dim=1)
+
+    gradients = {}
+    for loss in ("simple", "hybrid", "vlb"):
+        torch.manual_seed(1)
+        objective = Objective(Linear(), Epsilon(), Plain(), Uniform(), "vlb", learned_variance=True)
+        objective.loss = loss
+        found = torch.autograd.grad(objective(net, x).sum(), parameters, allow_unused=True)
+        gradients[loss] = found
+    assert not gradients["simple"][1].any()
+    torch.testing.assert_close(gradients["hybrid"][0], gradients["simple"][0])
+    torch.testing.assert_close(gradients["hybrid"][1], gradients["vlb"][1] / 1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"learned_variance": True}, "Fix: model.objective.loss=hybrid"),
+        ({"loss": "vlb", "times": LogitNormal()}, "time_distribution@model.objective.time_distribution=uniform"),
+    ],
+)
+def test_choices_that_contradict_are_refused(options, told):
+    times = options.pop("times", Uniform())
+    with pytest.raises(UserError) as caught:
+        Objective(Linear(), Epsilon(), Plain(), times, **options)
+    assert caught.value.at("model.objective").line().endswith(told)

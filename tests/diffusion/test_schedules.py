@@ -1,11 +1,14 @@
 """The schedules against their closed forms, diffusers' tables and the one-step recursion."""
 
+import math
+
 import diffusers
 import pytest
 import torch
 
-from atelier.diffusion.samplers import transition
-from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
+from atelier.core.errors import UserError
+from atelier.diffusion.posterior import transition
+from atelier.diffusion.schedules import EDM, Cosine, Flow, Linear, ScaledLinear, Sigmoid, ZeroTerminal
 
 PAIRS = [
     (Linear(), diffusers.DDPMScheduler(1000, 1e-4, 0.02, "linear")),
@@ -13,8 +16,8 @@ PAIRS = [
     (Cosine(), diffusers.DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")),
     (Linear(n_steps=50), diffusers.DDPMScheduler(50, 1e-4, 0.02, "linear")),
 ]
-DISCRETE = [schedule for schedule, _ in PAIRS]
-EVERY = [*DISCRETE, Flow()]
+DISCRETE = [*(schedule for schedule, _ in PAIRS), Sigmoid(), ZeroTerminal(ScaledLinear())]
+EVERY = [*DISCRETE, Flow()]  # all but EDM, whose images stay as they are
 
 
 def names(value):
@@ -137,3 +140,50 @@ def test_noising_step_by_step_gives_the_closed_form_distribution():
 
 def test_tables_are_not_saved():
     assert Linear().state_dict() == {}
+
+
+# ---- what the newer schedules are ----------------------------------------------------------------------------------
+
+
+def test_sigmoid_is_its_formula():
+    """Jabri et al. 2023, algorithm 1, with numbers of their figure: start -3, end 3, tau 1."""
+    t = torch.tensor([1, 250, 500, 750], dtype=torch.float64) / 1000
+    falling = 1 / (1 + torch.exp(-3 + 6 * t))
+    ends = [1 / (1 + math.exp(place)) for place in (-3, 3)]
+    expected = (falling - ends[1]) / (ends[0] - ends[1])
+    torch.testing.assert_close(Sigmoid().alpha(t) ** 2, expected)
+    assert Sigmoid().alpha(torch.ones(())) ** 2 == pytest.approx(1e-9)
+
+
+def test_a_sigmoid_that_rises_is_refused():
+    with pytest.raises(UserError, match="above start"):
+        Sigmoid(start=3.0, end=3.0)
+
+
+def test_zero_terminal_is_diffusers_and_ends_in_pure_noise():
+    oracle = diffusers.DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", rescale_betas_zero_snr=True)
+    alpha_bar = torch.cumprod(1 - oracle.betas.double(), 0)
+    schedule = ZeroTerminal(ScaledLinear())
+    torch.testing.assert_close(schedule.alpha(grid(schedule)) ** 2, alpha_bar, rtol=1e-3, atol=1e-6)
+    assert schedule.alpha(torch.ones(())) == 0 and schedule.sigma(torch.ones(())) == 1
+    first = grid(schedule)[:1]
+    torch.testing.assert_close(schedule.alpha(first), ScaledLinear().alpha(first))
+
+
+def test_edm_adds_noise_and_keeps_the_image():
+    """Sigmas of 4 of the 7th-root steps, from 80 to 0; c_noise is ln(sigma) / 4."""
+    schedule, t = EDM(), torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)
+    sigma = torch.tensor([80.0, 10.678710938, 0.625, 0.0048828125], dtype=torch.float64)
+    torch.testing.assert_close(schedule.sigma(t), sigma)
+    assert schedule.alpha(t).tolist() == [1, 1, 1, 1]
+    torch.testing.assert_close(schedule.time(schedule.logsnr(t)), t)
+    torch.testing.assert_close(schedule.input_scale(t), (sigma**2 + 0.25) ** -0.5)
+    torch.testing.assert_close(schedule.net_time(t).double() / 1000, sigma.log() / 4, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(schedule.prior_std(t), sigma)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Flow(), EDM()], ids=names)
+def test_levels_of_the_bound_rise_from_what_an_eye_may_see_to_the_end(schedule):
+    levels = schedule.levels()
+    assert len(levels) == 1000 and levels[-1] == 1 and (levels.diff() > 0).all()
+    assert (-schedule.logsnr(levels[0]) / 2).exp() == pytest.approx(0.01, rel=1e-3)

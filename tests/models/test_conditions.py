@@ -17,7 +17,7 @@ from atelier.core.batch import Cond, rows_of
 from atelier.core.condition import Condition, dropped_rows
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.guidance import ClassifierFree
+from atelier.diffusion.guidance import Asked, ClassifierFree
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Euler
 from atelier.diffusion.schedules import Flow
@@ -193,7 +193,7 @@ def test_guidance_goes_along_the_line_of_both_answers(kind: str) -> None:
     denoise = partial(model.objective.denoise, model.net)
     with torch.inference_mode():
         free, told = denoise(x, t, null), denoise(x, t, known)
-        guided = ClassifierFree(guidance=3.0)(denoise, known, null)(x, t)
+        guided = ClassifierFree(guidance=3.0)(denoise, Asked(known, null, cond, model.objective.schedule))(x, t)
     torch.testing.assert_close(guided, free + 3 * (told - free), atol=1e-5, rtol=1e-5)
     assert (told - free).abs().flatten(1).amax(1).min() > 1e-3
 

@@ -16,9 +16,8 @@ import evaluate
 import sample as entry
 import train
 from atelier.core.batch import Batch
-from atelier.core.condition import Condition
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.guidance import ConditionalDenoise, Denoise, Guider
+from atelier.diffusion.guidance import Asked, ConditionalDenoise, Denoise, Guider
 from atelier.diffusion.samplers import Euler, StepContext
 from atelier.diffusion.schedules import NoiseLevel
 from atelier.models.base import Cond, Generator, sampling_mode
@@ -99,10 +98,10 @@ class Darker(Guider):
     needs_grad: ClassVar[bool] = True
     shade: float = 0.0
 
-    def __call__(self, denoise: ConditionalDenoise, cond: Condition, null: Condition) -> Denoise:
+    def __call__(self, denoise: ConditionalDenoise, asked: Asked) -> Denoise:
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            denoised = denoise(x_t, t, cond)
-            return denoised - self.guidance * descent(lambda x: denoise(x, t, cond) - self.shade, x_t)
+            denoised = denoise(x_t, t, asked.known)
+            return denoised - self.guidance * descent(lambda x: denoise(x, t, asked.known) - self.shade, x_t)
 
         return guided
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from atelier.core.batch import Cond
 from atelier.core.condition import Embedder
+from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.guidance import ClassifierFree, Guider, clipped
+from atelier.diffusion.guidance import Asked, ClassifierFree, Guider, clipped
 from atelier.diffusion.objective import Net, Objective
-from atelier.diffusion.samplers import FAINTEST, Sampler, start
+from atelier.diffusion.samplers import FAINTEST, Ancestral, Sampler, start
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class DiffusionSampler:
         clip: whether to cut what is denoised to [-1, 1], where pixels lie; never for latents.
 
     Raises:
-        UserError: the sampler does not fit the schedule.
+        UserError: the sampler does not fit the schedule, or the variance that it takes is not learned.
     """
 
     objective: Objective
@@ -41,7 +42,7 @@ class DiffusionSampler:
     clip: bool
 
     def __post_init__(self) -> None:
-        self.sampler.times(self.objective.schedule, torch.device("cpu"))
+        self._fits(self.sampler)
 
     def __call__(
         self,
@@ -52,12 +53,15 @@ class DiffusionSampler:
         guidance: float | None = None,
     ) -> Tensor:
         """Images (n, C, H, W) from standard normal noise (n, C, H, W); `rngs` gives the noise on the way."""
-        known, null = self.embedder(cond, len(noise)), self.embedder.null(len(noise))
+        n, schedule = len(noise), self.objective.schedule
         guider = replace(self.guider, guidance=self._strength(guidance))
-        denoise = guider(partial(self.objective.denoise, self.net), known, null)
+        asked = Asked(self.embedder(cond, n), self.embedder.null(n), cond, schedule)
+        denoise = guider(partial(self.objective.denoise, self.net), asked)
         if self.clip:
             denoise = clipped(denoise)
-        return (sampler or self.sampler)(denoise, noise, self.objective.schedule, rngs, self._first(noise.device))
+        if sampler is not None:
+            self._fits(sampler)
+        return (sampler or self.sampler)(denoise, noise, schedule, rngs, self._first(noise.device))
 
     def _first(self, device: torch.device) -> float:
         """The time to start at.
@@ -70,9 +74,20 @@ class DiffusionSampler:
 
     def _strength(self, asked: float | None) -> float:
         """Without conditions there is nothing to be guided by."""
-        if not self.embedder.conditions:
+        if not self.conditions:
             return 1.0
         return self.guider.guidance if asked is None else asked
+
+    def _fits(self, sampler: Sampler) -> None:
+        sampler.times(self.objective.schedule, torch.device("cpu"))
+        if isinstance(sampler, Ancestral) and sampler.variance == "learned" and not self.objective.learned_variance:
+            problem = "the net of this run has learned no variance"
+            raise UserError(".sampler.variance", "learned", problem, ".sampler.variance=small")
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Names of what samples are asked by: those that the net takes, and those that the guider looks at."""
+        return frozenset(self.embedder.conditions) | frozenset(self.guider.conditions)
 
     @property
     def needs_grad(self) -> bool:
@@ -81,6 +96,6 @@ class DiffusionSampler:
 
     def protocol(self) -> dict[str, Any]:
         """What a printed number depends on; the guider goes without saying where it is classifier-free."""
-        usual = type(self.guider) is ClassifierFree or not self.embedder.conditions
+        usual = type(self.guider) is ClassifierFree or not self.conditions
         found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self._strength(None)}
         return found if usual else found | {"guider": str(self.guider)}

@@ -20,6 +20,7 @@ from torch import Tensor
 from atelier.core.ranges import PositiveInt, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Denoise
+from atelier.diffusion.posterior import log_variance_of, posterior, transition
 from atelier.diffusion.schedules import NoiseLevel, Schedule, Spacing
 
 Grid = Literal["uniform", "karras"]
@@ -40,16 +41,20 @@ class StepContext:
     """What a step may ask beside x: one for the whole way from noise to image.
 
     Args:
-        predict: (x, level) -> denoised, float64.
+        estimate: (x, level) -> denoised, and v behind it where the variance is learned; float64.
         schedule: for levels between those of the grid.
         rngs: noise, one generator per image.
         past: steps before this one, the latest last; as many as the sampler `remembers`.
     """
 
-    predict: Predict
+    estimate: Predict
     schedule: Schedule
     rngs: ImageRngs
     past: deque[Step]
+
+    def predict(self, x: Tensor, t: NoiseLevel) -> Tensor:
+        """The denoised image alone."""
+        return self.estimate(x, t)[:, : x.shape[1]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +89,13 @@ class Sampler(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """After each step, where it led and the denoised image that it aimed at; the last x is the result."""
 
-        def predict(x_t: Tensor, t: NoiseLevel) -> Tensor:
+        def estimate(x_t: Tensor, t: NoiseLevel) -> Tensor:
             return denoise(x_t.to(noise.dtype), t.t.expand(len(noise))).double()
 
         times = self.times(schedule, noise.device).clamp(max=first)
         levels = [NoiseLevel(*row) for row in torch.stack(schedule.level(times), dim=1)]
         x = schedule.prior_std(times[0]) * noise.double()
-        context = StepContext(predict, schedule, rngs, deque(maxlen=self.remembers))
+        context = StepContext(estimate, schedule, rngs, deque(maxlen=self.remembers))
         for t, s in pairwise(levels):
             next_x, denoised = self.step(x, t, s, context)
             context.past.append(Step(t, x, denoised))
@@ -111,20 +116,23 @@ class Ancestral(Sampler):
     """Ancestral sampling: x_s ~ q(x_s | x_t, x = denoised)   (Ho et al. 2020, eq. 6-7, algorithm 2).
 
     `variance` of the step: "small" is the posterior's own, "large" that of q(x_t | x_s): beta with all steps,
-    and costly with few. The last step adds none.
+    and costly with few; "learned" what the net says between them. The last step adds none.
     """
 
-    variance: Literal["small", "large"] = "small"
+    variance: Literal["small", "large", "learned"] = "small"
     spacing: Spacing = "trailing"
 
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         return schedule.times(self.steps, self.spacing).to(device)
 
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
-        denoised = context.predict(x, t)
+        estimate = context.estimate(x, t)
+        denoised, v = estimate[:, : x.shape[1]], estimate[:, x.shape[1] :]
         mean, variance = posterior(x, denoised, s, t)
         if self.variance == "large" and s.t > 0:
             _, variance = transition(s, t)
+        elif self.variance == "learned" and s.t > 0:
+            variance = log_variance_of(v, s, t, context.schedule).exp()
         return mean + variance.sqrt() * context.rngs.randn(*x.shape[1:], device=x.device), denoised
 
 
@@ -192,26 +200,6 @@ class Heun(Sampler):
             _, d_s = slope(x, context.predict(x, s), s)
             x = (y + stride * (d + d_s) / 2) * s.scale
         return x, denoised
-
-
-def transition(s: NoiseLevel, t: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """Factor and variance of q(x_t | x_s), s < t (Kingma et al. 2021, VDM, eq. 20-21).
-
-    alpha_ts = alpha_t / alpha_s,   variance_ts = sigma_t^2 - alpha_ts^2 sigma_s^2.
-    """
-    factor = t.alpha / s.alpha
-    return factor, t.sigma**2 - factor**2 * s.sigma**2
-
-
-def posterior(x_t: Tensor, x: Tensor, s: NoiseLevel, t: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """Mean and variance of q(x_s | x_t, x), s < t (Kingma et al. 2021, VDM, eq. 25-29).
-
-    mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s variance_ts / sigma_t^2 x,
-    variance = variance_ts sigma_s^2 / sigma_t^2.
-    """
-    factor, variance = transition(s, t)
-    kept = s.sigma**2 / t.sigma**2
-    return factor * kept * x_t + s.alpha * variance / t.sigma**2 * x, variance * kept
 
 
 def slope(x_t: Tensor, denoised: Tensor, t: NoiseLevel) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ t runs over [0, 1], 0 = data, 1 = noise. All numbers are float64, whatever the n
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
@@ -66,6 +67,15 @@ class Schedule(nn.Module, ABC):
     def prior_std(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise that sampling starts from at time t."""
 
+    def levels(self) -> Tensor:
+        """Levels on which a likelihood is bounded, (T,) float64, rising to 1 from the first that an eye may see."""
+        faintest = torch.tensor(-2 * math.log(0.01), dtype=torch.float64)
+        return torch.linspace(self.time(faintest).item(), 1, 1000, dtype=torch.float64)
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """What x_t is multiplied by before the net sees it: 1 where x_t is of about unit size already."""
+        return torch.ones_like(t, dtype=torch.float64)
+
     def scale(self, t: Tensor) -> Tensor:
         """What x_t is divided by to straighten the path of one (x, eps): alpha_t, where it is never 0."""
         return self.alpha(t)
@@ -103,14 +113,18 @@ class DiscreteSchedule(Schedule):
     def logsnr(self, t: Tensor) -> Tensor:
         place = t.double() * self.n_steps - 1
         i = place.floor().clamp(0, self.n_steps - 2).long()
-        between = torch.lerp(self.logsnrs[i], self.logsnrs[i + 1], place - i)
+        first, second, weight = self.logsnrs[i], self.logsnrs[i + 1], place - i
+        between = torch.lerp(first, second, weight)
+        to_nothing = first + 2 * torch.log1p(-weight.clamp(max=1))  # alpha / sigma falls evenly to a last level of 0
+        between = torch.where(second.isinf(), to_nothing, between)
         first_variance = (-self.logsnrs[0]).sigmoid()
         below = -torch.logit(first_variance * (place + 1))
         return torch.where(place < 0, below, between)
 
     def time(self, logsnr: Tensor) -> Tensor:
         i = (torch.searchsorted(-self.logsnrs, -logsnr) - 1).clamp(0, self.n_steps - 2)
-        weight = (self.logsnrs[i] - logsnr) / (self.logsnrs[i] - self.logsnrs[i + 1])
+        first, second = self.logsnrs[i], self.logsnrs[i + 1]
+        weight = torch.where(second.isinf(), -torch.expm1((logsnr - first) / 2), (first - logsnr) / (first - second))
         below = (-logsnr).sigmoid() / (-self.logsnrs[0]).sigmoid()
         return torch.where(logsnr > self.logsnrs[0], below, i + weight + 1) / self.n_steps
 
@@ -137,6 +151,9 @@ class DiscreteSchedule(Schedule):
             case "linspace":
                 entries = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().flip(0) + 1
         return torch.cat([entries, torch.zeros(1)]) / n
+
+    def levels(self) -> Tensor:
+        return torch.arange(1, self.n_steps + 1, dtype=torch.float64) / self.n_steps
 
     def prior_std(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -170,6 +187,85 @@ class Cosine(DiscreteSchedule):
         t = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
         f = torch.cos((t + s) / (1 + s) * torch.pi / 2) ** 2
         super().__init__((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+
+class Sigmoid(DiscreteSchedule):
+    """alpha_bar falls as sigmoid(-(start + (end - start) t) / tau), scaled to 1 .. 0 (Jabri et al. 2023, algorithm 1).
+
+    Args:
+        n_steps: number of noise levels.
+        start: place on the sigmoid of t = 0.
+        end: place of t = 1.
+        tau: width of the sigmoid.
+    """
+
+    def __init__(
+        self, n_steps: PositiveInt = 1000, start: float = -3.0, end: float = 3.0, tau: PositiveFloat = 1.0
+    ) -> None:
+        if end <= start:
+            raise UserError(".end", end, f"it must lie above start, {start}", f".end={start + 6}")
+        t = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+        falling = torch.sigmoid(-(start + (end - start) * t) / tau)
+        alpha_bar = ((falling - falling[-1]) / (falling[0] - falling[-1])).clamp(min=1e-9)
+        super().__init__(1 - alpha_bar[1:] / alpha_bar[:-1])
+
+
+class ZeroTerminal(DiscreteSchedule):
+    """Another table, shifted and scaled in sqrt(alpha_bar) so that its last level is pure noise.
+
+    (Lin et al. 2024, Common Diffusion Noise Schedules are Flawed, algorithm 1.) The first level stays as it is.
+
+    Args:
+        schedule: table of levels.
+    """
+
+    def __init__(self, schedule: DiscreteSchedule) -> None:
+        root = schedule.logsnrs.sigmoid().sqrt()
+        alpha_bar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+        super().__init__(1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]]))
+
+
+class EDM(Schedule):
+    """Noise is added and the image kept: alpha = 1, sigma = sigma_max t^7   (Karras et al. 2022, EDM, section 5).
+
+    Even steps of t are those of their sampler, which are even in the 7th root of sigma. The net sees x_t divided by its
+    deviation, c_in, and as time 250 ln sigma, which is c_noise in thousandths (table 1).
+
+    Args:
+        sigma_max: noise at t = 1, in which an image of deviation `sigma_data` is lost.
+        sigma_data: deviation of the images.
+    """
+
+    def __init__(self, sigma_max: PositiveFloat = 80.0, sigma_data: PositiveFloat = 0.5) -> None:
+        super().__init__()
+        self.sigma_max, self.sigma_data = sigma_max, sigma_data
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_max * t.double() ** 7
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * self.sigma(t).log()
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return ((-logsnr / 2).exp() / self.sigma_max) ** (1 / 7)
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return (250 * self.sigma(t).log()).float()
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
+    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+    def prior_std(self, t: Tensor) -> Tensor:
+        return self.sigma(t)
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        return (self.sigma(t) ** 2 + self.sigma_data**2).rsqrt()
 
 
 class Flow(Schedule):

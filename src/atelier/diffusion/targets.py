@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from atelier.core.ranges import PositiveFloat
+
 
 class Target(ABC):
     """a x + b eps; alpha, sigma and what is made of them broadcast with images (B, C, H, W)."""
@@ -61,3 +63,21 @@ class VectorField(Target):
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.ones_like(alpha)
         return -one, one
+
+
+class Preconditioned(Target):
+    """F of D = c_skip x_t + c_out F, of unit deviation at every level   (Karras et al. 2022, EDM, eq. 7 and table 1).
+
+    With s = sigma_data and r = sqrt(alpha^2 s^2 + sigma^2), the deviation of x_t: a = sigma / (s r), b = -alpha s / r.
+    With alpha^2 + sigma^2 = 1 and s = 1 that is -v.
+
+    Args:
+        sigma_data: deviation of the images.
+    """
+
+    def __init__(self, sigma_data: PositiveFloat = 0.5) -> None:
+        self.sigma_data = sigma_data
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        deviation = (alpha**2 * self.sigma_data**2 + sigma**2).sqrt()
+        return sigma / (self.sigma_data * deviation), -alpha * self.sigma_data / deviation

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from atelier.core.ranges import PositiveFloat, Probability
+from atelier.core.ranges import PositiveFloat, Probability, Width
 from atelier.diffusion.targets import Target
 
 
@@ -22,6 +23,10 @@ class Weighting(ABC):
     @abstractmethod
     def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The weight at x_t = alpha x + sigma eps, in the shape of alpha."""
+
+    def total(self, loss: Tensor, logsnr: Tensor) -> Tensor:
+        """What is minimised, (B,), of weighted losses (B,) at log-SNRs (B,)."""
+        return loss
 
 
 class Plain(Weighting):
@@ -45,7 +50,7 @@ class ErrorOf(Weighting):
         self.loss_space, self.time_floor = loss_space, time_floor
 
     def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
-        if type(self.loss_space) is type(target):
+        if type(self.loss_space) is type(target) and vars(self.loss_space) == vars(target):
             return torch.ones_like(alpha)
         return (target.gain(alpha, sigma) / self.loss_space.gain(alpha, sigma)) ** 2
 
@@ -67,3 +72,50 @@ class MinSNR(Weighting):
     def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
         snr = (alpha / sigma) ** 2
         return snr.clamp(max=self.gamma) * target.gain(alpha, sigma) ** 2
+
+
+class SoftMinSNR(Weighting):
+    """gain^2 / (1 / snr + 1 / gamma): min-SNR's squared error of the image with a soft corner.
+
+    (Crowson et al. 2024, Hourglass Diffusion Transformers, section 4.2.) With alpha = 1 and gamma = 1 / sigma_data^2 it
+    is theirs.
+
+    Args:
+        gamma: signal-to-noise ratio around which the weight stops to rise.
+        time_floor: time below which weights stay the same.
+    """
+
+    def __init__(self, gamma: PositiveFloat = 4.0, time_floor: Probability = 0.0) -> None:
+        self.gamma, self.time_floor = gamma, time_floor
+
+    def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return target.gain(alpha, sigma) ** 2 * alpha**2 / (sigma**2 + alpha**2 / self.gamma)
+
+
+class LearnedUncertainty(nn.Module, Weighting):
+    """loss / e^u + u, with u learned as a function of the noise level   (Karras et al. 2024, EDM2, eq. 14).
+
+    Where u has come to rest, e^u is the mean loss of its level, so every level weighs the same.
+
+    Args:
+        weighting: weights of the squared error beneath it.
+        width: number of Fourier features of the log-SNR that u is a linear function of.
+    """
+
+    def __init__(self, weighting: Weighting, width: Width = 128) -> None:
+        super().__init__()
+        self.weighting, self.time_floor = weighting, weighting.time_floor
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(width))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(width))
+        self.u = nn.Linear(width, 1)
+        nn.init.zeros_(self.u.weight)
+        nn.init.zeros_(self.u.bias)
+
+    def __call__(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.weighting(target, alpha, sigma)
+
+    def total(self, loss: Tensor, logsnr: Tensor) -> Tensor:
+        place = (logsnr.clamp(-20, 20) / 8).float()[:, None]  # (B, 1)
+        with torch.autocast(loss.device.type, enabled=False):
+            u = self.u((place * self.frequencies + self.phases).cos())[:, 0]  # (B,)
+        return loss / u.exp() + u

@@ -53,9 +53,9 @@ class DDPM(Generator):
         denoises(net, ".net")
         conditioned_by(net, embedder, ".net")
         self.objective, self.net, self.embedder, self.cond_dropout = objective, net, embedder, cond_dropout
-        self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.diffusion_sampler = DiffusionSampler(objective, net, embedder, sampler, guider, clip=True)
+        self.needs = self.diffusion_sampler.conditions
 
     @property
     def needs_grad(self) -> bool:

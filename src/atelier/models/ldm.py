@@ -61,9 +61,9 @@ class LDM(Generator):
         self.net: DenoisingNet = made
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.embedder, self.cond_dropout = objective, embedder, cond_dropout
-        self.needs = frozenset(embedder.conditions)
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.diffusion_sampler = DiffusionSampler(objective, self.net, embedder, sampler, guider, clip=False)
+        self.needs = self.diffusion_sampler.conditions
 
     @property
     def needs_grad(self) -> bool:

@@ -1,0 +1,79 @@
+"""The variational bound of a diffusion model: -log p(x) <= L_T + sum over t of L_t + L_0, in nats.
+
+(Sohl-Dickstein et al. 2015, section 2.4; Ho et al. 2020, DDPM, eq. 5.) It is taken on the levels of a schedule, from
+each to the one below. Divide by C H W ln 2 for bits per dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from atelier.diffusion.posterior import log_variance_of, posterior, transition
+from atelier.diffusion.schedules import NoiseLevel, Schedule
+
+BIN = 1 / 127.5  # width of a grey level in [-1, 1]
+
+
+def snapped(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The level of the bound that t (B,) in (0, 1] stands for and the one below, 0 below the first; float64."""
+    levels = schedule.levels().to(t.device)  # (T,)
+    i = (t.double() * len(levels)).ceil().long().clamp(1, len(levels)) - 1
+    below = torch.where(i > 0, levels[(i - 1).clamp(min=0)], torch.zeros_like(levels[i]))
+    return levels[i], below
+
+
+def prior_term(x: Tensor, schedule: Schedule) -> Tensor:
+    """L_T = KL(q(x_T | x), what sampling starts from) of images (B, C, H, W), (B,)."""
+    level, std = (
+        _column(schedule, torch.ones(1, device=x.device), x),
+        schedule.prior_std(torch.ones(1, device=x.device)),
+    )
+    mean, variance = level.alpha * x.double() / std, (level.sigma / std) ** 2
+    return ((mean**2 + variance - 1 - variance.log()) / 2).flatten(1).sum(1)
+
+
+def step_term(x: Tensor, denoised: Tensor, v: Tensor | None, s: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """L_t = KL(q(x_s | x_t, x), p(x_s | x_t)), and L_0 = -log p(x | x_t) where s is 0; (B,).
+
+    Args:
+        x: images (B, C, H, W), on the 256 levels where s is 0.
+        denoised: estimate of them at t.
+        v: place of the variance's logarithm between the least (-1) and the largest (1); None: the posterior's variance.
+        s: level below, (B,).
+        t: level, (B,) in (0, 1].
+        schedule: schedule of the levels.
+    """
+    x, denoised = x.double(), denoised.double()
+    low, high = _column(schedule, s, x), _column(schedule, t, x)
+    log_variance = log_variance_of(v, low, high, schedule)
+    _, own = posterior(x, x, low, high)
+    factor = low.alpha * transition(low, high)[1] / high.sigma**2  # of the mean's error, of the image's
+    own = torch.where(low.t > 0, own, torch.ones_like(own))  # a step to the image has a term of its own
+    divergence = log_variance - own.log() + (own + (factor * (x - denoised)) ** 2) / log_variance.exp() - 1
+    term = torch.where(low.t > 0, divergence / 2, -log_bin(x, denoised, log_variance / 2))
+    return term.flatten(1).sum(1)
+
+
+def log_bin(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """ln of the probability of a grey level under a normal distribution   (Ho et al. 2020, DDPM, eq. 13).
+
+    The first and the last level reach to infinity.
+    """
+    normal = torch.distributions.Normal(0.0, 1.0)
+    low, high = ((x - mean + side * BIN / 2) / log_std.exp() for side in (-1, 1))
+    above = torch.where(x > 1 - BIN / 4, torch.ones_like(x), normal.cdf(high))
+    below = torch.where(x < -1 + BIN / 4, torch.zeros_like(x), normal.cdf(low))
+    return (above - below).clamp(min=1e-12).log()
+
+
+def bits(nats: Tensor, x: Tensor) -> Tensor:
+    """Bits per dimension of nats per image."""
+    return nats / (x[0].numel() * math.log(2))
+
+
+def _column(schedule: Schedule, t: Tensor, like: Tensor) -> NoiseLevel:
+    """The level of times (B,) beside images, (B, 1, 1, 1), float64."""
+    return schedule.level(t.double().view(-1, *[1] * (like.ndim - 1)))
