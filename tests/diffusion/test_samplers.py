@@ -187,7 +187,7 @@ class AdamsBashforth(Euler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Midpoint(Euler):
+class MidpointInLogSNR(Euler):
     """The slope at the level between t and s in log-SNR, which the schedule gives   (Lu et al. 2022, DPM-Solver)."""
 
     def step(self, x, t, s, context):
@@ -202,7 +202,7 @@ class Midpoint(Euler):
 
 
 @pytest.mark.parametrize("schedule", EVERY, ids=names)
-@pytest.mark.parametrize("kind", [AdamsBashforth, Midpoint])
+@pytest.mark.parametrize("kind", [AdamsBashforth, MidpointInLogSNR])
 def test_a_rule_that_remembers_or_asks_the_schedule_is_of_second_order(kind, schedule):
     coarse, fine = (error(kind(steps=n, grid="karras"), schedule, last=-2) for n in (81, 321))
     assert torch.tensor(coarse / fine).log2() / 2 == pytest.approx(2, abs=0.2)

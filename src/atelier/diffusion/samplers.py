@@ -17,13 +17,14 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from atelier.core.ranges import PositiveInt, Probability
+from atelier.core.errors import UserError
+from atelier.core.ranges import NonNegFloat, PositiveInt, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Denoise
 from atelier.diffusion.posterior import log_variance_of, posterior, transition
 from atelier.diffusion.schedules import NoiseLevel, Schedule, Spacing
 
-Grid = Literal["uniform", "karras"]
+Grid = Literal["uniform", "quadratic", "logsnr", "karras"]
 FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Karras et al. 2022, EDM, table 1)
 Predict = Callable[[Tensor, NoiseLevel], Tensor]
 
@@ -59,19 +60,23 @@ class StepContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """The loop. `steps`: number of steps from noise to image; with a table of levels, at most its length.
+    """The loop. `steps`: number of steps from noise to image; on a uniform grid over a table, at most its length.
 
-    `remembers`: how many of its last steps a step looks back at, as multistep rules do. `needs_grad`: whether a step
-    enables gradients, as one does that corrects x by a gradient.
+    `grid`, `spacing`: times of the steps, see `grid_times`. `remembers`: how many of its last steps a step looks back
+    at, as multistep rules do. `needs_grad`: whether a step enables gradients, as one does that corrects x by a
+    gradient. `needs_signal`: whether times above `start` become it, as a step from pure noise would be a bad one.
     """
 
     remembers: ClassVar[int] = 0
     needs_grad: ClassVar[bool] = False
+    needs_signal: ClassVar[bool] = False
     steps: PositiveInt
+    grid: Grid = "uniform"
+    spacing: Spacing = "trailing"
 
     @property
     def nfe(self) -> int:
-        """Calls of the denoiser per image."""
+        """Calls of the denoiser per image, from a start at the first time of the grid."""
         return self.steps
 
     def __call__(
@@ -92,7 +97,7 @@ class Sampler(ABC):
         def estimate(x_t: Tensor, t: NoiseLevel) -> Tensor:
             return denoise(x_t.to(noise.dtype), t.t.expand(len(noise))).double()
 
-        times = self.times(schedule, noise.device).clamp(max=first)
+        times = self.times(schedule, noise.device).clamp(max=first).unique_consecutive()
         levels = [NoiseLevel(*row) for row in torch.stack(schedule.level(times), dim=1)]
         x = schedule.prior_std(times[0]) * noise.double()
         context = StepContext(estimate, schedule, rngs, deque(maxlen=self.remembers))
@@ -102,9 +107,10 @@ class Sampler(ABC):
             x = next_x
             yield x.to(noise.dtype), denoised.to(noise.dtype)
 
-    @abstractmethod
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         """(steps + 1,) float64, falling to 0."""
+        times = grid_times(schedule, self.steps, self.grid, self.spacing, device)
+        return times.clamp(max=start(schedule, device)) if self.needs_signal else times
 
     @abstractmethod
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
@@ -120,10 +126,6 @@ class Ancestral(Sampler):
     """
 
     variance: Literal["small", "large", "learned"] = "small"
-    spacing: Spacing = "trailing"
-
-    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
-        return schedule.times(self.steps, self.spacing).to(device)
 
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         estimate = context.estimate(x, t)
@@ -140,14 +142,12 @@ class Ancestral(Sampler):
 class DDIM(Sampler):
     """x_s = alpha_s D + sqrt(sigma_s^2 - eta^2 v) eps_t + eta sqrt(v) z, v the posterior's variance.
 
-    (Song et al. 2021, DDIM, eq. 12 and 16.) `eta` 0 is deterministic, 1 is DDPM with the small variance.
+    (Song et al. 2021, DDIM, eq. 12 and 16.) `eta` 0 is deterministic, 1 is DDPM with the small variance. What others
+    call Euler ancestral is this step: in r = sigma / alpha it goes down to sqrt(r_s^2 - up^2) and adds up^2 =
+    eta^2 r_s^2 (r_t^2 - r_s^2) / r_t^2. Only its grid differs.
     """
 
     eta: Probability = 0.0
-    spacing: Spacing = "trailing"
-
-    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
-        return schedule.times(self.steps, self.spacing).to(device)
 
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         denoised = context.predict(x, t)
@@ -162,36 +162,45 @@ class DDIM(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Euler(Sampler):
-    """The probability-flow ODE by Euler's rule, see `slope`. `grid` of times: "uniform" in t, or "karras"."""
+    """The probability-flow ODE by Euler's rule, see `slope`: x_s / scale_s = y + (r_s - r_t) dy/dr.
 
-    grid: Grid = "uniform"
-
-    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
-        return ode_times(schedule, self.steps, self.grid, device)
+    It is written so that scale_t may be 0, and is DDIM with eta 0   (Song et al. 2021, DDIM, eq. 13-14).
+    """
 
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         denoised = context.predict(x, t)
-        y, d = slope(x, denoised, t)
-        return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
+        kept = s.sigma / t.sigma
+        return kept * x + (s.scale - kept * t.scale) * denoised, denoised
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(Sampler):
-    """The same ODE by Heun's rule, the last step by Euler's (Karras et al. 2022, EDM, algorithm 1).
+    """The same ODE by Heun's rule, the last step by Euler's (Karras et al. 2022, EDM, algorithms 1 and 2).
 
     It starts where `start` says, as a step from pure noise would weigh its two slopes alike.
+
+    Args:
+        churn: noise added on the whole way, 0 = none; a step whose r = sigma / alpha lies in [s_min, s_max] first goes
+            up to r (1 + min(churn / steps, sqrt(2) - 1)), but not above t = 1.
+        s_min: least r with added noise.
+        s_max: greatest r with added noise.
+        s_noise: standard deviation of the added noise, as a factor.
     """
 
+    needs_signal: ClassVar[bool] = True
     grid: Grid = "karras"
+    churn: NonNegFloat = 0.0
+    s_min: NonNegFloat = 0.05
+    s_max: NonNegFloat = 50.0
+    s_noise: NonNegFloat = 1.003
 
     @property
     def nfe(self) -> int:
         return 2 * self.steps - 1
 
-    def times(self, schedule: Schedule, device: torch.device) -> Tensor:
-        return ode_times(schedule, self.steps, self.grid, device).clamp(max=start(schedule, device))
-
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
+        if self.churn > 0 and self.s_min <= (-t.half_logsnr).exp() <= self.s_max:
+            x, t = self.churned(x, t, context)
         denoised = context.predict(x, t)
         y, d = slope(x, denoised, t)
         stride = s.ratio - t.ratio
@@ -200,6 +209,39 @@ class Heun(Sampler):
             _, d_s = slope(x, context.predict(x, s), s)
             x = (y + stride * (d + d_s) / 2) * s.scale
         return x, denoised
+
+    def churned(self, x: Tensor, t: NoiseLevel, context: StepContext) -> tuple[Tensor, NoiseLevel]:
+        """x at a noisier level, and the level: x ~ q(x_up | x_t), the noise times s_noise."""
+        growth = 1 + min(self.churn / self.steps, math.sqrt(2) - 1)
+        logsnr = 2 * (t.half_logsnr - math.log(growth))
+        up = context.schedule.level(context.schedule.time(logsnr).clamp(max=1))
+        factor, variance = transition(t, up)
+        z = context.rngs.randn(*x.shape[1:], device=x.device)
+        return factor * x + self.s_noise * variance.sqrt() * z, up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Midpoint(Sampler):
+    """The same ODE by the midpoint rule, half-way in t; the last step by Euler's.
+
+    On the straight path this is the midpoint rule in t (Lipman et al. 2023, Flow Matching, section 6.2). It starts
+    where `start` says.
+    """
+
+    needs_signal: ClassVar[bool] = True
+
+    @property
+    def nfe(self) -> int:
+        return 2 * self.steps - 1
+
+    def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
+        denoised = context.predict(x, t)
+        y, d = slope(x, denoised, t)
+        if s.t > 0:
+            m = context.schedule.level((t.t + s.t) / 2)
+            x_m = (y + (m.ratio - t.ratio) * d) * m.scale
+            _, d = slope(x_m, context.predict(x_m, m), m)
+        return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
 
 
 def slope(x_t: Tensor, denoised: Tensor, t: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -219,16 +261,31 @@ def start(schedule: Schedule, device: torch.device) -> float:
     return schedule.snap(schedule.time(logsnr)).item()
 
 
-def ode_times(schedule: Schedule, steps: int, grid: Grid, device: torch.device) -> Tensor:
-    """Times for an ODE solver, (steps + 1,) float64, falling to 0.
+def grid_times(schedule: Schedule, steps: int, grid: Grid, spacing: Spacing, device: torch.device) -> Tensor:
+    """Times from noise to image, (steps + 1,) float64, falling to 0.
 
-    "karras": sigma / alpha from 80 to 0.01, or the nearest levels trained on, with evenly spaced 7th roots,
-    then 0 (Karras et al. 2022, EDM, eq. 5).
+    uniform: evenly spaced in t, on the entries of a table as `spacing` says. quadratic: sqrt(t) evenly spaced
+    (Song et al. 2021, DDIM, appendix D.2). logsnr: log(sigma / alpha) evenly spaced from 80 to 0.01, or between the
+    nearest levels trained on, then 0 (Lu et al. 2022, DPM-Solver). karras: its exponential to the power
+    1/7 evenly spaced, with the same ends (Karras et al. 2022, EDM, eq. 5). All but uniform may fall between the
+    entries of a table.
+
+    Raises:
+        UserError: a spacing that a grid does not have, or more uniform steps than the table has levels.
     """
     if grid == "uniform":
-        return schedule.times(steps).to(device)
+        return schedule.times(steps, spacing).to(device)
+    if spacing != "trailing":
+        raise UserError(".sampler.spacing", spacing, f"a {grid} grid has none", ".sampler.grid=uniform")
     trained = schedule.snap(torch.tensor([1.0, 1e-9], dtype=torch.float64, device=device))
-    high, low = (-schedule.logsnr(trained) / 2).exp().clamp(0.01, FAINTEST) ** (1 / 7)
     places = torch.linspace(0, 1, steps, dtype=torch.float64, device=device)
-    times = schedule.time(-14 * torch.lerp(high, low, places).log())
+    if grid == "quadratic":
+        roots = torch.linspace(1, 1 / steps, steps, dtype=torch.float64, device=device)
+        times = torch.lerp(trained[1], trained[0], roots**2)
+    elif grid == "logsnr":
+        high, low = (-schedule.logsnr(trained) / 2).exp().clamp(0.01, FAINTEST).log()
+        times = schedule.time(-2 * torch.lerp(high, low, places))
+    else:
+        high, low = (-schedule.logsnr(trained) / 2).exp().clamp(0.01, FAINTEST) ** (1 / 7)
+        times = schedule.time(-14 * torch.lerp(high, low, places).log())
     return torch.cat([times, torch.zeros_like(times[:1])])

@@ -31,6 +31,11 @@ class NoiseLevel(NamedTuple):
         """sigma / scale, in which the path of one (x, eps), divided by scale, is a straight line."""
         return self.sigma / self.scale
 
+    @property
+    def half_logsnr(self) -> Tensor:
+        """lambda = log(alpha / sigma): inf at t = 0, -inf where nothing is left of the image."""
+        return (self.alpha / self.sigma).log()
+
 
 class Schedule(nn.Module, ABC):
     """alpha_t and sigma_t as functions of a float tensor t of any shape; both come back in float64."""
