@@ -174,6 +174,15 @@ def test_normed_queries_and_keys_stand_bf16() -> None:
     torch.testing.assert_close(net(x, time, cond), plain, atol=1e-4, rtol=1e-4)
 
 
+def test_in_float64_it_stays_there() -> None:
+    """Attention on a CPU is in float32 for what is less."""
+    net, (x, time, cond) = made(), inputs()
+    plain = net(x, time, cond)
+    exact = net.double()(x.double(), time, Condition(cond.vector.double()))
+    assert exact.dtype == torch.float64
+    assert 0 < (exact - plain).abs().max() < 1e-3 * plain.abs().max()
+
+
 def test_dropout_acts_in_training_only() -> None:
     net, given = made(dropout=0.5), inputs()
     assert not torch.equal(net(*given), net(*given))

@@ -5,24 +5,22 @@ Reads and writes what diffusers calls AutoencoderKL and VQModel, by keys alone: 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from atelier.checkpoints import diffusers_files
 from atelier.core.errors import UserError
 from atelier.nets.autoencoder import Layout
 from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.quantizers import VectorQuantizer
 from atelier.nets.vqgan import VQGANNet
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+CONFIG, WEIGHTS = diffusers_files.CONFIG, diffusers_files.WEIGHTS
+KINDS = ("AutoencoderKL", "VQModel")
 OUR_QUANTIZER = {
     "update": "ema",
     "ema_decay": 0.99,
@@ -49,7 +47,6 @@ NAMES = (  # our parts -> theirs
     (r"^(post_)?quant\.", r"\1quant_conv."),
     (r"^quantizer\.codebook$", "quantize.embedding.weight"),
 )
-EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def read(folder: Path | str, image_size: int | None = None, channels: int | None = None) -> KLNet | VQGANNet:
@@ -64,17 +61,17 @@ def read(folder: Path | str, image_size: int | None = None, channels: int | None
         UserError: no such folder, a file is cut, or the net has parts that ours lack.
     """
     folder = Path(folder)
-    config, theirs = _config(folder), _weights(folder)
+    config = diffusers_files.config(folder, KINDS, _refused)
+    for key, value in ONLY.items():
+        if config.get(key, value) != value:
+            raise _refused(folder, f"{key}={config[key]} is not supported, only {value}")
+    theirs = diffusers_files.weights(folder, _refused)
     net = _net(folder, config, image_size or _size(config))
     if channels not in (None, net.layout.image_channels):
         raise _refused(folder, f"it is of images of {net.layout.image_channels} channels, these have {channels}")
     state = net.state_dict()
     parts = {name: _their_names(name) for name in state if not _our_own(name)}
-    _same_names(folder, {part for names in parts.values() for part in names}, set(theirs))
-    found = {name: torch.cat([theirs[part] for part in names]) for name, names in parts.items()}
-    odd = [name for name, value in found.items() if value.shape != state[name].shape]
-    if odd:
-        raise _refused(folder, f"{parts[odd[0]][0]} has another shape than {CONFIG} says")
+    found = diffusers_files.gathered(folder, theirs, parts, state, _refused)
     net.load_state_dict(found, strict=False)
     if isinstance(net, VQGANNet):
         net.quantizer.sums.copy_(net.quantizer.codebook)
@@ -103,14 +100,9 @@ def write(net: KLNet | VQGANNet, folder: Path | str, scaling_factor: float = 1.0
         raise UserError(
             "model.net.quantizer", type(net.quantizer).__name__, problem, "quantizer@model.net.quantizer=vq"
         )
-    theirs: dict[str, Tensor] = {}
-    for name, value in net.state_dict().items():
-        if not _our_own(name):
-            names = _their_names(name)
-            theirs |= {n: part.clone() for n, part in zip(names, value.chunk(len(names)), strict=True)}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(theirs, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_their_config(net) | {"scaling_factor": scaling_factor}, indent=2) + "\n")
+    state = {name: value for name, value in net.state_dict().items() if not _our_own(name)}
+    theirs = diffusers_files.spread(state, {name: _their_names(name) for name in state})
+    diffusers_files.write(folder, _their_config(net) | {"scaling_factor": scaling_factor}, theirs)
 
 
 def _their_names(name: str) -> list[str]:
@@ -123,39 +115,6 @@ def _their_names(name: str) -> list[str]:
 def _our_own(name: str) -> bool:
     """What diffusers has no place for: the running statistics of a codebook."""
     return name.startswith("quantizer.") and name != "quantizer.codebook"
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except OSError as error:
-        raise _refused(folder, f"it has no readable {CONFIG} ({error.strerror})") from error
-    except ValueError as error:
-        raise _refused(folder, f"{CONFIG} is no JSON") from error
-    kind = config.get("_class_name")
-    if kind not in ("AutoencoderKL", "VQModel"):
-        raise _refused(folder, f"it holds a {kind}, not an AutoencoderKL or a VQModel")
-    for key, value in ONLY.items():
-        if config.get(key, value) != value:
-            raise _refused(folder, f"{key}={config[key]} is not supported, only {value}")
-    return config
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """Float32, attention under its present names."""
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise _refused(folder, f"it has no {WEIGHTS}; pickled weights are not read")
-    try:
-        theirs = load_file(path)
-    except SafetensorError as error:
-        raise _refused(folder, f"{WEIGHTS} is cut ({error})") from error
-    renamed = {}
-    for name, value in theirs.items():
-        for earlier, now in EARLIER.items():
-            name = name.replace(earlier, now) if "attentions." in name else name
-        renamed[name] = value.float()
-    return renamed
 
 
 def _net(folder: Path, config: dict[str, Any], size: int) -> KLNet | VQGANNet:
@@ -225,14 +184,6 @@ def _their_config(net: KLNet | VQGANNet) -> dict[str, Any]:
         return {"_class_name": "VQModel"} | config | codes
     quant = isinstance(net.quant, nn.Conv2d)
     return {"_class_name": "AutoencoderKL"} | config | {"use_quant_conv": quant, "use_post_quant_conv": quant}
-
-
-def _same_names(folder: Path, wanted: set[str], given: set[str]) -> None:
-    """The file holds all that the net wants, and nothing else."""
-    if missing := sorted(wanted - given):
-        raise _refused(folder, f"{WEIGHTS} lacks {missing[0]}")
-    if more := sorted(given - wanted):
-        raise _refused(folder, f"{WEIGHTS} also holds {more[0]}")
 
 
 def _refused(folder: Path, problem: str) -> UserError:

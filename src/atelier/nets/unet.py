@@ -86,8 +86,9 @@ class UNet(nn.Module):
         sizes, widths = _map_sizes(image_size, patch_size, len(multipliers)), [width * m for m in multipliers]
         _check_groups(norm_groups, [width, *widths])
         shared = (heads, head_width, dropout, scale_shift, resample_in_blocks, pad_below, norm_groups, norm_eps)
-        parts = UNetParts(4 * width, *shared)
-        at = _attentive(sizes, attention, widths, parts)
+        self.parts = parts = UNetParts(4 * width, *shared)
+        self.widths, self.n_blocks = widths, n_blocks
+        self.attends = at = _attentive(sizes, attention, widths, parts)
         time = TimeEmbedding(width, freq_shift)
         self.time = nn.Sequential(time, nn.Linear(width, parts.dim), nn.SiLU(), nn.Linear(parts.dim, parts.dim))
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, parts.dim)

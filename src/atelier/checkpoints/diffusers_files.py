@@ -1,0 +1,107 @@
+"""The two files of a folder of diffusers, and tensors that go under other names there, some in parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from atelier.core.errors import UserError
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+Refused = Callable[[Path, str], UserError]  # the folder and the problem -> one line
+Names = dict[str, list[str]]  # one of our tensors -> theirs that make it, one below the other
+
+
+def config(folder: Path, kinds: Collection[str], refused: Refused) -> dict[str, Any]:
+    """The config.json of a folder, of a net of one of these classes.
+
+    Raises:
+        UserError: there is none, or it is of another class.
+    """
+    try:
+        found = json.loads((folder / CONFIG).read_text())
+    except OSError as error:
+        raise refused(folder, f"it has no readable {CONFIG} ({error.strerror})") from error
+    except ValueError as error:
+        raise refused(folder, f"{CONFIG} is no JSON") from error
+    kind = found.get("_class_name")
+    if kind not in kinds:
+        raise refused(folder, f"it holds a {kind}, not {_one_of(kinds)}")
+    return found
+
+
+def weights(folder: Path, refused: Refused) -> dict[str, Tensor]:
+    """Its tensors, float32, those of attention under their present names.
+
+    Raises:
+        UserError: there is no file of them, or it is cut.
+    """
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise refused(folder, f"it has no {WEIGHTS}; pickled weights are not read")
+    try:
+        theirs = load_file(path)
+    except SafetensorError as error:
+        raise refused(folder, f"{WEIGHTS} is cut ({error})") from error
+    renamed = {}
+    for name, value in theirs.items():
+        for earlier, now in EARLIER.items():
+            name = name.replace(earlier, now) if "attentions." in name else name
+        renamed[name] = value.float()
+    return renamed
+
+
+def gathered(
+    folder: Path, theirs: dict[str, Tensor], names: Names, ours: dict[str, Tensor], refused: Refused
+) -> dict[str, Tensor]:
+    """Our tensors, made of theirs.
+
+    Args:
+        folder: folder that they are from.
+        theirs: tensors of `folder` by name.
+        names: names of theirs that make each of ours.
+        ours: tensors of the shapes that are wanted.
+        refused: maker of the error.
+
+    Raises:
+        UserError: one is missing, another is there, or one has another shape.
+    """
+    wanted, given = {part for parts in names.values() for part in parts}, set(theirs)
+    if missing := sorted(wanted - given):
+        raise refused(folder, f"{WEIGHTS} lacks {missing[0]}")
+    if more := sorted(given - wanted):
+        raise refused(folder, f"{WEIGHTS} also holds {more[0]}")
+    found = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
+    odd = [name for name, value in found.items() if value.shape != ours[name].shape]
+    if odd:
+        part, shape = names[odd[0]][0], list(theirs[names[odd[0]][0]].shape)
+        raise refused(folder, f"{part} has another shape than {CONFIG} says: {shape}")
+    return found
+
+
+def spread(ours: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Their tensors, made of ours: copies."""
+    theirs = {}
+    for name, value in ours.items():
+        parts = value.chunk(len(names[name]))
+        theirs |= {n: part.clone() for n, part in zip(names[name], parts, strict=True)}
+    return theirs
+
+
+def write(folder: Path, config: dict[str, Any], theirs: dict[str, Tensor]) -> None:
+    """Both files; the folder is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(theirs, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _one_of(kinds: Collection[str]) -> str:
+    return " or ".join(f"a{'n' * (kind[0] == 'A')} {kind}" for kind in kinds)
