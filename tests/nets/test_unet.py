@@ -69,6 +69,25 @@ def test_shape_and_zero_at_the_start(changes):
     assert (output == 0).all()
 
 
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_a_learned_variance_is_a_second_half_of_the_channels(patch_size):
+    """Its first half is what the net without it gives, with the same weights; at 4 a pixel head makes both."""
+    torch.manual_seed(0)
+    plain = awake(small(patch_size=patch_size, attention=[], image_size=16))
+    torch.manual_seed(0)
+    net = awake(small(patch_size=patch_size, attention=[], image_size=16, learned_variance=True))
+    assert net.shape == plain.shape == (3, 16, 16) and (net.pixels is not None) == (patch_size == 4)
+    ours, theirs = net.state_dict(), plain.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        ours[name][: len(value)] = value
+    x, time, cond = inputs(size=16)
+    both = net(x, time, cond)
+    assert both.shape == (3, 6, 16, 16)
+    torch.testing.assert_close(both[:, :3], plain(x, time, cond))
+    assert (both[:, 3:] - both[:, :3]).abs().mean() > 1e-2
+
+
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_every_parameter_gets_a_gradient(patch_size):
     net = awake(small(patch_size=patch_size, attention=[4 // patch_size]))

@@ -29,6 +29,8 @@ class UNet(nn.Module):
             maps. A fold of more numbers than `width` ends in `PixelHead`, as its maps cannot hold what they are to give
             back.
         cond_dim: size of the condition's vector, added to the time's; None: unconditional.
+        learned_variance: whether it gives 2 C channels, those of x and then as many numbers that say how much noise a
+            step back has (Nichol & Dhariwal 2021, Improved DDPM, section 3.1).
 
     Raises:
         UserError: an attention size that no level has, or an image size that does not halve evenly.
@@ -48,23 +50,24 @@ class UNet(nn.Module):
         scale_shift: bool = False,
         patch_size: PositiveInt | None = 1,
         cond_dim: PositiveInt | None = None,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size = patch_size or max(1, image_size // 16)
         self.shape = (image_channels, image_size, image_size)
         self.cond_sizes = {} if cond_dim is None else {"vector": cond_dim}
         sizes = _map_sizes(image_size, patch_size, len(multipliers))
-        widths, dim = [width * m for m in multipliers], 4 * width
+        widths, dim, deepest = [width * m for m in multipliers], 4 * width, len(multipliers) - 1
+        folded, n_out = image_channels * patch_size**2, 1 + learned_variance
         at = _attentive(sizes, attention, widths, heads)
         self.time = nn.Sequential(TimeEmbedding(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, dim)
-        self.stem = nn.Conv2d(image_channels * patch_size**2, width, 3, padding=1)
+        self.stem = nn.Conv2d(folded, width, 3, padding=1)
 
         def block(n_in: int, level: int) -> UNetBlock:
             return UNetBlock(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in at else 0)
 
-        n, skips, deepest = width, [width], len(widths) - 1
-        self.down = nn.ModuleList()
+        self.down, n, skips = nn.ModuleList(), width, [width]
         for level in range(deepest + 1):
             for _ in range(n_blocks):
                 self.down.append(block(n, level))
@@ -80,13 +83,12 @@ class UNet(nn.Module):
                 n = widths[level]
             if level > 0:
                 self.up.append(Up(n))
-        folded = image_channels * patch_size**2
-        self.pixels = PixelHead(n, image_channels, patch_size, dim) if folded > width else None
-        last = nn.Identity() if self.pixels else zeroed(nn.Conv2d(n, folded, 3, padding=1))
+        self.pixels = PixelHead(n, image_channels, patch_size, dim, n_out) if folded > width else None
+        last = nn.Identity() if self.pixels else zeroed(nn.Conv2d(n, n_out * folded, 3, padding=1))
         self.head = nn.Sequential(norm(n), nn.SiLU(), last)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
-        """x (B, image_channels, H, W), time (B,), cond with a vector (B, cond_dim) or None -> the shape of x."""
+        """x (B, C, H, W), time (B,), cond with a vector (B, cond_dim) or None -> (B, C or 2 C, H, W)."""
         embedding = self.time(time)                                        # (B, D)
         if self.cond is not None:
             embedding = embedding + self.cond(cond.vector)                     # (B, D)
@@ -100,10 +102,10 @@ class UNet(nn.Module):
             h = layer(h, embedding)
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
-        h = self.head(h)                                                   # (B, C or C patch^2, H / patch, W / patch)
+        h = self.head(h)                                                   # (B, C, H / patch, W / patch)
         if self.pixels is not None:
-            return self.pixels(h, x, embedding)                            # (B, C, H, W)
-        return F.pixel_shuffle(h, self.patch_size)                         # (B, C, H, W)
+            return self.pixels(h, x, embedding)                            # (B, C or 2 C, H, W)
+        return F.pixel_shuffle(h, self.patch_size)                         # (B, C or 2 C, H, W)
 
 
 class PixelHead(nn.Module):
@@ -112,23 +114,25 @@ class PixelHead(nn.Module):
     Noise has no shape that fewer numbers than its own could tell, so what a net says of it must see it: each pixel is
     scaled by what the embedding says and added, and two convolutions at full size, with the embedding between them,
     draw what lies finer than a map. 4 numbers a colour there cost less than a convolution from the maps to a wide fold.
+    It makes `n_out` images, one behind the other in the channels.
     """
 
-    def __init__(self, n_in: int, image_channels: int, patch_size: int, dim: int) -> None:
+    def __init__(self, n_in: int, image_channels: int, patch_size: int, dim: int, n_out: int) -> None:
         super().__init__()
-        self.patch_size, self.widths = patch_size, [4 * image_channels, 4 * image_channels, image_channels]
+        self.patch_size, self.n_out = patch_size, n_out
+        self.widths = [4 * image_channels, 4 * image_channels, n_out * image_channels]
         self.spread = nn.Conv2d(n_in, self.widths[0] * patch_size**2, 1)
         self.look = nn.Conv2d(image_channels, self.widths[0], 3, padding=1)
         self.embedding = zeroed(nn.Linear(dim, sum(self.widths)))
-        self.last = zeroed(nn.Conv2d(self.widths[0], image_channels, 3, padding=1))
+        self.last = zeroed(nn.Conv2d(self.widths[0], n_out * image_channels, 3, padding=1))
 
     def forward(self, maps: Tensor, x: Tensor, embedding: Tensor) -> Tensor:
         """`maps` (B, n_in, H / patch, W / patch), x (B, C, H, W), `embedding` (B, D): maps and embedding activated."""
         modulation = self.embedding(embedding)[:, :, None, None].split(self.widths, dim=1)
-        scale, shift, kept = modulation                                    # (B, 4 C, 1, 1) twice, (B, C, 1, 1)
+        scale, shift, kept = modulation                                    # (B, 4 C, 1, 1) twice, (B, n_out C, 1, 1)
         h = F.pixel_shuffle(self.spread(maps), self.patch_size) + self.look(x) # (B, 4 C, H, W)
         h = F.silu(h * (1 + scale) + shift)                                # (B, 4 C, H, W)
-        return kept * x + self.last(h)                                     # (B, C, H, W)
+        return kept * x.repeat(1, self.n_out, 1, 1) + self.last(h)         # (B, n_out C, H, W)
 
 
 class UNetBlock(nn.Module):
