@@ -510,6 +510,13 @@ def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
     assert told["images_seen"] == 8 and any(name.endswith("judge/valid") for name in told["metrics"])
 
 
+@pytest.mark.parametrize("page", pages("net"))
+def test_a_net_trains(page: str, tmp_path: Path) -> None:
+    words = ["model=dit", f"net@model.net={page}"]
+    small = [f"model.net.width={4 * composed(*words).model.net.heads}", "model.net.n_layers=2"]
+    assert trained(tmp_path, *words, *small, *FEW, *BRIEF)["images_seen"] == 8
+
+
 DIFFUSION = ("ddpm", "flow", "flow_tiny", "ldm")
 CHOICES = {  # a group that every page of diffusion can swap -> where it stands
     **{group: f"objective.{group}" for group in ("schedule", "target", "weighting", "time_distribution")},
