@@ -216,7 +216,7 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "data.n_classes=10": "error: data.n_classes=10: it must be 36. Fix: data.n_classes=36",
     "data.conditions=[labl]": "it must be 'label', 'attributes' or 'text'",
     "model.net=abc": "error: model.net=abc: it must be an instance of DenoisingNet",
-    "model.net._target_=atelier.nets.vae.VAENet": "VAENet: it makes no DenoisingNet. Fix: model.net as",
+    "model.net._target_=atelier.nets.vae.VAENet": "VAENet: it makes no DenoisingNet. Fix: model=dit net@model.net=",
     "model.embedder._target_=atelier.nets.unet.UNet": "atelier.nets.unet.UNet: it makes no Embedder. Fix: model.embedd",
     "model.objective.target=v": "it must be an instance of Target. Fix: target@model.objective.target=v",
     "model.sampler=heun": "model.sampler=heun: it must be built: a Sampler. Fix: sampler@model.sampler=heun",
@@ -403,7 +403,7 @@ def test_a_net_is_known_by_what_it_takes(kind: type, fits: bool, monkeypatch: py
     cfg.model.net = {"_target_": "atelier.nets.unet.Mine"}
     if fits:
         return preflight.check(cfg)
-    assert "Mine: it makes no DenoisingNet. Fix: model.net as" in line_of(lambda: preflight.check(cfg))
+    assert "Mine: it makes no DenoisingNet. Fix: model=dit net@model.net=" in line_of(lambda: preflight.check(cfg))
 
 
 @pytest.mark.parametrize("key", ["model", "trainer", "logger", "metrics", "callbacks", "callbacks.clock"])

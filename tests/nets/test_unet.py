@@ -5,8 +5,8 @@ import torch
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.nets.layers import SelfAttention, TimeEmbedding
-from atelier.nets.unet import UNet
+from atelier.nets.layers import ResBlock, SelfAttention, TimeEmbedding, norm
+from atelier.nets.unet import UNet, UNetBlock
 
 
 def small(**changes):
@@ -127,6 +127,77 @@ def test_output_depends_on(part):
     assert (net(*changed) - net(x, time, cond)).abs().max() > 1e-3
 
 
+def test_adms_nets_have_the_published_sizes():
+    """554M at 256 px and 296M at 64 px, without the labels (Dhariwal & Nichol 2021, table 4)."""
+    adm = {"image_channels": 3, "attention": [32, 16, 8], "head_width": 64, "scale_shift": True}
+    adm |= {"resample_in_blocks": True, "learned_variance": True}
+    with torch.device("meta"):
+        large = UNet(image_size=256, width=256, multipliers=[1, 1, 2, 2, 4, 4], n_blocks=2, **adm)
+        small = UNet(image_size=64, width=192, multipliers=[1, 2, 3, 4], n_blocks=3, **adm)
+    labels = [1000 * 4 * width for width in (256, 192)]
+    counts = [sum(p.numel() for p in net.parameters()) for net in (large, small)]
+    assert [round((a + b) / 1e6) for a, b in zip(counts, labels, strict=True)] == [554, 296]
+
+
+@pytest.mark.parametrize("size", ["half", "twice"])
+def test_maps_change_their_size_inside_a_block(size):
+    """Both branches do, before the first convolution: means of 2x2 pixels, or each pixel four times."""
+    torch.manual_seed(0)
+    net = awake(small(resample_in_blocks=True, scale_shift=True))
+    layers = [layer for layer in (net.down if size == "half" else net.up) if isinstance(layer, ResBlock)]
+    assert len(layers) == 1 and layers[0].skip.__class__ is torch.nn.Identity
+    block, x, embedding = layers[0], torch.randn(2, 16 if size == "half" else 32, 4, 4), torch.randn(2, 64)
+
+    def resized(h):
+        if size == "half":
+            return h.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))
+        return h.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    h = block.conv1(resized(torch.nn.functional.silu(block.norm1(x))))
+    scale, shift = block.embedding(embedding)[:, :, None, None].chunk(2, dim=1)
+    expected = resized(x) + block.conv2(torch.nn.functional.silu(block.norm2(h) * (1 + scale) + shift))
+    torch.testing.assert_close(block(x, embedding), expected)
+
+
+def test_heads_have_the_width_that_is_asked_for():
+    net = small(head_width=8, attention=[8, 4], heads=5)
+    found = {m.qkv.in_features: m.heads for m in net.modules() if isinstance(m, SelfAttention)}
+    assert found == {16: 2, 32: 4}
+
+
+def test_norms_are_those_that_are_asked_for():
+    for options, groups, eps in (({}, None, 1e-6), ({"norm_groups": 8, "norm_eps": 1e-3}, 8, 1e-3)):
+        norms = [m for m in small(**options).modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert {m.eps for m in norms} == {eps}
+        assert all(m.num_groups == (groups or norm(m.num_channels).num_groups) for m in norms)
+
+
+def test_a_map_is_halved_as_ddpm_does():
+    """TensorFlow pads below and right alone: the last row of pixels is beside the padding, the first is not."""
+    for options, seen in (({}, 0), ({"pad_below": True}, 1)):
+        half = next(layer for layer in small(**options).down if not isinstance(layer, UNetBlock))
+        x = torch.zeros(1, 16, 8, 8)
+        x[0, 0, 0, 0] = 1
+        middle = half(x)[0, :, 0, 0] - half.conv.bias
+        torch.testing.assert_close(middle, half.conv.weight[:, 0, 1 - seen, 1 - seen])
+
+
+def test_checkpointing_gives_the_same_gradients(monkeypatch):
+    gradients, runs = [], []
+    forward = UNetBlock.forward
+    monkeypatch.setattr(UNetBlock, "forward", lambda self, x, e: runs.append(1) or forward(self, x, e))
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        net = awake(small(checkpointing=checkpointing, dropout=0.3, resample_in_blocks=True))
+        net(*inputs()).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert len(runs) == 8 + 16  # two down, two in the middle, four up; once and twice
+    with torch.no_grad():
+        net(*inputs())
+    assert len(runs) == 32
+
+
 def test_dropout_acts_in_training_only():
     net, given = awake(small(dropout=0.5)), inputs()
     assert not torch.equal(net(*given), net(*given))
@@ -166,7 +237,18 @@ def test_time_embedding_is_the_published_one():
     torch.testing.assert_close(embedding, torch.cat([angles.sin(), angles.cos()], 1), atol=2e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("changes", "key"), [({"attention": [16]}, "attention"), ({"image_size": 7}, "image_size")])
+def test_time_frequencies_end_where_they_are_asked_to():
+    """With a shift of 0 the last is one step before 1/10000 (Dhariwal & Nichol 2021; Peebles & Xie 2023)."""
+    time = torch.tensor([0.0, 1.0, 999.0])
+    angles = time[:, None] * 10_000 ** (-torch.arange(4) / 4)
+    expected = torch.cat([angles.sin(), angles.cos()], 1)
+    torch.testing.assert_close(small(width=8, heads=1, freq_shift=0).time[0](time), expected, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "key"), [
+    ({"attention": [16]}, ".attention="), ({"image_size": 7}, "data.image_size="), ({"heads": 3}, ".heads=3: "),
+    ({"head_width": 12}, ".head_width=12: attention over 32 channels"), ({"norm_groups": 3}, ".norm_groups=3: "),
+])  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused(changes, key):
     with pytest.raises(UserError, match=key):
         small(**changes)

@@ -38,9 +38,14 @@ def as_published(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def n_groups(channels: int) -> int:
+    """Up to 32, of 4 or more channels each: groups of one would erase an embedding added to a map."""
+    return math.gcd(32, max(1, channels // 4), channels)
+
+
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with up to 32 groups of 4 or more channels: groups of one would erase an embedding added to a map."""
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 4), channels), channels, eps=1e-6)
+    """GroupNorm with as many groups as `n_groups` says."""
+    return nn.GroupNorm(n_groups(channels), channels, eps=1e-6)
 
 
 def n_halvings(image_size: int) -> int:
@@ -99,11 +104,25 @@ class ResBlock(nn.Module):
 
     The embedding is added before the second norm (Ho et al. 2020, DDPM, appendix B), or, with `scale_shift`, scales and
     shifts behind it, where the norm cannot take it away (Nichol & Dhariwal 2021, Improved DDPM, section 3).
+
+    Args:
+        norm: number of channels -> layer.
+        resample: layer without weights that changes the size of both branches before the first convolution
+            (Dhariwal & Nichol 2021, ADM, section 3); None: the size stays.
     """
 
-    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float, scale_shift: bool) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        dim: int,
+        dropout: float,
+        scale_shift: bool,
+        norm: Callable[[int], nn.Module] = norm,
+        resample: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = norm(n_in)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
         self.embedding = nn.Linear(dim, 2 * n_out if scale_shift else n_out)
@@ -114,7 +133,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` (B, D) comes activated."""
-        h = self.conv1(F.silu(self.norm1(x)))                              # (B, C, H, W)
+        h = F.silu(self.norm1(x))                                          # (B, n_in, H, W)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)                      # (B, n_in, 2 or 1/2 H, 2 or 1/2 W)
+        h = self.conv1(h)                                                  # (B, C, H, W)
         modulation = self.embedding(embedding)[:, :, None, None]           # (B, C or 2 C, 1, 1)
         if self.scale_shift:
             scale, shift = modulation.chunk(2, dim=1)                      # (B, C, 1, 1) each
@@ -148,9 +170,13 @@ class Residual(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel of a map attends to every other, plus the input (Ho et al. 2020, DDPM, appendix B)."""
+    """Every pixel of a map attends to every other, plus the input (Ho et al. 2020, DDPM, appendix B).
 
-    def __init__(self, channels: int, heads: int) -> None:
+    Args:
+        norm: number of channels -> layer.
+    """
+
+    def __init__(self, channels: int, heads: int, norm: Callable[[int], nn.Module] = norm) -> None:
         super().__init__()
         self.heads = heads
         self.norm = norm(channels)

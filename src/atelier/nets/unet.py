@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.core.ranges import Levels, PositiveInt, Probability, Width
-from atelier.nets.layers import Down, ResBlock, SelfAttention, TimeEmbedding, Up, norm, zeroed
+from atelier.core.ranges import Levels, PositiveFloat, PositiveInt, Probability, Width
+from atelier.nets.autoencoder import Halve
+from atelier.nets.layers import (
+    Down,
+    ResBlock,
+    SelfAttention,
+    TimeEmbedding,
+    Up,
+    checkpointed,
+    n_groups,
+    zeroed,
+)
 
 
 class UNet(nn.Module):
-    """(x, time, cond) -> a map like x   (Ho et al. 2020, DDPM, appendix B).
+    """(x, time, cond) -> a map like x   (Ho et al. 2020, DDPM, appendix B; ADM: Dhariwal & Nichol 2021, section 3).
 
     Args:
         image_size: height and width of x; must halve evenly down to the smallest map.
-        image_channels: channels of x.
+        image_channels: channels C of x.
         width: channels of the first level; the embedding has 4 times as many.
         multipliers: one level per entry, width * entry channels each, half the size of the one above.
         n_blocks: residual blocks per level on the way down (one more on the way up).
         attention: map sizes at which each block is followed by attention; None: the smallest. The middle always has it.
         heads: heads of the attention, by number.
+        head_width: channels of a head, in place of a number of heads, which grows with the maps then (ADM: 64).
         dropout: share of values left out inside the residual blocks.
         scale_shift: whether the embedding scales and shifts (see `ResBlock`) or is added.
+        resample_in_blocks: whether maps change their size inside a residual block (ADM) or by a convolution.
         patch_size: 2 folds 2x2 pixels into channels first, so every map is half as large; None: folds down to 16x16
             maps. A fold of more numbers than `width` ends in `PixelHead`, as its maps cannot hold what they are to give
             back.
         cond_dim: size of the condition's vector, added to the time's; None: unconditional.
         learned_variance: whether it gives 2 C channels, those of x and then as many numbers that say how much noise a
             step back has (Nichol & Dhariwal 2021, Improved DDPM, section 3.1).
+        checkpointing: whether blocks are computed again on the way back: little memory, a third more work.
+        norm_groups: groups of every norm; None: up to 32, of 4 or more channels each.
+        norm_eps: number added to the variance in every norm.
+        pad_below: whether a convolution that halves a map is padded below and right alone, as DDPM's own.
+        freq_shift: 1 ends the frequencies of the time at 1/10000, 0 one step before it (ADM).
 
     Raises:
         UserError: an attention size that no level has, or an image size that does not halve evenly.
@@ -46,46 +66,41 @@ class UNet(nn.Module):
         n_blocks: PositiveInt,
         attention: list[PositiveInt] | None,
         heads: PositiveInt = 1,
+        head_width: PositiveInt | None = None,
         dropout: Probability = 0.0,
         scale_shift: bool = False,
+        resample_in_blocks: bool = False,
         patch_size: PositiveInt | None = 1,
         cond_dim: PositiveInt | None = None,
         learned_variance: bool = False,
+        checkpointing: bool = False,
+        norm_groups: PositiveInt | None = None,
+        norm_eps: PositiveFloat = 1e-6,
+        pad_below: bool = False,
+        freq_shift: Literal[0, 1] = 1,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size = patch_size or max(1, image_size // 16)
-        self.shape = (image_channels, image_size, image_size)
+        self.shape, self.checkpointing = (image_channels, image_size, image_size), checkpointing
         self.cond_sizes = {} if cond_dim is None else {"vector": cond_dim}
-        sizes = _map_sizes(image_size, patch_size, len(multipliers))
-        widths, dim, deepest = [width * m for m in multipliers], 4 * width, len(multipliers) - 1
+        sizes, widths = _map_sizes(image_size, patch_size, len(multipliers)), [width * m for m in multipliers]
+        _check_groups(norm_groups, [width, *widths])
+        shared = (heads, head_width, dropout, scale_shift, resample_in_blocks, pad_below, norm_groups, norm_eps)
+        parts = UNetParts(4 * width, *shared)
+        at = _attentive(sizes, attention, widths, parts)
+        time = TimeEmbedding(width, freq_shift)
+        self.time = nn.Sequential(time, nn.Linear(width, parts.dim), nn.SiLU(), nn.Linear(parts.dim, parts.dim))
+        self.cond = None if cond_dim is None else nn.Linear(cond_dim, parts.dim)
         folded, n_out = image_channels * patch_size**2, 1 + learned_variance
-        at = _attentive(sizes, attention, widths, heads)
-        self.time = nn.Sequential(TimeEmbedding(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.cond = None if cond_dim is None else nn.Linear(cond_dim, dim)
         self.stem = nn.Conv2d(folded, width, 3, padding=1)
-
-        def block(n_in: int, level: int) -> UNetBlock:
-            return UNetBlock(n_in, widths[level], dim, dropout, scale_shift, heads if sizes[level] in at else 0)
-
-        self.down, n, skips = nn.ModuleList(), width, [width]
-        for level in range(deepest + 1):
-            for _ in range(n_blocks):
-                self.down.append(block(n, level))
-                skips.append(n := widths[level])
-            if level < deepest:
-                self.down.append(Down(n))
-                skips.append(n)
-        self.middle = nn.ModuleList([UNetBlock(n, n, dim, dropout, scale_shift, k) for k in (heads, 0)])
-        self.up = nn.ModuleList()
-        for level in range(deepest, -1, -1):
-            for _ in range(n_blocks + 1):
-                self.up.append(block(n + skips.pop(), level))
-                n = widths[level]
-            if level > 0:
-                self.up.append(Up(n))
-        self.pixels = PixelHead(n, image_channels, patch_size, dim, n_out) if folded > width else None
+        self.down, skips = _way_down(parts, width, widths, n_blocks, at)
+        n = widths[-1]
+        self.middle = nn.ModuleList([parts.block(n, n, attends) for attends in (True, False)])
+        self.up = _way_up(parts, skips, widths, n_blocks, at)
+        n = widths[0]
+        self.pixels = PixelHead(n, image_channels, patch_size, parts.dim, n_out) if folded > width else None
         last = nn.Identity() if self.pixels else zeroed(nn.Conv2d(n, n_out * folded, 3, padding=1))
-        self.head = nn.Sequential(norm(n), nn.SiLU(), last)
+        self.head = nn.Sequential(parts.norm(n), nn.SiLU(), last)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
         """x (B, C, H, W), time (B,), cond with a vector (B, cond_dim) or None -> (B, C or 2 C, H, W)."""
@@ -96,16 +111,90 @@ class UNet(nn.Module):
         h = self.stem(F.pixel_unshuffle(x, self.patch_size))               # (B, C, H / patch, W / patch)
         skips = [h]
         for layer in self.down:
-            h = layer(h, embedding) if isinstance(layer, UNetBlock) else layer(h)
+            h = self._run(layer, h, embedding)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, embedding)
+            h = self._run(layer, h, embedding)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
+            h = torch.cat([h, skips.pop()], dim=1) if isinstance(layer, UNetBlock) else h
+            h = self._run(layer, h, embedding)
         h = self.head(h)                                                   # (B, C, H / patch, W / patch)
         if self.pixels is not None:
             return self.pixels(h, x, embedding)                            # (B, C or 2 C, H, W)
         return F.pixel_shuffle(h, self.patch_size)                         # (B, C or 2 C, H, W)
+
+    def _run(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        """What a layer makes of h (B, C, H, W), those that hear the embedding with it."""
+        if isinstance(layer, UNetBlock | ResBlock):
+            return checkpointed(layer, self.checkpointing)(h, embedding)
+        return layer(h)
+
+
+@dataclass(frozen=True)
+class UNetParts:
+    """What all blocks of a U-Net share; its fields are arguments of `UNet`, `dim` the size of the embedding."""
+
+    dim: int
+    heads: int
+    head_width: int | None
+    dropout: float
+    scale_shift: bool
+    resample_in_blocks: bool
+    pad_below: bool
+    norm_groups: int | None
+    norm_eps: float
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return nn.GroupNorm(self.norm_groups or n_groups(channels), channels, eps=self.norm_eps)
+
+    def heads_of(self, channels: int) -> int:
+        return self.heads if self.head_width is None else channels // self.head_width
+
+    def residual(self, n_in: int, n_out: int, resample: nn.Module | None = None) -> ResBlock:
+        return ResBlock(n_in, n_out, self.dim, self.dropout, self.scale_shift, self.norm, resample)
+
+    def block(self, n_in: int, n_out: int, attends: bool) -> UNetBlock:
+        residual = self.residual(n_in, n_out)
+        return UNetBlock(residual, SelfAttention(n_out, self.heads_of(n_out), self.norm) if attends else nn.Identity())
+
+    def half(self, channels: int) -> nn.Module:
+        if self.resample_in_blocks:
+            return self.residual(channels, channels, nn.AvgPool2d(2))
+        return Halve(channels) if self.pad_below else Down(channels)
+
+    def twice(self, channels: int) -> nn.Module:
+        if self.resample_in_blocks:
+            return self.residual(channels, channels, nn.Upsample(scale_factor=2.0, mode="nearest"))
+        return Up(channels)
+
+
+def _way_down(
+    parts: UNetParts, width: int, widths: list[int], n_blocks: int, attends: list[bool]
+) -> tuple[nn.ModuleList, list[int]]:
+    """The layers of the way down, and the channels of what came before and behind each."""
+    layers, skips = nn.ModuleList(), [width]
+    for level, n_out in enumerate(widths):
+        for _ in range(n_blocks):
+            layers.append(parts.block(skips[-1], n_out, attends[level]))
+            skips.append(n_out)
+        if level < len(widths) - 1:
+            layers.append(parts.half(n_out))
+            skips.append(n_out)
+    return layers, skips
+
+
+def _way_up(
+    parts: UNetParts, skips: list[int], widths: list[int], n_blocks: int, attends: list[bool]
+) -> nn.ModuleList:
+    """The layers of the way up, whose blocks take what was skipped, the last first."""
+    layers, n, skips = nn.ModuleList(), widths[-1], list(skips)
+    for level in range(len(widths) - 1, -1, -1):
+        for _ in range(n_blocks + 1):
+            layers.append(parts.block(n + skips.pop(), widths[level], attends[level]))
+            n = widths[level]
+        if level > 0:
+            layers.append(parts.twice(n))
+    return layers
 
 
 class PixelHead(nn.Module):
@@ -136,12 +225,11 @@ class PixelHead(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block, with attention behind it where `heads` > 0."""
+    """A residual block, with attention or nothing behind it."""
 
-    def __init__(self, n_in: int, n_out: int, dim: int, dropout: float, scale_shift: bool, heads: int) -> None:
+    def __init__(self, residual: ResBlock, attention: nn.Module) -> None:
         super().__init__()
-        self.residual = ResBlock(n_in, n_out, dim, dropout, scale_shift)
-        self.attention = SelfAttention(n_out, heads) if heads else nn.Identity()
+        self.residual, self.attention = residual, attention
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.residual(x, embedding))                 # (B, C, H, W)
@@ -156,16 +244,24 @@ def _map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
     return [image_size // patch_size // 2**i for i in range(n_levels)]
 
 
-def _attentive(sizes: list[int], attention: list[int] | None, widths: list[int], heads: int) -> list[int]:
-    """Map sizes at which blocks have attention, whose channels the heads divide, as they do those of the middle."""
+def _attentive(sizes: list[int], attention: list[int] | None, widths: list[int], parts: UNetParts) -> list[bool]:
+    """Which levels have attention; heads divide their channels, as they do those of the middle."""
     attention = sizes[-1:] if attention is None else attention
     missed = [size for size in attention if size not in sizes]
     if missed:
         problem = f"no map has size {missed[0]}; the levels have {sizes}"
         raise UserError(".attention", attention, problem, f".attention=[{sizes[-1]}]")
     with_attention = [width for width, size in zip(widths, sizes, strict=True) if size in attention]
-    uneven = [width for width in with_attention + widths[-1:] if width % heads]
+    uneven = [width for width in with_attention + widths[-1:] if width % (parts.head_width or parts.heads)]
     if uneven:
         problem = f"attention over {uneven[0]} channels needs a divisor of that"
-        raise UserError(".heads", heads, problem, ".heads=1")
-    return attention
+        if parts.head_width is not None:
+            raise UserError(".head_width", parts.head_width, problem, ".head_width=null")
+        raise UserError(".heads", parts.heads, problem, ".heads=1")
+    return [size in attention for size in sizes]
+
+
+def _check_groups(norm_groups: int | None, widths: list[int]) -> None:
+    uneven = [width for width in widths if width % (norm_groups or 1)]
+    if uneven:
+        raise UserError(".norm_groups", norm_groups, f"it does not divide the width {uneven[0]}", ".norm_groups=null")
