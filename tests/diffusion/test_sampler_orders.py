@@ -13,7 +13,8 @@ from torch import Tensor
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.multistep import DPMSolver2M, DPMSolver3M, UniPC
-from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, Midpoint, Sampler, grid_times, posterior
+from atelier.diffusion.posterior import posterior
+from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, Midpoint, Sampler, grid_times
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear, Schedule
 from tests.diffusion.mixture import COVARIANCE, MEAN, Exploding, ZeroTerminal, best, transported
 

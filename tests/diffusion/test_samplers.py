@@ -9,7 +9,8 @@ import torch
 
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import clipped
-from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, posterior, slope, start
+from atelier.diffusion.posterior import posterior
+from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, slope, start
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
 
 SCHEDULES = {
