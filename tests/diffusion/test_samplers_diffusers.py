@@ -35,6 +35,7 @@ from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, Sampler
 from atelier.diffusion.schedules import Flow, Linear, ScaledLinear, Schedule
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # theirs
 
 SHAPE, N = (2, 3, 4, 4), 20
 SCHEDULES = {
