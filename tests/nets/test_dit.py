@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
@@ -100,6 +101,25 @@ def test_a_token_is_drawn_where_it_was_seen() -> None:
         assert torch.equal(grad > 0, seen)
 
 
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_patches_null_are_64_at_every_size(size: int) -> None:
+    """What dit_tiny asks for; an image of 4 px has 16 of them."""
+    net = made(image_size=size, patch_size=None, cond_dim=None)
+    assert len(net.positions) == 64 and net(torch.zeros(1, 3, size, size), torch.zeros(1)).shape == (1, 3, size, size)
+    assert len(made(image_size=4, patch_size=None).positions) == 16
+
+
+def test_the_tiny_page_costs_what_it_says() -> None:
+    options = dict(composed("model=dit").model.net)
+    del options["_target_"]
+    net = DiT(**options)
+    with FlopCounterMode(display=False) as counted:
+        output = net(torch.zeros(1, 3, 16, 16), torch.zeros(1), Condition(torch.zeros(1, 128)))
+        output.sum().backward()
+    assert counted.get_total_flops() / 1e9 == pytest.approx(0.5, abs=0.05)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(1.9, abs=0.05)
+
+
 def test_pixels_keep_their_order_in_a_patch() -> None:
     """A head that gives each token the numbers 0 .. P P C, channels counting fastest (the published order)."""
     net = made(image_channels=2, cond_dim=None)
@@ -157,9 +177,9 @@ def test_checkpointing_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch)
         gradients.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert len(runs) == 2 + 4  # two blocks, once and twice
+    monkeypatch.setattr("atelier.nets.layers.checkpoint", None)
     with torch.no_grad():
-        net(*inputs())
-    assert len(runs) == 8
+        net(*inputs())  # nothing goes back, so nothing is kept anyway
 
 
 def test_normed_queries_and_keys_stand_bf16() -> None:
