@@ -41,7 +41,7 @@ def sample(cfg: DictConfig) -> None:
         if not sources:
             pictures = request.pictures(words["do"], words["n"], words["batch_size"])
         else:
-            pictures = request.project_files(sources) if words["do"] == "project" else request.translate(sources)
+            pictures = request.of_files(words["do"], sources)
         for made in pictures:
             out.add(made)
     out.finish()

@@ -85,6 +85,7 @@ VERBS = [("vae", do) for do in ("interpolate", "reconstruct", "resample", "trave
         ("gan", "traverse"),
         ("stylegan2", "mix"),
         ("stylegan2", "truncate"),
+        *[(family, do) for family in ("ddpm", "ldm") for do in ("edit", "interpolate", "invert", "paths")],
     ],
 )
 def test_other_verbs_are_the_same_in_any_batch_too(
@@ -359,3 +360,163 @@ def test_mixed_pictures_have_coarse_styles_of_their_row_and_fine_ones_of_their_c
             mixed = torch.cat([styles[left, :cut], styles[top, cut:]])[None]
             expected = to_uint8(run.model.synthesize(mixed, ImageRngs(0, k, 1)))[0].int()
             assert (pictures[k] - expected).abs().max() <= 1
+
+
+# ---- diffusion models
+
+EDITS = [
+    ["do=edit", "strength=0.4", "sampler=heun", "sampler.steps=5"],
+    ["do=edit", "sampler=ddpm", "sampler.steps=6", f"label={HAD}", "guidance=2"],
+    ["do=inpaint", "mask=random", "resamplings=2", "sampler=ddpm", "sampler.steps=6"],
+    ["do=inpaint", "mask=center", "guidance=2"],
+    ["do=invert", f"label={HAD}", "sampler.steps=5", "sampler=ddim"],
+]
+
+
+@pytest.mark.parametrize("words", EDITS, ids=" ".join)
+@pytest.mark.parametrize("family", ["ddpm", "ldm"])
+def test_sources_stand_beside_what_becomes_of_them(
+    finished: dict[str, Path], tmp_path: Path, lively: None, family: str, words: list[str]
+) -> None:
+    one = drawn(finished[family], tmp_path / "a", "n=6", *words)
+    other = drawn(finished[family], tmp_path / "b", "n=7", "batch_size=3", *words)
+    assert (one - other[:6]).abs().max() <= 1  # the same in any batch
+    x = to_uint8(folders.load(finished[family], True).data.test_batch(0, 3)["image"]).short()
+    seen = x == one[0::2]
+    assert seen.all() or ("do=inpaint" in words and 0.3 < seen.float().mean() < 0.95)
+    assert not torch.equal(one[0::2], one[1::2])
+
+
+@pytest.mark.parametrize("family", ["ddpm", "ldm"])
+def test_outside_the_mask_nothing_changes_and_what_is_below_it_has_no_say(
+    finished: dict[str, Path], tmp_path: Path, lively: None, family: str
+) -> None:
+    run = folders.load(finished[family], True)
+    x = to_uint8(run.data.test_batch(0, 1)["image"])[0].permute(1, 2, 0).numpy()
+    levels = np.zeros((8, 8), np.uint8)
+    levels[:, 5:] = 255
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    made = []
+    for k, below in enumerate((0, 255)):
+        source = x.copy()
+        source[:, 5:] = below
+        Image.fromarray(source).save(tmp_path / "source.png")
+        words = "do=inpaint", f"mask={tmp_path / 'mask.png'}", f"source={tmp_path / 'source.png'}"
+        entry.sample(composed(f"run={finished[family]}", f"out={tmp_path / str(k)}", *words, config="sample"))
+        made.append(np.array(Image.open(tmp_path / str(k) / "source.png")))
+    assert np.array_equal(made[0][:, :5], x[:, :5])
+    assert np.array_equal(made[0], made[1]) and made[0][:, 5:].std() > 0
+
+
+def test_a_faint_edit_is_the_source_and_a_full_one_a_sample(
+    finished: dict[str, Path], tmp_path: Path, lively: None
+) -> None:
+    run, words = finished["ddpm"], ("sampler=euler", "sampler.steps=4")
+    faint = drawn(run, tmp_path / "a", "n=8", "do=edit", "strength=0.3", *words)[1::2]
+    full = drawn(run, tmp_path / "b", "n=8", "do=edit", "strength=1.0", *words)[1::2]
+    sampled = drawn(run, tmp_path / "c", "n=4", *words)
+    assert (full - sampled).abs().max() <= 1 and (faint - full).abs().max() > 1
+    assert OmegaConf.load(tmp_path / "a" / "request.yaml").strength == 0.3
+
+
+def test_of_a_file_nothing_is_known_unless_a_label_says_it(
+    finished: dict[str, Path], tmp_path: Path, lively: None
+) -> None:
+    run = folders.load(finished["ddpm"], ema=True)
+    batch = run.data.test_batch(0, 1)
+    Image.fromarray(to_uint8(batch["image"])[0].permute(1, 2, 0).numpy()).save(tmp_path / "mine.png")
+    x, rngs = to_float(pixels(Image.open(tmp_path / "mine.png"))[None]), ImageRngs(0, 0, 1)
+    cond = run.model.condition(batch, "")
+    for label, guidance in (([], 0.0), ([f"label={HAD}"], None)):
+        words = "do=edit", f"source={tmp_path / 'mine.png'}", f"out={tmp_path / 'out'}", *label
+        entry.sample(composed(f"run={finished['ddpm']}", *words, config="sample"))
+        with torch.inference_mode():
+            expected = to_uint8(run.model.edit(x, cond, rngs.again(), 0.5, guidance=guidance))
+        assert torch.equal(pixels(Image.open(tmp_path / "out" / "mine.png")), expected[0])
+    told = refused(f"run={finished['ddpm']}", *words[:2], f"out={tmp_path / 'out2'}", "guidance=2")
+    assert "label=None: guidance towards which class? Fix: label=0, or leave guidance out" in told
+
+
+def test_an_inverted_image_comes_back_under_its_own_condition_and_changes_under_another(
+    finished: dict[str, Path], tmp_path: Path, lively: None
+) -> None:
+    run = folders.load(finished["ddpm"], ema=True)
+    batch = run.data.test_batch(0, 4)
+    own, words = run.model.condition(batch, ""), ("do=invert", "n=8")
+    back = drawn(finished["ddpm"], tmp_path / "a", *words)[1::2]
+    other = drawn(finished["ddpm"], tmp_path / "b", *words, f"label={HAD}")[1::2]
+    cond = Request(run.model, run.data, items=_having(run, HAD)).conditions(0, 4)
+    with torch.inference_mode():
+        x_t, times = run.model.diffusion_sampler.invert(own, batch["image"], None, 1.0)
+        for made, under, guidance in ((back, own, 1.0), (other, cond, None)):
+            expected = to_uint8(run.model.diffusion_sampler.revert(under, x_t, times, guidance))
+            assert (made - expected.short()).abs().max() <= 1
+    assert not torch.equal(back, other)
+
+
+def _having(run: folders.LoadedRun, label: int) -> list[int]:
+    return [k for k in run.data.order("test") if run.data.split("test").labels[k] == label]
+
+
+@pytest.mark.parametrize("family", ["ddpm", "ldm"])
+@pytest.mark.parametrize("sampler", [["sampler=ddim"], ["sampler=ddpm"]], ids=str)
+def test_noise_is_interpolated_on_the_way_too(
+    finished: dict[str, Path], tmp_path: Path, lively: None, family: str, sampler: list[str]
+) -> None:
+    words = "sampler.steps=6", *sampler
+    between = drawn(finished[family], tmp_path / "a", "n=24", "do=interpolate", *words)
+    samples = drawn(finished[family], tmp_path / "b", "n=3", *words)
+    assert (between[0::8] - samples).abs().max() <= 1
+    assert not torch.equal(between[0], between[4])
+    assert Image.open(tmp_path / "a" / "walk.gif").n_frames > 10
+
+
+@pytest.mark.parametrize("family", ["ddpm", "ldm"])
+def test_paths_go_from_test_images_to_noise_and_from_noise_to_samples(
+    finished: dict[str, Path], tmp_path: Path, lively: None, family: str
+) -> None:
+    words = "n=6", "sampler=heun", "sampler.steps=5", "batch_size=4"
+    samples = drawn(finished[family], tmp_path / "a", "do=paths", *words)
+    assert (samples - drawn(finished[family], tmp_path / "b", *words)).abs().max() <= 1
+    with Image.open(tmp_path / "a" / "reverse.gif") as reverse:
+        assert reverse.n_frames == 5 and reverse.size == (8 * 66 + 2, 2 * 66 + 2)  # twelve pictures
+    with Image.open(tmp_path / "a" / "forward.gif") as forward:
+        assert forward.n_frames == 24 and forward.size == (6 * 66 + 2, 66 + 2)
+        if family == "ddpm":
+            first = np.array(forward.convert("RGB"))[2:66:8, 2:66:8].astype(int)
+            x = to_uint8(folders.load(finished[family], True).data.test_batch(0, 1)["image"])[0].permute(1, 2, 0)
+            assert np.abs(first - x.numpy()).mean() < 10  # as many colours as a GIF has
+    drawn(finished[family], tmp_path / "a", "n=2")
+    assert not list((tmp_path / "a").glob("*.gif"))
+
+
+def test_a_folder_of_sources_with_a_folder_of_masks(finished: dict[str, Path], tmp_path: Path) -> None:
+    for name, size in (("one.png", (20, 10)), ("two.png", (8, 8))):
+        for folder, colour in (("in", "red"), ("masks", "white")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("RGB", size, colour).save(tmp_path / folder / name)
+    words = f"run={finished['ddpm']}", "do=inpaint", f"source={tmp_path / 'in'}", f"out={tmp_path / 'out'}"
+    entry.sample(composed(*words, f"mask={tmp_path / 'masks'}", config="sample"))
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"one.png", "two.png", "grid.png"}
+    assert "it is 20 x 10 pixels, the image 8 x 8" in refused(*words, f"mask={tmp_path / 'masks' / 'one.png'}")
+    (tmp_path / "masks" / "two.png").unlink()
+    assert "no mask named like two.png is there" in refused(*words, f"mask={tmp_path / 'masks'}")
+
+
+def test_what_an_edit_lacks_is_refused_in_one_line(finished: dict[str, Path], tmp_path: Path) -> None:
+    ddpm, gan = f"run={finished['ddpm']}", f"run={finished['gan']}"
+    told = "error: mask=None: what is to be filled? Fix: mask=FILE_OR_FOLDER, or center, left, random"
+    assert refused(ddpm, "do=inpaint") == told
+    for strength in ("0", "1.5", "-1"):
+        assert refused(ddpm, "do=edit", f"strength={strength}").startswith(f"error: strength={strength}")
+    assert "error: resamplings=0" in refused(ddpm, "do=inpaint", "mask=left", "resamplings=0")
+    assert refused(ddpm, "strength=0.5") == "error: strength=0.5: do=sample takes none. Fix: do=edit"
+    assert refused(ddpm, "do=edit", "mask=left") == "error: mask=left: do=edit takes none. Fix: do=inpaint"
+    assert refused(gan, "resamplings=2") == "error: resamplings=2: do=sample takes none. Fix: leave resamplings out"
+    assert "GAN can sample, interpolate, traverse, project. Fix: do=" in refused(gan, "do=edit")
+    can = "DDPM can sample, edit, inpaint, invert, interpolate, paths. Fix: do=inpaint"
+    assert can in refused(ddpm, "do=inpant")
+    assert "do=paths takes no source images. Fix: do=edit" in refused(ddpm, "do=paths", f"source={tmp_path}/x.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "mask.png")
+    told = "it is 6 x 4 pixels, the image 8 x 8. Fix: a mask of 8 x 8, or mask=center"
+    assert told in refused(ddpm, "do=inpaint", f"mask={tmp_path / 'mask.png'}")

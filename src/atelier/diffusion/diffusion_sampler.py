@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,9 +14,12 @@ from atelier.core.batch import Cond
 from atelier.core.condition import Embedder
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.guidance import Asked, ClassifierFree, Guider, clipped
+from atelier.diffusion.guidance import Asked, ClassifierFree, Denoise, Guider, clipped
+from atelier.diffusion.inpainting import knowing, resampled
+from atelier.diffusion.inversion import inverted
 from atelier.diffusion.objective import Net, Objective
-from atelier.diffusion.samplers import FAINTEST, Ancestral, Sampler, start
+from atelier.diffusion.samplers import DDIM, FAINTEST, Ancestral, Sampler, cut, last, start
+from atelier.diffusion.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,94 @@ class DiffusionSampler:
         guidance: float | None = None,
     ) -> Tensor:
         """Images (n, C, H, W) from standard normal noise (n, C, H, W); `rngs` gives the noise on the way."""
-        n, schedule = len(noise), self.objective.schedule
-        guider = replace(self.guider, guidance=self._strength(guidance))
-        asked = Asked(self.embedder(cond, n), self.embedder.null(n), cond, schedule)
-        denoise = guider(partial(self.objective.denoise, self.net), asked)
-        if self.clip:
-            denoise = clipped(denoise)
+        return last(self.trajectory(cond, noise, rngs, sampler, guidance))
+
+    def trajectory(
+        self,
+        cond: Cond,
+        noise: Tensor,
+        rngs: ImageRngs,
+        sampler: Sampler | None = None,
+        guidance: float | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same after each step: x_t and the denoised images, (n, C, H, W) each."""
+        denoise, first = self._denoise(cond, len(noise), guidance), self._first(noise.device)
+        return self._asked(sampler).trajectory(denoise, noise, self.objective.schedule, rngs, first)
+
+    def edit(
+        self,
+        cond: Cond,
+        x: Tensor,
+        rngs: ImageRngs,
+        strength: float,
+        sampler: Sampler | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Images (n, C, H, W) near x (n, C, H, W): x noised to time `strength`, and the sampler's way from there.
+
+        (Meng et al. 2022, SDEdit, algorithm 1.) The way is along those of its times that are left.
+        """
+        sampler, schedule = self._asked(sampler), self.objective.schedule
+        times = self.times(sampler, x.device, strength)
+        x_t = noised(x, rngs.randn(*x.shape[1:], device=x.device), times[:1], schedule)
+        denoise = self._denoise(cond, len(x), guidance)
+        return last(sampler.along(times, denoise, x_t, schedule, rngs, x.dtype))
+
+    def inpaint(
+        self,
+        cond: Cond,
+        x: Tensor,
+        mask: Tensor,
+        rngs: ImageRngs,
+        resamplings: int = 1,
+        sampler: Sampler | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Images (n, C, H, W) that are x (n, C, H, W) where `mask` (n, 1, H, W), bool, is false.
+
+        Each stride of the sampler is taken `resamplings` times (Lugmayr et al. 2022, RePaint, algorithm 1).
+        """
+        sampler, schedule = self._asked(sampler), self.objective.schedule
+        times = self.times(sampler, x.device)
+        noise = rngs.randn(*x.shape[1:], device=x.device)
+        x_t = torch.where(mask, schedule.prior_std(times[0]) * noise, noised(x, noise, times[:1], schedule))
+        denoise = knowing(self._denoise(cond, len(x), guidance), x, mask)
+        return last(sampler.along(resampled(times, resamplings), denoise, x_t, schedule, rngs, x.dtype))
+
+    def invert(
+        self, cond: Cond, x: Tensor, sampler: Sampler | None = None, guidance: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What DDIM makes images x (n, C, H, W) of, with the times at which it stands and goes back along.
+
+        The sampler says the times alone. Without a condition: guidance 0.
+        """
+        schedule = self.objective.schedule
+        times = self.times(self._asked(sampler), x.device, start(schedule, x.device))
+        return inverted(self._denoise(cond, len(x), guidance), x, times, schedule), times
+
+    def revert(self, cond: Cond, x_t: Tensor, times: Tensor, guidance: float | None = None) -> Tensor:
+        """Images (n, C, H, W) float32 that DDIM makes of x_t (n, C, H, W) float64 along `times`."""
+        n = len(x_t)
+        denoise, undrawn = self._denoise(cond, n, guidance), ImageRngs(0, 0, n)
+        return last(DDIM(steps=len(times) - 1).along(times, denoise, x_t, self.objective.schedule, undrawn))
+
+    def times(self, sampler: Sampler, device: torch.device, first: float = 1.0) -> Tensor:
+        """The times of a sampler from `first` on, or from the last training time before it that can be started at."""
+        schedule = self.objective.schedule
+        snapped = schedule.snap(torch.tensor(first, dtype=torch.float64, device=device)).item()
+        return cut(sampler.times(schedule, device), min(snapped, self._first(device)))
+
+    def _asked(self, sampler: Sampler | None) -> Sampler:
         if sampler is not None:
             self._fits(sampler)
-        return (sampler or self.sampler)(denoise, noise, schedule, rngs, self._first(noise.device))
+        return sampler or self.sampler
+
+    def _denoise(self, cond: Cond, n: int, guidance: float | None) -> Denoise:
+        """(x_t, t) -> denoised, of n images under a condition."""
+        guider = replace(self.guider, guidance=self._strength(guidance))
+        asked = Asked(self.embedder(cond, n), self.embedder.null(n), cond, self.objective.schedule)
+        denoise = guider(partial(self.objective.denoise, self.net), asked)
+        return clipped(denoise) if self.clip else denoise
 
     def _first(self, device: torch.device) -> float:
         """The time to start at.
@@ -99,3 +182,9 @@ class DiffusionSampler:
         usual = type(self.guider) is ClassifierFree or not self.conditions
         found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self._strength(None)}
         return found if usual else found | {"guider": str(self.guider)}
+
+
+def noised(x: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """alpha_t x + sigma_t noise at times t (1,) or (n,): images x (n, C, H, W), standard normal noise; float64."""
+    alpha, sigma = schedule.pair(t, like=x.double())
+    return alpha * x + sigma * noise

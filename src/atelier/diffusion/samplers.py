@@ -84,28 +84,47 @@ class Sampler(ABC):
     ) -> Tensor:
         """Images (N, C, H, W) from standard normal noise (N, C, H, W), in its type.
 
-        `denoise` gets x_t (N, C, H, W) and t (N,) float64; `rngs`, one per image, gives noise on the way. Times above
-        `first` become it.
+        `denoise` gets x_t (N, C, H, W) and t (N,) float64; `rngs`, one per image, gives noise on the way. `first`
+        takes the place of the times above it.
         """
-        return deque(self.trajectory(denoise, noise, schedule, rngs, first), maxlen=1)[0][0]
+        return last(self.trajectory(denoise, noise, schedule, rngs, first))
 
     def trajectory(
         self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs, first: float = 1.0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """After each step, where it led and the denoised image that it aimed at; the last x is the result."""
+        times = cut(self.times(schedule, noise.device), first)
+        return self.along(times, denoise, schedule.prior_std(times[0]) * noise.double(), schedule, rngs, noise.dtype)
+
+    def along(
+        self,
+        times: Tensor,
+        denoise: Denoise,
+        x: Tensor,
+        schedule: Schedule,
+        rngs: ImageRngs,
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same from any x (N, C, H, W) float64 that stands at times[0], in the type `dtype`.
+
+        Where a time is above the one before it, noise is added: x_t ~ q(x_t | x_s), s < t.
+        """
 
         def estimate(x_t: Tensor, t: NoiseLevel) -> Tensor:
-            return denoise(x_t.to(noise.dtype), t.t.expand(len(noise))).double()
+            return denoise(x_t.to(dtype), t.t.expand(len(x))).double()
 
-        times = self.times(schedule, noise.device).clamp(max=first).unique_consecutive()
         levels = [NoiseLevel(*row) for row in torch.stack(schedule.level(times), dim=1)]
-        x = schedule.prior_std(times[0]) * noise.double()
         context = StepContext(estimate, schedule, rngs, deque(maxlen=self.remembers))
         for t, s in pairwise(levels):
+            if s.t > t.t:
+                factor, variance = transition(t, s)
+                x = factor * x + variance.sqrt() * rngs.randn(*x.shape[1:], device=x.device)
+                context.past.clear()
+                continue
             next_x, denoised = self.step(x, t, s, context)
             context.past.append(Step(t, x, denoised))
             x = next_x
-            yield x.to(noise.dtype), denoised.to(noise.dtype)
+            yield x.to(dtype), denoised.to(dtype)
 
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         """(steps + 1,) float64, falling to 0."""
@@ -242,6 +261,19 @@ class Midpoint(Sampler):
             x_m = (y + (m.ratio - t.ratio) * d) * m.scale
             _, d = slope(x_m, context.predict(x_m, m), m)
         return (y + (s.ratio - t.ratio) * d) * s.scale, denoised
+
+
+def last(way: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """The result at the end of a trajectory."""
+    return deque(way, maxlen=1)[0][0]
+
+
+def cut(times: Tensor, first: float) -> Tensor:
+    """Falling times from `first` on, which takes the place of those above it; a time that comes twice counts once."""
+    times = times.unique_consecutive()
+    if times[0] <= first:
+        return times
+    return torch.cat([times.new_tensor([first]), times[times < first]])
 
 
 def slope(x_t: Tensor, denoised: Tensor, t: NoiseLevel) -> tuple[Tensor, Tensor]:

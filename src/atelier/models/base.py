@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -17,6 +18,9 @@ from atelier.core.batch import Batch, Cond, each
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
+from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
+from atelier.diffusion.samplers import Sampler
+from atelier.nets.denoising import DenoisingNet
 
 
 class Model(LightningModule, ABC):
@@ -189,6 +193,136 @@ class StyleBased(Latent):
 
     def protocol(self) -> dict[str, Any]:
         return {"truncation": self.truncation}
+
+
+class DiffusionModel(Generator):
+    """Makes images by a denoising net, of pixels or of latents, and changes images by it.
+
+    `net` has the shape of what it denoises; `diffusion_sampler` asks it for images.
+    """
+
+    net: DenoisingNet
+    diffusion_sampler: DiffusionSampler
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """What is denoised of images (B, C, H, W): (B, *net.shape), without noise of its own."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) of what was denoised, (B, *net.shape)."""
+
+    @property
+    def needs_grad(self) -> bool:
+        return self.diffusion_sampler.needs_grad
+
+    def protocol(self) -> dict[str, Any]:
+        return self.diffusion_sampler.protocol()
+
+    def sample(
+        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
+    ) -> Tensor:
+        """Images (n, C, H, W).
+
+        Args:
+            sampler: sampler in place of the model's own.
+            guidance: D_u + guidance (D_c - D_u); 1 = off, 0 = without condition.
+        """
+        return self.decode(self.diffusion_sampler(cond, self.noise(rngs), rngs, sampler, guidance))
+
+    def noise(self, rngs: ImageRngs) -> Tensor:
+        """Standard normal noise that samples start from, (len(rngs), *net.shape)."""
+        return rngs.randn(*self.net.shape, device=self.device)
+
+    def edit(
+        self,
+        x: Tensor,
+        cond: Cond,
+        rngs: ImageRngs,
+        strength: float,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+    ) -> Tensor:
+        """SDEdit of images x (B, C, H, W): noised to time `strength` in (0, 1], then denoised under a condition."""
+        return self.decode(self.diffusion_sampler.edit(cond, self.encode(x), rngs, strength, sampler, guidance))
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        cond: Cond,
+        rngs: ImageRngs,
+        resamplings: int,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+    ) -> Tensor:
+        """Images x (B, C, H, W) where the mask (B, 1, H, W), bool, is false; where it is true, pixels that fit.
+
+        What is below the mask is not looked at. A latent is to be filled where it or one beside it has masked pixels.
+        """
+        known = x.masked_fill(mask, 0)
+        z = self.encode(known)
+        hole = mask
+        if z.shape[2:] != x.shape[2:]:
+            hole = F.max_pool2d(F.adaptive_max_pool2d(mask.float(), z.shape[2:]), 3, 1, 1) > 0
+        filled = self.decode(self.diffusion_sampler.inpaint(cond, z, hole, rngs, resamplings, sampler, guidance))
+        return torch.where(mask, filled, x)
+
+    def invert(
+        self,
+        x: Tensor,
+        own: Cond | None,
+        cond: Cond,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+    ) -> Tensor:
+        """Images that DDIM makes, under a condition, of the noise that it inverts images x (B, C, H, W) to.
+
+        Args:
+            own: condition of x, under which it is inverted without guidance; None: nothing is known of it.
+            cond: condition of the result.
+            sampler: sampler whose times DDIM takes; None: the model's own.
+            guidance: guidance on the way back, as in `sample`.
+        """
+        known = (cond, 0.0) if own is None else (own, 1.0)
+        x_t, times = self.diffusion_sampler.invert(known[0], self.encode(x), sampler, known[1])
+        return self.decode(self.diffusion_sampler.revert(cond, x_t, times, guidance))
+
+    def noising(self, x: Tensor, rngs: ImageRngs, n_frames: int) -> Iterator[Tensor]:
+        """Images x (B, C, H, W) noised to evenly spaced times from 0 to 1, (B, C, H, W) each, as far as they show."""
+        z, noise = self.encode(x), self.noise(rngs)
+        schedule = self.diffusion_sampler.objective.schedule
+        for t in torch.linspace(0, 1, n_frames, dtype=torch.float64, device=x.device):
+            yield self._shown(noised(z, noise, t[None], schedule).float(), t)
+
+    def denoising(
+        self,
+        cond: Cond,
+        rngs: ImageRngs,
+        n_frames: int,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """After so many of the steps of `sample`, or all if they are fewer: x_t, and the denoised images.
+
+        They are (B, C, H, W) each; the last x_t are the samples.
+        """
+        asked = sampler or self.diffusion_sampler.sampler
+        times = self.diffusion_sampler.times(asked, self.device)[1:]
+        chosen = set(torch.linspace(0, len(times) - 1, min(n_frames, len(times))).round().int().tolist())
+        way = self.diffusion_sampler.trajectory(cond, self.noise(rngs), rngs, sampler, guidance)
+        for k, (t, (z, denoised)) in enumerate(zip(times, way, strict=True)):
+            if k in chosen:
+                yield self._shown(z, t), self.decode(denoised)
+
+    def _shown(self, z: Tensor, t: Tensor) -> Tensor:
+        """Images of z at time t, brought to the size of images where a schedule makes it larger."""
+        level = self.diffusion_sampler.objective.schedule.level(t)
+        return self.decode(z / (level.alpha**2 + level.sigma**2).sqrt().clamp(min=1).float())
 
 
 class Autoencoder(Latent):

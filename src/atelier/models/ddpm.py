@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from atelier.core.batch import Batch
 from atelier.core.condition import Embedder
-from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
-from atelier.core.rng import ImageRngs
+from atelier.core.ranges import PositiveFloat, Probability
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective, TrainedDenoiser
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import Cond, Generator
+from atelier.models.base import DiffusionModel
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 
 
-class DDPM(Generator):
+class DDPM(DiffusionModel):
     """One net that denoises.
 
     Args:
@@ -57,10 +55,6 @@ class DDPM(Generator):
         self.diffusion_sampler = DiffusionSampler(objective, net, embedder, sampler, guider, clip=True)
         self.needs = self.diffusion_sampler.conditions
 
-    @property
-    def needs_grad(self) -> bool:
-        return self.diffusion_sampler.needs_grad
-
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
@@ -68,20 +62,11 @@ class DDPM(Generator):
         self.report("loss", loss)
         return loss
 
-    def sample(
-        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
-    ) -> Tensor:
-        """Images (n, C, H, W).
+    def encode(self, x: Tensor) -> Tensor:
+        return x
 
-        Args:
-            sampler: sampler in place of the model's own.
-            guidance: D_u + guidance (D_c - D_u); 1 = off, 0 = without condition.
-        """
-        noise = rngs.randn(*self.net.shape, device=self.device)
-        return self.diffusion_sampler(cond, noise, rngs, sampler, guidance)
+    def decode(self, z: Tensor) -> Tensor:
+        return z
 
     def part(self) -> TrainedDenoiser:
         return TrainedDenoiser(self.objective, self.net, self.embedder)
-
-    def protocol(self) -> dict[str, Any]:
-        return self.diffusion_sampler.protocol()

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
 from atelier.core.batch import Batch
 from atelier.core.condition import Embedder
 from atelier.core.errors import within
-from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
-from atelier.core.rng import ImageRngs
+from atelier.core.ranges import PositiveFloat, Probability
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import Cond, Generator
+from atelier.models.base import DiffusionModel
 from atelier.nets.codec import LatentCodec
 from atelier.nets.contracts import FirstStage, keeps
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 from atelier.nets.frozen import Frozen
 
 
-class LDM(Generator):
+class LDM(DiffusionModel):
     """A denoising net in the latent space of a first stage.
 
     Args:
@@ -65,10 +63,6 @@ class LDM(Generator):
         self.diffusion_sampler = DiffusionSampler(objective, self.net, embedder, sampler, guider, clip=False)
         self.needs = self.diffusion_sampler.conditions
 
-    @property
-    def needs_grad(self) -> bool:
-        return self.diffusion_sampler.needs_grad
-
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
         self.codec.measure(x)
@@ -77,12 +71,8 @@ class LDM(Generator):
         self.report("loss", loss)
         return loss
 
-    def sample(
-        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
-    ) -> Tensor:
-        """Images (n, C, H, W); options as in DDPM."""
-        noise = rngs.randn(*self.net.shape, device=self.device)
-        return self.codec.decode(self.diffusion_sampler(cond, noise, rngs, sampler, guidance))
+    def encode(self, x: Tensor) -> Tensor:
+        return self.codec.centre(x)
 
-    def protocol(self) -> dict[str, Any]:
-        return self.diffusion_sampler.protocol()
+    def decode(self, z: Tensor) -> Tensor:
+        return self.codec.decode(z)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,20 +20,26 @@ COLUMNS = 8  # of the grid of a verb whose pictures have places there
 REQUEST = "request.yaml"
 GRID = "grid.png"
 WALK = "walk.gif"  # from each latent to the next
+GIFS = (WALK, "forward.gif", "reverse.gif")
+FRAMES, HELD = 24, 8  # of a way: so many at most, the last shown so many times as long
 SHOWN = 64  # pictures in grid.png
 GRID_SIDE = 256  # of a picture there that was made of a file, at most
 
 
 class Made(NamedTuple):
-    """Pictures in order, (n, C, H, W) uint8, what they were made of, and the names of their files."""
+    """Pictures in order, (n, C, H, W) uint8, what they were made of, and the names of their files.
+
+    `frames`: (T, n or 2 n, C, H, W) uint8 of each GIF by the name of its file.
+    """
 
     images: Tensor
     sources: Tensor | None = None
     names: list[str] | None = None
+    frames: Mapping[str, Tensor] = {}
 
 
 class Folder:
-    """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and for an interpolation `walk.gif`.
+    """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and the GIFs of an interpolation or of paths.
 
     Args:
         path: place, made if need be; the pictures of an earlier request there are replaced.
@@ -45,6 +52,7 @@ class Folder:
     def __init__(self, path: str | Path, request: dict[str, Any]) -> None:
         self.path, self.request, self.n = Path(path), request, 0
         self.first: list[Tensor] = []
+        self.frames: dict[str, list[Tensor]] = {}
         self.before = _length(self.path / REQUEST)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -54,7 +62,7 @@ class Folder:
 
     def add(self, made: Made) -> None:
         """Write the next pictures; the grid shows what they were made of beside them."""
-        images, sources, names = made
+        images, sources, names, frames = made
         for k, image in enumerate(images):
             path = self.path / (f"{self.n:06d}.png" if names is None else names[k])
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +72,8 @@ class Folder:
             shown = images.cpu() if sources is None else beside([sources, images])
             self.first.append(shown if names is None else shrunk(shown, GRID_SIDE))
             self.kinds = 1 if sources is None else 2
+            for name, part in frames.items():
+                self.frames.setdefault(name, []).append(part.cpu())
         show_progress("images", self.n, self.request["n"])
 
     def finish(self) -> None:
@@ -76,9 +86,13 @@ class Folder:
         shown = torch.cat(self.first)[:SHOWN]
         square = self.kinds * math.ceil(math.sqrt(len(shown)) / self.kinds)
         save_png(grid(shown, square if self.request["do"] == "sample" else COLUMNS), self.path / GRID)
-        (self.path / WALK).unlink(missing_ok=True)
+        for name in GIFS:
+            (self.path / name).unlink(missing_ok=True)
         if self.request["do"] == "interpolate":
             save_gif(torch.stack([grid(picture[None]) for picture in shown]), self.path / WALK)
+        for name, parts in self.frames.items():
+            way = [grid(images, COLUMNS) for images in torch.cat(parts, dim=1)[:, :SHOWN]]
+            save_gif(torch.stack(way + way[-1:] * HELD), self.path / name)
         write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
         print(f"{self.n} images and grid.png in {self.path}", flush=True)
 

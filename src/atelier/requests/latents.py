@@ -29,6 +29,26 @@ def great_circle(start: Tensor, end: Tensor, part: Tensor) -> Tensor:
     return torch.cos(part * torch.pi / 2) * start + torch.sin(part * torch.pi / 2) * end
 
 
+class Between:
+    """Stands in for ImageRngs: normal noise of n images, at a share `part` (n,) of the circle between those of two."""
+
+    def __init__(self, start: ImageRngs, end: ImageRngs, part: Tensor) -> None:
+        self.start, self.end, self.part = start, end, part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, part: slice) -> Between:
+        return Between(self.start[part], self.end[part], self.part[part])
+
+    def again(self) -> Between:
+        return Between(self.start.again(), self.end.again(), self.part)
+
+    def randn(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        start, end = (rngs.randn(*shape, device=device) for rngs in (self.start, self.end))
+        return great_circle(start, end, self.part)
+
+
 def along(z: Tensor, coordinates: Tensor, part: Tensor) -> Tensor:
     """One latent (1, ...) n times, (n, ...), each with one coordinate at a share `part` (n,) of -REACH .. REACH.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,10 +15,14 @@ from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.data.reading import pixels, square
 from atelier.evaluation.evaluator import sample
+from atelier.images.pictures import beside
 from atelier.images.pixels import to_float, to_uint8
-from atelier.models.base import Autoencoder, Cond, Generator, Latent, StyleBased, Translator
-from atelier.requests import files, latents
-from atelier.requests.folder import COLUMNS, Made
+from atelier.models.base import Autoencoder, Cond, DiffusionModel, Generator, Latent, StyleBased, Translator
+from atelier.requests import files, latents, masks
+from atelier.requests.folder import COLUMNS, FRAMES, Made
+
+STRENGTH = 0.5
+OF_IMAGES = ("project", "edit", "inpaint", "invert")  # verbs that change an image, of the test split or of a file
 
 
 def verbs(model: Generator) -> dict[str, Callable]:
@@ -27,6 +30,9 @@ def verbs(model: Generator) -> dict[str, Callable]:
     able: dict[str, Callable] = {"sample": model.sample}
     if isinstance(model, Latent):
         able |= {"interpolate": model.generate, "traverse": model.generate, "project": model.generate}
+    if isinstance(model, DiffusionModel):
+        able |= {"edit": model.edit, "inpaint": model.inpaint, "invert": model.invert}
+        able |= {"interpolate": model.sample, "paths": model.denoising}
     if isinstance(model, StyleBased):
         able |= {"mix": model.generate, "truncate": model.synthesize}
     if isinstance(model, Autoencoder):
@@ -63,6 +69,10 @@ class Request:
         items: test images whose condition the pictures take in turn; None: all of them in order.
         case: direction of a translator, one of `model.cases`.
         given: Batch fields (1, ...) that stand in place of the test images'.
+        strength: time in (0, 1] that `edit` noises its source to.
+        mask: what `inpaint` fills: a word of `masks.WORDS`, a file or a folder.
+        resamplings: how often `inpaint` takes each step.
+        unknown: whether nothing is known of the sources, so that neither they nor the results have a condition.
     """
 
     model: Generator
@@ -72,6 +82,10 @@ class Request:
     items: list[int] | None = None
     case: str = ""
     given: Batch = field(default_factory=dict)
+    strength: float = STRENGTH
+    mask: str = "center"
+    resamplings: int = 1
+    unknown: bool = False
 
     @classmethod
     def of(cls, model: Generator, data: DataModule, options: dict[str, Any], words: Mapping[str, Any]) -> Request:
@@ -84,8 +98,12 @@ class Request:
         case = _case(words["direction"], model)
         _check_scale(words["scale_factor"], model)
         given = _given(words["attributes"], model, data)
-        _check_source(words["source"], model, words["do"])
-        return cls(model, data, options, words["seed"], items, case, given)
+        _check_words(words, model)
+        unknown = words["source"] is not None and isinstance(model, DiffusionModel) and words["label"] is None
+        if unknown and "guidance" in options:
+            raise UserError("label", None, "guidance towards which class?", "label=0, or leave guidance out")
+        own = {name: words[name] for name in ("strength", "mask", "resamplings") if words[name] is not None}
+        return replace(cls(model, data, options, words["seed"], items, case, given), **own, unknown=unknown)
 
     def pictures(self, verb: str, n: int, batch_size: int) -> Iterator[Made]:
         """The n pictures of a verb, so many at a time."""
@@ -122,16 +140,21 @@ class Request:
         """Row r goes from latent r to latent r + 1, under the condition of image r.
 
         An autoencoder's latents are those of the test images, and the way is straight; else they are draws of the
-        prior, and the way is the great circle, since independent normal latents are nearly orthogonal.
+        prior, and the way is the great circle, since independent normal latents are nearly orthogonal. A diffusion
+        model's latent is all noise of a sample, that on the way too, so that any sampler will do.
         """
         rows, columns = _cells(first, n)
         base, count = int(rows[0]), int(rows[-1] - rows[0]) + 2
         cond = self.conditions(base, count)
+        part = columns / (COLUMNS - 1)
+        if isinstance(self.model, DiffusionModel):
+            start, end = (ImageRngs.of(self.seed, (rows + k).tolist()) for k in (0, 1))
+            noise = latents.Between(start, end, part)
+            return Made(to_uint8(sample(self.model, rows_of(cond, rows - base), noise, self.options)))
         ends = self._latents(base, count, cond)
         place = (rows - base).to(ends.device)
         way = latents.straight if isinstance(self.model, Autoencoder) else latents.great_circle
-        z = way(ends[place], ends[place + 1], columns / (COLUMNS - 1))
-        return self._rendered(z, rows_of(cond, place), first)
+        return self._rendered(way(ends[place], ends[place + 1], part), rows_of(cond, place), first)
 
     def traverse(self, first: int, n: int) -> Made:
         """Row r is latent 0 with its coordinate r set to -REACH .. REACH, all other coordinates as they are."""
@@ -165,12 +188,53 @@ class Request:
 
     def project(self, first: int, n: int) -> Made:
         """Test images, each followed by the nearest that a latent was found for."""
-        base, skipped, count = _pairs(first, n)
-        batch = self.data.test_batch(base, count)
-        x, cond = batch["image"].to(self.model.device), self.model.condition(batch, self.case)
-        return _beside(x, latents.projection(self.model, x, cond, self._rngs(base, count), self.options), skipped, n)
+        return self._changed("project", first, n)
+
+    def edit(self, first: int, n: int) -> Made:
+        """Test images, each followed by what becomes of it once it was noised to time `strength`: SDEdit."""
+        return self._changed("edit", first, n)
+
+    def inpaint(self, first: int, n: int) -> Made:
+        """Test images without what is below the mask, each followed by what the model puts there."""
+        return self._changed("inpaint", first, n)
+
+    def invert(self, first: int, n: int) -> Made:
+        """Test images, each followed by what comes back from the noise that DDIM inverts it to.
+
+        It is inverted under its own condition, and comes back under that of `label` where one was given.
+        """
+        return self._changed("invert", first, n)
+
+    def paths(self, first: int, n: int) -> Made:
+        """Samples; and as GIFs test images on their way to noise, and samples on their way from it.
+
+        Beside each sample on its way stands the denoised image that its next step aims at.
+        """
+        cond, x = self.conditions(first, n), self.data.test_batch(first, n)["image"].to(self.model.device)
+        forward = self.model.noising(x, self._rngs(first, n), FRAMES)
+        reverse = self.model.denoising(cond, self._rngs(first, n), FRAMES, **self.options)
+        noised = torch.stack([to_uint8(frame) for frame in forward])
+        denoised = [(to_uint8(x_t), to_uint8(aimed)) for x_t, aimed in reverse]
+        pairs = torch.stack([beside(list(pair)) for pair in denoised])
+        return Made(denoised[-1][0], frames={"forward.gif": noised, "reverse.gif": pairs})
 
     # ---- of files
+
+    def of_files(self, verb: str, sources: list[files.Source]) -> Iterator[Made]:
+        """What becomes of each file, (1, C, H, W), beside it: of all of it, or for `OF_IMAGES` of its central square.
+
+        Raises:
+            UserError: attributes are needed and none were given, or a file cannot be read.
+        """
+        if verb not in OF_IMAGES:
+            yield from self.translate(sources)
+            return
+        for k, (name, path) in enumerate(sources):
+            image = files.opened(path, self.data)
+            x = to_float(pixels(square(image, self.data.image_size))[None]).to(self.model.device)
+            mask = self._mask(k, 1, name, image.size) if verb == "inpaint" else None
+            shown, made = self._change(verb, x, None, k, mask)
+            yield Made(to_uint8(made), to_uint8(shown), [name])
 
     def translate(self, sources: list[files.Source]) -> Iterator[Made]:
         """What a translator makes of each file, (1, C, H, W), beside it.
@@ -196,18 +260,6 @@ class Request:
             model.scale_factor,
         )
 
-    def project_files(self, sources: list[files.Source]) -> Iterator[Made]:
-        """The nearest to the central square of each file that a latent was found for, beside it.
-
-        Raises:
-            UserError: a file cannot be read.
-        """
-        for k, (name, path) in enumerate(sources):
-            source = pixels(square(files.opened(path, self.data), self.data.image_size))[None]
-            x, cond = to_float(source).to(self.model.device), self.conditions(k, 1)
-            near = latents.projection(self.model, x, cond, self._rngs(k, 1), self.options)
-            yield Made(to_uint8(near), source, [name])
-
     # ---- pieces
 
     def _rngs(self, first: int, n: int) -> ImageRngs:
@@ -218,6 +270,40 @@ class Request:
         if isinstance(self.model, Autoencoder):
             return self.model.encode(self.data.test_batch(first, n)["image"].to(self.model.device))
         return self.model.sample_latents(self._rngs(first, n), cond)
+
+    def _changed(self, verb: str, first: int, n: int) -> Made:
+        """Test images and what becomes of each."""
+        base, skipped, count = _pairs(first, n)
+        batch = self.data.test_batch(base, count)
+        x, own = batch["image"].to(self.model.device), self.model.condition(batch, self.case)
+        mask = self._mask(base, count, "a test image", (x.shape[3], x.shape[2])) if verb == "inpaint" else None
+        return _beside(*self._change(verb, x, own, base, mask), skipped, n)
+
+    def _change(self, verb: str, x: Tensor, own: Cond | None, first: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images x (B, C, H, W) as they are shown, and what becomes of them.
+
+        Args:
+            own: condition of x; None: nothing is known of it.
+            first: number of the first image.
+            mask: mask of inpainting, (B, 1, H, W) bool.
+        """
+        model, cond, rngs = self.model, self.conditions(first, len(x)), self._rngs(first, len(x))
+        options = self.options | ({"guidance": 0.0} if self.unknown else {})
+        if verb == "edit":
+            return x, model.edit(x, cond, rngs, self.strength, **options)
+        if mask is not None:
+            return x.masked_fill(mask, 0), model.inpaint(x, mask, cond, rngs, self.resamplings, **options)
+        if verb == "invert":
+            back = {"guidance": 1.0} if self.items is None else {}
+            return x, model.invert(x, own, cond, **(back | options))
+        return x, latents.projection(model, x, cond, rngs, self.options)
+
+    def _mask(self, first: int, n: int, name: str, sides: tuple[int, int]) -> Tensor:
+        """Of n images with these sides, (n, 1, H, W) bool."""
+        size = self.data.image_size
+        if self.mask in masks.WORDS:
+            return masks.drawn(self.mask, size, self._rngs(first, n)).to(self.model.device)
+        return masks.read(self.mask, name, sides, size).expand(n, -1, -1, -1).to(self.model.device)
 
     def _rendered(self, z: Tensor, cond: Cond, first: int) -> Made:
         return Made(to_uint8(self.model.generate(z, cond, self._rngs(first, len(z)), **self.options)))
@@ -321,7 +407,20 @@ def _given(names: list[str] | str | None, model: Generator, data: DataModule) ->
     return {"target": torch.tensor([[float(name in chosen) for name in known]])}
 
 
-def _check_source(source: str | Path | None, model: Generator, verb: str) -> None:
-    if source is not None and not isinstance(model, Translator) and verb != "project":
-        fix = "do=project, or leave source out" if isinstance(model, Latent) else "leave source out"
-        raise UserError("source", source, f"{type(model).__name__} takes no source images", fix)
+def _check_words(words: Mapping[str, Any], model: Generator) -> None:
+    """Raises UserError where a word is missing, or is of another verb than the one asked for."""
+    verb, able = words["do"], verbs(model)
+    for name, its in (("strength", "edit"), ("mask", "inpaint"), ("resamplings", "inpaint")):
+        if words[name] is not None and verb != its:
+            fix = f"do={its}" if its in able else f"leave {name} out"
+            raise UserError(name, words[name], f"do={verb} takes none", fix)
+    if verb == "inpaint" and words["mask"] is None:
+        raise UserError("mask", None, "what is to be filled?", f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}")
+    if words["source"] is not None and not isinstance(model, Translator) and verb not in OF_IMAGES:
+        fix = next((f"do={other}, or leave source out" for other in OF_IMAGES if other in able), "leave source out")
+        known = (
+            f"do={verb} takes no source images"
+            if fix.startswith("do")
+            else f"{type(model).__name__} takes no source images"
+        )
+        raise UserError("source", words["source"], known, fix)

@@ -20,7 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
-from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed
+from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed, Share
 from atelier.nets.contracts import contract_of
 from atelier.runs.pages import known_keys, placed
 
@@ -61,6 +61,9 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "direction": Name | None,
     "attributes": list[Name] | Name | None,
     "scale_factor": PositiveInt | None,
+    "strength": Share | None,
+    "mask": Name | None,
+    "resamplings": PositiveInt | None,
     "ema": bool,
     "precision": Precision | None,
 }
