@@ -31,7 +31,8 @@ class DiffusionSampler:
         clip: whether to cut what is denoised to [-1, 1], where pixels lie; never for latents.
 
     Raises:
-        UserError: the sampler does not fit the schedule, or the variance that it takes is not learned.
+        UserError: the sampler does not fit the schedule, the variance that it takes is not learned, or the guider does
+            not fit the net.
     """
 
     objective: Objective
@@ -43,6 +44,7 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         self._fits(self.sampler)
+        self.guider.fits(self.net)
 
     def __call__(
         self,
@@ -51,10 +53,12 @@ class DiffusionSampler:
         rngs: ImageRngs,
         sampler: Sampler | None = None,
         guidance: float | None = None,
+        guider: Guider | None = None,
     ) -> Tensor:
         """Images (n, C, H, W) from standard normal noise (n, C, H, W); `rngs` gives the noise on the way."""
-        n, schedule = len(noise), self.objective.schedule
-        guider = replace(self.guider, guidance=self._strength(guidance))
+        n, schedule, guider = len(noise), self.objective.schedule, guider or self.guider
+        guider.fits(self.net)
+        guider = replace(guider, guidance=self._strength(guidance, guider))
         asked = Asked(self.embedder(cond, n), self.embedder.null(n), cond, schedule)
         denoise = guider(partial(self.objective.denoise, self.net), asked)
         if self.clip:
@@ -72,11 +76,11 @@ class DiffusionSampler:
         gain = self.objective.target.gain(schedule.alpha(one), schedule.sigma(one))
         return start(schedule, device) if gain > FAINTEST and not self.clip else 1.0
 
-    def _strength(self, asked: float | None) -> float:
+    def _strength(self, asked: float | None, guider: Guider) -> float:
         """Without conditions there is nothing to be guided by."""
-        if not self.conditions:
+        if not self.embedder.conditions and not guider.conditions:
             return 1.0
-        return self.guider.guidance if asked is None else asked
+        return guider.guidance if asked is None else asked
 
     def _fits(self, sampler: Sampler) -> None:
         sampler.times(self.objective.schedule, torch.device("cpu"))
@@ -95,7 +99,8 @@ class DiffusionSampler:
         return self.sampler.needs_grad or self.guider.needs_grad
 
     def protocol(self) -> dict[str, Any]:
-        """What a printed number depends on; the guider goes without saying where it is classifier-free."""
-        usual = type(self.guider) is ClassifierFree or not self.conditions
-        found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self._strength(None)}
+        """What a printed number depends on; the guider goes without saying where it is the plain classifier-free."""
+        guidance = self._strength(None, self.guider)
+        usual = self.guider == ClassifierFree(guidance=self.guider.guidance) or not self.conditions
+        found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": guidance}
         return found if usual else found | {"guider": str(self.guider)}

@@ -254,6 +254,16 @@ class Likelihood(ABC):
         """
 
 
+class Examined(ABC):
+    """Is judged by what it says of test images; `figures` are the names of what that gives, in order."""
+
+    figures: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def examined(self, batch: Batch, rngs: ImageRngs) -> dict[str, Tensor]:
+        """Figure -> its value for each image, (B,), whose mean over all is told; all noise from `rngs`."""
+
+
 def takes(part: object, kind: type, key: str, owner: type) -> None:
     """Raises UserError where the part that a family was given as `key` (`.generator`) is of another kind than its own.
 

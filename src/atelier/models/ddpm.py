@@ -69,16 +69,23 @@ class DDPM(Generator):
         return loss
 
     def sample(
-        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
+        self,
+        cond: Cond,
+        rngs: ImageRngs,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
     ) -> Tensor:
         """Images (n, C, H, W).
 
         Args:
             sampler: sampler in place of the model's own.
-            guidance: D_u + guidance (D_c - D_u); 1 = off, 0 = without condition.
+            guidance: number in place of the guider's own; classifier-free, D_u + guidance (D_c - D_u): 1 = off.
+            guider: guider in place of the model's own.
         """
         noise = rngs.randn(*self.net.shape, device=self.device)
-        return self.diffusion_sampler(cond, noise, rngs, sampler, guidance)
+        return self.diffusion_sampler(cond, noise, rngs, sampler, guidance, guider)
 
     def part(self) -> TrainedDenoiser:
         return TrainedDenoiser(self.objective, self.net, self.embedder)

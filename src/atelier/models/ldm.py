@@ -78,11 +78,17 @@ class LDM(Generator):
         return loss
 
     def sample(
-        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
+        self,
+        cond: Cond,
+        rngs: ImageRngs,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
     ) -> Tensor:
         """Images (n, C, H, W); options as in DDPM."""
         noise = rngs.randn(*self.net.shape, device=self.device)
-        return self.codec.decode(self.diffusion_sampler(cond, noise, rngs, sampler, guidance))
+        return self.codec.decode(self.diffusion_sampler(cond, noise, rngs, sampler, guidance, guider))
 
     def protocol(self) -> dict[str, Any]:
         return self.diffusion_sampler.protocol()
