@@ -32,7 +32,7 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.eval.record:
         ledger.check(run, cfg.eval.n_samples)
     model = run.model.to(device())
-    options = build.options(cfg, model, model.sample)
+    options = build.options(cfg, model, model.sample, run.cfg)
     evaluator = build.evaluator(cfg)
     for notice in (evaluator.prepare(model, run.data, model.device), evaluator.left_out(model, run.data)):
         if notice:

@@ -30,7 +30,7 @@ def sample(cfg: DictConfig) -> None:
     run = folders.load_generator(folders.find(words["run"]), words["ema"], words["root"])
     model = run.model.to(device())
     words["do"] = verb(words["do"], model)
-    options = build.options(cfg, model, verbs(model)[words["do"]])
+    options = build.options(cfg, model, verbs(model)[words["do"]], run.cfg)
     precision = autocast(model, words["precision"] or run.cfg.trainer.precision)
     request = Request.of(model, run.data, options, words)
     path = Path(words["out"] or run.folder / "pictures" / folders.stamp())

@@ -26,6 +26,7 @@ import train as entry
 from atelier.checkpoints import renamed
 from atelier.cli import messages
 from atelier.core.rng import ImageRngs
+from atelier.models.base import sampling_mode
 from atelier.runs import build, preflight
 from atelier.runs.pages import chosen as chosen_keys
 from atelier.runs.pages import places
@@ -71,7 +72,7 @@ WHOLE = ("experiment", "debug", "hparams_search")  # pages that change other pag
 PAGES = [
     *(("train", group, page) for group in SCOPES for page in pages(group)),
     *(("train", group, page) for group in (*WHOLE, "callbacks") for page in pages(group)),
-    *(("sample", "sampler", page) for page in pages("sampler")),
+    *(("sample", group, page) for group in ("sampler", "guider") for page in pages(group)),
     ("train", "", ""), ("sample", "", ""), ("evaluate", "", ""),
 ]  # fmt: skip
 RIGHT = {  # (key, value): values that look wrong and are not
@@ -509,7 +510,7 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
     given = [f"model={page}", *FEW, *task(CONF / "model" / f"{page}.yaml")]
     told = trained(tmp_path, *given, *BRIEF, *stands_on(*given))
-    assert told["images_seen"] == 8 and any(name.endswith("judge/valid") for name in told["metrics"])
+    assert told["images_seen"] == 8 and any(name.endswith(("judge/valid", "accuracy")) for name in told["metrics"])
 
 
 @pytest.mark.parametrize("page", pages("net"))
@@ -532,38 +533,45 @@ def chosen(**pages: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def first_stage() -> nn.Module:
-    cfg = composed("model=vae", "data.image_size=8", "model.net.width=4", "model.net.n_downs=1")
-    return build.untrained_part(cfg, {})
+def lent() -> dict[str, nn.Module]:
+    """Part of a model of 8 px -> what an untrained run lends."""
+    small = ["data.image_size=8", "model.net.width=4"]
+    pages = {"first_stage": ["model=vae", "model.net.n_downs=1"]}
+    pages["guider.classifier"] = ["model=noisy_classifier", "model.net.multipliers=[1]", "model.net.attention=[]"]
+    return {part: build.untrained_part(composed(*words, *small), {}) for part, words in pages.items()}
 
 
 @pytest.mark.parametrize("group", CHOICES)
 @pytest.mark.parametrize("page", DIFFUSION)
-def test_every_page_of_diffusion_takes_every_page_of_a_group(page: str, group: str, first_stage: nn.Module) -> None:
+def test_every_page_of_diffusion_takes_every_page_of_a_group(page: str, group: str, lent: dict[str, nn.Module]) -> None:
     """It composes, builds, has a loss with gradients and samples; or one line says what will do."""
-    parts = {"first_stage": first_stage} if page == "ldm" else {}
     for choice in pages(group):
         words = [f"model={page}", *FEW, "data.image_size=8", *chosen(**{group: choice})]
         cfg = composed(*words)
         preflight.check(cfg)
         OmegaConf.set_struct(cfg, False)
         shrunk(cfg.model, "model", set())
+        parts = {part: lent[part] for part in build.parts(cfg)}
         ends_in_noise = any(name in cfg.model.objective.schedule._target_ for name in ("Flow", "ZeroTerminal"))
         if cfg.model.objective.target._target_.endswith("Epsilon") and ends_in_noise:
-            line = line_of(lambda cfg=cfg: build.on_parts(cfg, parts), words)
+            line = line_of(lambda cfg=cfg, parts=parts: build.on_parts(cfg, parts), words)
             assert line.endswith("Fix: target@model.objective.target=flow")
             continue
         if cfg.model.objective.loss != "simple" and not cfg.model.objective.time_distribution._target_.endswith(
             "Uniform"
         ):
-            line = line_of(lambda cfg=cfg: build.on_parts(cfg, parts), words)
+            line = line_of(lambda cfg=cfg, parts=parts: build.on_parts(cfg, parts), words)
             assert line.endswith("Fix: time_distribution@model.objective.time_distribution=uniform")
+            continue
+        if page == "ldm" and choice == "classifier":
+            line = line_of(lambda cfg=cfg, parts=parts: build.on_parts(cfg, parts), words)
+            assert line.startswith("error: model.guider.classifier=3x8x8: it was trained on images 3x8x8, the model de")
             continue
         model, batch = build.on_parts(cfg, parts), build.data(cfg).test_batch(0, 3)
         model.training_step(batch).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         assert any(p.grad is not None and p.grad.any() for p in model.net.parameters())
-        with torch.inference_mode():
+        with sampling_mode(model, {}):
             images = model.sample(model.condition(batch, ""), ImageRngs(0, 0, 3))
         assert images.shape == (3, 3, 8, 8) and images.isfinite().all()
 

@@ -57,7 +57,7 @@ def sampled(
     """The shade that all pixels have in the end, and how many images each call of the net held."""
     sizes.clear()
     rngs = ImageRngs(0, 0, 4)
-    images = made({}, rngs.randn(3, 2, 2), rngs, sampler, guidance)
+    images = made.asked(sampler, guidance)({}, rngs.randn(3, 2, 2), rngs)
     assert images.shape == (4, 3, 2, 2) and images.dtype == torch.float32
     torch.testing.assert_close(images, images.mean().expand_as(images))
     return round(images.mean().item(), 5), sizes[:]
@@ -157,7 +157,7 @@ def test_small_errors_of_a_net_stay_small_in_latents(schedule: Schedule, target:
     aim = objective(schedule, target)
     for sampler in SAMPLERS:
         exact, off = (
-            best(aim, error)({}, ImageRngs(0, 0, 32).randn(1, 4, 4), ImageRngs(1, 0, 32), sampler)
+            best(aim, error).asked(sampler)({}, ImageRngs(0, 0, 32).randn(1, 4, 4), ImageRngs(1, 0, 32))
             for error in (0.0, 0.004)
         )
         assert (off - exact).abs().max() < 0.3, sampler

@@ -142,7 +142,7 @@ def sampled(model: Generator, cond: Cond, options: dict[str, Any]) -> Tensor:
 
 def test_a_sampler_of_a_request_may_need_gradients(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In both places where a request brings one; under inference mode it would end in an error."""
-    monkeypatch.setattr(build, "options", lambda cfg, model, maker: {"sampler": Corrected(steps=2)})
+    monkeypatch.setattr(build, "options", lambda *asked: {"sampler": Corrected(steps=2)})
     entry.sample(composed(f"run={run}", "n=2", f"out={tmp_path / 'out'}", config="sample"))
     assert len(list((tmp_path / "out").glob("[0-9]*.png"))) == 2
     evaluate.evaluate(composed(f"run={run}", "eval.n_samples=2", "eval.n_real=2", "metrics=none", config="evaluate"))

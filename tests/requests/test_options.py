@@ -23,7 +23,7 @@ def test_every_option_is_a_key_or_a_group_of_the_page(script: str) -> None:
     page = OmegaConf.load(CONF / f"{script}.yaml")
     groups = [next(iter(entry)) for entry in page.defaults if entry != "_self_"]
     assert preflight.options().keys() <= {*page, *groups}
-    assert {"sampler", "guidance", "temperature", "truncation"} <= preflight.options().keys()
+    assert {"sampler", "guider", "guidance", "temperature", "truncation"} <= preflight.options().keys()
 
 
 class Churned(Generator):
@@ -67,8 +67,8 @@ def test_a_new_option_is_checked_and_passed_on_by_the_signature_alone(
 
 
 def test_groups_are_those_with_a_page_to_choose() -> None:
-    assert offered("sample") == {"sampler": ["sampler"]}
-    assert list(offered("evaluate")) == ["sampler", "metrics", "perceptual"]
+    assert offered("sample") == {"sampler": ["sampler"], "guider": ["guider"]}
+    assert list(offered("evaluate")) == ["sampler", "guider", "metrics", "perceptual"]
     found = offered("train")
     assert list(found)[:2] == ["data", "model"] and "callbacks" not in found  # of which there is one
     assert found["perceptual"] == ["perceptual@metrics.lpips", "perceptual@model.perceptual"]

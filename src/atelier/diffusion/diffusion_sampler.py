@@ -35,7 +35,8 @@ class DiffusionSampler:
         clip: whether to cut what is denoised to [-1, 1], where pixels lie; never for latents.
 
     Raises:
-        UserError: the sampler does not fit the schedule, or the variance that it takes is not learned.
+        UserError: the sampler does not fit the schedule, the variance that it takes is not learned, or the guider does
+            not fit the net.
     """
 
     objective: Objective
@@ -47,103 +48,75 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         self._fits(self.sampler)
+        self.guider.fits(self.net)
 
-    def __call__(
-        self,
-        cond: Cond,
-        noise: Tensor,
-        rngs: ImageRngs,
-        sampler: Sampler | None = None,
-        guidance: float | None = None,
-    ) -> Tensor:
+    def asked(
+        self, sampler: Sampler | None = None, guidance: float | None = None, guider: Guider | None = None
+    ) -> DiffusionSampler:
+        """This one with another sampler or guider, or another number for its guider; None leaves each as it is.
+
+        Raises:
+            UserError: as in the constructor.
+        """
+        guider = guider or self.guider
+        unguided = not self.embedder.conditions and not guider.conditions  # nothing is known to be guided by
+        strength = 1.0 if unguided else guider.guidance if guidance is None else guidance
+        return replace(self, sampler=sampler or self.sampler, guider=replace(guider, guidance=strength))
+
+    def __call__(self, cond: Cond, noise: Tensor, rngs: ImageRngs) -> Tensor:
         """Images (n, C, H, W) from standard normal noise (n, C, H, W); `rngs` gives the noise on the way."""
-        return last(self.trajectory(cond, noise, rngs, sampler, guidance))
+        return last(self.trajectory(cond, noise, rngs))
 
-    def trajectory(
-        self,
-        cond: Cond,
-        noise: Tensor,
-        rngs: ImageRngs,
-        sampler: Sampler | None = None,
-        guidance: float | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def trajectory(self, cond: Cond, noise: Tensor, rngs: ImageRngs) -> Iterator[tuple[Tensor, Tensor]]:
         """The same after each step: x_t and the denoised images, (n, C, H, W) each."""
-        denoise, first = self._denoise(cond, len(noise), guidance), self._first(noise.device)
-        return self._asked(sampler).trajectory(denoise, noise, self.objective.schedule, rngs, first)
+        denoise, first = self._denoise(cond, len(noise)), self._first(noise.device)
+        return self.sampler.trajectory(denoise, noise, self.objective.schedule, rngs, first)
 
-    def edit(
-        self,
-        cond: Cond,
-        x: Tensor,
-        rngs: ImageRngs,
-        strength: float,
-        sampler: Sampler | None = None,
-        guidance: float | None = None,
-    ) -> Tensor:
+    def edit(self, cond: Cond, x: Tensor, rngs: ImageRngs, strength: float) -> Tensor:
         """Images (n, C, H, W) near x (n, C, H, W): x noised to time `strength`, and the sampler's way from there.
 
         (Meng et al. 2022, SDEdit, algorithm 1.) The way is along those of its times that are left.
         """
-        sampler, schedule = self._asked(sampler), self.objective.schedule
-        times = self.times(sampler, x.device, strength)
+        schedule, times = self.objective.schedule, self.times(x.device, strength)
         x_t = noised(x, rngs.randn(*x.shape[1:], device=x.device), times[:1], schedule)
-        denoise = self._denoise(cond, len(x), guidance)
-        return last(sampler.along(times, denoise, x_t, schedule, rngs, x.dtype))
+        return last(self.sampler.along(times, self._denoise(cond, len(x)), x_t, schedule, rngs, x.dtype))
 
-    def inpaint(
-        self,
-        cond: Cond,
-        x: Tensor,
-        mask: Tensor,
-        rngs: ImageRngs,
-        resamplings: int = 1,
-        sampler: Sampler | None = None,
-        guidance: float | None = None,
-    ) -> Tensor:
+    def inpaint(self, cond: Cond, x: Tensor, mask: Tensor, rngs: ImageRngs, resamplings: int = 1) -> Tensor:
         """Images (n, C, H, W) that are x (n, C, H, W) where `mask` (n, 1, H, W), bool, is false.
 
         Each stride of the sampler is taken `resamplings` times (Lugmayr et al. 2022, RePaint, algorithm 1).
         """
-        sampler, schedule = self._asked(sampler), self.objective.schedule
-        times = self.times(sampler, x.device)
+        schedule, times = self.objective.schedule, self.times(x.device)
         noise = rngs.randn(*x.shape[1:], device=x.device)
         x_t = torch.where(mask, schedule.prior_std(times[0]) * noise, noised(x, noise, times[:1], schedule))
-        denoise = knowing(self._denoise(cond, len(x), guidance), x, mask)
-        return last(sampler.along(resampled(times, resamplings), denoise, x_t, schedule, rngs, x.dtype))
+        denoise = knowing(self._denoise(cond, len(x)), x, mask)
+        return last(self.sampler.along(resampled(times, resamplings), denoise, x_t, schedule, rngs, x.dtype))
 
-    def invert(
-        self, cond: Cond, x: Tensor, sampler: Sampler | None = None, guidance: float | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def invert(self, cond: Cond, x: Tensor) -> tuple[Tensor, Tensor]:
         """What DDIM makes images x (n, C, H, W) of, with the times at which it stands and goes back along.
 
         The sampler says the times alone. Without a condition: guidance 0.
         """
         schedule = self.objective.schedule
-        times = self.times(self._asked(sampler), x.device, start(schedule, x.device))
-        return inverted(self._denoise(cond, len(x), guidance), x, times, schedule), times
+        times = self.times(x.device, start(schedule, x.device))
+        return inverted(self._denoise(cond, len(x)), x, times, schedule), times
 
-    def revert(self, cond: Cond, x_t: Tensor, times: Tensor, guidance: float | None = None) -> Tensor:
+    def revert(self, cond: Cond, x_t: Tensor, times: Tensor) -> Tensor:
         """Images (n, C, H, W) float32 that DDIM makes of x_t (n, C, H, W) float64 along `times`."""
         n = len(x_t)
-        denoise, undrawn = self._denoise(cond, n, guidance), ImageRngs(0, 0, n)
+        denoise, undrawn = self._denoise(cond, n), ImageRngs(0, 0, n)
         return last(DDIM(steps=len(times) - 1).along(times, denoise, x_t, self.objective.schedule, undrawn))
 
-    def times(self, sampler: Sampler, device: torch.device, first: float = 1.0) -> Tensor:
-        """The times of a sampler from `first` on, or from the last training time before it that can be started at."""
+    def times(self, device: torch.device, first: float = 1.0) -> Tensor:
+        """The sampler's times from `first` on, or from the last training time before it that can be started at."""
         schedule = self.objective.schedule
         snapped = schedule.snap(torch.tensor(first, dtype=torch.float64, device=device)).item()
-        return cut(sampler.times(schedule, device), min(snapped, self._first(device)))
+        return cut(self.sampler.times(schedule, device), min(snapped, self._first(device)))
 
-    def _asked(self, sampler: Sampler | None) -> Sampler:
-        if sampler is not None:
-            self._fits(sampler)
-        return sampler or self.sampler
-
-    def _denoise(self, cond: Cond, n: int, guidance: float | None) -> Denoise:
+    def _denoise(self, cond: Cond, n: int) -> Denoise:
         """(x_t, t) -> denoised, of n images under a condition."""
-        guider = replace(self.guider, guidance=self._strength(guidance))
         asked = Asked(self.embedder(cond, n), self.embedder.null(n), cond, self.objective.schedule)
-        denoise = guider(partial(self.objective.denoise, self.net), asked)
+        denoise = self.asked().guider(partial(self.objective.denoise, self.net), asked)
         return clipped(denoise) if self.clip else denoise
 
     def _first(self, device: torch.device) -> float:
@@ -154,12 +127,6 @@ class DiffusionSampler:
         schedule, one = self.objective.schedule, torch.ones((), dtype=torch.float64, device=device)
         gain = self.objective.target.gain(schedule.alpha(one), schedule.sigma(one))
         return start(schedule, device) if gain > FAINTEST and not self.clip else 1.0
-
-    def _strength(self, asked: float | None) -> float:
-        """Without conditions there is nothing to be guided by."""
-        if not self.conditions:
-            return 1.0
-        return self.guider.guidance if asked is None else asked
 
     def _fits(self, sampler: Sampler) -> None:
         sampler.times(self.objective.schedule, torch.device("cpu"))
@@ -178,9 +145,10 @@ class DiffusionSampler:
         return self.sampler.needs_grad or self.guider.needs_grad
 
     def protocol(self) -> dict[str, Any]:
-        """What a printed number depends on; the guider goes without saying where it is classifier-free."""
-        usual = type(self.guider) is ClassifierFree or not self.conditions
-        found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": self._strength(None)}
+        """What a printed number depends on; the guider goes without saying where it is the plain classifier-free."""
+        guidance = self.asked().guider.guidance
+        usual = self.guider == ClassifierFree(guidance=self.guider.guidance) or not self.conditions
+        found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": guidance}
         return found if usual else found | {"guider": str(self.guider)}
 
 

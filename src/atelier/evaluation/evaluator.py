@@ -16,11 +16,11 @@ from atelier.data.base import DataModule
 from atelier.evaluation.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.evaluation.paired import compared
 from atelier.evaluation.paired import values as paired_values
-from atelier.evaluation.reconstruction import Context, likelihood, reconstructed
+from atelier.evaluation.reconstruction import Context, examined, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Generator, Likelihood, Model, Translator, sampling_mode
+from atelier.models.base import Autoencoder, Cond, Examined, Generator, Likelihood, Model, Translator, sampling_mode
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
@@ -80,7 +80,9 @@ class Evaluator:
     def __call__(
         self, model: Model, data: DataModule, options: dict[str, Any], context: Context, progress: Progress
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Values by name and the protocol they hold under, none of what makes no images; all ranks get all of it.
+        """Values by name and the protocol they hold under; all ranks get all of it.
+
+        What makes no images has none, unless it is `Examined`.
 
         Args:
             model: in eval mode, holding the weights to judge.
@@ -89,6 +91,11 @@ class Evaluator:
             progress: called with (what, done, of how many); may raise to stop.
         """
         values: dict[str, float] = {}
+        if isinstance(model, Examined):
+            n, rngs = self._n_test(data), partial(ImageRngs, self.seed)
+            with torch.inference_mode():
+                values = examined(model, data, rngs, n, self.batch_size, context, progress)
+            return values, self._tested(data) | {"n_test": n}
         if not isinstance(model, Generator):
             return values, {}
         with sampling_mode(model, options):
@@ -188,14 +195,13 @@ class Evaluator:
     def _n_real(self, model: Generator, data: DataModule, case: str) -> int:
         return min(self.n_real, data.count("test", model.real_fields[case]))
 
+    def _tested(self, data: DataModule) -> dict[str, Any]:
+        """Which images and noise figures are about."""
+        found = {"seed": self.seed, "split": "test", "choice": data.choice("test")}
+        return found | {"data": data.fingerprint("test")}
+
     def protocol(self, model: Generator, data: DataModule, options: dict[str, Any]) -> dict[str, Any]:
-        protocol = {
-            "n_samples": self._n_samples(model, data),
-            "seed": self.seed,
-            "split": "test",
-            "choice": data.choice("test"),
-            "data": data.fingerprint("test"),
-        }
+        protocol = {"n_samples": self._n_samples(model, data)} | self._tested(data)
         if isinstance(model, Autoencoder | Likelihood):
             protocol["n_test"] = self._n_test(data)
         if self.suite.active:
@@ -205,6 +211,8 @@ class Evaluator:
         given = {name: value if isinstance(value, float) else str(value) for name, value in options.items()}
         if "sampler" in options:
             given["nfe"] = options["sampler"].nfe
+        if "guider" in options:
+            given.setdefault("guidance", options["guider"].guidance)
         return protocol | model.protocol() | given
 
 
@@ -240,8 +248,8 @@ def intervals(values: dict[str, float], protocol: dict[str, Any]) -> dict[str, t
 
 def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int | None:
     """How many images a figure is a share of; None: it is no share. `judge/<attribute>` is of the valid samples."""
-    n, (group, judge, kind) = protocol["n_samples"], name.rpartition("judge/")
-    if name == "recon/valid":
+    n, (group, judge, kind) = protocol.get("n_samples", 0), name.rpartition("judge/")
+    if name == "recon/valid" or name.startswith("accuracy/"):
         return protocol.get("n_test", n)  # which runs from before there was this number lack
     if name.endswith("label/accuracy") or "answer/" in name or judge and kind in ("valid", "loose", "recall"):
         return n

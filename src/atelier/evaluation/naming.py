@@ -17,15 +17,18 @@ from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import Evaluator
 from atelier.metrics.suite import Suite
-from atelier.models.base import Cond, Generator, Model
+from atelier.models.base import Cond, Examined, Generator, Model
 
 
 def names(evaluator: Evaluator, model: Model, data: DataModule) -> list[str]:
     """What `evaluator` will name its values: it judges two test images, which a stand-in gives back unseen.
 
     Neither the model, which may take its scale from the first batch it sees, nor a net of the suite is called, and the
-    distances, which want more images, are named alone; what makes no images has none. All ranks call this together.
+    distances, which want more images, are named alone; what makes no images has none, unless it is examined. All ranks
+    call this together.
     """
+    if isinstance(model, Examined):
+        return list(model.figures)
     if not isinstance(model, Generator):
         return []
     few = dist.get_world_size() if many() else 2

@@ -1,4 +1,4 @@
-"""What a model makes of the test images themselves: how well it gives them back, how probable it finds them."""
+"""What a model makes of the test images themselves: gives back, finds probable, says of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atelier.evaluation.gathering import Parts, Progress, read
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.image import code_values, psnr, ssim
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, DiscreteAutoencoder, Likelihood
+from atelier.models.base import Autoencoder, DiscreteAutoencoder, Examined, Likelihood
 from atelier.shapes.judge import judge
 
 Context = Callable[[], AbstractContextManager]
@@ -82,3 +82,22 @@ def likelihood(
         parts.add(numbers, {"nll": nats.double()})
     nll = parts.gathered()["nll"].mean().item()
     return {"nll": nll, "bpd": nll / (x[0].numel() * math.log(2))}
+
+
+def examined(
+    model: Examined,
+    data: DataModule,
+    rngs: Callable[[int, int], ImageRngs],
+    n: int,
+    batch_size: int,
+    context: Context,
+    progress: Progress,
+) -> dict[str, float]:
+    """The model's figures, each a mean over the n chosen test images."""
+    parts = Parts()
+    for numbers, batch in read(data, "test", n, batch_size, "test images", progress):
+        with context():
+            found = model.examined(batch, rngs(numbers.start, len(numbers)))
+        parts.add(numbers, {name: value.double() for name, value in found.items()})
+    facts = parts.gathered()
+    return {name: facts[name].mean().item() for name in model.figures}

@@ -19,6 +19,7 @@ from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
+from atelier.diffusion.guidance import Guider
 from atelier.diffusion.samplers import Sampler
 from atelier.nets.denoising import DenoisingNet
 
@@ -220,15 +221,23 @@ class DiffusionModel(Generator):
         return self.diffusion_sampler.protocol()
 
     def sample(
-        self, cond: Cond, rngs: ImageRngs, *, sampler: Sampler | None = None, guidance: NonNegFloat | None = None
+        self,
+        cond: Cond,
+        rngs: ImageRngs,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
     ) -> Tensor:
         """Images (n, C, H, W).
 
         Args:
             sampler: sampler in place of the model's own.
-            guidance: D_u + guidance (D_c - D_u); 1 = off, 0 = without condition.
+            guidance: number in place of the guider's own; classifier-free, D_u + guidance (D_c - D_u): 1 = off.
+            guider: guider in place of the model's own.
         """
-        return self.decode(self.diffusion_sampler(cond, self.noise(rngs), rngs, sampler, guidance))
+        how = self.diffusion_sampler.asked(sampler, guidance, guider)
+        return self.decode(how(cond, self.noise(rngs), rngs))
 
     def noise(self, rngs: ImageRngs) -> Tensor:
         """Standard normal noise that samples start from, (len(rngs), *net.shape)."""
@@ -243,9 +252,11 @@ class DiffusionModel(Generator):
         *,
         sampler: Sampler | None = None,
         guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
     ) -> Tensor:
         """SDEdit of images x (B, C, H, W): noised to time `strength` in (0, 1], then denoised under a condition."""
-        return self.decode(self.diffusion_sampler.edit(cond, self.encode(x), rngs, strength, sampler, guidance))
+        how = self.diffusion_sampler.asked(sampler, guidance, guider)
+        return self.decode(how.edit(cond, self.encode(x), rngs, strength))
 
     def inpaint(
         self,
@@ -257,6 +268,7 @@ class DiffusionModel(Generator):
         *,
         sampler: Sampler | None = None,
         guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
     ) -> Tensor:
         """Images x (B, C, H, W) where the mask (B, 1, H, W), bool, is false; where it is true, pixels that fit.
 
@@ -267,7 +279,8 @@ class DiffusionModel(Generator):
         hole = mask
         if z.shape[2:] != x.shape[2:]:
             hole = F.max_pool2d(F.adaptive_max_pool2d(mask.float(), z.shape[2:]), 3, 1, 1) > 0
-        filled = self.decode(self.diffusion_sampler.inpaint(cond, z, hole, rngs, resamplings, sampler, guidance))
+        how = self.diffusion_sampler.asked(sampler, guidance, guider)
+        filled = self.decode(how.inpaint(cond, z, hole, rngs, resamplings))
         return torch.where(mask, filled, x)
 
     def invert(
@@ -278,6 +291,7 @@ class DiffusionModel(Generator):
         *,
         sampler: Sampler | None = None,
         guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
     ) -> Tensor:
         """Images that DDIM makes, under a condition, of the noise that it inverts images x (B, C, H, W) to.
 
@@ -286,10 +300,11 @@ class DiffusionModel(Generator):
             cond: condition of the result.
             sampler: sampler whose times DDIM takes; None: the model's own.
             guidance: guidance on the way back, as in `sample`.
+            guider: guider on the way back, as in `sample`.
         """
-        known = (cond, 0.0) if own is None else (own, 1.0)
-        x_t, times = self.diffusion_sampler.invert(known[0], self.encode(x), sampler, known[1])
-        return self.decode(self.diffusion_sampler.revert(cond, x_t, times, guidance))
+        known, strength = (cond, 0.0) if own is None else (own, 1.0)
+        x_t, times = self.diffusion_sampler.asked(sampler, strength).invert(known, self.encode(x))
+        return self.decode(self.diffusion_sampler.asked(sampler, guidance, guider).revert(cond, x_t, times))
 
     def noising(self, x: Tensor, rngs: ImageRngs, n_frames: int) -> Iterator[Tensor]:
         """Images x (B, C, H, W) noised to evenly spaced times from 0 to 1, (B, C, H, W) each, as far as they show."""
@@ -306,15 +321,16 @@ class DiffusionModel(Generator):
         *,
         sampler: Sampler | None = None,
         guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """After so many of the steps of `sample`, or all if they are fewer: x_t, and the denoised images.
 
         They are (B, C, H, W) each; the last x_t are the samples.
         """
-        asked = sampler or self.diffusion_sampler.sampler
-        times = self.diffusion_sampler.times(asked, self.device)[1:]
+        how = self.diffusion_sampler.asked(sampler, guidance, guider)
+        times = how.times(self.device)[1:]
         chosen = set(torch.linspace(0, len(times) - 1, min(n_frames, len(times))).round().int().tolist())
-        way = self.diffusion_sampler.trajectory(cond, self.noise(rngs), rngs, sampler, guidance)
+        way = how.trajectory(cond, self.noise(rngs), rngs)
         for k, (t, (z, denoised)) in enumerate(zip(times, way, strict=True)):
             if k in chosen:
                 yield self._shown(z, t), self.decode(denoised)
@@ -386,6 +402,16 @@ class Likelihood(ABC):
             x: (B, C, H, W) in [-1, 1], on the 256 levels of `pixels.to_float`.
             cond: condition of each image, as `sample` takes it.
         """
+
+
+class Examined(ABC):
+    """Is judged by what it says of test images; `figures` are the names of what that gives, in order."""
+
+    figures: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def examined(self, batch: Batch, rngs: ImageRngs) -> dict[str, Tensor]:
+        """Figure -> its value for each image, (B,), whose mean over all is told; all noise from `rngs`."""
 
 
 def takes(part: object, kind: type, key: str, owner: type) -> None:

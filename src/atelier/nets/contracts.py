@@ -1,9 +1,10 @@
-"""What a finished model can lend to one that stands on it: four contracts, and who keeps them.
+"""What a finished model can lend to one that stands on it: five contracts, and who keeps them.
 
     FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, LikelihoodAutoencoder (AE, VAE)
     CodeStage    images to codes and back        VQGANNet, VQNet
     Upscaler     images to larger ones           SRResNet, RRDBNet
     Denoiser     noisy images to clean ones      TrainedDenoiser (DDPM)
+    GuidingClassifier   noisy images to labels   TrainedClassifier (NoisyClassifier); see core/classifier.py
 
 A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
 annotation of that argument names the contract, and `atelier.runs.pretrained` finds or trains the run.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.core.batch import Cond
+from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError
 from atelier.nets.quantizers import DETERMINISTIC_LOGVAR
 
@@ -87,6 +89,7 @@ CONTRACTS: dict[type, tuple[str, str]] = {  # contract -> what is wrong with a p
     CodeStage: ("its latents are no codes", "shapes_vqvae"),
     Upscaler: ("it enlarges no images", "shapes_srresnet"),
     Denoiser: ("it does not denoise", "shapes_ddpm"),
+    GuidingClassifier: ("it tells no labels of noisy images", "shapes_noisy_classifier"),
 }
 
 

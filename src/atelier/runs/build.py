@@ -72,25 +72,48 @@ def model(cfg: DictConfig, folder: Path) -> Model:
 
 
 def _model(cfg: DictConfig, folder: Path) -> Model:
-    frozen = {name: part(folder / "frozen" / name, cfg.model[name].sha256, cfg) for name in parts(cfg)}
+    frozen = {name: part(folder / "frozen" / name, section(cfg, name).sha256, cfg) for name in parts(cfg)}
     return on_parts(cfg, frozen)
 
 
 def parts(cfg: DictConfig) -> list[str]:
-    """The arguments of the model that are parts of other runs: `atelier.runs.pretrained` finds or trains these."""
-    return [name for name, node in cfg.model.items() if isinstance(node, DictConfig) and "experiment" in node]
+    """The arguments of the model that are parts of other runs: `atelier.runs.pretrained` finds or trains these.
+
+    Those of an argument that is built itself are dotted: `guider.classifier`.
+    """
+    inner = {"": cfg.model} | {f"{name}.": node for name, node in cfg.model.items() if isinstance(node, DictConfig)}
+    return [place + name for place, node in inner.items() for name in _parts(node)]
+
+
+def _parts(node: DictConfig) -> list[str]:
+    return [name for name, inner in node.items() if isinstance(inner, DictConfig) and "experiment" in inner]
+
+
+def section(cfg: DictConfig, name: str) -> DictConfig:
+    """What a config says of one of its `parts`."""
+    return OmegaConf.select(cfg.model, name)
 
 
 def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Model:
     """The model of a config on these parts of other runs."""
-    node = cfg.model.copy()
-    OmegaConf.set_struct(node, False)
-    for name in nets:
-        del node[name]
-    if not nets:
+    given = {name: net for name, net in nets.items() if "." not in name}
+    for owner in {name.partition(".")[0] for name in nets} - given.keys():
+        own = {name.partition(".")[2]: net for name, net in nets.items() if name.startswith(f"{owner}.")}
+        with within("model"):
+            given[owner] = _standing_on(cfg.model[owner], own, owner)
+    return _standing_on(cfg.model, given, "model")
+
+
+def _standing_on(node: DictConfig, given: dict[str, Any], key: str) -> Any:
+    """The object of a section, some of whose arguments are built already."""
+    if not given:
         return instantiate(node, _convert_="all")
-    with within("model"):
-        return instantiate(node, _convert_="all", _partial_=True)(**nets)
+    node = node.copy()
+    OmegaConf.set_struct(node, False)
+    for name in given:
+        del node[name]
+    with within(key):
+        return instantiate(node, _convert_="all", _partial_=True)(**given)
 
 
 def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
@@ -117,6 +140,37 @@ def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
     finished = model(without_perceptual(safe_config(folder)), folder)
     finished.load_state_dict(renamed.weights(load_file(weights)))
     return finished.part()
+
+
+def lent(node: DictConfig, key: str, below: DictConfig) -> nn.Module:
+    """What the finished run lends that a request names as `key` (`guider.classifier`), for a run of another config.
+
+    Raises:
+        UserError: no finished run lies there, or it was trained on other images or labels.
+    """
+    from atelier.checkpoints.store import sha256
+
+    folder, fix = Path(node.run), f"{key}.run=DIR of a finished python train.py experiment={node.experiment}"
+    if node.run == "auto":
+        raise UserError(f"{key}.run", "auto", "a request trains nothing, name a run", fix)
+    weights = folder / "weights.safetensors"
+    if not weights.exists() or not (folder / "config.yaml").exists():
+        raise UserError(f"{key}.run", folder, "no finished run lies there", fix)
+    finished = stored_config(folder)
+    same_images(f"{key}.run", folder, finished.data, below.data, fix, labels=True)
+    return part(folder, sha256(weights), finished)
+
+
+def same_images(key: str, source: Path, trained: DictConfig, data: DictConfig, fix: str, labels: bool = False) -> None:
+    """Refuse a part that was trained on images of another size or, where `labels` matter, with another number of them.
+
+    Raises:
+        UserError: it was.
+    """
+    for name in ("image_size", "image_channels", *(["n_classes"] if labels else [])):
+        if trained[name] != data[name]:
+            problem = f"it was trained on data.{name}={trained[name]}, this is data.{name}={data[name]}"
+            raise UserError(key, source, problem, fix)
 
 
 def untrained_part(cfg: DictConfig, nets: dict[str, nn.Module]) -> nn.Module:
@@ -204,22 +258,33 @@ def evaluator(cfg: DictConfig) -> Evaluator:
     return instantiate(cfg.evaluator, _convert_="all")
 
 
-def options(cfg: DictConfig, model: Model, maker: Callable) -> dict[str, Any]:
-    """The options of a model's method that the user gave.
+def options(cfg: DictConfig, model: Model, maker: Callable, trained: DictConfig | None = None) -> dict[str, Any]:
+    """The options of a model's method that the user gave; from here on the model needs the conditions that they do.
+
+    Args:
+        cfg: config of the request.
+        model: model that is asked.
+        maker: method of it.
+        trained: config of its run, which what an option stands on must fit; None: no option stands on anything.
 
     Raises:
-        UserError: the method does not take one, or it would change nothing.
+        UserError: the method does not take one, it would change nothing, or it stands on a run that does not fit.
     """
     kinds = {name: kind for name, kind in preflight.options().items() if cfg.get(name) is not None}
     for name in kinds:
         value = HydraConfig.get().runtime.choices.get(name, cfg[name])
         if name not in inspect.signature(maker).parameters:
             raise UserError(name, value, f"{type(model).__name__} takes no {name} here", f"leave {name} out")
-        if name == "guidance" and not model.needs:
-            raise UserError(name, value, "the model was trained without conditions", f"leave {name} out")
-    return {name: _option(cfg[name], name, kind) for name, kind in kinds.items()}
+    found = {name: _option(cfg[name], name, kind, trained) for name, kind in kinds.items()}
+    for option in found.values():
+        model.needs = model.needs | frozenset(getattr(option, "conditions", ()))
+    if "guidance" in found and not model.needs:
+        raise UserError("guidance", cfg.guidance, "the model was trained without conditions", "leave guidance out")
+    return found
 
 
-def _option(value: Any, name: str, kind: Any) -> Any:
-    """An object that a page describes, or a number."""
-    return instantiate(value, _convert_="all") if isinstance(value, DictConfig) else preflight.fitted(value, name, kind)
+def _option(value: Any, name: str, kind: Any, trained: DictConfig | None) -> Any:
+    """An object that a page describes, on the finished runs that it names, or a number."""
+    if not isinstance(value, DictConfig):
+        return preflight.fitted(value, name, kind)
+    return _standing_on(value, {part: lent(value[part], f"{name}.{part}", trained) for part in _parts(value)}, name)

@@ -37,7 +37,16 @@ ALLOWED = (  # where a config may call what is defined
     "runs.trainer",
     "runs.loggers",
 )
-OBJECTS = ("data", "model", "trainer", "logger", "metrics", "sampler", "evaluator")  # what is built from a page
+OBJECTS = (
+    "data",
+    "model",
+    "trainer",
+    "logger",
+    "metrics",
+    "sampler",
+    "guider",
+    "evaluator",
+)  # what is built from a page
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2

@@ -87,12 +87,12 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
     Raises:
         UserError: there is none, its training failed, or the model cannot stand on it.
     """
-    plans = {name: plan(name, cfg) for name in build.parts(cfg) if cfg.model[name].run == "auto"}
+    plans = {name: plan(name, cfg) for name in build.parts(cfg) if build.section(cfg, name).run == "auto"}
     found = {name: _finished(one) for name, one in plans.items()}
     if missing := [name for name, run in found.items() if run is None]:
         _try_untrained(cfg, {name: plans[name] for name in missing})
     for name in build.parts(cfg):
-        part = cfg.model[name]
+        part = build.section(cfg, name)
         source = Path(part.run) if name not in plans else found[name] or _train(name, plans[name], folder / "lock")
         _take(name, source, cfg, folder)
 
@@ -105,11 +105,12 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
     if files is None:
         raise UserError(f"model.{name}.run", source, "no finished run lies there", f"model.{name}.run=auto")
     if files[0] == "config.yaml":
-        _check_images(name, source, build.stored_config(source).data, cfg)
+        trained, fix = build.stored_config(source).data, f"model.{name}.run=auto"
+        build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=name.endswith("classifier"))
     target = folder / "frozen" / name
     shutil.rmtree(target, ignore_errors=True)
     _link(source, target)
-    part = cfg.model[name]
+    part = build.section(cfg, name)
     OmegaConf.set_struct(part, False)
     part.run, part.sha256 = str(source), sha256(source / files[1])
     print(f"{name}: {folders.shorter(source)}{_reached(source)}", flush=True)
@@ -121,14 +122,6 @@ def _reached(source: Path) -> str:
     best = [f"{key} {value:.4g}" for key, value in summary["metrics"].items() if key.startswith(("recon/", "pair/"))]
     seen = [f"{summary['images_seen']:,} images"] if "images_seen" in summary else []
     return f" ({', '.join([*seen, *best[:3]])})" if seen or best else ""
-
-
-def _check_images(name: str, source: Path, trained: DictConfig, cfg: DictConfig) -> None:
-    """The part was trained on images as large as these."""
-    for key in ("image_size", "image_channels"):
-        if trained[key] != cfg.data[key]:
-            problem = f"it was trained on data.{key}={trained[key]}, this is data.{key}={cfg.data[key]}"
-            raise UserError(f"model.{name}.run", source, problem, f"model.{name}.run=auto")
 
 
 def _files(source: Path) -> tuple[str, str] | None:
@@ -181,7 +174,7 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     Raises:
         UserError: there is no such experiment.
     """
-    part = cfg.model[name]
+    part = build.section(cfg, name)
     page = ROOT / "conf" / "experiment" / f"{part.experiment}.yaml"
     if not page.exists():
         raise UserError(f"model.{name}.experiment", part.experiment, "no such page in conf/experiment", "see conf/")
@@ -291,11 +284,20 @@ def _identity(cfg: DictConfig, idle: set[str], below: dict[str, Any]) -> dict[st
     values = build.plain(cfg)
     data = {key: value for key, value in values["data"].items() if key not in idle}
     return {
-        "model": values["model"] | below,
+        "model": _on_identities(values["model"], below),
         "data": data,
         "images": values["budget"]["images"],
         "ema": values["callbacks"]["ema"],
     }
+
+
+def _on_identities(model: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    """The values of a model, in which each part is the identity of its run."""
+    found = dict(model)
+    for name, identity in below.items():
+        owner, _, inner = name.rpartition(".")
+        found |= {owner: found[owner] | {inner: identity}} if owner else {inner: identity}
+    return found
 
 
 def _stored_identity(folder: Path, idle: set[str]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.core.errors import UserError
 from atelier.core.launchers import rank
-from atelier.runs.build import data_fields, parts, plain, stored_config
+from atelier.runs.build import data_fields, parts, plain, section, stored_config
 from atelier.runs.folders import shorter
 from atelier.runs.pretrained import link_pretrained
 
@@ -35,7 +35,7 @@ def reconcile_config(cfg: DictConfig, folder: Path) -> DictConfig:
     if path.exists():
         stored = stored_config(folder)
         for name in parts(cfg):
-            _as_stored(cfg.model[name], stored.model.get(name))
+            _as_stored(section(cfg, name), section(stored, name))
         _same(cfg, stored, folder)
         return cfg
     link_pretrained(cfg, folder)
