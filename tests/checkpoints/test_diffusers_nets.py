@@ -155,7 +155,7 @@ OURS: dict[str, tuple[type, dict[str, Any]]] = {
     "unet, ddpm": (UNet, {"pad_below": True, "attention": [16], "dropout": 0.1}),
     "unet, adm's times": (UNet, {"freq_shift": 0, "norm_eps": 1e-5, "attention": [], "resample_in_blocks": True}),
     "dit": (DiT, {}),
-    "dit of one colour": (DiT, {"image_channels": 1, "learned_variance": True, "mlp_norm_eps": 1e-3, "patch_size": 4}),
+    "dit of one colour": (DiT, {"image_channels": 1, "learned_variance": True, "mlp_norm_eps": 1e-3, "dropout": 0.2}),
 }
 
 
@@ -197,6 +197,10 @@ def test_what_we_write_they_read(name: str, tmp_path: Path) -> None:
         again, read = diffusers_nets.read(tmp_path / "new")
         cond = read(labels, 3)
         torch.testing.assert_close(again(x, time.float(), cond), output, **CLOSE)
+    if isinstance(net, UNet):
+        assert again.parts == net.parts
+    else:
+        assert again.blocks[0].dropout.p == net.blocks[0].dropout.p
     own = {k: v for k, v in net.state_dict().items() if not k.startswith("cond.")}
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in own.items())
 

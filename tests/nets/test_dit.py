@@ -14,6 +14,7 @@ from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.nets.denoising import DenoisingNet
 from atelier.nets.dit import DiT, DiTBlock, sines_of_places
+from atelier.nets.layers import attended
 from tests.compose import composed
 
 SMALL = {"image_size": 8, "image_channels": 3, "patch_size": 2, "width": 16, "n_layers": 2, "heads": 2, "cond_dim": 5}
@@ -182,12 +183,19 @@ def test_checkpointing_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch)
         net(*inputs())  # nothing goes back, so nothing is kept anyway
 
 
-def test_normed_queries_and_keys_stand_bf16() -> None:
+def test_normed_queries_and_keys_stand_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention does not grow with them, whatever their size, and its inputs have one precision."""
     net, (x, time, cond) = made(qk_norm=True), inputs()
-    plain = net(x, time, cond)
+    plain, precisions = net(x, time, cond), set()
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        precisions.add((q.dtype, k.dtype, v.dtype))
+        return attended(q, k, v, causal)
+
+    monkeypatch.setattr("atelier.nets.dit.attended", watched)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (net(x, time, cond).float() - plain).abs().mean() < 0.05 * plain.abs().mean()
+    assert precisions == {(torch.bfloat16,) * 3}
     for block in net.blocks:
         block.qkv.weight.data[:32] *= 100
         block.qkv.bias.data[:32] *= 100
@@ -208,6 +216,8 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(net(*given), net(*given))
     net.eval()
     assert torch.equal(net(*given), net(*given))
+    x = torch.randn(2, 16, 16)
+    assert torch.equal(made(dropout=1.0).blocks[0](x, torch.randn(2, 16)), x)  # both branches end in it
 
 
 @pytest.mark.parametrize(("changes", "line"), [
