@@ -70,8 +70,8 @@ class Request:
         case: direction of a translator, one of `model.cases`.
         given: Batch fields (1, ...) that stand in place of the test images'.
         strength: time in (0, 1] that `edit` noises its source to.
-        mask: what `inpaint` fills: a word of `masks.WORDS`, a file or a folder.
-        resamplings: how often `inpaint` takes each step.
+        mask: part that `inpaint` fills: a word of `masks.WORDS`, a file or a folder.
+        resamplings: number of times that `inpaint` takes each step.
         unknown: whether nothing is known of the sources, so that neither they nor the results have a condition.
     """
 
