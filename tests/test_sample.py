@@ -411,7 +411,7 @@ def test_outside_the_mask_nothing_changes_and_what_is_below_it_has_no_say(
 def test_a_faint_edit_is_the_source_and_a_full_one_a_sample(
     finished: dict[str, Path], tmp_path: Path, lively: None
 ) -> None:
-    run, words = finished["ddpm"], ("sampler=euler", "sampler.steps=4")
+    run, words = finished["ddpm"], ("sampler=ddim", "sampler.steps=4")
     faint = drawn(run, tmp_path / "a", "n=8", "do=edit", "strength=0.3", *words)[1::2]
     full = drawn(run, tmp_path / "b", "n=8", "do=edit", "strength=1.0", *words)[1::2]
     sampled = drawn(run, tmp_path / "c", "n=4", *words)
@@ -434,7 +434,7 @@ def test_of_a_file_nothing_is_known_unless_a_label_says_it(
             expected = to_uint8(run.model.edit(x, cond, rngs.again(), 0.5, guidance=guidance))
         assert torch.equal(pixels(Image.open(tmp_path / "out" / "mine.png")), expected[0])
     told = refused(f"run={finished['ddpm']}", *words[:2], f"out={tmp_path / 'out2'}", "guidance=2")
-    assert "label=None: guidance towards which class? Fix: label=0, or leave guidance out" in told
+    assert "label=None: guidance needs a class to lead to. Fix: label=0, or leave guidance out" in told
 
 
 def test_an_inverted_image_comes_back_under_its_own_condition_and_changes_under_another(
@@ -505,7 +505,7 @@ def test_a_folder_of_sources_with_a_folder_of_masks(finished: dict[str, Path], t
 
 def test_what_an_edit_lacks_is_refused_in_one_line(finished: dict[str, Path], tmp_path: Path) -> None:
     ddpm, gan = f"run={finished['ddpm']}", f"run={finished['gan']}"
-    told = "error: mask=None: what is to be filled? Fix: mask=FILE_OR_FOLDER, or center, left, random"
+    told = "error: mask=None: nothing says what is to be filled. Fix: mask=FILE_OR_FOLDER, or center, left, random"
     assert refused(ddpm, "do=inpaint") == told
     for strength in ("0", "1.5", "-1"):
         assert refused(ddpm, "do=edit", f"strength={strength}").startswith(f"error: strength={strength}")

@@ -101,7 +101,7 @@ class Request:
         _check_words(words, model)
         unknown = words["source"] is not None and isinstance(model, DiffusionModel) and words["label"] is None
         if unknown and "guidance" in options:
-            raise UserError("label", None, "guidance towards which class?", "label=0, or leave guidance out")
+            raise UserError("label", None, "guidance needs a class to lead to", "label=0, or leave guidance out")
         own = {name: words[name] for name in ("strength", "mask", "resamplings") if words[name] is not None}
         return replace(cls(model, data, options, words["seed"], items, case, given), **own, unknown=unknown)
 
@@ -415,12 +415,8 @@ def _check_words(words: Mapping[str, Any], model: Generator) -> None:
             fix = f"do={its}" if its in able else f"leave {name} out"
             raise UserError(name, words[name], f"do={verb} takes none", fix)
     if verb == "inpaint" and words["mask"] is None:
-        raise UserError("mask", None, "what is to be filled?", f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}")
+        fix = f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}"
+        raise UserError("mask", None, "nothing says what is to be filled", fix)
     if words["source"] is not None and not isinstance(model, Translator) and verb not in OF_IMAGES:
         fix = next((f"do={other}, or leave source out" for other in OF_IMAGES if other in able), "leave source out")
-        known = (
-            f"do={verb} takes no source images"
-            if fix.startswith("do")
-            else f"{type(model).__name__} takes no source images"
-        )
-        raise UserError("source", words["source"], known, fix)
+        raise UserError("source", words["source"], f"do={verb} takes no source images", fix)
