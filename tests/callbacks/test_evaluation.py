@@ -139,7 +139,7 @@ def test_the_picture_at_the_end_is_what_the_saved_average_draws(finished: dict[s
 def test_summary_says_what_the_figures_hold_under(finished: dict[str, Path]) -> None:
     told = json.loads((finished["ddpm"] / "summary.json").read_text())
     assert set(told) == {
-        "metrics", "protocol", "reasons", "images_seen", "resumed_at", "images_per_second", "seconds",
+        "metrics", "protocol", "intervals", "reasons", "images_seen", "resumed_at", "images_per_second", "seconds",
         "gflop_per_image", "tflop", "command", "commit", "device", "versions",
     }  # fmt: skip
     assert told["images_seen"] == 96

@@ -14,9 +14,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from atelier.core.batch import Batch, Cond, each
+from atelier.core.condition import Embedder
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
+from atelier.diffusion import diagnostics
+from atelier.diffusion.objective import Net, Objective
 
 
 class Model(LightningModule, ABC):
@@ -252,6 +255,35 @@ class Likelihood(ABC):
             x: (B, C, H, W) in [-1, 1], on the 256 levels of `pixels.to_float`.
             cond: condition of each image, as `sample` takes it.
         """
+
+
+class Denoising(ABC):
+    """Learns to take noise out of images or their latents, which can be measured on any of them."""
+
+    objective: Objective
+    net: Net
+    embedder: Embedder
+    device: torch.device
+
+    @abstractmethod
+    def latents(self, x: Tensor) -> Tensor:
+        """What is denoised of images (B, C, H, W) in [-1, 1]: the same each time, no random state moves."""
+
+    def noise_bins(self) -> list[int]:
+        """Centres of the bins of log-SNR that training reaches."""
+        return list(diagnostics.bins(self.objective.schedule, self.device))
+
+    def denoising_errors(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+        """Squared error and log-SNR in each bin of what `latents` gave, (B, bins) each (`diffusion/diagnostics.py`)."""
+        return diagnostics.errors(self.objective, self.net, z, self.embedder(cond, len(z)), rngs)
+
+    def linear_errors(self, variance: Tensor, logsnr: Tensor) -> Tensor:
+        """What those errors are for the best linear guess of each pixel from itself; as `logsnr`, of any shape.
+
+        Args:
+            variance: that of each number of a latent over images, (C, H, W).
+        """
+        return diagnostics.linear_error(variance, logsnr)
 
 
 def takes(part: object, kind: type, key: str, owner: type) -> None:

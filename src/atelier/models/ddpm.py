@@ -15,11 +15,11 @@ from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective, TrainedDenoiser
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import Cond, Generator
+from atelier.models.base import Cond, Denoising, Generator
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 
 
-class DDPM(Generator):
+class DDPM(Generator, Denoising):
     """One net that denoises.
 
     Args:
@@ -79,6 +79,9 @@ class DDPM(Generator):
         """
         noise = rngs.randn(*self.net.shape, device=self.device)
         return self.diffusion_sampler(cond, noise, rngs, sampler, guidance)
+
+    def latents(self, x: Tensor) -> Tensor:
+        return x
 
     def part(self) -> TrainedDenoiser:
         return TrainedDenoiser(self.objective, self.net, self.embedder)

@@ -16,14 +16,14 @@ from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import Cond, Generator
+from atelier.models.base import Cond, Denoising, Generator
 from atelier.nets.codec import LatentCodec
 from atelier.nets.contracts import FirstStage, keeps
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 from atelier.nets.frozen import Frozen
 
 
-class LDM(Generator):
+class LDM(Generator, Denoising):
     """A denoising net in the latent space of a first stage.
 
     Args:
@@ -83,6 +83,9 @@ class LDM(Generator):
         """Images (n, C, H, W); options as in DDPM."""
         noise = rngs.randn(*self.net.shape, device=self.device)
         return self.codec.decode(self.diffusion_sampler(cond, noise, rngs, sampler, guidance))
+
+    def latents(self, x: Tensor) -> Tensor:
+        return self.codec.mean(x)
 
     def protocol(self) -> dict[str, Any]:
         return self.diffusion_sampler.protocol()

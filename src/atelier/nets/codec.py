@@ -45,6 +45,13 @@ class LatentCodec(nn.Module):
         return (z - self.shift) * self.scale
 
     @torch.no_grad()
+    def mean(self, x: Tensor) -> Tensor:
+        """Latents (B, Z, h, w) of images (B, C, H, W), the posterior's means whatever the mode."""
+        with float32(x.device):
+            mean, _ = self.autoencoder.net.encode(x)
+        return (mean - self.shift) * self.scale
+
+    @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of latents (B, Z, h, w)."""
         with float32(z.device):
