@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_by_hand(loaded: folders.LoadedRun) -> None:
     """The held-out error of the middle bin: image by image, level by level."""
     model, data = loaded.model, loaded.data
     train_images = data.chosen("train", range(N))["image"].double()
-    variance = train_images.var(0, correction=0).flatten()
+    variance = train_images.var(0).flatten()
     batch, shares = data.test_batch(0, N), []
     for k in range(N):
         rngs = ImageRngs(3, k, 1)
@@ -78,8 +79,11 @@ def test_batches_change_nothing_and_means_are_of_all_bins(loaded: folders.Loaded
     for name, one in found.items():
         assert one == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
     bins = [found[f"heldout/logsnr_{centre}"].value for centre in (8, 4, 0, -4, -8)]
-    assert found["heldout/loss"].value == pytest.approx(sum(bins) / 5)
-    assert found["gap"].value == pytest.approx(found["heldout/loss"].value - found["training/loss"].value)
+    assert found["heldout/loss"].value == pytest.approx(math.prod(bins) ** (1 / 5))
+    held, trained = found["heldout/loss"], found["training/loss"]
+    assert found["gap"].value == pytest.approx(math.log(held.value / trained.value))
+    widths = held.half_width / held.value, trained.half_width / trained.value
+    assert found["gap"].half_width == pytest.approx(math.hypot(*widths))
     assert len(found) == 2 * 6 + 2 and all(one.half_width > 0 for one in found.values())
 
 
@@ -91,10 +95,23 @@ def test_exchanged_conditions_are_those_of_the_next_image(loaded: folders.Loaded
         for name, shift in (("own", 0), ("next", -1)):
             cond = {n: heldout[n].roll(shift, 0) for n in model.needs}
             exchanged[name], levels = model.denoising_errors(x, cond, ImageRngs(3, 0, N))
-        variance = data.chosen("train", range(N))["image"].var(0, correction=0)
-        gain = ((exchanged["next"] - exchanged["own"]) / model.linear_errors(variance, levels)).mean(1)
+        variance = data.chosen("train", range(N))["image"].var(0)
+        own, other = (exchanged[k] / model.linear_errors(variance, levels) for k in ("own", "next"))
     found = measured(loaded)["condition_gain"]
-    assert found.value == pytest.approx(gain.mean().item(), rel=1e-3, abs=1e-6) and abs(found.value) > 1e-6
+    gain = (other.mean(0) / own.mean(0)).log().mean().item()
+    assert found.value == pytest.approx(gain, rel=1e-3, abs=1e-6) and abs(found.value) > 1e-6
+
+
+def test_intervals_of_logarithms_hold_what_they_should() -> None:
+    """Of 400 draws of errors that are skewed, 1000 times as large in one bin, and alike within an image."""
+    rng, n, held = torch.Generator().manual_seed(0), 100, 0
+    for _ in range(400):
+        shared, own = torch.randn(n, 1, generator=rng), torch.randn(n, 2, generator=rng)
+        errors = (0.3 * shared + 0.3 * own).double().exp() * torch.tensor([1.0, 1000.0])
+        log, influence = diagnostics.logarithm(errors)
+        true = 0.3**2 + math.log(1000) / 2  # ln of the mean of exp(N(0, 2 s^2)) is s^2
+        held += abs(log - true) <= diagnostics.estimate(influence).half_width
+    assert 0.92 < held / 400 < 0.98
 
 
 def test_a_net_that_does_not_listen_gains_nothing(finished: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,16 @@ def estimate(values: Tensor) -> Estimate:
     return Estimate(values.mean().item(), 1.96 * (values.var() / len(values)).sqrt().item())
 
 
+def logarithm(errors: Tensor) -> tuple[float, Tensor]:
+    """ln of the geometric mean of all bins' mean errors (n, bins), and what each image adds to its deviation, (n,).
+
+    So each bin counts alike, though errors are a thousand times as large in one as in another. The second is the
+    influence of an image (the delta method): the deviation of its mean is that of the first.
+    """
+    means = errors.mean(0).clamp(min=1e-12)
+    return means.log().mean().item(), (errors / means).mean(1)
+
+
 def count(data: DataModule, n: int) -> int:
     """How many images of each split `n` are: no fewer than ranks, no more than there are."""
     least = dist.get_world_size() if many() else 1
@@ -54,26 +65,33 @@ def denoised(
     """Errors of n held-out and n training images under the same noise, and what the true conditions gain.
 
     Training images are taken as they are, without augmentation. Errors are told as shares of those of the best linear
-    guess of each pixel from itself, whose variance is that of the training images.
+    guess of each pixel from itself, whose variance is that of the training images. `gap` is ln of the held-out loss
+    over the training loss, `condition_gain` ln of the loss under exchanged conditions over the one under the true ones.
 
     Args:
         model: model in eval mode, holding the weights to measure.
         seed: seed of noise and noise levels, which are the same for any weights, ranks and batches.
     """
     variance = _variance(model, data, n, batch_size, context)
-    found, relative = {}, {}
+    found, logs = {}, {}
     for split, name in (("test", "heldout"), ("train", "training")):
         facts = _errors(model, data, split, seed, n, batch_size, context, progress)
         scale = model.linear_errors(variance, facts.pop("logsnr"))
-        relative |= {f"{split}/{kind}": errors / scale for kind, errors in facts.items()}
-        own = relative[f"{split}/own"]
+        own = facts["own"] / scale
         found |= {f"{name}/logsnr_{c}": estimate(e) for c, e in zip(model.noise_bins(), own.T, strict=True)}
-        found[f"{name}/loss"] = estimate(own.mean(1))
-    (held, a), (trained, b) = found["heldout/loss"], found["training/loss"]
-    found["gap"] = Estimate(held - trained, (a**2 + b**2) ** 0.5)
-    if "test/exchanged" in relative:
-        found["condition_gain"] = estimate((relative["test/exchanged"] - relative["test/own"]).mean(1))
+        logs |= {f"{name}/{kind}": logarithm(errors / scale) for kind, errors in facts.items()}
+        found[f"{name}/loss"] = _exponential(*logs[f"{name}/own"])
+    (held, images), (trained, others) = logs["heldout/own"], logs["training/own"]
+    width = (estimate(images).half_width ** 2 + estimate(others).half_width ** 2) ** 0.5
+    found["gap"] = Estimate(held - trained, width)
+    if "heldout/exchanged" in logs:
+        other, exchanged = logs["heldout/exchanged"]
+        found["condition_gain"] = Estimate(other - held, estimate(exchanged - images).half_width)
     return found
+
+
+def _exponential(log: float, influence: Tensor) -> Estimate:
+    return Estimate(math.exp(log), math.exp(log) * estimate(influence).half_width)
 
 
 def _variance(model: DenoisingGenerator, data: DataModule, n: int, batch_size: int, context: Context) -> Tensor:
@@ -84,7 +102,7 @@ def _variance(model: DenoisingGenerator, data: DataModule, n: int, batch_size: i
             z = model.latents(batch["image"].to(model.device)).double()
         sums.append(torch.stack([z.sum(0), z.square().sum(0)]))
     first, second = summed(torch.stack(sums).sum(0)).cpu() / n
-    return (second - first**2).clamp(min=0)
+    return (second - first**2).clamp(min=0) * (n / max(1, n - 1))
 
 
 def _errors(
