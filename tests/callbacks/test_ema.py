@@ -377,7 +377,7 @@ def test_ema_takes_a_length_on_the_command_line(config: str, word: str, fits: bo
     ("half_lives", "ramp", "line"),
     [
         ([4_000], 0.05, None),
-        ([4_000, 30_000], 0.05, "30,000 images are more than a fifth of this run, so callbacks.ema.ramp cuts them to 5%"),
+        ([4_000, 30_000], 0.05, "30,000 images are more than a fifth of this run, so callbacks.ema.ramp cuts them"),
         ([30_000], 1.0, "30,000 images are more than a fifth of this run, whose average will still hold early weights"),
         ([], 0.05, None),
     ],

@@ -45,13 +45,14 @@ class Diagnostics(Callback):
         if not (isinstance(model, Generator) and isinstance(model, Denoising)):
             return 0
         if self.n is None:
-            every = trainer.val_check_interval * trainer.datamodule.batch_size
-            forwards = len(model.noise_bins()) * (3 if model.embedder.conditions else 2)
-            n = affordable(self.clock.images, self._seconds(), max(1, -(-self.clock.images // every)), forwards)
-            self.n = trainer.strategy.broadcast(n)
+            self.n = trainer.strategy.broadcast(self._affordable(trainer, model))
         return self.n
 
-    def _seconds(self) -> float:
-        """Time of training for an image: the median of the rows so far; a second where there is none."""
+    def _affordable(self, trainer: Trainer, model: Model) -> int:
+        """By the median speed of the table's rows so far; the least where there is none."""
         speed = self.table.median("perf/images_per_second")
-        return 1.0 if speed is None else 1 / max(speed, 1e-9)
+        if speed is None:
+            return LEAST
+        every = trainer.val_check_interval * trainer.datamodule.batch_size
+        forwards = len(model.noise_bins()) * (3 if model.embedder.conditions else 2)
+        return affordable(self.clock.images, 1 / max(speed, 1e-9), max(1, -(-self.clock.images // every)), forwards)
