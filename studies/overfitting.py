@@ -35,7 +35,7 @@ WIDTH, HEIGHT, MARGIN, SMOOTHED = (
     260,
     56,
     20,
-)  # pixels of a panel; rows that a curve without intervals is a mean of
+)  # pixels of a panel; rows a point is the mean of
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189))
 CONDITIONS = ("label", "attributes", "text")
 
