@@ -84,12 +84,11 @@ def panel(title: str, curves: dict[str, list[Point]]) -> Image.Image:
     points = [point for one in curves.values() for point in one]
     high = max(point.value + point.half_width for point in points)
     low = min(min(point.value - point.half_width for point in points), 0.5 if "memorisation" in title else 0)
-    right = max(point.images_seen for point in points)
+    right, high = max(point.images_seen for point in points), max(high, low + 1e-9)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return MARGIN + x / right * (WIDTH - 1.5 * MARGIN), MARGIN + (high - y) / (high - low) * (
-            HEIGHT - 1.75 * MARGIN
-        )
+        along, down = x / right, (high - y) / (high - low)
+        return MARGIN + along * (WIDTH - 1.5 * MARGIN), MARGIN + down * (HEIGHT - 1.75 * MARGIN)
 
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = ImageDraw.Draw(image, "RGBA"), ImageFont.load_default(12)
@@ -97,12 +96,12 @@ def panel(title: str, curves: dict[str, list[Point]]) -> Image.Image:
         at = place(x, y)
         draw.line([place(0, y), place(right, y)] if x == 0 else [place(x, low), place(x, high)], fill=(225, 225, 225))
         draw.text((4, at[1] - 7) if x == 0 else (at[0] - 14, HEIGHT - 0.6 * MARGIN), words, "black", font)
-    for (name, one), colour in zip(curves.items(), COLOURS, strict=False):
+    for number, (name, one) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
         upper = [place(p.images_seen, p.value + p.half_width) for p in one]
         lower = [place(p.images_seen, p.value - p.half_width) for p in one]
         draw.polygon([*upper, *reversed(lower)], fill=(*colour, 50))
         draw.line([place(p.images_seen, p.value) for p in one], fill=colour, width=2)
-        number = list(curves).index(name)
         draw.text((MARGIN + 110 * number, 22), name, colour, font)
     draw.text((MARGIN, 4), f"{title} over images seen", "black", font)
     return image
