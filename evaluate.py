@@ -22,7 +22,6 @@ def evaluate(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from atelier.callbacks.evaluation import numbers
-    from atelier.evaluation.evaluator import intervals
     from atelier.evaluation.gathering import show_progress
     from atelier.runs import ledger
     from atelier.runs.trainer import autocast, device, resolved
@@ -38,10 +37,16 @@ def evaluate(cfg: DictConfig) -> None:
         if notice:
             print(notice, file=sys.stderr, flush=True)
     precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")
+    raw: dict[str, float] = {}
+    if cfg.eval.raw:
+        other = folders.load_generator(run.folder, False, cfg.root).model.to(device())
+        raw, _ = evaluator(other, run.data, options, lambda: autocast(other, precision), show_progress)
     values, protocol = evaluator(model, run.data, options, lambda: autocast(model, precision), show_progress)
+    intervals = evaluator.intervals(values, protocol)
+    values |= {f"raw/{name}": value for name, value in raw.items() if not name.startswith("real/")}
     protocol |= {"ema": run.ema, "precision": precision}
     printed = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
-    printed |= {"intervals": intervals(values, protocol)}
+    printed |= {"intervals": intervals}
     line = json.dumps(printed)
     with (run.folder / "evaluations.jsonl").open("a") as file:
         file.write(line + "\n")

@@ -20,7 +20,7 @@ from atelier.runs import folders
 from tests.compose import composed
 from tests.conftest import overrides
 
-AS_TRAINING = ["eval.n_samples=8", "eval.n_real=8", "eval.batch_size=4"]
+AS_TRAINING = ["eval.n_samples=8", "eval.n_real=8", "eval.batch_size=4", "eval.n_diagnosed=8"]
 
 
 def told(run: Path, capsys: pytest.CaptureFixture, *words: str) -> dict[str, Any]:

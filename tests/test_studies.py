@@ -16,7 +16,7 @@ from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import judge_values
 from atelier.runs import folders
 from atelier.shapes.judge import judge
-from studies import pixel_mixture, temperatures, whole_images
+from studies import overfitting, pixel_mixture, temperatures, whole_images
 
 
 def test_one_gaussian_has_the_mean_and_deviation_of_its_levels() -> None:
@@ -94,3 +94,46 @@ def test_without_a_run_whole_images_are_bicubic(
     assert sizes == [((1, 3, 26, 32), 2)]
     row = "| 100.00 dB | 100.00 dB | 1.0000 | 1.0000 |"
     assert capsys.readouterr().out.splitlines()[2:] == [f"| flat.png, bicubic {row}", f"| mean of 1, bicubic {row}"]
+
+
+def test_shuffled_conditions_are_those_of_other_images(finished: dict[str, Path]) -> None:
+    """Of training alone, the same each time, each one's once."""
+    loaded = folders.load(finished["ddpm"], ema=True)
+    plain, data = loaded.data.split("train"), folders.load(finished["ddpm"], ema=True).data
+    mixed = overfitting.shuffle(data).split("train")
+    whole, own = (images.read(list(range(20)), None) for images in (mixed, plain))
+    assert torch.equal(whole["image"], own["image"]) and not torch.equal(whole["label"], own["label"])
+    assert torch.equal(whole["label"].sort().values, own["label"].sort().values)
+    assert torch.equal(mixed.read([7], None)["attributes"][0], whole["attributes"][7])
+    assert torch.equal(data.test_batch(0, 8)["label"], loaded.data.test_batch(0, 8)["label"])
+
+
+def test_a_study_trains_on_shuffled_conditions(
+    tmp_path: Path, finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train
+    from atelier.runs import build
+
+    seen = []
+    monkeypatch.setattr(build, "data", build.data)  # given back afterwards
+    monkeypatch.setattr(train, "main", lambda: seen.append(type(build.data(run.cfg).split("train")).__name__))
+    monkeypatch.setattr("sys.argv", ["overfitting", "train", "model=ddpm"])
+    run = folders.load(finished["ddpm"], ema=True)
+    overfitting.main()
+    assert seen == ["Shuffled"]
+
+
+def test_curves_of_a_run_with_their_intervals(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gap = overfitting.curve(finished["ddpm"], "val/gap")
+    assert [point.images_seen for point in gap] == [32, 64, 96] and all(point.half_width > 0 for point in gap)
+    losses = overfitting.curve(finished["ddpm"], "train/loss")
+    assert len(losses) == 1 and losses[0].images_seen == 96 and losses[0].half_width == 0
+    runs, columns = [str(finished["ddpm"]), str(finished["ldm"])], ["val/gap", "val/memorisation", "train/loss"]
+    monkeypatch.setattr("sys.argv", ["overfitting", "plot", str(tmp_path / "a.png"), *runs, "--columns", *columns])
+    overfitting.main()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (3 * overfitting.WIDTH, overfitting.HEIGHT)
+        found = {colour for _, colour in picture.crop((0, 60, 420, 220)).getcolors(100_000)}
+    assert set(overfitting.COLOURS[:2]) <= found

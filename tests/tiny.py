@@ -20,6 +20,7 @@ COMMON = [
     "eval.n_samples=8",
     "eval.n_real=8",
     "eval.batch_size=4",
+    "eval.n_diagnosed=8",
     "checkpoint.every_images=24",
     "callbacks.table.every_images=8",
     "callbacks.grids.every_images=1000",

@@ -300,6 +300,7 @@ def test_a_run_marks_its_best(tmp_path: Path) -> None:
     [("fid", 1), ("a2b/fid", 1), ("fd_classifier", 1), ("kid", 1), ("bpd", 1), ("nll", 1), ("recon/lpips", 1),
      ("recon/fid", 1), ("judge/duplicates", 1), ("is", 0), ("precision", 0), ("recon/psnr", 0), ("pair/psnr_y", 0),
      ("pair/ssim", 0), ("judge/valid", 0), ("judge/label", 0), ("judge/coverage", 0), ("clip_score", 0),
+     ("heldout/loss", 1), ("heldout/logsnr_-8", 1), ("gap", 1), ("memorisation", 1), ("condition_gain", 0),
      ("judge/combinations", 0), ("judge/places", 0), ("judge/recall", 0), ("codes/used", 0), ("codes/perplexity", 0)],
 )  # fmt: skip
 def test_direction_of_metrics(metric: str, lower: int) -> None:

@@ -344,3 +344,54 @@ def test_state_comes_back(tmp_path: Path) -> None:
     for half_life in ("16", "64"):
         old, new = (e.nets[half_life]["net"].state_dict() for e in (ema, again))
         assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_an_average_is_chosen_by_its_half_life(finished: dict[str, Path]) -> None:
+    """The tiny run has 16 and 64; True is the first of them."""
+    from atelier.core.errors import UserError
+
+    checkpoint = load(newest(finished["ddpm"] / "checkpoints"))["callbacks"]["EMA"]["nets"]
+    for asked, half_life in ((16, "16"), (64, "64"), (True, "16")):
+        loaded = folders.load(finished["ddpm"], ema=asked)
+        assert loaded.ema == [int(half_life)]
+        state = loaded.model.net.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in checkpoint[half_life]["net"].items())
+    with pytest.raises(UserError) as error:
+        folders.load(finished["ddpm"], ema=32)
+    assert error.value.line() == "error: ema=32: the run has averages of half-lives 16, 64. Fix: ema=16"
+
+
+@pytest.mark.parametrize("config", ["sample", "evaluate"])
+@pytest.mark.parametrize(("word", "fits"), [("64", True), ("true", True), ("false", True), ("0", False), ("x", False)])
+def test_ema_takes_a_length_on_the_command_line(config: str, word: str, fits: bool) -> None:
+    from contextlib import nullcontext
+
+    from atelier.core.errors import UserError
+    from atelier.runs import preflight
+
+    with nullcontext() if fits else pytest.raises(UserError, match="error: ema="):
+        preflight.check(composed(f"ema={word}", config=config))
+
+
+@pytest.mark.parametrize(
+    ("half_lives", "ramp", "line"),
+    [
+        ([4_000], 0.05, None),
+        ([4_000, 30_000], 0.05, "30,000 images are more than a fifth of this run, so callbacks.ema.ramp cuts them"),
+        ([30_000], 1.0, "30,000 images are more than a fifth of this run, whose average will still hold early weights"),
+        ([], 0.05, None),
+    ],
+)  # fmt: skip
+def test_a_half_life_that_is_long_beside_the_run_is_told(
+    half_lives: list[int], ramp: float, line: str | None, capsys: pytest.CaptureFixture
+) -> None:
+    from atelier.callbacks.progress import Progress
+    from atelier.runs import report
+
+    words = [f"callbacks.ema.half_lives=[{','.join(map(str, half_lives))}]", f"callbacks.ema.ramp={ramp}"]
+    cfg = composed("budget.images=110000", *words)
+    model = SimpleNamespace(parameters=list, needs=frozenset())
+    data = SimpleNamespace(image_channels=3, image_size=16, batch_size=32)
+    report.announce(Progress(SimpleNamespace()), cfg, model, data)
+    told = [one for one in capsys.readouterr().out.splitlines() if one.startswith("callbacks.ema.half_lives: ")]
+    assert len(told) == (line is not None) and (line or "") in "".join(told)

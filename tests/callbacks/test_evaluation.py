@@ -139,7 +139,7 @@ def test_the_picture_at_the_end_is_what_the_saved_average_draws(finished: dict[s
 def test_summary_says_what_the_figures_hold_under(finished: dict[str, Path]) -> None:
     told = json.loads((finished["ddpm"] / "summary.json").read_text())
     assert set(told) == {
-        "metrics", "protocol", "reasons", "images_seen", "resumed_at", "images_per_second", "seconds",
+        "metrics", "protocol", "intervals", "reasons", "images_seen", "resumed_at", "images_per_second", "seconds",
         "gflop_per_image", "tflop", "command", "commit", "device", "versions",
     }  # fmt: skip
     assert told["images_seen"] == 96
@@ -164,3 +164,42 @@ def test_a_run_killed_in_its_last_evaluation_is_judged_again(tmp_path: Path, fin
     assert json.loads((folder / "summary.json").read_text())["images_seen"] == 96
     again = load(newest(folder / "checkpoints"))["state_dict"]
     assert all(torch.equal(state[name], again[name]) for name in state)
+
+
+def test_raw_weights_beside_averaged_ones(tmp_path: Path, finished: dict[str, Path]) -> None:
+    """Figures are those of each alone, of the same noise; in a picture each is followed by a raw one."""
+    from atelier.callbacks.table import read_rows
+    from atelier.images.pictures import beside, grid
+
+    words = [*overrides("ddpm"), "callbacks.grids.every_images=32", "eval.raw=true"]
+    train.train(composed(*words, "checkpoint.best=raw/heldout/loss", run_dir=tmp_path))
+    told = folders.summary(tmp_path)["metrics"]
+    plain = folders.summary(finished["ddpm"])["metrics"]
+    assert {name: value for name, value in told.items() if not name.startswith("raw/")} == plain
+    assert {name.removeprefix("raw/") for name in told if name.startswith("raw/")} == set(plain)
+    assert told["raw/heldout/loss"] != told["heldout/loss"]
+    assert read_rows(tmp_path / "metrics.csv")[-1]["val/raw/gap"] == pytest.approx(told["raw/gap"])
+    drawn = []
+    for ema in (True, False):
+        loaded = folders.load(tmp_path, ema)
+        cond = loaded.model.condition(loaded.data.test_batch(0, 4), "")
+        with torch.inference_mode():
+            drawn.append(to_uint8(loaded.model.sample(cond, ImageRngs(0, 0, 4))))
+    expected = grid(beside(drawn), 4).permute(1, 2, 0).contiguous().numpy().tobytes()
+    assert Image.open(tmp_path / "samples/samples_000000096.png").tobytes() == expected
+
+
+def test_raw_figures_of_evaluate_are_those_of_training(
+    tmp_path: Path, finished: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    import evaluate
+
+    shutil.copytree(finished["ddpm"], tmp_path / "run")
+    counts = ["eval.n_samples=8", "eval.n_real=8", "eval.batch_size=4", "eval.n_diagnosed=8", "metrics=none"]
+    told = {}
+    for word in ("eval.raw=true", "ema=false"):
+        capsys.readouterr()
+        evaluate.evaluate(composed(f"run={tmp_path / 'run'}", *counts, word, config="evaluate"))
+        told[word] = json.loads(capsys.readouterr().out)["metrics"]
+    raw = {k.removeprefix("raw/"): v for k, v in told["eval.raw=true"].items() if k.startswith("raw/")}
+    assert raw == told["ema=false"] and len(raw) >= 19

@@ -20,7 +20,7 @@ TRAINER = SimpleNamespace(is_global_zero=True, loggers=[])
 
 
 def table(folder: Path, images_seen: int = 0) -> Table:
-    made = Table(8, str(folder / "metrics.csv"), SimpleNamespace(images_seen=images_seen))
+    made = Table(8, str(folder / "metrics.csv"), SimpleNamespace(images_seen=images_seen), None)
     made.on_fit_start(TRAINER, None)
     return made
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from atelier.callbacks import work
 from atelier.callbacks.clock import Clock
+from atelier.callbacks.table import read_rows
 from atelier.callbacks.work import Work
 from atelier.checkpoints.store import load, newest
 from tests.compose import composed
@@ -156,3 +157,38 @@ def test_weights_are_the_same_without_a_look(
     assert looked["callbacks"]["Work"]["flop"] > 0 == unseen["callbacks"]["Work"]["flop"]
     for name, value in looked["state_dict"].items():
         assert torch.equal(value, unseen["state_dict"][name]), name
+
+
+def test_the_share_of_the_peak_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 A100s in bf16: 624 TFLOP/s; 100 GFLOP an image at 1,560 images a second are a quarter of them."""
+    counted = made()
+    monkeypatch.setattr(work, "_on_gpu", lambda model: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    trainer = SimpleNamespace(precision="bf16-mixed", world_size=2)
+    model = SimpleNamespace(device=torch.device("cuda"), modules=list)
+    counted.on_train_start(trainer, model)
+    assert counted.utilisation(1560.0) is None  # nothing was counted yet
+    counted.flop, counted.counted = 100 * 10**9 * 8, 8
+    assert counted.utilisation(1560.0) == pytest.approx(0.25)
+
+
+def test_of_a_device_that_is_not_known_there_is_no_share() -> None:
+    counted = made()
+    counted.flop, counted.counted = 10**12, 8
+    assert counted.peak is None and counted.utilisation(100.0) is None
+
+
+def test_it_stands_in_the_table_and_in_the_closing_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Of a CPU that is taken for a device of 1 TFLOP/s."""
+    monkeypatch.setattr(work, "_on_gpu", lambda model: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "any")
+    monkeypatch.setattr(work, "peak", lambda device, precision: 1.0)
+    train.train(composed(*overrides("gan"), "metrics=none", run_dir=tmp_path))
+    rows = [row for row in read_rows(tmp_path / "metrics.csv") if "perf/mfu" in row]
+    assert len(rows) == 12  # a row every 8 images
+    each = load(newest(tmp_path / "checkpoints"))["callbacks"]["Work"]
+    speed = rows[-1]["perf/images_per_second"]
+    assert rows[-1]["perf/mfu"] == pytest.approx(each["flop"] / each["counted"] * speed / 1e12)
+    assert "% of the device's peak while training (MFU)" in capsys.readouterr().out

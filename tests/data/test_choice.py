@@ -94,7 +94,7 @@ def judged(data: DataModule) -> dict[str, list[int]]:
 
 def picture(data: DataModule, folder: Path) -> list[int]:
     """The labels in real.png: 4 rows of 5 cells, 64 px wide and 2 px apart."""
-    grids = Grids(1, N, 0, str(folder), SimpleNamespace(images_seen=0), None, None)
+    grids = Grids(1, N, 0, str(folder), False, SimpleNamespace(images_seen=0), None, None)
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data)
     grids.on_train_start(trainer, Mirror())
     pixels = np.array(Image.open(folder / "real.png"))[34::66, 34::66, 0]

@@ -27,7 +27,7 @@ def evaluator(classifier: bool) -> Evaluator:
     if classifier:
         suite.net = Classifier(Classifier.layers(36).state_dict(), "labels", 36)
         suite.real = lambda fingerprint, compute, agree: compute()  # nothing is kept
-    return Evaluator(8, 8, 4, 0, suite)
+    return Evaluator(8, 8, 4, 0, suite, 8)
 
 
 @pytest.mark.parametrize("classifier", [False, True])

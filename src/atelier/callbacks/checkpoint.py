@@ -19,7 +19,7 @@ from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name, PositiveInt
 
-LOWER_IS_BETTER = ("fid", "fd_", "kid", "bpd", "nll", "lpips", "duplicates")
+LOWER_IS_BETTER = ("fid", "fd_", "kid", "bpd", "nll", "lpips", "duplicates", "logsnr", "loss", "gap", "memorisation")
 
 
 def lower_is_better(metric: str) -> bool:

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from atelier.callbacks.checkpoint import Checkpoints
 from atelier.callbacks.clock import Clock, Interrupted
+from atelier.callbacks.diagnostics import Diagnostics
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.progress import Progress
 from atelier.callbacks.table import Table
@@ -36,6 +37,7 @@ class Evaluation(Callback):
         every_images: images between evaluations; one more at the end of the budget.
         evaluator: numbers of images and the metrics.
         folder: run folder; summary.json is written there.
+        raw: whether to judge the raw weights beside the averaged ones, as `raw/<metric>`.
     """
 
     def __init__(
@@ -43,19 +45,23 @@ class Evaluation(Callback):
         every_images: PositiveInt,
         evaluator: Evaluator,
         folder: Name,
+        raw: bool,
         clock: Clock,
         ema: EMA,
         table: Table,
         checkpoints: Checkpoints,
         progress: Progress,
         work: Work,
+        diagnostics: Diagnostics,
     ) -> None:
-        self.every_images, self.evaluator, self.folder = every_images, evaluator, Path(folder)
+        self.every_images, self.evaluator, self.folder, self.raw = every_images, evaluator, Path(folder), raw
         self.clock, self.ema, self.table, self.checkpoints, self.progress = clock, ema, table, checkpoints, progress
         self.asked = {"checkpoint.best": checkpoints.best}  # option -> metric that it names, if any
-        self.work = work
+        self.work, self.diagnostics = work, diagnostics
+        self.chosen = evaluator.n_diagnosed is None  # by what the run has time for
         self.values: dict[str, float] = {}
         self.protocol: dict[str, Any] = {}
+        self.intervals: dict[str, tuple[float, float]] = {}
         self.commit: str | None = None
 
     def on_fit_start(self, trainer: Trainer, model: LightningModule) -> None:
@@ -74,6 +80,7 @@ class Evaluation(Callback):
             trainer.strategy.barrier()
         if any(self.asked.values()):
             known = naming.names(self.evaluator, model, trainer.datamodule)
+            known += [f"raw/{name}" for name in known if not name.startswith("real/")] if self.raw else []
             for key, metric in self.asked.items():
                 naming.check(key, metric, known)
 
@@ -90,21 +97,29 @@ class Evaluation(Callback):
         return seen > 0 and (seen % every == 0 or seen >= self.clock.images)
 
     def on_validation_epoch_end(self, trainer: Trainer, model: LightningModule) -> None:
+        if self.chosen:
+            self.evaluator.n_diagnosed = self.diagnostics.count(trainer, model)
+        raw: dict[str, float] = {}
         try:
+            if self.raw:
+                raw = self._judge(trainer, model)
             with self.ema.averaged(model):
-                self.values, self.protocol = self.evaluator(
-                    model,
-                    trainer.datamodule,
-                    {},
-                    trainer.precision_plugin.forward_context,
-                    lambda what, done, n: self._watch(trainer, what, done, n),
-                )
+                self.values = self._judge(trainer, model)
         except Interrupted:
             self.checkpoints.save(trainer, model)
             self.clock.leave(trainer)
+        self.intervals = self.evaluator.intervals(self.values, self.protocol)
+        self.values |= {f"raw/{name}": value for name, value in raw.items() if not name.startswith("real/")}
         self.protocol |= {"ema": self.ema.half_lives[:1], "precision": trainer.precision}
         if self.values:
             self.progress.evaluated(self.values)
+
+    def _judge(self, trainer: Trainer, model: LightningModule) -> dict[str, float]:
+        """Figures of the weights that the model holds."""
+        context = trainer.precision_plugin.forward_context
+        watch = lambda what, done, n: self._watch(trainer, what, done, n)  # noqa: E731
+        values, self.protocol = self.evaluator(model, trainer.datamodule, {}, context, watch)
+        return values
 
     def on_validation_end(self, trainer: Trainer, model: LightningModule) -> None:
         """The row comes last: an evaluation that has none is done again after a kill."""
@@ -112,7 +127,8 @@ class Evaluation(Callback):
             self._write_summary(provenance.device(model.device, trainer.world_size))
         self.checkpoints.keep_best(trainer, model, self.values)
         if self.values:
-            self.table.add(trainer, {f"val/{name}": value for name, value in self.values.items()})
+            row = {f"val/{name}": value for name, value in self.values.items()}
+            self.table.add(trainer, row | {f"val/{k}_ci95": half for k, half in self.evaluator.half_widths.items()})
 
     def _watch(self, trainer: Trainer, what: str, done: int, n: int) -> None:
         self.progress.step(what, done, n)
@@ -125,6 +141,7 @@ class Evaluation(Callback):
         result = {
             "metrics": numbers(self.values),
             "protocol": self.protocol,
+            "intervals": self.intervals,
             "reasons": self.evaluator.reasons,
             "images_seen": self.clock.images_seen,
             "resumed_at": self.clock.resumed_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from atelier.images.pictures import beside, grid, save_gif, save_png
 from atelier.images.pixels import to_uint8
 from atelier.models.base import Autoencoder, Cond, Generator, Translator, sampling_mode
 
+Pictures = dict[str, tuple[torch.Tensor, int | None]]  # name -> images (N, C, H, W) uint8, and how many go in a row
+
 
 class Grids(Callback):
     """Draws the same samples now and then, and a film of them at the end.
@@ -28,6 +31,7 @@ class Grids(Callback):
         n: samples in a picture.
         seed: seed of their noise.
         folder: folder of `<images_seen>.png`, `real.png` and `progress.gif`.
+        raw: whether to draw what the raw weights make to the right of each picture of the averaged ones.
     """
 
     def __init__(
@@ -36,12 +40,13 @@ class Grids(Callback):
         n: PositiveInt,
         seed: NonNegInt,
         folder: Name,
+        raw: bool,
         clock: Clock,
         ema: EMA,
         table: Table,
     ) -> None:
         self.every_images, self.n, self.seed, self.folder = every_images, n, seed, Path(folder)
-        self.clock, self.ema, self.table = clock, ema, table
+        self.raw, self.clock, self.ema, self.table = raw, clock, ema, table
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         if trainer.is_global_zero and self.clock.images_seen == 0 and isinstance(model, Generator):
@@ -60,20 +65,32 @@ class Grids(Callback):
     def draw(self, trainer: Trainer, model: LightningModule) -> None:
         """One picture for each case of the model, under the averaged weights and the run's precision."""
         model.eval()
-        with self.ema.averaged(model), sampling_mode(model, {}), trainer.precision_plugin.forward_context():
-            batch = trainer.datamodule.test_batch(0, self.n)
-            for case in model.cases:
-                rngs, cond = ImageRngs(self.seed, 0, self.n), model.condition(batch, case)
-                images = to_uint8(sample(model, cond, rngs, {}))
-                columns = None
-                if isinstance(model, Translator):
-                    images, columns = translated(model, images, cond, batch, case)
-                self._show(trainer, images, f"{_prefix(case)}samples", columns)
-            if isinstance(model, Autoencoder):
-                x = batch["image"].to(model.device)
-                pairs = torch.stack([x, model.decode(model.encode(x))], dim=1).flatten(0, 1)
-                self._show(trainer, to_uint8(pairs), "reconstructions")
+        with sampling_mode(model, {}), trainer.precision_plugin.forward_context():
+            raw = self._drawn(trainer, model) if self.raw else {}
+            with self.ema.averaged(model):
+                drawn = self._drawn(trainer, model)
+        for name, (images, columns) in drawn.items():
+            if self.raw:
+                columns = 2 * (columns or math.ceil(math.sqrt(len(images) / 2)))
+                images = beside([images, raw[name][0]])
+            self._show(trainer, images, name, columns)
         model.train()
+
+    def _drawn(self, trainer: Trainer, model: LightningModule) -> Pictures:
+        """What the weights that the model holds make of the same noise and test images each time."""
+        batch, drawn = trainer.datamodule.test_batch(0, self.n), {}
+        for case in model.cases:
+            rngs, cond = ImageRngs(self.seed, 0, self.n), model.condition(batch, case)
+            images = to_uint8(sample(model, cond, rngs, {}))
+            name = f"{_prefix(case)}samples"
+            drawn[name] = images, None
+            if isinstance(model, Translator):
+                drawn[name] = translated(model, images, cond, batch, case)
+        if isinstance(model, Autoencoder):
+            x = batch["image"].to(model.device)
+            pairs = torch.stack([x, model.decode(model.encode(x))], dim=1).flatten(0, 1)
+            drawn["reconstructions"] = to_uint8(pairs), None
+        return drawn
 
     def _show(self, trainer: Trainer, images: torch.Tensor, name: str, columns: int | None = None) -> None:
         path = self.folder / f"{name}_{self.clock.images_seen:09d}.png"

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 
 from atelier.callbacks.checkpoint import Checkpoints
 from atelier.callbacks.clock import Clock
+from atelier.callbacks.diagnostics import Diagnostics
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
@@ -31,9 +32,10 @@ class Callbacks(list[Callback]):
         self.progress = Progress(self.clock)
         self.work = Work(self.clock, self.progress)
         self.ema: EMA = make["ema"](clock=self.clock)
-        self.table: Table = make["table"](clock=self.clock)
+        self.table: Table = make["table"](clock=self.clock, work=self.work)
         self.grids: Grids = make["grids"](clock=self.clock, ema=self.ema, table=self.table)
         self.checkpoints: Checkpoints = make["checkpoint"](clock=self.clock, ema=self.ema)
+        self.diagnostics = Diagnostics(self.clock, self.table)
         self.evaluation: Evaluation = make["evaluation"](
             clock=self.clock,
             ema=self.ema,
@@ -41,7 +43,18 @@ class Callbacks(list[Callback]):
             checkpoints=self.checkpoints,
             progress=self.progress,
             work=self.work,
+            diagnostics=self.diagnostics,
         )
         super().__init__(
-            [self.clock, self.work, self.ema, self.table, self.grids, self.checkpoints, self.evaluation, self.progress]
+            [
+                self.clock,
+                self.work,
+                self.ema,
+                self.table,
+                self.diagnostics,
+                self.grids,
+                self.checkpoints,
+                self.evaluation,
+                self.progress,
+            ]
         )

@@ -85,7 +85,8 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.update(self.evaluating, visible=False)
         if self.clock.images_seen < self.clock.images:  # the last ones are shown in a table
-            known = {name: v for name, v in values.items() if not name.startswith("real/") and v == v}
+            known = {name: v for name, v in values.items() if v == v and not name.startswith(("real/", "raw/"))}
+            known = {name: v for name, v in known.items() if "logsnr" not in name}
             self.say(f"at {self.clock.images_seen:,} images: {'  '.join(f'{k} {v:.4g}' for k, v in known.items())}")
 
     def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from atelier.callbacks.clock import Clock
+from atelier.callbacks.work import Work
 from atelier.checkpoints.store import warn, write_text
 from atelier.core.batch import Batch
 from atelier.core.ranges import Name, PositiveInt
@@ -31,10 +33,11 @@ class Table(Callback):
         every_images: images between rows of the training curves.
         path: place of metrics.csv.
         clock: clock of the run, which counts images.
+        work: counter of operations, which knows what share of the device's peak a speed is.
     """
 
-    def __init__(self, every_images: PositiveInt, path: Name, clock: Clock) -> None:
-        self.every_images, self.path, self.clock = every_images, Path(path), clock
+    def __init__(self, every_images: PositiveInt, path: Name, clock: Clock, work: Work) -> None:
+        self.every_images, self.path, self.clock, self.work = every_images, Path(path), clock, work
         self.rows: list[Row] = []
         self._mark = (0, 0.0)  # images_seen and time of the last row: the throughput between rows
         self._behind = False  # whether rows are missing on a disk that was full
@@ -62,10 +65,18 @@ class Table(Callback):
     def _perf(self) -> Row:
         (images, at), now = self._mark, time.monotonic()
         self._mark = (self.clock.images_seen, now)
-        row = {"perf/images_per_second": (self.clock.images_seen - images) / max(now - at, 1e-9)}
+        speed = (self.clock.images_seen - images) / max(now - at, 1e-9)
+        row = {"perf/images_per_second": speed}
+        if (share := self.work.utilisation(speed)) is not None:
+            row["perf/mfu"] = share
         if torch.cuda.is_available():
             row["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         return row
+
+    def median(self, name: str) -> float | None:
+        """Of a column, over all rows that have it; None where none has."""
+        values = [row[name] for row in self.rows if name in row]
+        return statistics.median(values) if values else None
 
     def has_evaluation(self, images_seen: int) -> bool:
         return any(r["images_seen"] == images_seen and any(k.startswith("val/") for k in r) for r in self.rows)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.progress import Progress, duration
 from atelier.core.batch import Batch
+from atelier.core.peaks import peak
 
 FIRST, EVERY = 4, 61  # batches counted: the first ones, then each 61st, a prime, so that every n-th penalty is met
 TIMED = 16  # batches behind the first ones, which many lazy penalties divide
@@ -35,6 +36,7 @@ class Work(Callback):
         self.clock, self.progress = clock, progress
         self.flop, self.counted = 0, 0  # operations of all ranks, and the images that they were for
         self._counter: _Operations | None = None
+        self.peak: float | None = None  # TFLOP/s of all devices; None where it is not known
 
     def state_dict(self) -> dict[str, int]:
         return {"flop": self.flop, "counted": self.counted}
@@ -51,6 +53,15 @@ class Work(Callback):
         """Of training on so many images."""
         return None if self.gflop_per_image is None else self.gflop_per_image * images / 1e3
 
+    def utilisation(self, images_per_second: float) -> float | None:
+        """Share of the devices' peak that training at this speed uses: model FLOP utilisation, MFU.
+
+        (Chowdhery et al. 2022, PaLM, appendix B, but of operations that are counted and not estimated.)
+        """
+        if self.peak is None or self.gflop_per_image is None:
+            return None
+        return self.gflop_per_image * images_per_second / (1e3 * self.peak)
+
     def words(self, images: int) -> str:
         """`22 TFLOP, 0.46 GFLOP an image` for so many images; "" where nothing was counted."""
         if not self.flop:
@@ -61,6 +72,8 @@ class Work(Callback):
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         self._looks = not any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
         self._batches, self._since = 0, 0.0
+        one = peak(torch.cuda.get_device_name(model.device), trainer.precision) if _on_gpu(model) else None
+        self.peak = one and one * trainer.world_size
 
     def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Batch, batch_idx: int) -> None:
         number = self.clock.images_seen // trainer.datamodule.batch_size
@@ -120,6 +133,10 @@ class _Operations(TorchDispatchMode):
         if formula := flop_registry.get(func._overloadpacket):
             self.n += formula(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _on_gpu(model: torch.nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cuda"
 
 
 def _now(device: torch.device) -> float:

@@ -13,14 +13,26 @@ from atelier.core.batch import rows_of
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
+from atelier.evaluation import diagnostics
 from atelier.evaluation.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.evaluation.paired import compared
 from atelier.evaluation.paired import values as paired_values
 from atelier.evaluation.reconstruction import Context, examined, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
+from atelier.metrics.memorisation import thumbnails
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
-from atelier.models.base import Autoencoder, Cond, Examined, Generator, Likelihood, Model, Translator, sampling_mode
+from atelier.models.base import (
+    Autoencoder,
+    Cond,
+    DiffusionModel,
+    Examined,
+    Generator,
+    Likelihood,
+    Model,
+    Translator,
+    sampling_mode,
+)
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
@@ -37,6 +49,8 @@ class Evaluator:
         batch_size: images sampled at once, over all ranks; changes no image by more than a grey level.
         seed: seed of the samples' noise.
         suite: distances and their net.
+        n_diagnosed: images of each split that a diffusion model denoises for its diagnostics; 0 = none, None: as many
+            as the callback chooses (`callbacks/diagnostics.py`), none outside of training.
     """
 
     n_samples: PositiveInt
@@ -44,6 +58,8 @@ class Evaluator:
     batch_size: PositiveInt
     seed: NonNegInt
     suite: Suite
+    n_diagnosed: NonNegInt | None = 0
+    half_widths: dict[str, float] = field(default_factory=dict, init=False)  # of 95 % intervals, of the last figures
     reasons: list[tuple[str, int, int]] = field(default_factory=list, init=False)  # of the judge, for the last samples
 
     def prepare(self, model: Model, data: DataModule, device: torch.device) -> str | None:
@@ -96,6 +112,7 @@ class Evaluator:
             with torch.inference_mode():
                 values = examined(model, data, rngs, n, self.batch_size, context, progress)
             return values, self._tested(data) | {"n_test": n}
+        self.half_widths = {}
         if not isinstance(model, Generator):
             return values, {}
         with sampling_mode(model, options):
@@ -110,6 +127,10 @@ class Evaluator:
             if isinstance(model, Likelihood):
                 rngs = partial(ImageRngs, self.seed)
                 values |= likelihood(model, data, rngs, n, self.batch_size, context, progress)
+            if self._diagnosed(model):
+                n = diagnostics.count(data, self.n_diagnosed)
+                found = diagnostics.denoised(model, data, self.seed, n, self.batch_size, context, progress)
+                values |= self._with_widths(found)
         return values, self.protocol(model, data, options)
 
     def _judge_case(
@@ -130,7 +151,7 @@ class Evaluator:
             with context():
                 images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
             images = to_uint8(images)
-            facts = self._facts(images, cond, data)
+            facts = self._facts(model, images, cond, data)
             if isinstance(model, Translator):
                 facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
             elif data.judged:
@@ -143,13 +164,44 @@ class Evaluator:
         if data.judged:
             found, self.reasons = judged(facts)
             values |= found
+        if self._diagnosed(model):
+            values |= self._memory(model, data, case, facts, progress)
         return values
 
-    def _facts(self, images: Tensor, cond: Cond, data: DataModule) -> dict[str, Tensor]:
+    def _diagnosed(self, model: Generator) -> bool:
+        return bool(self.n_diagnosed) and isinstance(model, DiffusionModel)
+
+    def _with_widths(self, found: dict[str, diagnostics.Estimate]) -> dict[str, float]:
+        """The values alone; the intervals are noted."""
+        self.half_widths |= {name: one.half_width for name, one in found.items()}
+        return {name: one.value for name, one in found.items()}
+
+    def _memory(
+        self, model: Generator, data: DataModule, case: str, facts: dict[str, Tensor], progress: Progress
+    ) -> dict[str, float]:
+        """`memorisation`, by the features that distances are measured with, else by thumbnails."""
+        if self.suite.active:
+            real = self._real(model, data, case, "test", self._n_real(model, data, case), progress)["features"]
+            n = min(len(facts["features"]), data.count("train", model.real_fields[case]))
+            training, samples = self._real(model, data, case, "train", n, progress)["features"], facts["features"]
+        else:
+            n_test, n = min(len(facts["thumbnails"]), len(data.split("test"))), self._n_looked_at(data)
+            real = diagnostics.thumbnails_of(data, "test", n_test, self.batch_size, progress)
+            training = diagnostics.thumbnails_of(data, "train", n, self.batch_size, progress)
+            samples = facts["thumbnails"]
+        return self._with_widths({"memorisation": diagnostics.memorised(samples, real, training)})
+
+    def _n_looked_at(self, data: DataModule) -> int:
+        """Training images of which thumbnails are made."""
+        return min(data.n_train, diagnostics.LOOKED_AT * diagnostics.count(data, self.n_diagnosed))
+
+    def _facts(self, model: Generator, images: Tensor, cond: Cond, data: DataModule) -> dict[str, Tensor]:
         """What is kept of a batch of samples: its conditions, features, verdicts."""
         facts = {f"asked/{name}": value.cpu() for name, value in cond.items() if name in ASKED}
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
+        elif self._diagnosed(model):
+            facts["thumbnails"] = thumbnails(images)
         if data.judged:
             facts |= judge(to_float(images.cpu())).rows("verdict/")
             facts["images"] = images.cpu()
@@ -182,6 +234,11 @@ class Evaluator:
 
         return self.suite.real(f"{_fingerprint(data, split)}{case}{n}", compute, all_ranks)
 
+    def intervals(self, values: dict[str, float], protocol: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the shares and of the diagnostics of the last figures."""
+        widths = {name: half for name, half in self.half_widths.items() if half == half}
+        return intervals(values, protocol) | {name: (values[name] - h, values[name] + h) for name, h in widths.items()}
+
     def _n_samples(self, model: Generator, data: DataModule) -> int:
         """A source that comes again would be judged twice."""
         if not isinstance(model, Translator):
@@ -204,6 +261,10 @@ class Evaluator:
         protocol = {"n_samples": self._n_samples(model, data)} | self._tested(data)
         if isinstance(model, Autoencoder | Likelihood):
             protocol["n_test"] = self._n_test(data)
+        if self._diagnosed(model):
+            protocol["n_diagnosed"] = diagnostics.count(data, self.n_diagnosed)
+            if not self.suite.active:
+                protocol["n_remembered"] = self._n_looked_at(data)
         if self.suite.active:
             counts = {case: self._n_real(model, data, case) for case in model.cases}
             one = len(set(counts.values())) == 1

@@ -33,7 +33,10 @@ def names(evaluator: Evaluator, model: Model, data: DataModule) -> list[str]:
         return []
     few = dist.get_world_size() if many() else 2
     images = data.test_batch(0, few)[model.real_fields[model.cases[0]]]
-    dry = replace(evaluator, n_samples=few, n_real=few, batch_size=few, suite=_named(evaluator.suite))
+    diagnosed = 0 if evaluator.n_diagnosed == 0 else few
+    dry = replace(
+        evaluator, n_samples=few, n_real=few, batch_size=few, suite=_named(evaluator.suite), n_diagnosed=diagnosed
+    )
     values, _ = dry(_giving_back(model, images), data, {}, nullcontext, lambda *_: None)
     return list(values)
 
@@ -67,6 +70,12 @@ def _giving_back(model: Generator, images: Tensor) -> Generator:
 
         def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
             return x.new_zeros(len(x))
+
+        def latents(self, x: Tensor) -> Tensor:
+            return x
+
+        def denoising_errors(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+            return (z.new_zeros(len(z), len(self.noise_bins())),) * 2
 
     stand_in = copy.copy(model)
     stand_in.__class__ = GivingBack

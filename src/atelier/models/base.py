@@ -18,6 +18,7 @@ from atelier.core.batch import Batch, Cond, each
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
+from atelier.diffusion import diagnostics
 from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.samplers import Sampler
@@ -334,6 +335,22 @@ class DiffusionModel(Generator):
         for k, (t, (z, denoised)) in enumerate(zip(times, way, strict=True)):
             if k in chosen:
                 yield self._shown(z, t), self.decode(denoised)
+
+    def noise_bins(self) -> list[int]:
+        """Centres of the bins of log-SNR that training reaches."""
+        return list(diagnostics.bins(self.diffusion_sampler.objective.schedule, self.device))
+
+    def denoising_errors(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
+        """Squared error and log-SNR in each bin of what `encode` gave, (B, bins) each (`diffusion/diagnostics.py`)."""
+        return diagnostics.errors(self.objective, self.net, z, self.embedder(cond, len(z)), rngs)
+
+    def linear_errors(self, variance: Tensor, logsnr: Tensor) -> Tensor:
+        """What those errors are for the best linear guess of each pixel from itself; as `logsnr`, of any shape.
+
+        Args:
+            variance: that of each number of a latent over images, (C, H, W).
+        """
+        return diagnostics.linear_error(variance, logsnr)
 
     def _shown(self, z: Tensor, t: Tensor) -> Tensor:
         """Images of z at time t, brought to the size of images where a schedule makes it larger."""

@@ -223,14 +223,16 @@ def _of_this_version(folder: Path) -> Iterator[None]:
         raise UserError("run", folder, problem, "train it anew, or that version") from error
 
 
-def load(folder: Path, ema: bool, root: str | None = None) -> LoadedRun:
-    """The newest whole checkpoint of a run, with the averaged weights (ema) or the raw ones.
+def load(folder: Path, ema: bool | int, root: str | None = None) -> LoadedRun:
+    """The newest whole checkpoint of a run, with averaged weights or the raw ones.
 
     Args:
+        ema: average of this half-life in images; True: the first of the run, False: none.
         root: folder of its set; None: where training found it.
 
     Raises:
-        UserError: there is no checkpoint, its set has no files, or its model is not what that is today.
+        UserError: there is no checkpoint or no such average, its set has no files, or its model is not what that is
+            today.
     """
     from atelier.callbacks.ema import copy_average
     from atelier.checkpoints.store import load as load_checkpoint
@@ -249,14 +251,24 @@ def load(folder: Path, ema: bool, root: str | None = None) -> LoadedRun:
         data, model = build.data(cfg), build.model(build.without_perceptual(cfg), folder)
         model.load_state_dict(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
-    first = list(averages)[: int(ema)]
-    for half_life in first:
+    chosen = _average(ema, list(averages))
+    for half_life in chosen:
         copy_average(model, averages[half_life])
     images_seen = checkpoint["callbacks"]["Clock"]["images_seen"]
-    return LoadedRun(folder, cfg, data, model.eval(), images_seen, [int(half_life) for half_life in first])
+    return LoadedRun(folder, cfg, data, model.eval(), images_seen, [int(half_life) for half_life in chosen])
 
 
-def load_generator(folder: Path, ema: bool, root: str | None) -> LoadedRun:
+def _average(ema: bool | int, known: list[str]) -> list[str]:
+    """The half-life that is asked for, as checkpoints name it; none of the raw weights."""
+    if isinstance(ema, bool):
+        return known[: int(ema)]
+    if str(ema) not in known:
+        problem = f"the run has averages of half-lives {', '.join(known)}" if known else "the run has no averages"
+        raise UserError("ema", ema, problem, f"ema={known[0] if known else 'false'}")
+    return [str(ema)]
+
+
+def load_generator(folder: Path, ema: bool | int, root: str | None) -> LoadedRun:
     """As `load`, of a run whose model makes images.
 
     Raises:

@@ -73,7 +73,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "strength": Share | None,
     "mask": Name | None,
     "resamplings": PositiveInt | None,
-    "ema": bool,
+    "ema": bool | PositiveInt,
     "precision": Precision | None,
 }
 PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
@@ -95,7 +95,8 @@ def check(cfg: DictConfig) -> None:
     types = TYPES | (options() if "run" in values else {})
     for key in [key for key in types if key in values]:
         fitted(values[key], key, types[key])
-    fitted(values.get("eval", {}).get("record", False), "eval.record", bool)
+    for flag in ("record", "raw"):
+        fitted(values.get("eval", {}).get(flag, False), f"eval.{flag}", bool)
     for key, node in _objects(values, ""):
         _check_call(node, key, raw)
     if "trainer" in values:

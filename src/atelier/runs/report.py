@@ -30,6 +30,19 @@ def announce(progress: Progress, cfg: DictConfig, model: Model, data: DataModule
     conditioning = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
     progress.say(f"{type(model).__name__}, {millions:.2f} M parameters; {type(data).__name__} {size}, {conditioning};")
     progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
+    if line := _long_memory(cfg.callbacks.ema.half_lives, cfg.callbacks.ema.ramp, cfg.budget.images):
+        progress.say(line)
+
+
+def _long_memory(half_lives: list[int], ramp: float, images: int) -> str | None:
+    """One line where a half-life of an average is long beside the run."""
+    long = [f"{half_life:,}" for half_life in half_lives if half_life > images / 5]
+    if not long:
+        return None
+    line = f"callbacks.ema.half_lives: {', '.join(long)} images are more than a fifth of this run"
+    if ramp * images >= images / 5:
+        return f"{line}, whose average will still hold early weights"
+    return f"{line}, so callbacks.ema.ramp cuts them to {ramp:.0%} of the images seen"
 
 
 def finish(callbacks: Callbacks, trainer: Trainer, model: Model, folder: Path, objective: str | None) -> float | None:
@@ -76,16 +89,9 @@ def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
     clock, progress = callbacks.clock, callbacks.progress
     result = summary(folder)
     if callbacks.evaluation.values:  # also where the disk had no room for them
-        result |= {"metrics": callbacks.evaluation.values, "protocol": callbacks.evaluation.protocol}
-    table = Shown("metric", "value", "95 % interval", "real images", title=f"after {clock.images_seen:,} images")
-    ranges = intervals(result["metrics"], result["protocol"])
-    for name, value in result["metrics"].items():
-        if not name.startswith("real/"):
-            low, high = ranges.get(name, (math.nan, math.nan))
-            real = result["metrics"].get(f"real/{name}", math.nan)
-            interval = "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}"
-            table.add_row(name, _number(value) or "no valid sample", interval, _number(real))
-    progress.console.print(table)
+        evaluation = callbacks.evaluation
+        result |= {"metrics": evaluation.values, "protocol": evaluation.protocol, "intervals": evaluation.intervals}
+    progress.console.print(_figures(result, f"after {clock.images_seen:,} images"))
     for line in [*_reason_lines(result.get("reasons", [])), *_protocol_lines(result["protocol"])]:
         progress.say(line)
     if clock.reason:
@@ -95,13 +101,30 @@ def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
     else:
         speed = f"{result.get('images_per_second', 0):,.0f} images a second overall"
         work = callbacks.work.words(clock.images_seen)
-        took = ", ".join(filter(None, [f"took {duration(result.get('seconds', 0))}", speed, work]))
+        share = callbacks.table.median("perf/mfu")
+        used = "" if share is None else f"{share:.0%} of the device's peak while training (MFU)"
+        took = ", ".join(filter(None, [f"took {duration(result.get('seconds', 0))}", speed, work, used]))
         progress.say(f"{took}; pictures in {folder / 'samples'}" if draws else took)
     progress.say("next:")
     if draws:
         progress.say(f"  python sample.py run={folder} n=64")
         progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
     progress.say("  python train.py -m seed=0,1,2   (a sweep; python train.py --help lists models and data)")
+
+
+def _figures(result: dict, title: str) -> Shown:
+    """A row for each figure, beside that of real images and, where they were judged too, of the raw weights."""
+    metrics = result["metrics"]
+    raw = any(name.startswith("raw/") for name in metrics)
+    table = Shown("metric", "value", "95 % interval", "real images", *["raw weights"] * raw, title=title)
+    ranges = result.get("intervals") or intervals(metrics, result["protocol"])
+    for name, value in metrics.items():
+        if not name.startswith(("real/", "raw/")):
+            low, high = ranges.get(name, (math.nan, math.nan))
+            others = [_number(metrics.get(f"{kind}/{name}", math.nan)) for kind in ("real", "raw")[: 1 + raw]]
+            interval = "" if math.isnan(low) else f"{low:.3f} .. {high:.3f}"
+            table.add_row(name, _number(value) or "no valid sample", interval, *others)
+    return table
 
 
 def _number(value: float) -> str:

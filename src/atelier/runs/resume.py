@@ -85,7 +85,11 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
     """
     new, stored = cfg.copy(), stored.copy()
     OmegaConf.set_struct(new, False)
-    stored.setdefault("channels_last", False)  # runs from before there was this key
+    stored.setdefault("channels_last", False)  # runs from before there were these keys
+    stored.eval.setdefault("raw", False)
+    stored.eval.setdefault("n_diagnosed", None)
+    for name in ("grids", "evaluation"):
+        stored.callbacks[name].setdefault("raw", stored.eval.raw)
     for key in FREE:
         new[key] = stored.get(key)  # what refers to it is free too: schedules follow the budget, which may grow
     free = {f"data.{name}" for name in data_fields(cfg, "MAY_CHANGE")}
