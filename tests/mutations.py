@@ -67,9 +67,23 @@ MUTATIONS = [
     Mutation(
         "guidance starts from the conditional answer",
         "diffusion/guidance.py",
-        "return free + self.guidance * (asked - free)",
-        "return asked + self.guidance * (asked - free)",
+        "free[:, :n] + self.guidance * (known - free)[:, :n]",
+        "known[:, :n] + self.guidance * (known - free)[:, :n]",
         "tests/diffusion/test_guidance.py",
+    ),
+    Mutation(
+        "guidance is rescaled by what is not scaled to unit length",
+        "diffusion/guidance.py",
+        "length = (level[0] ** 2 + level[1] ** 2).sqrt()",
+        "length = torch.ones_like(level[0])",
+        "tests/diffusion/test_guidance_interval.py",
+    ),
+    Mutation(
+        "a classifier sees x_t as long as the sampler's schedule has it",
+        "diffusion/guidance.py",
+        "x = (scale * x_t).detach()",
+        "x = x_t.detach()",
+        "tests/diffusion/test_guidance_classifier.py",
     ),
     Mutation(
         "an average moves by what it should keep",

@@ -399,7 +399,7 @@ def leaves(node: Any) -> list[Any]:
 def test_checkpoints_hold_plain_values(finished: dict[str, Path], family: str) -> None:
     checkpoint = torch.load(newest(finished[family] / "checkpoints"), weights_only=True)
     assert {type(leaf) for leaf in leaves(checkpoint)} <= set(PLAIN)
-    assert set(checkpoint["callbacks"]) == {"Clock", "Work", "EMA"}  # and so no metric net
+    assert set(checkpoint["callbacks"]) == {"Clock", "Work", "EMA", "Diagnostics"}  # and so no metric net
     assert not [name for name in checkpoint["state_dict"] if "autoencoder" in name or "inception" in name.lower()]
     assert not checkpoint["lr_schedulers"]
 

@@ -150,7 +150,7 @@ def lent(node: DictConfig, key: str, below: DictConfig) -> nn.Module:
     """
     from atelier.checkpoints.store import sha256
 
-    folder, fix = Path(node.run), f"{key}.run=DIR of a finished python train.py experiment={node.experiment}"
+    folder, fix = Path(node.run), f"{key}.run=DIR of a run of experiment={node.experiment}"
     if node.run == "auto":
         raise UserError(f"{key}.run", "auto", "a request trains nothing, name a run", fix)
     weights = folder / "weights.safetensors"
