@@ -39,6 +39,9 @@ def evaluate(cfg: DictConfig) -> None:
             print(notice, file=sys.stderr, flush=True)
     precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")
     values, protocol = evaluator(model, run.data, options, lambda: autocast(model, precision), show_progress)
+    if evaluator.curve and evaluator.suite.rate_distortion:
+        evaluator.curve.write(run.folder)
+        print(evaluator.curve.table(), file=sys.stderr, flush=True)
     protocol |= {"ema": run.ema, "precision": precision}
     printed = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
     printed |= {"intervals": intervals(values, protocol)}

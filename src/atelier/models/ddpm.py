@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,15 +12,16 @@ from atelier.core.batch import Batch
 from atelier.core.condition import Embedder
 from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
 from atelier.core.rng import ImageRngs
+from atelier.diffusion.bound import bound_terms
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective, TrainedDenoiser
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import Cond, Generator
+from atelier.models.base import Bounded, Cond, Generator
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 
 
-class DDPM(Generator):
+class DDPM(Generator, Bounded):
     """One net that denoises.
 
     Args:
@@ -66,6 +68,8 @@ class DDPM(Generator):
         cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
         loss = self.objective(self.net, x, cond, self.images_seen).mean()
         self.report("loss", loss)
+        for name, term in self.objective.terms.items():
+            self.report(name, term)
         return loss
 
     def sample(
@@ -79,6 +83,15 @@ class DDPM(Generator):
         """
         noise = rngs.randn(*self.net.shape, device=self.device)
         return self.diffusion_sampler(cond, noise, rngs, sampler, guidance)
+
+    @property
+    def trained_by_bound(self) -> bool:
+        return self.objective.loss != "simple"
+
+    def bound_terms(self, x: Tensor, cond: Cond, rngs: ImageRngs, n_levels: int) -> dict[str, Tensor]:
+        known = self.embedder(cond, len(x))
+        denoise = partial(self.objective.denoise, self.net, cond=known)
+        return bound_terms(denoise, x, self.objective.schedule, rngs, n_levels)
 
     def part(self) -> TrainedDenoiser:
         return TrainedDenoiser(self.objective, self.net, self.embedder)
