@@ -25,7 +25,7 @@ def line_chart(curves: dict[str, Points], x_label: str, y_label: str, log_x: boo
     kept = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in curves.items()}
     xs, ys = ([p[i] for points in kept.values() for p in points] for i in (0, 1))
     xs = xs or [1.0, 10.0]
-    x_ticks = sorted(set(xs)) if log_x and len(set(xs)) <= 8 else _ticks(xs)
+    x_ticks = _log_ticks(xs) if log_x else _ticks(xs)
     y_ticks = _ticks([*ys, 0.0])
     flat = math.log if log_x else float
     x_ends = [flat(end) for end in ((min(xs), max(xs)) if log_x else (x_ticks[0], x_ticks[-1]))]
@@ -35,7 +35,7 @@ def line_chart(curves: dict[str, Points], x_label: str, y_label: str, log_x: boo
         up = (y - y_ticks[0]) / ((y_ticks[-1] - y_ticks[0]) or 1)
         return LEFT + right * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    axis_x, axis_y = place(x_ticks[0], y_ticks[0])
+    axis_x, axis_y = LEFT, HEIGHT - BOTTOM
     body = [_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_label, "middle"), _upright(y_label)]
     for tick in x_ticks:
         x, _ = place(tick, y_ticks[0])
@@ -69,6 +69,14 @@ def _ticks(values: list[float]) -> list[float]:
     step = next(s for s in (m * 10.0 ** (math.floor(math.log10(span)) - 1) for m in (2, 5, 10, 20)) if span / s <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
+
+
+def _log_ticks(values: list[float]) -> list[float]:
+    """The numbers 1, 2 and 5 of every power of ten between the ends of all values, or else the ends."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    inside = [m * 10.0**k for k in powers for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    return inside if len(inside) > 1 else sorted({low, high})
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
