@@ -44,6 +44,9 @@ def evaluate(cfg: DictConfig) -> None:
     values, protocol = evaluator(model, run.data, options, lambda: autocast(model, precision), show_progress)
     intervals = evaluator.intervals(values, protocol)
     values |= {f"raw/{name}": value for name, value in raw.items() if not name.startswith("real/")}
+    if evaluator.curve and evaluator.suite.rate_distortion:
+        evaluator.curve.write(run.folder)
+        print(evaluator.curve.table(), file=sys.stderr, flush=True)
     protocol |= {"ema": run.ema, "precision": precision}
     printed = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
     printed |= {"intervals": intervals}

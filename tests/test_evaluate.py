@@ -12,6 +12,7 @@ import torch
 import evaluate as entry
 import train
 from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import LPIPS
 from atelier.metrics import classifier
@@ -80,6 +81,31 @@ def test_shapes_are_judged_without_a_distance_unless_one_is_asked_for(
     assert printed.err.startswith("no distance is measured") and "metrics=classifier" in printed.err
 
 
+def test_rate_and_distortion_of_a_diffusion_model(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+    """Three terms whose sum is bits/dim with its interval, no samples; a table, a CSV and a picture of the curve."""
+    run = finished["ddpm"]
+    capsys.readouterr()
+    words = ["metrics=rate_distortion", "metrics.rate_distortion=4", "eval.n_samples=8", "eval.batch_size=3"]
+    entry.evaluate(composed(f"run={run}", *words, config="evaluate"))
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    parts = [found["metrics"][f"bpd_{name}"] for name in ("prior", "steps", "image")]
+    assert set(found["metrics"]) == {"nll", "bpd", "bpd_error", "bpd_prior", "bpd_steps", "bpd_image"}
+    assert found["metrics"]["bpd"] == pytest.approx(sum(parts)) and min(parts[1:]) > 0 == parts[0]  # it ends in noise
+    low, high = found["intervals"]["bpd"]
+    assert high - low == pytest.approx(2 * 1.96 * found["metrics"]["bpd_error"])
+    assert (found["protocol"]["drawn_levels"], found["protocol"]["n_test"]) == (4, 8)
+    rows = (run / "rate_distortion.csv").read_text().splitlines()
+    assert rows[0].startswith("t,") and len(rows) == 1 + 5
+    assert (run / "rate_distortion.svg").read_text().count("<circle") == 5
+    assert "L_T" in printed.err and "RMSE" in printed.err
+    loaded = folders.load(run, ema=True)
+    batch = loaded.data.chosen("test", range(8))
+    with torch.inference_mode():
+        nll = loaded.model.nll(batch["image"], loaded.model.condition(batch, ""), ImageRngs(0, 0, 8))
+    assert nll.shape == (8,) and nll.mean().item() == pytest.approx(found["metrics"]["nll"], rel=0.3)  # other levels
+
+
 def test_each_line_is_kept(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
     run = finished["gan"]
     for n in (4, 6):
@@ -137,6 +163,11 @@ def test_averaged_weights_and_the_seed_change_the_figures(
     [
         ("vae", ["guidance=3"], "error: guidance=3: VAE takes no guidance here. Fix: leave guidance out"),
         ("gan", ["sampler=ddim"], "error: sampler=ddim: GAN takes no sampler here. Fix: leave sampler out"),
+        (
+            "ldm",
+            ["metrics=rate_distortion"],
+            "error: metrics=rate_distortion: LDM does not diffuse pixels, whose grey levels the bound counts.",
+        ),
         ("gan", ["metrics=mobilenet"], "error: metrics.weights=None: mobilenet needs its weight file."),
     ],
 )

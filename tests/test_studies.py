@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,16 @@ import torch
 from PIL import Image
 
 from atelier.core.rng import ImageRngs
+from atelier.diffusion.samplers import Ancestral
+from atelier.evaluation.evaluator import Evaluator
 from atelier.images.bicubic import enlarged, reduced
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import judge_values
-from atelier.runs import folders
+from atelier.metrics.suite import Suite
+from atelier.runs import build, folders
 from atelier.shapes.judge import judge
-from studies import overfitting, pixel_mixture, temperatures, whole_images
+from studies import overfitting, pixel_mixture, samplers_by_nfe, temperatures, whole_images
+from tests.compose import composed
 
 
 def test_one_gaussian_has_the_mean_and_deviation_of_its_levels() -> None:
@@ -54,6 +60,48 @@ def test_shares_of_all_samples(finished: dict[str, Path], monkeypatch: pytest.Mo
     expected = judge_values(judge(images), cond, images)
     assert told["valid"] == expected["judge/valid"] and told["loose"] == expected["judge/loose"]
     assert {"colour", "ground", "shape"} < set(told) and all(0 <= share <= 1 for share in told.values())
+
+
+def test_budgets_are_of_calls_and_every_page_is_tried() -> None:
+    """Heun's rule calls twice a step, but once in the last."""
+    found = samplers_by_nfe.jobs([1, 5, 10])
+    assert {job.name for job in found} == {path.stem for path in (samplers_by_nfe.CONF / "sampler").glob("*.yaml")}
+    assert [(job.sampler.steps, job.sampler.nfe) for job in found if job.name == "heun"] == [(1, 1), (3, 5), (5, 9)]
+    assert [job.sampler.steps for job in found if job.name == "ddim"] == [1, 5, 10]
+
+
+def test_samplers_by_nfe_are_a_table_a_file_and_pictures(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figures as evaluate.py gives, with the same noise; a sampler that does not suit the run has a dash."""
+    run = finished["ddpm"]
+    chosen = [job for job in samplers_by_nfe.jobs([2, 3]) if job.name in ("ddim", "heun")]
+    unfit = samplers_by_nfe.Job("learned", 2, Ancestral(steps=2, variance="learned"))
+    monkeypatch.setattr(samplers_by_nfe, "jobs", lambda budgets: [*chosen, unfit])
+    monkeypatch.setattr(samplers_by_nfe, "BATCH", 3)
+    monkeypatch.setattr("sys.argv", ["samplers_by_nfe", str(run), "--n", "8", "--nfe", "2", "3", "--seed", "5"])
+    capsys.readouterr()
+    samplers_by_nfe.main()
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert lines[0] == "| valid, fd_classifier | NFE 2 | NFE 3 |" and lines[4] == "| learned | - | - |"
+    assert "5 of 5, 0 s left" in told.err and "the net of this run has learned no variance" in told.err
+    rows = list(csv.DictReader((run / "samplers_by_nfe.csv").open()))
+    assert [(row["sampler"], row["nfe"]) for row in rows] == [
+        ("ddim", "2"), ("ddim", "3"), ("heun", "1"), ("heun", "3"), ("learned", "2"),
+    ]  # fmt: skip
+    loaded = folders.load(run, ema=True)
+    suite = samplers_by_nfe.Measure(loaded, cached_classifier(), 8, 5).suite
+    evaluator = Evaluator(8, 16, 8, 5, suite)
+    values, _ = evaluator(loaded.model, loaded.data, {"sampler": chosen[1].sampler}, nullcontext, lambda *_: None)
+    assert float(rows[1]["valid"]) == values["judge/valid"]
+    assert float(rows[1]["fd_classifier"]) == pytest.approx(values["fd_classifier"], rel=1e-3)
+    for name in ("valid", "fd_classifier"):
+        assert (run / f"samplers_by_nfe_{name}.svg").read_text().count("<polyline") == 2
+
+
+def cached_classifier() -> Suite:
+    return build.metrics(composed("metrics=classifier", config="evaluate"))
 
 
 def test_whole_images_of_their_own_sizes(

@@ -9,6 +9,8 @@ import torch
 
 import train
 from atelier.core.rng import ImageRngs
+from atelier.diffusion.bound import bits, prior_term
+from atelier.diffusion.objective import _named
 from atelier.diffusion.samplers import Euler
 from atelier.models.ddpm import DDPM
 from atelier.runs import build, folders
@@ -113,6 +115,7 @@ def test_the_condition_is_dropped_as_often_as_asked() -> None:
     torch.manual_seed(0)
     del model.objective
     model.objective = lambda net, x, cond, images_seen: vectors.append(cond.vector) or cond.vector.sum(1)
+    model.objective.terms = {}
     model.training_step({"image": torch.zeros(n, 1), "label": torch.zeros(n).long(), "attributes": torch.ones(n, 14)})
     dropped = (vectors[0] == model.embedder.null_embedding).all(1)
     assert dropped.double().mean().item() == pytest.approx(0.3, abs=0.03)
@@ -127,6 +130,27 @@ def test_loss_is_the_mean_objective(loaded: folders.LoadedRun) -> None:
     cond = cond.drop(torch.rand(4) < model.cond_dropout, model.embedder.null(4))
     assert torch.equal(loss, model.objective(model.net, batch["image"], cond).mean())
     assert torch.equal(model.reported["loss"], loss.detach())
+
+
+@pytest.mark.parametrize("loss", ["vlb", "hybrid"])
+def test_training_by_the_bound_tells_its_three_terms(loss: str) -> None:
+    """Their sum is the bound that was brought down; a model of the plain error tells none and is not measured by it."""
+    words = [*overrides("ddpm"), "model=iddpm", f"model.objective.loss={loss}", "model.net.heads=1"]
+    model: DDPM = build.model(composed(*words), Path("unused"))
+    batch = build.data(composed(*words)).test_batch(0, 4)
+    model.training_step(batch)
+    parts = [model.reported[f"vlb_{name}"].item() for name in ("prior", "steps", "image")]
+    assert parts[0] == bits(prior_term(batch["image"], model.objective.schedule), batch["image"]).mean()
+    if loss == "vlb":
+        assert sum(parts[1:]) == pytest.approx(model.reported["loss"].item(), rel=1e-5)
+    plain: DDPM = build.model(composed(*overrides("ddpm")), Path("unused"))
+    plain.training_step(batch)
+    assert set(plain.reported) == {"loss"} and model.trained_by_bound and not plain.trained_by_bound
+
+
+def test_a_term_without_a_level_below_is_that_of_the_image() -> None:
+    terms = _named(torch.tensor([4.0, 6.0, 2.0, 8.0]), torch.tensor([0.1, 0.0, 0.5, 0.0]), torch.tensor([1.0, 3.0]))
+    assert {name: term.item() for name, term in terms.items()} == {"vlb_prior": 2, "vlb_steps": 1.5, "vlb_image": 3.5}
 
 
 def test_losses_and_samples_are_float32_under_bf16(loaded: folders.LoadedRun) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atelier.core.batch import Cond
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.diffusion.bound import bits, snapped, step_term
+from atelier.diffusion.bound import bits, prior_term, snapped, step_term
 from atelier.diffusion.schedules import Schedule
 from atelier.diffusion.targets import Target
 from atelier.diffusion.times import TimeDistribution, Uniform
@@ -62,6 +62,7 @@ class Objective(nn.Module):
         self.schedule, self.target = schedule, target
         self.weighting, self.time_distribution = weighting, time_distribution
         self.loss, self.learned_variance = loss, learned_variance
+        self.terms: dict[str, Tensor] = {}  # of the bound in the last loss, by name
 
     def forward(self, net: Net, x: Tensor, cond: Condition | None = None, images_seen: int = 0) -> Tensor:
         """The loss of each image, (B,) float32, for x (B, C, H, W) float32; draws from torch's generator."""
@@ -88,8 +89,9 @@ class Objective(nn.Module):
     def bound(self, x: Tensor, denoised: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
         """An estimate of the bound by its term at t, (B,) float32 bits per dimension, without L_T, which stays."""
         t, s = snapped(self.schedule, t)
-        term = step_term(x, denoised, v, s, t, self.schedule)
-        return (len(self.schedule.levels()) * bits(term, x)).float()
+        term = len(self.schedule.levels()) * bits(step_term(x, denoised, v, s, t, self.schedule), x)
+        self.terms = _named(term.detach(), s, bits(prior_term(x, self.schedule), x))
+        return term.float()
 
     def weight(self, t: Tensor, like: Tensor) -> Tensor:
         """Of the squared error at times t (B,), (B, 1, 1, 1)."""
@@ -116,6 +118,12 @@ class Objective(nn.Module):
         alpha, sigma = self.schedule.pair(t, like=x_t)
         denoised = self.target.denoised(output, x_t, alpha, sigma)
         return denoised if v is None else torch.cat([denoised, v], dim=1)
+
+
+def _named(term: Tensor, s: Tensor, prior: Tensor) -> dict[str, Tensor]:
+    """Estimates of the bound's three terms by a batch, scalars: the steps to an image are those whose s is 0."""
+    image = torch.where(s > 0, 0.0, term).mean()
+    return {"vlb_prior": prior.mean(), "vlb_steps": term.mean() - image, "vlb_image": image}
 
 
 class TrainedDenoiser(nn.Module):

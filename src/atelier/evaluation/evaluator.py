@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from atelier.core.batch import rows_of
+from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
@@ -17,6 +19,7 @@ from atelier.evaluation import diagnostics
 from atelier.evaluation.gathering import Parts, Progress, all_ranks, read, shares
 from atelier.evaluation.paired import compared
 from atelier.evaluation.paired import values as paired_values
+from atelier.evaluation.rate_distortion import Curve, rate_distortion
 from atelier.evaluation.reconstruction import Context, examined, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.memorisation import thumbnails
@@ -24,6 +27,7 @@ from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_t
 from atelier.metrics.suite import Suite
 from atelier.models.base import (
     Autoencoder,
+    Bounded,
     Cond,
     DiffusionModel,
     Examined,
@@ -36,6 +40,7 @@ from atelier.models.base import (
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
+Z = 1.96  # standard errors on either side of a mean, of 95 %
 N_TRAINING = 10_000  # images that a classifier of the set is trained on
 
 
@@ -61,9 +66,17 @@ class Evaluator:
     n_diagnosed: NonNegInt | None = 0
     half_widths: dict[str, float] = field(default_factory=dict, init=False)  # of 95 % intervals, of the last figures
     reasons: list[tuple[str, int, int]] = field(default_factory=list, init=False)  # of the judge, for the last samples
+    curve: Curve | None = field(default=None, init=False)  # of the last test images, where the bound was measured
 
     def prepare(self, model: Model, data: DataModule, device: torch.device) -> str | None:
-        """Get the feature net ready, unless no distance can be measured; gives one line to tell the user, or None."""
+        """Get the feature net ready, unless no distance can be measured; gives one line to tell the user, or None.
+
+        Raises:
+            UserError: the bound is asked for, and the model has none.
+        """
+        if self.suite.rate_distortion and not isinstance(model, Bounded):
+            problem = f"{type(model).__name__} does not diffuse pixels, whose grey levels the bound counts"
+            raise UserError("metrics", "rate_distortion", problem, "metrics=auto")
         if not isinstance(model, Generator):
             return None
         too_few = self._too_few(model, data)
@@ -116,7 +129,7 @@ class Evaluator:
         if not isinstance(model, Generator):
             return values, {}
         with sampling_mode(model, options):
-            for case in model.cases:
+            for case in () if self._bounds(model) and self.suite.rate_distortion else model.cases:
                 prefix = f"{case}/" if case else ""
                 found = self._judge_case(model, data, case, options, context, progress)
                 values |= {prefix + name: value for name, value in found.items()}
@@ -124,14 +137,25 @@ class Evaluator:
             if isinstance(model, Autoencoder):
                 real = self._real(model, data, "", "test", n, progress)["features"] if self.suite.active else None
                 values |= reconstructed(model, data, self.suite, real, n, self.batch_size, context, progress)
-            if isinstance(model, Likelihood):
-                rngs = partial(ImageRngs, self.seed)
+            rngs = partial(ImageRngs, self.seed)
+            if self._bounds(model):
+                drawn = self._drawn_levels(model)
+                self.curve = rate_distortion(model, data, rngs, n, drawn, self.batch_size, context, progress)
+                values |= self.curve.values
+            elif isinstance(model, Likelihood) and not isinstance(model, Bounded):
                 values |= likelihood(model, data, rngs, n, self.batch_size, context, progress)
             if self._diagnosed(model):
                 n = diagnostics.count(data, self.n_diagnosed)
                 found = diagnostics.denoised(model, data, self.seed, n, self.batch_size, context, progress)
                 values |= self._with_widths(found)
         return values, self.protocol(model, data, options)
+
+    def _bounds(self, model: Model) -> bool:
+        """Whether the bound is measured: where it is asked for, or trained by."""
+        return isinstance(model, Bounded) and bool(self.suite.rate_distortion or model.trained_by_bound)
+
+    def _drawn_levels(self, model: Bounded) -> int:
+        return self.suite.rate_distortion or model.drawn_levels
 
     def _judge_case(
         self,
@@ -259,8 +283,10 @@ class Evaluator:
 
     def protocol(self, model: Generator, data: DataModule, options: dict[str, Any]) -> dict[str, Any]:
         protocol = {"n_samples": self._n_samples(model, data)} | self._tested(data)
-        if isinstance(model, Autoencoder | Likelihood):
+        if isinstance(model, Autoencoder | Likelihood) and (self._bounds(model) or not isinstance(model, Bounded)):
             protocol["n_test"] = self._n_test(data)
+        if self._bounds(model):
+            protocol["drawn_levels"] = self._drawn_levels(model)
         if self._diagnosed(model):
             protocol["n_diagnosed"] = diagnostics.count(data, self.n_diagnosed)
             if not self.suite.active:
@@ -299,12 +325,15 @@ def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, 
 
 
 def intervals(values: dict[str, float], protocol: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the shares.
+    """95 % intervals of the shares, and of bits per dimension where their standard error was measured.
 
     `judge/recall` is a share of as many true draws, and its interval says nothing of how the samples would vary.
     """
     among = {name: _among(name, values, protocol) for name, value in values.items() if value == value}
-    return {name: wilson(round(values[name] * n), n) for name, n in among.items() if n is not None}
+    found = {name: wilson(round(values[name] * n), n) for name, n in among.items() if n is not None}
+    if (error := values.get("bpd_error", math.nan)) == error:
+        found["bpd"] = (values["bpd"] - Z * error, values["bpd"] + Z * error)
+    return found
 
 
 def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int | None:

@@ -71,11 +71,12 @@ def _giving_back(model: Generator, images: Tensor) -> Generator:
         def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
             return x.new_zeros(len(x))
 
-        def latents(self, x: Tensor) -> Tensor:
-            return x
-
         def denoising_errors(self, z: Tensor, cond: Cond, rngs: ImageRngs) -> tuple[Tensor, Tensor]:
             return (z.new_zeros(len(z), len(self.noise_bins())),) * 2
+
+        def bound_terms(self, x: Tensor, cond: Cond, rngs: ImageRngs, n_levels: int) -> dict[str, Tensor]:
+            some, each, one = x.new_zeros(len(x), n_levels + 1), x.new_zeros(len(x), n_levels), x.new_zeros(len(x))
+            return {"prior": one, "image": one, "steps": each, "above": each, "time": some, "error": some}
 
     stand_in = copy.copy(model)
     stand_in.__class__ = GivingBack

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.core.errors import UserError
-from atelier.core.ranges import Name
+from atelier.core.ranges import Name, PositiveInt
 from atelier.metrics import cache, distances
 from atelier.metrics.classifier import Classifier, TrainingSet, classifier_of
 from atelier.metrics.features import (
@@ -42,6 +42,8 @@ class Suite:
         fetch: may download Inception's weights (91 MB).
         cache: folder of classifiers and of features of real images.
         lpips: learned distance of pairs of images (B, C, H, W) in [-1, 1], to (B,); None = not measured.
+        rate_distortion: noise levels of each test image at which a diffusion model's bound is measured, in place of
+            samples; None = it is not asked for.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class Suite:
         fetch: bool,
         cache: Name,
         lpips: nn.Module | None = None,
+        rate_distortion: PositiveInt | None = None,
     ) -> None:
         self.kind, self.weights, self.names = net, weights, names if net != "none" else []
         self.antialias, self.fetch, self.cache = antialias, fetch, Path(cache).expanduser()
         self.net: FeatureNet | None = None
-        self.lpips = lpips
+        self.lpips, self.rate_distortion = lpips, rate_distortion
 
     @property
     def active(self) -> bool:

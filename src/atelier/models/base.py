@@ -431,6 +431,25 @@ class Examined(ABC):
         """Figure -> its value for each image, (B,), whose mean over all is told; all noise from `rngs`."""
 
 
+class Bounded(Likelihood):
+    """Bounds it by terms, one for each level of noise, of which `nll` draws `drawn_levels` for each image."""
+
+    drawn_levels: ClassVar[int] = 20
+
+    @property
+    @abstractmethod
+    def trained_by_bound(self) -> bool:
+        """Whether training brings the bound down, so that every evaluation measures it."""
+
+    @abstractmethod
+    def bound_terms(self, x: Tensor, cond: Cond, rngs: ImageRngs, n_levels: int) -> dict[str, Tensor]:
+        """What `diffusion.bound.bound_terms` gives of images, as `nll` takes them, by so many drawn levels."""
+
+    def nll(self, x: Tensor, cond: Cond, rngs: ImageRngs) -> Tensor:
+        terms = self.bound_terms(x, cond, rngs, self.drawn_levels)
+        return (terms["prior"] + terms["steps"].sum(1) + terms["image"]).float()
+
+
 def takes(part: object, kind: type, key: str, owner: type) -> None:
     """Raises UserError where the part that a family was given as `key` (`.generator`) is of another kind than its own.
 

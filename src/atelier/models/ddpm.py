@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from atelier.core.batch import Batch
 from atelier.core.condition import Embedder
 from atelier.core.ranges import PositiveFloat, Probability
+from atelier.core.rng import ImageRngs
+from atelier.diffusion.bound import bound_terms
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective, TrainedDenoiser
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import DiffusionModel
+from atelier.models.base import Bounded, Cond, DiffusionModel
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 
 
-class DDPM(DiffusionModel):
+class DDPM(DiffusionModel, Bounded):
     """One net that denoises.
 
     Args:
@@ -60,6 +63,8 @@ class DDPM(DiffusionModel):
         cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
         loss = self.objective(self.net, x, cond, self.images_seen).mean()
         self.report("loss", loss)
+        for name, term in self.objective.terms.items():
+            self.report(name, term)
         return loss
 
     def encode(self, x: Tensor) -> Tensor:
@@ -67,6 +72,15 @@ class DDPM(DiffusionModel):
 
     def decode(self, z: Tensor) -> Tensor:
         return z
+
+    @property
+    def trained_by_bound(self) -> bool:
+        return self.objective.loss != "simple"
+
+    def bound_terms(self, x: Tensor, cond: Cond, rngs: ImageRngs, n_levels: int) -> dict[str, Tensor]:
+        known = self.embedder(cond, len(x))
+        denoise = partial(self.objective.denoise, self.net, cond=known)
+        return bound_terms(denoise, x, self.objective.schedule, rngs, n_levels)
 
     def part(self) -> TrainedDenoiser:
         return TrainedDenoiser(self.objective, self.net, self.embedder)
