@@ -30,12 +30,8 @@ from atelier.core.batch import Batch
 from atelier.core.rng import generator
 from atelier.data.base import DataModule, Images
 
-WIDTH, HEIGHT, MARGIN, SMOOTHED = (
-    420,
-    260,
-    56,
-    20,
-)  # pixels of a panel; rows a point is the mean of
+WIDTH, HEIGHT, MARGIN = 420, 260, 56  # pixels of a panel
+SMOOTHED = 20  # rows that a point is the mean of
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189))
 CONDITIONS = ("label", "attributes", "text")
 
