@@ -52,7 +52,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the posterior forgets how much of x_t is kept",
-        "diffusion/samplers.py",
+        "diffusion/posterior.py",
         "return factor * kept * x_t + s.alpha",
         "return factor * x_t + s.alpha",
         "tests/diffusion/test_samplers.py",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from atelier.runs import resume
 from tests.programs import python
 from tests.test_architecture import families
 from tests.tiny import FOUR, TINY
@@ -55,3 +56,11 @@ def test_ctrl_c_saves_and_exits_130(told: dict[str, Any]) -> None:
 
 def test_every_family_is_in_the_campaigns() -> None:
     assert families() == set(TINY)
+
+
+def test_an_argument_that_is_new_since_then_had_its_default() -> None:
+    """So a run of before goes on, unless the argument is another now."""
+    old = {"_target_": "atelier.diffusion.times.LogitNormal", "logit_mean": 0.0}
+    assert resume._differences(old, old | {"shift": 1.0}, "times") == {}
+    assert resume._differences(old, old | {"shift": 3.0}, "times") == {"times.shift": (1.0, 3.0)}
+    assert resume._differences({}, {"key": 1}, "") == {"key": (None, 1)}

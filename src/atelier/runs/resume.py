@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.core.errors import UserError
@@ -90,6 +92,7 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
     stored.eval.setdefault("n_diagnosed", None)
     for name in ("grids", "evaluation"):
         stored.callbacks[name].setdefault("raw", stored.eval.raw)
+    stored.callbacks.evaluation.evaluator.setdefault("n_diagnosed", stored.eval.n_diagnosed)
     for key in FREE:
         new[key] = stored.get(key)  # what refers to it is free too: schedules follow the budget, which may grow
     free = {f"data.{name}" for name in data_fields(cfg, "MAY_CHANGE")}
@@ -100,13 +103,23 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
 
 
 def _differences(old: Any, new: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+    """Key -> its value of then and of now; an argument that is new since then had its default."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = {}
         for key in [*old, *(k for k in new if k not in old)]:
             name = f"{prefix}.{key}" if prefix else str(key)
-            found |= _differences(old.get(key), new.get(key), name)
+            then = old[key] if key in old else _default(new, key)
+            found |= _differences(then, new.get(key), name)
         return found
     return {} if old == new else {prefix: (old, new)}
+
+
+def _default(node: dict[str, Any], key: str) -> Any:
+    """What an object takes for an argument that its config leaves out; None where it is no object or takes none."""
+    if "_target_" not in node:
+        return None
+    taken = inspect.signature(get_object(node["_target_"])).parameters.get(key)
+    return None if taken is None or taken.default is inspect.Parameter.empty else taken.default
 
 
 def check_same_data(cfg: DictConfig, folder: Path, data: DataModule) -> None:
