@@ -613,7 +613,8 @@ def test_the_choices_of_diffusion_train(
 
 
 @pytest.mark.parametrize("overrides", [
-    ["model=ddpm", "sampler@model.sampler=heun", "model.net.heads=2", "model.net.attention=[8]"],
+    ["model=ddpm", "sampler@model.sampler=heun", "model.net.heads=2", "model.net.attention=[8]",
+     "model.net.checkpointing=true"],
     ["model=flow", "model.optimizer.decay=linear", "model.grad_clip=null", "data.conditions=[]",
      "guider@model.guider=none"],
     ["model=flow", "model.optimizer.decay=constant", "model.cond_dropout=0", "data.conditions=[label]",

@@ -18,8 +18,8 @@ from atelier.diffusion.guidance import Asked, ClassifierFree, Denoise, Guider, c
 from atelier.diffusion.inpainting import knowing, resampled
 from atelier.diffusion.inversion import inverted
 from atelier.diffusion.objective import Net, Objective
-from atelier.diffusion.samplers import DDIM, FAINTEST, Ancestral, Sampler, cut, last, start
-from atelier.diffusion.schedules import Schedule
+from atelier.diffusion.samplers import DDIM, Ancestral, Sampler, cut, last, start
+from atelier.diffusion.schedules import FAINTEST, Schedule
 
 
 @dataclass(frozen=True)

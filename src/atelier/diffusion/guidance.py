@@ -18,11 +18,10 @@ from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.precision import float32
 from atelier.core.ranges import NonNegFloat, Probability, Span
-from atelier.diffusion.schedules import Schedule
+from atelier.diffusion.schedules import FAINTEST, Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 ConditionalDenoise = Callable[[Tensor, Tensor, Condition], Tensor]
-FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Karras et al. 2022, EDM, table 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,9 @@ from atelier.core.ranges import NonNegFloat, PositiveInt, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Denoise
 from atelier.diffusion.posterior import log_variance_of, posterior, transition
-from atelier.diffusion.schedules import NoiseLevel, Schedule, Spacing
+from atelier.diffusion.schedules import FAINTEST, NoiseLevel, Schedule, Spacing
 
 Grid = Literal["uniform", "quadratic", "logsnr", "karras"]
-FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Karras et al. 2022, EDM, table 1)
 Predict = Callable[[Tensor, NoiseLevel], Tensor]
 
 

@@ -16,6 +16,7 @@ from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveFloat, PositiveInt, Probability
 
 Spacing = Literal["trailing", "leading", "linspace"]
+FAINTEST = 80.0  # sigma / alpha beyond which an image is lost in its noise (Karras et al. 2022, EDM, table 1)
 
 
 class NoiseLevel(NamedTuple):
