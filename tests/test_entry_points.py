@@ -116,7 +116,9 @@ def test_train_then_sample_then_evaluate(tmp_path: Path) -> None:
     assert told == "4 images and grid.png in pictures\n"
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
 
-    told = alone(tmp_path, *offered[1][1:3], "eval.n_samples=8", "eval.batch_size=4", "metrics=none").stdout
+    told = alone(
+        tmp_path, *offered[1][1:3], "eval.n_samples=8", "eval.batch_size=4", "eval.n_diagnosed=8", "metrics=none"
+    ).stdout
     found, summary = json.loads(told), json.loads((tmp_path / folder / "summary.json").read_text())
     assert found["metrics"] == summary["metrics"] and found["run"] == str(folder)
     assert not list(tmp_path.glob("*.log")) and not list(tmp_path.rglob(".hydra"))

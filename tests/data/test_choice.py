@@ -180,11 +180,8 @@ def test_a_set_without_labels_is_shuffled_and_one_that_is_shuffled_is_not() -> N
 def test_images_of_a_label_are_found_without_a_look_at_any(monkeypatch: pytest.MonkeyPatch) -> None:
     data = made()
     monkeypatch.setattr(MemoryImages, "read", lambda *_: pytest.fail("read"))
-    words = dict.fromkeys(("direction", "scale_factor", "attributes", "source")) | {
-        "do": "sample",
-        "label": 9,
-        "seed": 0,
-    }
+    left_out = ("direction", "scale_factor", "attributes", "source", "strength", "mask", "resamplings")
+    words = dict.fromkeys(left_out) | {"do": "sample", "label": 9, "seed": 0}
     found = Request.of(Mirror.__new__(Mirror), data, {}, words).items
     assert sorted(found) == list(range(9 * EACH, 10 * EACH)) and found != sorted(found)
 

@@ -193,7 +193,7 @@ class Evaluator:
         return values
 
     def _diagnosed(self, model: Generator) -> bool:
-        return bool(self.n_diagnosed) and isinstance(model, DiffusionModel)
+        return bool(self.n_diagnosed) and isinstance(model, DiffusionModel) and not self.suite.rate_distortion
 
     def _with_widths(self, found: dict[str, diagnostics.Estimate]) -> dict[str, float]:
         """The values alone; the intervals are noted."""
