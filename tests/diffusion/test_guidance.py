@@ -28,7 +28,7 @@ def test_one_equals_unguided_and_is_one_plain_call():
     assert len(spy.calls[0][0]) == 4
 
 
-@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("guidance", [0.5, 3.0])
 def test_line_through_both_answers_in_one_call(guidance):
     spy = Spy()
     result = ClassifierFree(guidance=guidance)(spy, ASKED)(X, T)
@@ -37,5 +37,16 @@ def test_line_through_both_answers_in_one_call(guidance):
     torch.testing.assert_close(result, free + guidance * (asked - free))
 
 
+def test_nothing_is_known_at_guidance_0_and_one_call_is_enough():
+    spy = Spy()
+    assert torch.equal(ClassifierFree(guidance=0)(spy, ASKED)(X, T), spy(X, T, NULL))
+    assert len(spy.calls[0][0]) == 4
+
+
+def test_what_is_said_of_the_variance_is_not_cut():
+    both = torch.tensor([-3.0, 0.5, 2.0, 1.5]).view(1, 4, 1, 1)
+    assert clipped(lambda x_t, t: both)(torch.zeros(1, 2, 1, 1), T).flatten().tolist() == [-1, 0.5, 2.0, 1.5]
+
+
 def test_clipped_cuts_at_the_pixel_range():
-    assert clipped(lambda x_t, t: x_t)(torch.tensor([-3.0, 0.5, 2.0]), T).tolist() == [-1, 0.5, 1]
+    assert clipped(lambda x_t, t: x_t)(torch.tensor([[-3.0, 0.5, 2.0]]), T).tolist() == [[-1, 0.5, 1]]

@@ -25,9 +25,9 @@ class TwoAnswers:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         self.calls.append(len(x_t))
-        answers = torch.cat([self.free, self.known]) if len(x_t) == 6 else self.known
-        assert torch.equal(cond.vector[:, 0], torch.tensor([0.0] * (len(x_t) - 3) + [1.0] * 3))
-        return answers
+        told = cond.vector[:, 0].view(-1, 1, 1, 1) == 1
+        free, known = (answer.repeat(len(x_t) // 3, 1, 1, 1) for answer in (self.free, self.known))
+        return torch.where(told, known, free)
 
 
 def asked(schedule: Schedule) -> Asked:

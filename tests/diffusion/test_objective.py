@@ -8,7 +8,7 @@ import torch
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.diffusion.bound import bits, log_bin, prior_term, step_term
+from atelier.diffusion.bound import below, bits, log_bin, prior_term, snapped, step_term
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.posterior import log_variance_of, posterior, transition
 from atelier.diffusion.schedules import EDM, Cosine, Flow, Linear, ScaledLinear
@@ -310,11 +310,32 @@ def test_hybrid_teaches_the_variance_alone_by_the_bound():
     ("options", "told"),
     [
         ({"learned_variance": True}, "Fix: model.objective.loss=hybrid"),
+        ({"loss": "hybrid"}, "Fix: model.objective.learned_variance=true"),
+        ({"loss": "vlb", "weighting": MinSNR()}, "Fix: weighting@model.objective.weighting=plain"),
+        ({"target": Preconditioned(0.4), "schedule": EDM()}, "Fix: model.objective.target.sigma_data=0.5"),
         ({"loss": "vlb", "times": LogitNormal()}, "time_distribution@model.objective.time_distribution=uniform"),
     ],
 )
 def test_choices_that_contradict_are_refused(options, told):
-    times = options.pop("times", Uniform())
+    parts = {"schedule": Linear(), "target": Epsilon(), "weighting": Plain(), "times": Uniform()}
+    given = [options.pop(name, part) for name, part in parts.items()]
     with pytest.raises(UserError) as caught:
-        Objective(Linear(), Epsilon(), Plain(), times, **options)
+        Objective(*given, **options)
     assert caught.value.at("model.objective").line().endswith(told)
+
+
+@pytest.mark.parametrize("schedule", [Flow(), EDM(), Linear(), Linear(n_steps=4000)], ids=name)
+def test_a_level_of_the_bound_is_met_and_the_one_below_is_the_one_before(schedule):
+    levels = schedule.levels()
+    assert torch.equal(below(schedule, levels), torch.cat([torch.zeros(1), levels[:-1]]).double())
+    assert torch.equal(schedule.snap(levels), levels)
+    t, s = snapped(schedule, torch.arange(1, len(levels) + 1) / len(levels) - 0.5 / len(levels))
+    assert torch.equal(t, levels) and torch.equal(s, below(schedule, levels))
+
+
+def test_training_by_the_bound_meets_the_step_to_the_image():
+    """On a schedule whose levels are not evenly spaced from 0."""
+    torch.manual_seed(0)
+    objective = Objective(Flow(), VectorField(), Plain(), Uniform(), "vlb")
+    t = objective.sample_times(20_000, CPU)
+    assert (below(objective.schedule, t) == 0).sum() > 5

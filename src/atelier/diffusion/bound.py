@@ -23,9 +23,15 @@ BIN = 1 / 127.5  # width of a grey level in [-1, 1]
 def snapped(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """The level of the bound that t (B,) in (0, 1] stands for and the one below, 0 below the first; float64."""
     levels = schedule.levels().to(t.device)  # (T,)
-    i = (t.double() * len(levels)).ceil().long().clamp(1, len(levels)) - 1
-    below = torch.where(i > 0, levels[(i - 1).clamp(min=0)], torch.zeros_like(levels[i]))
-    return levels[i], below
+    level = levels[(t.double() * len(levels)).ceil().long().clamp(1, len(levels)) - 1]
+    return level, below(schedule, level)
+
+
+def below(schedule: Schedule, level: Tensor) -> Tensor:
+    """The level of the bound before one of them, (B,) float64; 0 below the first."""
+    levels = schedule.levels().to(level.device)  # (T,)
+    i = torch.searchsorted(levels, level - 1e-9)
+    return torch.where(i > 0, levels[(i - 1).clamp(min=0)], torch.zeros_like(level))
 
 
 def prior_term(x: Tensor, schedule: Schedule) -> Tensor:
@@ -125,10 +131,9 @@ def log_bin(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
     The first and the last level reach to infinity.
     """
-    normal = torch.distributions.Normal(0.0, 1.0)
     low, high = ((x - mean + side * BIN / 2) / log_std.exp() for side in (-1, 1))
-    above = torch.where(x > 1 - BIN / 4, torch.ones_like(x), normal.cdf(high))
-    below = torch.where(x < -1 + BIN / 4, torch.zeros_like(x), normal.cdf(low))
+    above = torch.where(x > 1 - BIN / 4, torch.ones_like(x), torch.special.ndtr(high))
+    below = torch.where(x < -1 + BIN / 4, torch.zeros_like(x), torch.special.ndtr(low))
     return (above - below).clamp(min=1e-12).log()
 
 

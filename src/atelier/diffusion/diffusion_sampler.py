@@ -129,7 +129,8 @@ class DiffusionSampler:
         return start(schedule, device) if gain > FAINTEST and not self.clip else 1.0
 
     def _fits(self, sampler: Sampler) -> None:
-        sampler.times(self.objective.schedule, torch.device("cpu"))
+        schedule = self.objective.schedule
+        sampler.times(schedule, next(schedule.buffers(), torch.zeros(())).device)
         if isinstance(sampler, Ancestral) and sampler.variance == "learned" and not self.objective.learned_variance:
             problem = "the net of this run has learned no variance"
             raise UserError(".sampler.variance", "learned", problem, ".sampler.variance=small")

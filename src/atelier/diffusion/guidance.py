@@ -97,6 +97,8 @@ class ClassifierFree(Guider):
     def __call__(self, denoise: ConditionalDenoise, asked: Asked) -> Denoise:
         if self.guidance == 1:
             return lambda x_t, t: denoise(x_t, t, asked.known)
+        if self.guidance == 0 and self.interval is None and self.rescale == 0:
+            return lambda x_t, t: denoise(x_t, t, asked.null)
         both = asked.null.cat(asked.known)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
@@ -248,4 +250,9 @@ class TrainedClassifier(nn.Module):
 
 def clipped(denoise: Denoise) -> Denoise:
     """Denoised images cut to [-1, 1], where pixels lie (Ho et al. 2020, DDPM); never for latents."""
-    return lambda x_t, t: denoise(x_t, t).clamp(-1, 1)
+
+    def cut(x_t: Tensor, t: Tensor) -> Tensor:
+        estimate, n = denoise(x_t, t), x_t.shape[1]
+        return torch.cat([estimate[:, :n].clamp(-1, 1), estimate[:, n:]], dim=1)
+
+    return cut

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from atelier.core.batch import Cond
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.diffusion.bound import bits, prior_term, snapped, step_term
+from atelier.diffusion.bound import below, bits, prior_term, snapped, step_term
 from atelier.diffusion.schedules import Schedule
 from atelier.diffusion.targets import Target
 from atelier.diffusion.times import TimeDistribution, Uniform
-from atelier.diffusion.weightings import Weighting
+from atelier.diffusion.weightings import Plain, Weighting
 
 Net = Callable[[Tensor, Tensor, Condition | None], Tensor]
 
@@ -36,7 +36,8 @@ class Objective(nn.Module):
 
     Raises:
         UserError: a target that tells nothing of the image where the schedule ends, as eps where it ends in pure noise:
-            sampling would divide by 0. A learned variance that no loss teaches. A bound over times not uniform.
+            sampling would divide by 0. A learned variance that no loss teaches, or a bound that teaches nothing. A
+            bound over times not uniform, or with weights. Two deviations of the images.
     """
 
     def __init__(
@@ -56,9 +57,19 @@ class Objective(nn.Module):
             raise UserError(".target", name, problem, "target@.target=flow")
         if learned_variance and loss == "simple":
             raise UserError(".learned_variance", True, "the simple loss does not teach it", ".loss=hybrid")
+        if loss == "hybrid" and not learned_variance:
+            problem = "its bound teaches the variance alone, which is not learned"
+            raise UserError(".loss", loss, problem, ".learned_variance=true")
+        if loss == "vlb" and type(weighting) is not Plain:
+            name, problem = type(weighting).__name__, "the bound has weights of its own"
+            raise UserError(".weighting", name, problem, "weighting@.weighting=plain")
         if loss != "simple" and type(time_distribution) is not Uniform:
             name, problem = type(time_distribution).__name__, "the bound is a mean over times that are equally likely"
             raise UserError(".time_distribution", name, problem, "time_distribution@.time_distribution=uniform")
+        stds = [getattr(part, "sigma_data", None) for part in (schedule, target)]
+        if None not in stds and stds[0] != stds[1]:
+            problem = f"the schedule divides by {stds[0]:g}"
+            raise UserError(".target.sigma_data", stds[1], problem, f".target.sigma_data={stds[0]:g}")
         self.schedule, self.target = schedule, target
         self.weighting, self.time_distribution = weighting, time_distribution
         self.loss, self.learned_variance = loss, learned_variance
@@ -71,13 +82,12 @@ class Objective(nn.Module):
         alpha, sigma = self.schedule.pair(t, like=x)                       # (B, 1, 1, 1)
         x_t = alpha * x + sigma * eps                                      # (B, C, H, W)
         output, v = self.answer(net, x_t, t, cond)                         # (B, C, H, W), the same or None
-        loss = self.squared_error(output, x, eps, t)                       # (B,)
         if self.loss == "simple":
-            return loss
+            return self.squared_error(output, x, eps, t)                       # (B,)
         denoised = self.target.denoised(output, x_t, alpha, sigma)
         if self.loss == "vlb":
             return self.bound(x, denoised, v, t)
-        return loss + self.bound(x, denoised.detach(), v, t) / 1000
+        return self.squared_error(output, x, eps, t) + self.bound(x, denoised.detach(), v, t) / 1000
 
     def squared_error(self, output: Tensor, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The weighted error of what the net answers at x_t = alpha x + sigma eps, (B,)."""
@@ -88,7 +98,7 @@ class Objective(nn.Module):
 
     def bound(self, x: Tensor, denoised: Tensor, v: Tensor | None, t: Tensor) -> Tensor:
         """An estimate of the bound by its term at t, (B,) float32 bits per dimension, without L_T, which stays."""
-        t, s = snapped(self.schedule, t)
+        s = below(self.schedule, t)
         term = len(self.schedule.levels()) * bits(step_term(x, denoised, v, s, t, self.schedule), x)
         self.terms = _named(term.detach(), s, bits(prior_term(x, self.schedule), x))
         return term.float()

@@ -285,7 +285,7 @@ def slope(x_t: Tensor, denoised: Tensor, t: NoiseLevel) -> tuple[Tensor, Tensor]
 
 
 def start(schedule: Schedule, device: torch.device) -> float:
-    """The last training time at which an image is not lost in its noise: 1, or where sigma / scale reaches 80."""
+    """The training time from which an image is not lost in its noise: 1, or the next from where sigma / scale is 80."""
     if schedule.level(torch.ones((), dtype=torch.float64, device=device)).ratio <= FAINTEST:
         return 1.0
     logsnr = torch.tensor(-2 * math.log(FAINTEST), dtype=torch.float64, device=device)

@@ -138,7 +138,7 @@ class DiscreteSchedule(Schedule):
         return (t.double() * self.n_steps - 1).float()
 
     def snap(self, t: Tensor) -> Tensor:
-        return (t.double() * self.n_steps).ceil() / self.n_steps
+        return (t.double() * self.n_steps - 1e-6).ceil().clamp(min=1) / self.n_steps  # itself, if it is on the grid
 
     def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
         """Times on the table's grid (Lin et al. 2024, Common Diffusion Noise Schedules are Flawed, table 2).

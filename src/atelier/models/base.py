@@ -20,9 +20,12 @@ from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
 from atelier.diffusion import diagnostics
 from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
-from atelier.diffusion.guidance import Guider
+from atelier.diffusion.guidance import ClassifierFree, Guider
 from atelier.diffusion.samplers import Sampler
 from atelier.nets.denoising import DenoisingNet
+
+UNGUIDED = {"guider": ClassifierFree(guidance=1.0)}  # options of a diffusion model: the condition alone
+UNKNOWN = {"guider": ClassifierFree(guidance=0.0)}  # nothing is known of what is made
 
 
 class Model(LightningModule, ABC):
@@ -303,8 +306,8 @@ class DiffusionModel(Generator):
             guidance: guidance on the way back, as in `sample`.
             guider: guider on the way back, as in `sample`.
         """
-        known, strength = (cond, 0.0) if own is None else (own, 1.0)
-        x_t, times = self.diffusion_sampler.asked(sampler, strength).invert(known, self.encode(x))
+        known, unguided = (cond, UNKNOWN) if own is None else (own, UNGUIDED)
+        x_t, times = self.diffusion_sampler.asked(sampler, **unguided).invert(known, self.encode(x))
         return self.decode(self.diffusion_sampler.asked(sampler, guidance, guider).revert(cond, x_t, times))
 
     def noising(self, x: Tensor, rngs: ImageRngs, n_frames: int) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from atelier.core.batch import Batch
 from atelier.core.condition import Embedder
-from atelier.core.errors import within
+from atelier.core.errors import UserError, within
 from atelier.core.ranges import PositiveFloat, Probability
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
@@ -31,7 +31,7 @@ class LDM(DiffusionModel):
         first_stage: images to latents and back.
 
     Raises:
-        UserError: the first stage is no autoencoder, or as in DDPM.
+        UserError: the first stage is no autoencoder, the loss is a bound of grey levels, or as in DDPM.
     """
 
     ema_nets = ("net", "embedder")
@@ -57,6 +57,9 @@ class LDM(DiffusionModel):
         denoises(made, ".net")
         conditioned_by(made, embedder, ".net")
         self.net: DenoisingNet = made
+        if objective.loss != "simple":
+            problem = "the bound counts grey levels, which latents have not"
+            raise UserError(".objective.loss", objective.loss, problem, ".objective.loss=simple")
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.embedder, self.cond_dropout = objective, embedder, cond_dropout
         self.optimizer, self.grad_clip = optimizer, grad_clip

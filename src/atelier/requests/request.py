@@ -17,7 +17,17 @@ from atelier.data.reading import pixels, square
 from atelier.evaluation.evaluator import sample
 from atelier.images.pictures import beside
 from atelier.images.pixels import to_float, to_uint8
-from atelier.models.base import Autoencoder, Cond, DiffusionModel, Generator, Latent, StyleBased, Translator
+from atelier.models.base import (
+    UNGUIDED,
+    UNKNOWN,
+    Autoencoder,
+    Cond,
+    DiffusionModel,
+    Generator,
+    Latent,
+    StyleBased,
+    Translator,
+)
 from atelier.requests import files, latents, masks
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
@@ -100,8 +110,9 @@ class Request:
         given = _given(words["attributes"], model, data)
         _check_words(words, model)
         unknown = words["source"] is not None and isinstance(model, DiffusionModel) and words["label"] is None
-        if unknown and "guidance" in options:
-            raise UserError("label", None, "guidance needs a class to lead to", "label=0, or leave guidance out")
+        for name in ("guidance", "guider"):
+            if unknown and name in options:
+                raise UserError("label", None, "guidance needs a class to lead to", f"label=0, or leave {name} out")
         own = {name: words[name] for name in ("strength", "mask", "resamplings") if words[name] is not None}
         return replace(cls(model, data, options, words["seed"], items, case, given), **own, unknown=unknown)
 
@@ -288,13 +299,13 @@ class Request:
             mask: mask of inpainting, (B, 1, H, W) bool.
         """
         model, cond, rngs = self.model, self.conditions(first, len(x)), self._rngs(first, len(x))
-        options = self.options | ({"guidance": 0.0} if self.unknown else {})
+        options = self.options | (UNKNOWN if self.unknown else {})
         if verb == "edit":
             return x, model.edit(x, cond, rngs, self.strength, **options)
         if mask is not None:
             return x.masked_fill(mask, 0), model.inpaint(x, mask, cond, rngs, self.resamplings, **options)
         if verb == "invert":
-            back = {"guidance": 1.0} if self.items is None else {}
+            back = UNGUIDED if self.items is None else {}
             return x, model.invert(x, own, cond, **(back | options))
         return x, latents.projection(model, x, cond, rngs, self.options)
 
