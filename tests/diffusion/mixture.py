@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atelier.diffusion.guidance import Denoise
-from atelier.diffusion.schedules import DiscreteSchedule, NoiseLevel, Schedule, Spacing
+from atelier.diffusion.schedules import NoiseLevel, Schedule
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 MEANS = torch.tensor([[1.0, 0.5], [-0.8, -0.2], [0.1, -0.9]], dtype=torch.float64)
@@ -50,45 +50,3 @@ def transported(schedule: Schedule, x: Tensor, t: NoiseLevel, s: NoiseLevel, ste
         d = slope(y + stride * c, at + stride)
         y = y + stride / 6 * (a + 2 * b + 2 * c + d)
     return s.alpha * y
-
-
-class Exploding(Schedule):
-    """alpha = 1, sigma = 80 t^7: noise is added and the image stays as it is."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t, dtype=torch.float64)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return 80 * t.double() ** 7
-
-    def logsnr(self, t: Tensor) -> Tensor:
-        return -2 * self.sigma(t).log()
-
-    def time(self, logsnr: Tensor) -> Tensor:
-        return ((-logsnr / 2).exp() / 80) ** (1 / 7)
-
-    def net_time(self, t: Tensor) -> Tensor:
-        return t.float()
-
-    def snap(self, t: Tensor) -> Tensor:
-        return t
-
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-
-    def prior_std(self, t: Tensor) -> Tensor:
-        return self.sigma(t)
-
-
-class ZeroTerminal(DiscreteSchedule):
-    """A table that ends in pure noise: sqrt(alpha_bar) shifted and stretched   (Lin et al. 2024, algorithm 1)."""
-
-    def __init__(self) -> None:
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        root = torch.cumprod(1 - betas, 0).sqrt()
-        kept = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        super().__init__(1 - torch.cat([kept[:1], kept[1:] / kept[:-1]]))
-        self.logsnrs[-1] = self.logsnrs[-2] - 2  # only what lies between the last two entries sees it
-
-    def logsnr(self, t: Tensor) -> Tensor:
-        return super().logsnr(t).where(t < 1, -torch.inf)

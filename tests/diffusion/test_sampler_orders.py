@@ -15,8 +15,8 @@ from atelier.core.rng import ImageRngs
 from atelier.diffusion.multistep import DPMSolver2M, DPMSolver3M, UniPC
 from atelier.diffusion.posterior import posterior
 from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, Midpoint, Sampler, grid_times
-from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear, Schedule
-from tests.diffusion.mixture import COVARIANCE, MEAN, Exploding, ZeroTerminal, best, transported
+from atelier.diffusion.schedules import EDM, Cosine, Flow, Linear, ScaledLinear, Schedule, ZeroTerminal
+from tests.diffusion.mixture import COVARIANCE, MEAN, best, transported
 
 CPU = torch.device("cpu")
 DETERMINISTIC: dict[str, tuple[Callable[..., Sampler], int]] = {  # -> order
@@ -44,7 +44,7 @@ STOCHASTIC: dict[str, Callable[..., Sampler]] = {
     "3m-sde-parity": partial(DPMSolver3M, stochastic=True, form="parity"),
 }
 EVERY = {name: kind for name, (kind, _) in DETERMINISTIC.items()} | STOCHASTIC
-SCHEDULES = (Linear(), ScaledLinear(), Cosine(), Flow(), Exploding(), ZeroTerminal())
+SCHEDULES = (Linear(), ScaledLinear(), Cosine(), Flow(), EDM(), ZeroTerminal(ScaledLinear()))
 
 
 def noise(*shape: int) -> Tensor:
@@ -64,7 +64,7 @@ def exact(kind: type[Schedule]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-@pytest.mark.parametrize("kind", [Flow, Exploding])
+@pytest.mark.parametrize("kind", [Flow, EDM])
 def test_the_error_falls_with_the_order_that_is_claimed(name: str, kind: type[Schedule]) -> None:
     made, order = DETERMINISTIC[name]
     errors = []
@@ -181,7 +181,7 @@ def test_ddim_with_eta_1_is_ddpm(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("schedule", [ScaledLinear(), Exploding()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [ScaledLinear(), EDM()], ids=lambda s: type(s).__name__)
 def test_ddim_is_euler_ancestral(schedule: Schedule, eta: float) -> None:
     """In r = sigma / alpha and y = x / alpha: Euler's rule down to sqrt(r_s^2 - up^2), then noise of deviation up."""
     sampler, rngs = DDIM(steps=9, eta=eta, grid="karras"), ImageRngs(3, 0, 2)
@@ -201,9 +201,9 @@ def test_churn_is_algorithm_2_of_edm() -> None:
     """Written down again from the paper, for alpha = 1: noise where S_min <= t <= S_max, by at most sqrt(2) - 1."""
     churn, s_min, s_max, s_noise = 3.0, 0.1, 30.0, 1.1
     sampler = Heun(steps=10, churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
-    x = sampler(best(Exploding()), noise(2, 2, 3, 3), Exploding(), ImageRngs(3, 0, 2))
-    rngs, denoise = ImageRngs(3, 0, 2), lambda x, s: best(Exploding())(x, ((s / 80) ** (1 / 7)).expand(2))
-    sigmas = Exploding().sigma(sampler.times(Exploding(), CPU))
+    x = sampler(best(EDM()), noise(2, 2, 3, 3), EDM(), ImageRngs(3, 0, 2))
+    rngs, denoise = ImageRngs(3, 0, 2), lambda x, s: best(EDM())(x, ((s / 80) ** (1 / 7)).expand(2))
+    sigmas = EDM().sigma(sampler.times(EDM(), CPU))
     y = 80 * noise(2, 2, 3, 3)
     raised = 0
     for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -246,7 +246,7 @@ def test_midpoint_on_the_straight_path_is_the_rule_in_t() -> None:
 
 
 def test_posterior_from_pure_noise_forgets_it() -> None:
-    s, t = (ZeroTerminal().level(torch.tensor(time).double()) for time in (0.5, 1.0))
+    s, t = (ZeroTerminal(ScaledLinear()).level(torch.tensor(time).double()) for time in (0.5, 1.0))
     mean, variance = posterior(torch.tensor(9.0), torch.tensor(0.3).double(), s, t)
     torch.testing.assert_close((mean, variance), (0.3 * s.alpha, s.sigma**2))
 

@@ -231,7 +231,20 @@ class ZeroTerminal(DiscreteSchedule):
         super().__init__(1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]]))
 
 
-class EDM(Schedule):
+class ContinuousSchedule(Schedule):
+    """Any t in (0, 1] is a training time. There is no grid: every spacing of `times` is the uniform one."""
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
+    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+    def prior_std(self, t: Tensor) -> Tensor:
+        return self.sigma(t)
+
+
+class EDM(ContinuousSchedule):
     """Noise is added and the image kept: alpha = 1, sigma = sigma_max t^7   (Karras et al. 2022, EDM, section 5).
 
     Even steps of t are those of their sampler, which are even in the 7th root of sigma. The net sees x_t divided by its
@@ -261,23 +274,14 @@ class EDM(Schedule):
     def net_time(self, t: Tensor) -> Tensor:
         return (250 * self.sigma(t).log()).float()
 
-    def snap(self, t: Tensor) -> Tensor:
-        return t
-
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-
-    def prior_std(self, t: Tensor) -> Tensor:
-        return self.sigma(t)
-
     def input_scale(self, t: Tensor) -> Tensor:
         return (self.sigma(t) ** 2 + self.sigma_data**2).rsqrt()
 
 
-class Flow(Schedule):
+class Flow(ContinuousSchedule):
     """The straight path x_t = (1 - t) x + t eps (Liu et al. 2023, Rectified Flow, eq. 1, time reversed).
 
-    The net gets 1000 t. There is no grid: every spacing of `times` is the uniform one.
+    The net gets 1000 t.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -294,15 +298,6 @@ class Flow(Schedule):
 
     def net_time(self, t: Tensor) -> Tensor:
         return (1000 * t.double()).float()
-
-    def snap(self, t: Tensor) -> Tensor:
-        return t
-
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-
-    def prior_std(self, t: Tensor) -> Tensor:
-        return self.sigma(t)
 
     def scale(self, t: Tensor) -> Tensor:
         return torch.ones_like(t, dtype=torch.float64)
