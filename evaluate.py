@@ -23,6 +23,7 @@ def evaluate(cfg: DictConfig) -> None:
 
     from atelier.callbacks.evaluation import numbers
     from atelier.evaluation.gathering import show_progress
+    from atelier.evaluation.naming import of_raw
     from atelier.runs import ledger
     from atelier.runs.trainer import autocast, device, resolved
 
@@ -43,7 +44,7 @@ def evaluate(cfg: DictConfig) -> None:
         raw, _ = evaluator(other, run.data, options, lambda: autocast(other, precision), show_progress)
     values, protocol = evaluator(model, run.data, options, lambda: autocast(model, precision), show_progress)
     intervals = evaluator.intervals(values, protocol)
-    values |= {f"raw/{name}": value for name, value in raw.items() if not name.startswith("real/")}
+    values |= of_raw(raw)
     if evaluator.curve and evaluator.suite.rate_distortion:
         evaluator.curve.write(run.folder)
         print(evaluator.curve.table(), file=sys.stderr, flush=True)

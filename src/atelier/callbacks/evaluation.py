@@ -80,7 +80,7 @@ class Evaluation(Callback):
             trainer.strategy.barrier()
         if any(self.asked.values()):
             known = naming.names(self.evaluator, model, trainer.datamodule)
-            known += [f"raw/{name}" for name in known if not name.startswith("real/")] if self.raw else []
+            known += list(naming.of_raw(dict.fromkeys(known, 0.0))) if self.raw else []
             for key, metric in self.asked.items():
                 naming.check(key, metric, known)
 
@@ -109,7 +109,7 @@ class Evaluation(Callback):
             self.checkpoints.save(trainer, model)
             self.clock.leave(trainer)
         self.intervals = self.evaluator.intervals(self.values, self.protocol)
-        self.values |= {f"raw/{name}": value for name, value in raw.items() if not name.startswith("real/")}
+        self.values |= naming.of_raw(raw)
         self.protocol |= {"ema": self.ema.half_lives[:1], "precision": trainer.precision}
         if self.values:
             self.progress.evaluated(self.values)

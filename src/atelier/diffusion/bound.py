@@ -7,39 +7,36 @@ each to the one below. Divide by C H W ln 2 for bits per dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from atelier.core.rng import ImageRngs
+from atelier.diffusion.guidance import Denoise
 from atelier.diffusion.posterior import log_variance_of, posterior, transition
 from atelier.diffusion.schedules import NoiseLevel, Schedule
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 BIN = 1 / 127.5  # width of a grey level in [-1, 1]
 
 
 def snapped(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """The level of the bound that t (B,) in (0, 1] stands for and the one below, 0 below the first; float64."""
-    levels = schedule.levels().to(t.device)  # (T,)
+    levels = schedule.levels(t.device)  # (T,)
     level = levels[(t.double() * len(levels)).ceil().long().clamp(1, len(levels)) - 1]
     return level, below(schedule, level)
 
 
 def below(schedule: Schedule, level: Tensor) -> Tensor:
     """The level of the bound before one of them, (B,) float64; 0 below the first."""
-    levels = schedule.levels().to(level.device)  # (T,)
+    levels = schedule.levels(level.device)  # (T,)
     i = torch.searchsorted(levels, level - 1e-9)
     return torch.where(i > 0, levels[(i - 1).clamp(min=0)], torch.zeros_like(level))
 
 
 def prior_term(x: Tensor, schedule: Schedule) -> Tensor:
     """L_T = KL(q(x_T | x), what sampling starts from) of images (B, C, H, W), (B,)."""
-    level, std = (
-        _column(schedule, torch.ones(1, device=x.device), x),
-        schedule.prior_std(torch.ones(1, device=x.device)),
-    )
+    one = torch.ones(1, device=x.device)
+    level, std = _column(schedule, one, x), schedule.prior_std(one)
     mean, variance = level.alpha * x.double() / std, (level.sigma / std) ** 2
     return ((mean**2 + variance - 1 - variance.log()) / 2).flatten(1).sum(1)
 
@@ -100,7 +97,7 @@ def bound_terms(denoise: Denoise, x: Tensor, schedule: Schedule, rngs: ImageRngs
         `error`, the mean squared error of the denoised image in grey levels (B, K + 1).
     """
     x, channels = x.double(), x.shape[1]
-    levels = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.levels().cpu()]).to(x.device)  # (T + 1,)
+    levels = torch.cat([x.new_zeros(1), schedule.levels(x.device)])  # (T + 1,)
     ends = strata(len(levels) - 1, draws).to(x.device)  # (K + 1,)
     widths = ends.diff()  # (K,)
     drawn = (rngs.rand(len(widths), device=x.device).double() * widths).long()  # (B, K)

@@ -19,8 +19,7 @@ CENTRES, WIDTH = (8, 4, 0, -4, -8), 4  # of the bins of log-SNR: from a grey lev
 
 def bins(schedule: Schedule, device: torch.device) -> dict[int, tuple[float, float]]:
     """Centre -> lowest and highest log-SNR of a bin, as far as training goes; bins out of its reach are left out."""
-    ends = torch.stack([torch.ones((), dtype=torch.float64), schedule.levels()[0]]).to(device)
-    low, high = schedule.logsnr(ends).tolist()
+    low, high = schedule.logsnr(schedule.levels(device)[[-1, 0]]).tolist()
     cut = {centre: (max(centre - WIDTH / 2, low), min(centre + WIDTH / 2, high)) for centre in CENTRES}
     return {centre: ends for centre, ends in cut.items() if ends[0] < ends[1]}
 

@@ -59,9 +59,9 @@ class DiffusionSampler:
             UserError: as in the constructor.
         """
         guider = guider or self.guider
-        unguided = not self.embedder.conditions and not guider.conditions  # nothing is known to be guided by
-        strength = 1.0 if unguided else guider.guidance if guidance is None else guidance
-        return replace(self, sampler=sampler or self.sampler, guider=replace(guider, guidance=strength))
+        if guidance is not None:
+            guider = replace(guider, guidance=guidance)
+        return replace(self, sampler=sampler or self.sampler, guider=guider)
 
     def __call__(self, cond: Cond, noise: Tensor, rngs: ImageRngs) -> Tensor:
         """Images (n, C, H, W) from standard normal noise (n, C, H, W); `rngs` gives the noise on the way."""
@@ -116,7 +116,7 @@ class DiffusionSampler:
     def _denoise(self, cond: Cond, n: int) -> Denoise:
         """(x_t, t) -> denoised, of n images under a condition."""
         asked = Asked(self.embedder(cond, n), self.embedder.null(n), cond, self.objective.schedule)
-        denoise = self.asked().guider(partial(self.objective.denoise, self.net), asked)
+        denoise = self._guider(partial(self.objective.denoise, self.net), asked)
         return clipped(denoise) if self.clip else denoise
 
     def _first(self, device: torch.device) -> float:
@@ -136,6 +136,11 @@ class DiffusionSampler:
             raise UserError(".sampler.variance", "learned", problem, ".sampler.variance=small")
 
     @property
+    def _guider(self) -> Guider:
+        """The guider, off where nothing is known to be guided by."""
+        return self.guider if self.conditions else replace(self.guider, guidance=1.0)
+
+    @property
     def conditions(self) -> frozenset[str]:
         """Names of what samples are asked by: those that the net takes, and those that the guider looks at."""
         return frozenset(self.embedder.conditions) | frozenset(self.guider.conditions)
@@ -147,7 +152,7 @@ class DiffusionSampler:
 
     def protocol(self) -> dict[str, Any]:
         """What a printed number depends on; the guider goes without saying where it is the plain classifier-free."""
-        guidance = self.asked().guider.guidance
+        guidance = self._guider.guidance
         usual = self.guider == ClassifierFree(guidance=self.guider.guidance) or not self.conditions
         found = {"sampler": str(self.sampler), "nfe": self.sampler.nfe, "guidance": guidance}
         return found if usual else found | {"guider": str(self.guider)}

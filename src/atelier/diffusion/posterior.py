@@ -38,7 +38,7 @@ def log_variance_of(v: Tensor | None, s: NoiseLevel, t: NoiseLevel, schedule: Sc
     large, least = transition(s, t)[1], posterior(t.t, t.t, s, t)[1]
     if v is None:
         return torch.where(s.t > 0, least, large).log()
-    first, second = (schedule.level(level.to(t.t.device)) for level in schedule.levels()[:2])
+    first, second = (schedule.level(level) for level in schedule.levels(t.t.device)[:2])
     substitute = posterior(t.t, t.t, first, second)[1]
     small = torch.where(s.t > 0, least, substitute).log()
     return torch.lerp(small.expand_as(v), large.log().expand_as(v), (v.double() + 1) / 2)

@@ -73,10 +73,10 @@ class Schedule(nn.Module, ABC):
     def prior_std(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise that sampling starts from at time t."""
 
-    def levels(self) -> Tensor:
+    def levels(self, device: torch.device | None = None) -> Tensor:
         """Levels on which a likelihood is bounded, (T,) float64, rising to 1 from the first that an eye may see."""
         faintest = torch.tensor(-2 * math.log(0.01), dtype=torch.float64)
-        return torch.linspace(self.time(faintest).item(), 1, 1000, dtype=torch.float64)
+        return torch.linspace(self.time(faintest).item(), 1, 1000, dtype=torch.float64, device=device)
 
     def input_scale(self, t: Tensor) -> Tensor:
         """What x_t is multiplied by before the net sees it: 1 where x_t is of about unit size already."""
@@ -158,8 +158,8 @@ class DiscreteSchedule(Schedule):
                 entries = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().flip(0) + 1
         return torch.cat([entries, torch.zeros(1)]) / n
 
-    def levels(self) -> Tensor:
-        return torch.arange(1, self.n_steps + 1, dtype=torch.float64) / self.n_steps
+    def levels(self, device: torch.device | None = None) -> Tensor:
+        return torch.arange(1, self.n_steps + 1, dtype=torch.float64, device=device) / self.n_steps
 
     def prior_std(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

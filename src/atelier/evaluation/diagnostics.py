@@ -15,7 +15,7 @@ from atelier.data.base import DataModule
 from atelier.evaluation.gathering import Parts, Progress, read
 from atelier.evaluation.reconstruction import Context
 from atelier.images.pixels import to_uint8
-from atelier.metrics.memorisation import nearer, nearest, thumbnails
+from atelier.metrics.memorisation import Z, nearer, nearest, thumbnails
 from atelier.models.base import DiffusionModel
 
 LOOKED_AT = 16  # training images of which thumbnails are made, for each image that is denoised
@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
 
 def estimate(values: Tensor) -> Estimate:
     """The mean of what was found of each image, (N,)."""
-    return Estimate(values.mean().item(), 1.96 * (values.var() / len(values)).sqrt().item())
+    return Estimate(values.mean().item(), Z * (values.var() / len(values)).sqrt().item())
 
 
 def logarithm(errors: Tensor) -> tuple[float, Tensor]:

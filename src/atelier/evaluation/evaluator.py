@@ -22,7 +22,7 @@ from atelier.evaluation.paired import values as paired_values
 from atelier.evaluation.rate_distortion import Curve, rate_distortion
 from atelier.evaluation.reconstruction import Context, examined, likelihood, reconstructed
 from atelier.images.pixels import to_float, to_uint8
-from atelier.metrics.memorisation import thumbnails
+from atelier.metrics.memorisation import Z, thumbnails
 from atelier.metrics.shapes import OF_VALID, judge_values, reasons, verdict_of_true, wilson
 from atelier.metrics.suite import Suite
 from atelier.models.base import (
@@ -40,7 +40,6 @@ from atelier.models.base import (
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
-Z = 1.96  # standard errors on either side of a mean, of 95 %
 N_TRAINING = 10_000  # images that a classifier of the set is trained on
 
 

@@ -52,6 +52,14 @@ def check(key: str, metric: str | None, known: list[str]) -> None:
         raise UserError(key, metric, "no such metric of this run", f"{key}={'null' if close is None else close}")
 
 
+def of_raw(values: dict[str, float]) -> dict[str, float]:
+    """Figures of the raw weights by the names that they have beside those of the averaged ones.
+
+    What is between real images has nothing to do with weights and is left out.
+    """
+    return {f"raw/{name}": value for name, value in values.items() if not name.startswith("real/")}
+
+
 def _giving_back(model: Generator, images: Tensor) -> Generator:
     """A stand-in of the model's class that returns fixed images."""
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
+from atelier.core.batch import Batch
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.evaluation.gathering import Parts, Progress, read
@@ -74,14 +75,13 @@ def likelihood(
     progress: Progress,
 ) -> dict[str, float]:
     """Mean -log p of the n chosen test images: `nll` in nats an image, `bpd` in bits a dimension."""
-    parts = Parts()
-    for numbers, batch in read(data, "test", n, batch_size, "likelihood", progress):
+
+    def facts(batch: Batch, rngs: ImageRngs) -> dict[str, Tensor]:
         x = batch["image"].to(model.device)
-        with context():
-            nats = model.nll(x, model.condition(batch, ""), rngs(numbers.start, len(numbers)))
-        parts.add(numbers, {"nll": nats.double()})
-    nll = parts.gathered()["nll"].mean().item()
-    return {"nll": nll, "bpd": nll / (x[0].numel() * math.log(2))}
+        nats = model.nll(x, model.condition(batch, ""), rngs).double()  # (B,)
+        return {"nll": nats, "bpd": nats / (x[0].numel() * math.log(2))}
+
+    return _means(facts, data, rngs, n, batch_size, context, "likelihood", progress)
 
 
 def examined(
@@ -94,10 +94,24 @@ def examined(
     progress: Progress,
 ) -> dict[str, float]:
     """The model's figures, each a mean over the n chosen test images."""
+    found = _means(model.examined, data, rngs, n, batch_size, context, "test images", progress)
+    return {name: found[name] for name in model.figures}
+
+
+def _means(
+    facts: Callable[[Batch, ImageRngs], dict[str, Tensor]],
+    data: DataModule,
+    rngs: Callable[[int, int], ImageRngs],
+    n: int,
+    batch_size: int,
+    context: Context,
+    what: str,
+    progress: Progress,
+) -> dict[str, float]:
+    """The mean over the n chosen test images, on all ranks, of what `facts` says of each of a batch, (B,) by name."""
     parts = Parts()
-    for numbers, batch in read(data, "test", n, batch_size, "test images", progress):
+    for numbers, batch in read(data, "test", n, batch_size, what, progress):
         with context():
-            found = model.examined(batch, rngs(numbers.start, len(numbers)))
+            found = facts(batch, rngs(numbers.start, len(numbers)))
         parts.add(numbers, {name: value.double() for name, value in found.items()})
-    facts = parts.gathered()
-    return {name: facts[name].mean().item() for name in model.figures}
+    return {name: values.mean().item() for name, values in parts.gathered().items()}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 8  # of a thumbnail
+Z = 1.96  # standard errors on either side of a mean, of 95 %
 
 
 def thumbnails(images: Tensor) -> Tensor:
@@ -36,4 +37,4 @@ def nearer(samples: Tensor, heldout: Tensor) -> tuple[float, float]:
     a, b = samples.double()[:, None], heldout.double()[None]
     won = (a < b).double() + (a == b).double() / 2  # (N, M)
     variance = sum(side.var() / len(side) for side in (won.mean(1), won.mean(0)))
-    return won.mean().item(), 1.96 * float(variance) ** 0.5
+    return won.mean().item(), Z * float(variance) ** 0.5

@@ -63,10 +63,7 @@ class ConditionEmbedder(nn.Module):
             if name in conditions and n == 0:
                 raise UserError("data.conditions", conditions, f"this set has no {name}", "data.conditions=[]")
         self.conditions = tuple(conditions)
-        self.factors = tuple(label_factors or [n_classes])
-        if math.prod(self.factors) != n_classes:
-            problem = f"their product is not the {n_classes} classes"
-            raise UserError("data.label_factors", label_factors, problem, "data.label_factors=[]")
+        self.factors = factors_of(n_classes, label_factors)
         tables = [nn.Embedding(n, dim) for n in self.factors] if "label" in conditions else []
         self.label = nn.ModuleList(tables)
         self.attributes = nn.Parameter(torch.randn(n_attributes, dim)) if "attributes" in conditions else None
@@ -99,3 +96,16 @@ class ConditionEmbedder(nn.Module):
     def null(self, n: int) -> Condition:
         """The condition of n images of which nothing is known, a vector (n, D)."""
         return Condition(vector=self.null_embedding.expand(n, -1))
+
+
+def factors_of(n_classes: int, label_factors: list[int]) -> tuple[int, ...]:
+    """Numbers of each thing that a label numbers the combinations of; of one thing where none are given.
+
+    Raises:
+        UserError: their product is not the number of labels.
+    """
+    factors = tuple(label_factors or [n_classes])
+    if math.prod(factors) != n_classes:
+        problem = f"their product is not the {n_classes} classes"
+        raise UserError("data.label_factors", label_factors, problem, "data.label_factors=[]")
+    return factors

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,7 +9,9 @@ from torch import Tensor, nn
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import Levels, NonNegInt, PositiveInt, Probability, Width
+from atelier.nets.conditioning import factors_of
 from atelier.nets.layers import Down, ResBlock, SelfAttention, TimeEmbedding, norm
+from atelier.nets.unet import attentive, map_sizes
 
 
 class HalfUNet(nn.Module):
@@ -55,10 +55,13 @@ class HalfUNet(nn.Module):
         super().__init__()
         self.patch_size = patch_size = patch_size or max(1, image_size // 16)
         self.shape, self.n_classes = (image_channels, image_size, image_size), n_classes
-        self.factors = _factors(n_classes, label_factors)
-        sizes = _map_sizes(image_size, patch_size, len(multipliers))
+        if n_classes == 0:
+            problem = "this set has no labels to tell apart"
+            raise UserError("data.n_classes", n_classes, problem, "data=shapes, or another set with labels")
+        self.factors = list(factors_of(n_classes, label_factors))
+        sizes = map_sizes(image_size, patch_size, len(multipliers))
         widths, dim = [width * m for m in multipliers], 4 * width
-        _check_attention(sizes, widths, attention, heads)
+        at = attentive(sizes, attention, widths, heads)
         self.time = nn.Sequential(TimeEmbedding(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.stem = nn.Conv2d(image_channels * patch_size**2, width, 3, padding=1)
         n, self.down = width, nn.ModuleList()
@@ -68,7 +71,7 @@ class HalfUNet(nn.Module):
             for _ in range(n_blocks):
                 self.down.append(ResBlock(n, wide, dim, dropout, scale_shift))
                 n = wide
-                if sizes[level] in attention:
+                if at[level]:
                     self.down.append(SelfAttention(n, heads))
         self.head = nn.Sequential(norm(n), nn.SiLU(), AttentionPool(n, sizes[-1], heads, sum(self.factors)))
 
@@ -122,33 +125,3 @@ class AttentionPool(nn.Module):
         )                                                                  # (B, K, N + 1, C / K) each
         h = F.scaled_dot_product_attention(q, k, v)                        # (B, K, 1, C / K)
         return self.out(rearrange(h, "b heads 1 c -> b (heads c)"))        # (B, n_out)
-
-
-def _factors(n_classes: int, label_factors: list[int]) -> list[int]:
-    if n_classes == 0:
-        problem = "this set has no labels to tell apart"
-        raise UserError("data.n_classes", n_classes, problem, "data=shapes, or another set with labels")
-    if math.prod(label_factors or [n_classes]) != n_classes:
-        problem = f"their product is not the {n_classes} classes"
-        raise UserError("data.label_factors", label_factors, problem, "data.label_factors=[]")
-    return list(label_factors or [n_classes])
-
-
-def _map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
-    step = patch_size * 2 ** (n_levels - 1)
-    if image_size % step:
-        problem = f"{n_levels} levels and patch {patch_size} need a multiple of {step}"
-        raise UserError("data.image_size", image_size, problem, f"data.image_size={-(-image_size // step) * step}")
-    return [image_size // patch_size // 2**i for i in range(n_levels)]
-
-
-def _check_attention(sizes: list[int], widths: list[int], attention: list[int], heads: int) -> None:
-    """Each size has a level, and the heads divide the channels of those levels and of the last, which is pooled."""
-    missed = [size for size in attention if size not in sizes]
-    if missed:
-        problem = f"no map has size {missed[0]}; the levels have {sizes}"
-        raise UserError(".attention", attention, problem, f".attention=[{sizes[-1]}]")
-    attentive = [wide for wide, size in zip(widths, sizes, strict=True) if size in attention]
-    uneven = [wide for wide in [*attentive, widths[-1]] if wide % heads]
-    if uneven:
-        raise UserError(".heads", heads, f"attention over {uneven[0]} channels needs a divisor of that", ".heads=1")

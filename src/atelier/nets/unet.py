@@ -83,12 +83,12 @@ class UNet(nn.Module):
         self.patch_size = patch_size = patch_size or max(1, image_size // 16)
         self.shape, self.checkpointing = (image_channels, image_size, image_size), checkpointing
         self.cond_sizes = {} if cond_dim is None else {"vector": cond_dim}
-        sizes, widths = _map_sizes(image_size, patch_size, len(multipliers)), [width * m for m in multipliers]
+        sizes, widths = map_sizes(image_size, patch_size, len(multipliers)), [width * m for m in multipliers]
         _check_groups(norm_groups, [width, *widths])
         shared = (heads, head_width, dropout, scale_shift, resample_in_blocks, pad_below, norm_groups, norm_eps)
         self.parts = parts = UNetParts(4 * width, *shared)
         self.widths, self.n_blocks = widths, n_blocks
-        self.attends = at = _attentive(sizes, attention, widths, parts)
+        self.attends = at = attentive(sizes, attention, widths, heads, head_width)
         time = TimeEmbedding(width, freq_shift)
         self.time = nn.Sequential(time, nn.Linear(width, parts.dim), nn.SiLU(), nn.Linear(parts.dim, parts.dim))
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, parts.dim)
@@ -236,7 +236,12 @@ class UNetBlock(nn.Module):
         return self.attention(self.residual(x, embedding))                 # (B, C, H, W)
 
 
-def _map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
+def map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
+    """Height and width of the maps of each level.
+
+    Raises:
+        UserError: the image does not halve evenly.
+    """
     step = patch_size * 2 ** (n_levels - 1)
     if image_size % step:
         problem = f"{n_levels} levels and patch {patch_size} need a multiple of {step}"
@@ -245,20 +250,26 @@ def _map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
     return [image_size // patch_size // 2**i for i in range(n_levels)]
 
 
-def _attentive(sizes: list[int], attention: list[int] | None, widths: list[int], parts: UNetParts) -> list[bool]:
-    """Which levels have attention; heads divide their channels, as they do those of the middle."""
+def attentive(
+    sizes: list[int], attention: list[int] | None, widths: list[int], heads: int, head_width: int | None = None
+) -> list[bool]:
+    """Which levels have attention; heads divide their channels, as they do those of the last level, always attended.
+
+    Raises:
+        UserError: an attention size that no level has, or heads that do not divide.
+    """
     attention = sizes[-1:] if attention is None else attention
     missed = [size for size in attention if size not in sizes]
     if missed:
         problem = f"no map has size {missed[0]}; the levels have {sizes}"
         raise UserError(".attention", attention, problem, f".attention=[{sizes[-1]}]")
     with_attention = [width for width, size in zip(widths, sizes, strict=True) if size in attention]
-    uneven = [width for width in with_attention + widths[-1:] if width % (parts.head_width or parts.heads)]
+    uneven = [width for width in with_attention + widths[-1:] if width % (head_width or heads)]
     if uneven:
         problem = f"attention over {uneven[0]} channels needs a divisor of that"
-        if parts.head_width is not None:
-            raise UserError(".head_width", parts.head_width, problem, ".head_width=null")
-        raise UserError(".heads", parts.heads, problem, ".heads=1")
+        if head_width is not None:
+            raise UserError(".head_width", head_width, problem, ".head_width=null")
+        raise UserError(".heads", heads, problem, ".heads=1")
     return [size in attention for size in sizes]
 
 
