@@ -41,6 +41,7 @@ class Row:
     channels_last: bool = False
     bf16: bool = False
     compiled: bool = False
+    checkpointing: bool = False
 
 
 ROWS = (
@@ -48,6 +49,7 @@ ROWS = (
     Row("channels_last", channels_last=True),
     Row("bf16", bf16=True),
     Row("bf16 channels_last", channels_last=True, bf16=True),
+    Row("float32 checkpointing", checkpointing=True),
 )
 COMPILED_ROWS = (
     Row("float32 compiled", compiled=True),
@@ -55,7 +57,7 @@ COMPILED_ROWS = (
 )
 
 
-def ours() -> nn.Module:
+def ours(checkpointing: bool = False) -> nn.Module:
     from atelier.nets.unet import UNet
 
     return UNet(
@@ -67,13 +69,14 @@ def ours() -> nn.Module:
         attention=[16],
         heads=1,
         dropout=0.1,
+        checkpointing=checkpointing,
     )
 
 
-def theirs() -> nn.Module:
+def theirs(checkpointing: bool = False) -> nn.Module:
     from diffusers import UNet2DModel
 
-    return UNet2DModel(
+    net = UNet2DModel(
         sample_size=SIZE,
         in_channels=3,
         out_channels=3,
@@ -88,6 +91,9 @@ def theirs() -> nn.Module:
         norm_eps=1e-6,
         dropout=0.1,
     )
+    if checkpointing:
+        net.enable_gradient_checkpointing()
+    return net
 
 
 def build(net: str, row: Row, device: str) -> tuple[nn.Module, Optimizer]:
@@ -95,7 +101,7 @@ def build(net: str, row: Row, device: str) -> tuple[nn.Module, Optimizer]:
     import torch
 
     torch.manual_seed(0)
-    module = {"atelier": ours, "diffusers": theirs}[net]().to(device).train()
+    module = {"atelier": ours, "diffusers": theirs}[net](row.checkpointing).to(device).train()
     if row.channels_last:
         module.to(memory_format=torch.channels_last)
     if row.compiled:
@@ -127,11 +133,11 @@ def stepper(module: nn.Module, optimizer: Optimizer, row: Row, batch: int, devic
 
 
 def seconds(rows: tuple[Row, ...], batch: int, rounds: int, warmup: int, device: str) -> dict[str, float]:
-    """Median seconds of a step for each net and row, interleaved. Rows of one memory format share a net."""
+    """Median seconds of a step for each net and row, interleaved. Rows with the same net share it."""
     built, steps = {}, {}
     for row in rows:
         for net in NETS:
-            key = (net, row.channels_last, row.compiled)
+            key = (net, row.channels_last, row.compiled, row.checkpointing)
             built[key] = built.get(key) or build(net, row, device)
             steps[f"{net} {row.name}"] = stepper(*built[key], row, batch, device)
     taken: dict[str, list[float]] = {name: [] for name in steps}

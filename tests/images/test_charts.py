@@ -38,6 +38,19 @@ def test_what_is_not_finite_is_left_out() -> None:
     assert drawn(line_chart({"a": [(5, math.nan)]}, "x", "y", log_x=True))[0] == [[]]
 
 
+def test_an_interval_is_a_band_around_its_curve() -> None:
+    """Its outline goes along the upper ends and back along the lower ones; the axis reaches both."""
+    curves = {"a": [(0, 1.0), (1, 2.0), (2, math.nan)], "b": [(0, 1.0), (1, 1.0)]}
+    chart = line_chart(curves, "x", "y", half_widths={"a": [0.5, 1.0, 0.1]})
+    outlines = [polygon.get("points") for polygon in ElementTree.fromstring(chart).iter(f"{SVG}polygon")]
+    band = [tuple(map(float, point.split(","))) for point in outlines[0].split()]
+    (x0, y0), (x1, y1) = drawn(chart)[0][0]
+    assert len(outlines) == 1 and [x for x, _ in band] == [x0, x1, x1, x0]
+    around = [a + b for (_, a), (_, b) in zip(band[:2], band[:1:-1], strict=True)]
+    assert around == pytest.approx([2 * y0, 2 * y1], abs=0.2)
+    assert (y0 - band[0][1]) * 2 == pytest.approx(y1 - band[1][1], abs=0.2) and "3" in drawn(chart)[1]
+
+
 def test_many_curves_look_different() -> None:
     chart = line_chart({f"c{k}": [(1, k), (2, k + 1)] for k in range(13)}, "x", "y")
     assert len(set(re.findall(r'fill="none" (stroke="\S+" stroke-dasharray=".*?")', chart))) == 13

@@ -13,7 +13,13 @@ DASHES = ("", "7 4", "2 3")  # one for each round of the colours
 Points = list[tuple[float, float]]
 
 
-def line_chart(curves: dict[str, Points], x_label: str, y_label: str, log_x: bool = False) -> str:
+def line_chart(
+    curves: dict[str, Points],
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    half_widths: dict[str, list[float]] | None = None,
+) -> str:
     """An SVG of curves by name, their points marked; those that are not finite are left out.
 
     Args:
@@ -21,9 +27,11 @@ def line_chart(curves: dict[str, Points], x_label: str, y_label: str, log_x: boo
         x_label: text below.
         y_label: text at the left.
         log_x: whether x, all positive, is drawn by its logarithm.
+        half_widths: name -> half of the interval of each of its points, drawn as a band around the curve.
     """
+    bands = {name: _band(curves[name], widths) for name, widths in (half_widths or {}).items()}
     kept = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in curves.items()}
-    xs, ys = ([p[i] for points in kept.values() for p in points] for i in (0, 1))
+    xs, ys = ([p[i] for points in [*kept.values(), *bands.values()] for p in points] for i in (0, 1))
     xs = xs or [1.0, 10.0]
     x_ticks = _log_ticks(xs) if log_x else _ticks(xs)
     y_ticks = _ticks([*ys, 0.0])
@@ -43,10 +51,19 @@ def line_chart(curves: dict[str, Points], x_label: str, y_label: str, log_x: boo
     for tick in y_ticks:
         _, y = place(x_ticks[0], tick)
         body += [_line(axis_x, y, WIDTH - RIGHT, y, "#ddd"), _text(axis_x - 8, y + 4, f"{tick:g}", "end")]
+    for k, name in enumerate(kept):
+        outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in bands.get(name, [])))
+        body += [f'<polygon points="{outline}" fill="{COLOURS[k % len(COLOURS)]}" opacity="0.18"/>'] * bool(outline)
     for k, (name, points) in enumerate(kept.items()):
         body += _curve([place(*p) for p in points], name, k)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
     return "\n".join([head, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *body, "</svg>", ""])
+
+
+def _band(points: Points, half_widths: list[float]) -> Points:
+    """The outline of intervals: their upper ends, and back along the lower ones."""
+    ends = [(x, y, width) for (x, y), width in zip(points, half_widths, strict=True) if math.isfinite(y + width)]
+    return [(x, y + width) for x, y, width in ends] + [(x, y - width) for x, y, width in reversed(ends)]
 
 
 def _curve(points: Points, name: str, k: int) -> list[str]:
