@@ -16,6 +16,7 @@ and a picture of a column of their metrics.csv, with its 95 % interval where it 
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -81,21 +82,22 @@ def plot(out: Path, runs: list[Path], column: str) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["train"]:
-        sys.path.insert(0, str(Path(__file__).parents[1]))
-        import train
         from atelier.runs import build
 
         original = build.data
         build.data = lambda cfg: shuffle(original(cfg))
         del sys.argv[1]
-        return train.main()
+        runpy.run_path(
+            str(Path(__file__).parents[1] / "train.py"), run_name="__main__"
+        )  # Hydra looks for conf/ beside it
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "plot"])
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--column", required=True)
     asked = parser.parse_args()
-    return plot(asked.out, asked.runs, asked.column)
+    plot(asked.out, asked.runs, asked.column)
 
 
 if __name__ == "__main__":
