@@ -12,7 +12,7 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from atelier.cli import jobs, messages  # noqa: E402
-from atelier.runs import build, folders, preflight  # noqa: E402
+from atelier.runs import build, folders, like, preflight  # noqa: E402
 
 
 def sample(cfg: DictConfig) -> None:
@@ -25,6 +25,7 @@ def sample(cfg: DictConfig) -> None:
     from atelier.requests.request import Request, verb, verbs
     from atelier.runs.trainer import autocast, device
 
+    cfg = like.request(cfg)
     preflight.check(cfg)
     words = build.plain(cfg)
     run = folders.load_generator(folders.find(words["run"]), words["ema"], words["root"])
@@ -39,9 +40,9 @@ def sample(cfg: DictConfig) -> None:
     out = Folder(path, words | {"run": str(run.folder), "images_seen": run.images_seen} | n)
     with sampling_mode(model, options), precision:
         if not sources:
-            pictures = request.pictures(words["do"], words["n"], words["batch_size"])
+            pictures = request.pictures(words["do"], words["first"], words["n"], words["batch_size"])
         else:
-            pictures = request.of_files(words["do"], sources)
+            pictures = request.of_files(words["do"], sources, words["first"])
         for made in pictures:
             out.add(made)
     out.finish()

@@ -18,6 +18,7 @@ from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.data.reading import pixels, square
 from atelier.evaluation.evaluator import sample
+from atelier.images.pictures import png_texts
 from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond
@@ -72,6 +73,52 @@ def test_picture_k_is_the_same_in_any_batch(finished: dict[str, Path], tmp_path:
     assert not torch.equal(one[0], one[1])
     other = drawn(finished[family], tmp_path / "c", "n=7", "seed=1", "do=sample")
     assert ((other - one).abs().max() > 1) == (family not in NOISELESS)
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("ddpm", ["sampler=euler", "sampler.steps=3", "guidance=1.5", "label=25"]),
+        ("ddpm", ["do=edit", "strength=0.3"]),
+        ("vae", ["do=interpolate"]),
+    ],
+)
+def test_a_picture_is_made_again_from_what_is_written_in_it(
+    finished: dict[str, Path], tmp_path: Path, lively: None, family: str, words: list[str]
+) -> None:
+    """To the bit where it was made alone; what is typed goes before what is written."""
+    made = drawn(finished[family], tmp_path / "a", "n=11", "batch_size=1", "seed=5", *words)
+    picture = tmp_path / "a" / "000009.png"
+    texts = png_texts(picture)
+    assert (texts["run"], texts["seed"]) == (str(finished[family]), "5")
+    entry.sample(composed(f"like={picture}", f"out={tmp_path / 'b'}", config="sample"))
+    again = torch.from_numpy(np.array(Image.open(tmp_path / "b" / "000009.png"))).permute(2, 0, 1).short()
+    assert torch.equal(again, made[9]) and not torch.equal(again, made[8])
+    assert len(list((tmp_path / "b").glob("[0-9]*.png"))) == 1
+    entry.sample(composed(f"like={picture}", "seed=6", f"out={tmp_path / 'b'}", config="sample"))
+    other = torch.from_numpy(np.array(Image.open(tmp_path / "b" / "000009.png"))).permute(2, 0, 1).short()
+    assert (other - again).abs().max() > 1 or words[0] == "do=interpolate"
+
+
+def test_a_result_of_a_file_is_made_again(finished: dict[str, Path], tmp_path: Path, lively: None) -> None:
+    """By the noise of its number, though it is the only file now."""
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
+    words = [f"run={finished['ddpm']}", "do=edit", f"source={tmp_path}", f"out={tmp_path.parent / 'out'}"]
+    entry.sample(composed(*words, config="sample"))
+    first = np.array(Image.open(tmp_path.parent / "out" / "a.png")).astype(int)
+    second = np.array(Image.open(tmp_path.parent / "out" / "b.png")).astype(int)
+    entry.sample(composed(f"like={tmp_path.parent / 'out' / 'b.png'}", f"out={tmp_path.parent / 'c'}", config="sample"))
+    again = np.array(Image.open(tmp_path.parent / "c" / "b.png")).astype(int)
+    assert abs(again - second).max() <= 1 < abs(first - second).max()
+
+
+def test_a_picture_of_others_has_no_request(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("no picture")
+    for name, problem in (("plain", "it is no picture with a request"), ("text", "it is no"), ("none", "No such file")):
+        line = refused(f"like={tmp_path / name}.png")
+        assert problem in line and "like=A_PICTURE that sample.py made" in line
 
 
 VERBS = [("vae", do) for do in ("interpolate", "reconstruct", "resample", "traverse")]

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
+REQUESTED = "request"  # name of the text in a picture that says what it was asked for
 
-def save_png(image: Tensor, path: str | Path) -> None:
-    """Write one image, (C, H, W) uint8 with C = 1 or 3."""
-    _pillow(image).save(path, format="PNG")
+
+def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:
+    """Write one image, (C, H, W) uint8 with C = 1 or 3, and texts by name, which are chunks of the file (iTXt)."""
+    chunks = PngInfo()
+    for name, text in (texts or {}).items():
+        chunks.add_itxt(name, text)
+    _pillow(image).save(path, format="PNG", pnginfo=chunks)
+
+
+def png_texts(path: str | Path) -> dict[str, str]:
+    """The texts in a picture by name; none where it is no PNG.
+
+    Raises:
+        OSError: it is no picture, or cannot be read.
+    """
+    with Image.open(path) as picture:
+        picture.load()
+        return {name: str(text) for name, text in getattr(picture, "text", {}).items()}
 
 
 def grid(images: Tensor, columns: int | None = None, padding: int = 2, cell: int = 64) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from atelier.checkpoints.store import write_text
 from atelier.core.errors import UserError
 from atelier.evaluation.gathering import show_progress
-from atelier.images.pictures import beside, framed, grid, save_gif, save_png, shrunk
+from atelier.images.pictures import REQUESTED, beside, framed, grid, save_gif, save_png, shrunk
 
 COLUMNS = 8  # of the grid of a verb whose pictures have places there
 REQUEST = "request.yaml"
@@ -27,23 +27,26 @@ GRID_SIDE = 256  # of a picture there that was made of a file, at most
 
 
 class Made(NamedTuple):
-    """Pictures in order, (n, C, H, W) uint8, what they were made of, and the names of their files.
+    """Pictures in order, (n, C, H, W) uint8, what they were made of, and the names under which they are written.
 
-    `frames`: (T, n or 2 n, C, H, W) uint8 of each GIF by the name of its file.
+    `files`: the file that each was made of. `frames`: (T, n or 2 n, C, H, W) uint8 of each GIF by the name of its file.
     """
 
     images: Tensor
     sources: Tensor | None = None
     names: list[str] | None = None
+    files: list[Path] | None = None
     frames: Mapping[str, Tensor] = {}
 
 
 class Folder:
     """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and the GIFs of an interpolation or of paths.
 
+    Each picture has its own request, which makes it alone, as a text within it (`sample.py like=PICTURE`).
+
     Args:
         path: place, made if need be; the pictures of an earlier request there are replaced.
-        request: options that were asked for; `do` and `n` among it.
+        request: options that were asked for; `do`, `n`, `first` and `source` among it.
 
     Raises:
         UserError: it cannot be written.
@@ -51,9 +54,10 @@ class Folder:
 
     def __init__(self, path: str | Path, request: dict[str, Any]) -> None:
         self.path, self.request, self.n = Path(path), request, 0
+        self.number = request["first"]
         self.first: list[Tensor] = []
         self.frames: dict[str, list[Tensor]] = {}
-        self.before = _length(self.path / REQUEST)
+        self.before = _numbers(self.path / REQUEST)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / REQUEST).touch()
@@ -62,11 +66,11 @@ class Folder:
 
     def add(self, made: Made) -> None:
         """Write the next pictures; the grid shows what they were made of beside them."""
-        images, sources, names, frames = made
+        images, sources, names, files, frames = made
         for k, image in enumerate(images):
-            path = self.path / (f"{self.n:06d}.png" if names is None else names[k])
+            path = self.path / (f"{self.number + self.n:06d}.png" if names is None else names[k])
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(image, path)
+            save_png(image, path, self._texts(None if files is None else files[k]))
             self.n += 1
         if sum(map(len, self.first)) < SHOWN:
             shown = images.cpu() if sources is None else beside([sources, images])
@@ -76,9 +80,16 @@ class Folder:
                 self.frames.setdefault(name, []).append(part.cpu())
         show_progress("images", self.n, self.request["n"])
 
+    def _texts(self, file: Path | None) -> dict[str, str]:
+        """What the next picture was asked for: as `REQUESTED` all that makes it again, alone, as JSON."""
+        own = self.request | {"first": self.number + self.n, "n": 1}
+        if file is not None:
+            own["source"] = str(file)
+        return {REQUESTED: json.dumps(own), "run": str(own["run"]), "seed": str(own["seed"])}
+
     def finish(self) -> None:
         """Write the grid and the request, and remove what an earlier, longer request left."""
-        for k in range(self.n, self.before):
+        for k in set(self.before) - set(range(self.number, self.number + self.n)):
             (self.path / f"{k:06d}.png").unlink(missing_ok=True)
         sizes = {images.shape[2:] for images in self.first}
         if len(sizes) > 1:  # of files
@@ -97,9 +108,10 @@ class Folder:
         print(f"{self.n} images and grid.png in {self.path}", flush=True)
 
 
-def _length(path: Path) -> int:
-    """How many numbered pictures an earlier request.yaml asked for; 0 where there is none."""
+def _numbers(path: Path) -> range:
+    """The numbers of the pictures that an earlier request.yaml asked for; none where there is none."""
     lines = path.read_text().splitlines() if path.is_file() else []
     if any(line.startswith("source: ") and line != "source: null" for line in lines):
-        return 0
-    return next((int(line[3:]) for line in lines if line.startswith("n: ")), 0)
+        return range(0)
+    first, n = (next((int(line[len(k) :]) for line in lines if line.startswith(k)), 0) for k in ("first: ", "n: "))
+    return range(first, first + n)

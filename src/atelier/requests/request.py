@@ -116,10 +116,10 @@ class Request:
         own = {name: words[name] for name in ("strength", "mask", "resamplings") if words[name] is not None}
         return replace(cls(model, data, options, words["seed"], items, case, given), **own, unknown=unknown)
 
-    def pictures(self, verb: str, n: int, batch_size: int) -> Iterator[Made]:
-        """The n pictures of a verb, so many at a time."""
-        for first in range(0, n, batch_size):
-            yield getattr(self, verb)(first, min(batch_size, n - first))
+    def pictures(self, verb: str, first: int, n: int, batch_size: int) -> Iterator[Made]:
+        """The pictures first .. first + n - 1 of a verb, so many at a time."""
+        for start in range(first, first + n, batch_size):
+            yield getattr(self, verb)(start, min(batch_size, first + n - start))
 
     def conditions(self, first: int, n: int) -> Cond:
         """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again."""
@@ -231,24 +231,29 @@ class Request:
 
     # ---- of files
 
-    def of_files(self, verb: str, sources: list[files.Source]) -> Iterator[Made]:
+    def of_files(self, verb: str, sources: list[files.Source], first: int = 0) -> Iterator[Made]:
         """What becomes of each file, (1, C, H, W), beside it: of all of it, or for `OF_IMAGES` of its central square.
+
+        Args:
+            verb: verb that each is put to.
+            sources: names and files.
+            first: number of the first file, which its noise comes from.
 
         Raises:
             UserError: attributes are needed and none were given, or a file cannot be read.
         """
         if verb not in OF_IMAGES:
-            yield from self.translate(sources)
+            yield from self.translate(sources, first)
             return
-        for k, (name, path) in enumerate(sources):
+        for k, (name, path) in enumerate(sources, first):
             image = files.opened(path, self.data)
             x = to_float(pixels(square(image, self.data.image_size))[None]).to(self.model.device)
             mask = self._mask(k, 1, name, image.size) if verb == "inpaint" else None
             shown, made = self._change(verb, x, None, k, mask)
-            yield Made(to_uint8(made), to_uint8(shown), [name])
+            yield Made(to_uint8(made), to_uint8(shown), [name], [path])
 
-    def translate(self, sources: list[files.Source]) -> Iterator[Made]:
-        """What a translator makes of each file, (1, C, H, W), beside it.
+    def translate(self, sources: list[files.Source], first: int = 0) -> Iterator[Made]:
+        """What a translator makes of each file, (1, C, H, W), beside it; `first` as in `of_files`.
 
         Raises:
             UserError: attributes are needed and none were given, or a file cannot be read.
@@ -256,9 +261,9 @@ class Request:
         if "target" in self.model.needs and "target" not in self.given:
             fix = f"attributes={self.data.attribute_names[0]}"
             raise UserError("attributes", None, "what are the images to get?", fix)
-        for k, (name, path) in enumerate(sources):
+        for k, (name, path) in enumerate(sources, first):
             source = pixels(files.opened(path, self.data))[None]
-            yield Made(to_uint8(self.translated(to_float(source), k)), source, [name])
+            yield Made(to_uint8(self.translated(to_float(source), k)), source, [name], [path])
 
     def translated(self, x: Tensor, k: int) -> Tensor:
         """What becomes of image k, (1, C, H, W) in [-1, 1] of any size; in parts if large and the net is local."""

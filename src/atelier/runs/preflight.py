@@ -61,6 +61,8 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "objective": Name | None,
     "run": Name,
     "n": PositiveInt,
+    "first": NonNegInt,
+    "like": Name | None,
     "out": Name | None,
     "root": Name | None,
     "batch_size": PositiveInt,
