@@ -1,7 +1,7 @@
 """Whether the diagnostics find what they are for: overfitting, copies of training images, conditions that say nothing.
 
 Two runs on all and on few images, and a third whose training images have each other's conditions, judged six times each
-(WORDS: model=flow data=fashion_mnist data.root=PATH budget.images=48_000 eval.every_images=8_000 metrics=classifier):
+(WORDS: model=flow data=fashion_mnist data.root=PATH budget.images=144_000 eval.every_images=24_000 metrics=classifier):
 
     python train.py WORDS run_dir=outputs/all
     python train.py WORDS data.limit=200 run_dir=outputs/few
