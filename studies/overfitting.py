@@ -87,9 +87,8 @@ def main() -> None:
         original = build.data
         build.data = lambda cfg: shuffle(original(cfg))
         del sys.argv[1]
-        runpy.run_path(
-            str(Path(__file__).parents[1] / "train.py"), run_name="__main__"
-        )  # Hydra looks for conf/ beside it
+        program = Path(__file__).parents[1] / "train.py"
+        runpy.run_path(str(program), run_name="__main__")  # as a program, so that Hydra looks for conf/ beside it
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "plot"])

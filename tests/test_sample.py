@@ -44,7 +44,11 @@ def drawn(run: Path, out: Path, *words: str) -> Tensor:
 def read(out: Path) -> Tensor:
     paths = sorted(out.glob("[0-9]*.png"))
     assert [path.name for path in paths] == [f"{k:06d}.png" for k in range(len(paths))]
-    return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths]).short()
+    return torch.stack([opened(path) for path in paths])
+
+
+def opened(path: Path) -> Tensor:
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).short()
 
 
 def refused(*words: str) -> str:
@@ -92,11 +96,11 @@ def test_a_picture_is_made_again_from_what_is_written_in_it(
     texts = png_texts(picture)
     assert (texts["run"], texts["seed"]) == (str(finished[family]), "5")
     entry.sample(composed(f"like={picture}", f"out={tmp_path / 'b'}", config="sample"))
-    again = torch.from_numpy(np.array(Image.open(tmp_path / "b" / "000009.png"))).permute(2, 0, 1).short()
+    again = opened(tmp_path / "b" / "000009.png")
     assert torch.equal(again, made[9]) and not torch.equal(again, made[8])
     assert len(list((tmp_path / "b").glob("[0-9]*.png"))) == 1
     entry.sample(composed(f"like={picture}", "seed=6", f"out={tmp_path / 'b'}", config="sample"))
-    other = torch.from_numpy(np.array(Image.open(tmp_path / "b" / "000009.png"))).permute(2, 0, 1).short()
+    other = opened(tmp_path / "b" / "000009.png")
     assert (other - again).abs().max() > 1 or words[0] == "do=interpolate"
 
 
@@ -106,11 +110,10 @@ def test_a_result_of_a_file_is_made_again(finished: dict[str, Path], tmp_path: P
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
     words = [f"run={finished['ddpm']}", "do=edit", f"source={tmp_path}", f"out={tmp_path.parent / 'out'}"]
     entry.sample(composed(*words, config="sample"))
-    first = np.array(Image.open(tmp_path.parent / "out" / "a.png")).astype(int)
-    second = np.array(Image.open(tmp_path.parent / "out" / "b.png")).astype(int)
+    first, second = (opened(tmp_path.parent / "out" / f"{name}.png") for name in "ab")
     entry.sample(composed(f"like={tmp_path.parent / 'out' / 'b.png'}", f"out={tmp_path.parent / 'c'}", config="sample"))
-    again = np.array(Image.open(tmp_path.parent / "c" / "b.png")).astype(int)
-    assert abs(again - second).max() <= 1 < abs(first - second).max()
+    again = opened(tmp_path.parent / "c" / "b.png")
+    assert (again - second).abs().max() <= 1 < (first - second).abs().max()
 
 
 def test_a_picture_of_others_has_no_request(tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ def line_chart(
         _, y = place(x_ticks[0], tick)
         body += [_line(axis_x, y, WIDTH - RIGHT, y, "#ddd"), _text(axis_x - 8, y + 4, f"{tick:g}", "end")]
     for k, name in enumerate(kept):
-        outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in bands.get(name, [])))
-        body += [f'<polygon points="{outline}" fill="{COLOURS[k % len(COLOURS)]}" opacity="0.18"/>'] * bool(outline)
+        if name in bands:
+            outline = _path([place(*p) for p in bands[name]])
+            body.append(f'<polygon points="{outline}" fill="{COLOURS[k % len(COLOURS)]}" opacity="0.18"/>')
     for k, (name, points) in enumerate(kept.items()):
         body += _curve([place(*p) for p in points], name, k)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
@@ -70,13 +71,16 @@ def _curve(points: Points, name: str, k: int) -> list[str]:
     """Line, marks and name of curve k, in pixels."""
     colour, dash = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
     style = f'stroke="{colour}" stroke-dasharray="{dash}" stroke-width="2"'
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    drawn = [f'<polyline points="{path}" fill="none" {style}/>']
+    drawn = [f'<polyline points="{_path(points)}" fill="none" {style}/>']
     drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
     if name:
         y, x = TOP + 8 + 18 * k, WIDTH - RIGHT + 14
         drawn += [f'<line x1="{x}" y1="{y}" x2="{x + 26}" y2="{y}" {style}/>', _text(x + 34, y + 4, name, "start")]
     return drawn
+
+
+def _path(points: Points) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
 def _ticks(values: list[float]) -> list[float]:

@@ -32,7 +32,6 @@ def png_texts(path: str | Path) -> dict[str, str]:
         OSError: it is no picture, or cannot be read.
     """
     with Image.open(path) as picture:
-        picture.load()
         return {name: str(text) for name, text in getattr(picture, "text", {}).items()}
 
 

@@ -53,8 +53,8 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, request: dict[str, Any]) -> None:
-        self.path, self.request, self.n = Path(path), request, 0
-        self.number = request["first"]
+        self.path, self.request = Path(path), request
+        self.number: int = request["first"]  # of the next picture
         self.first: list[Tensor] = []
         self.frames: dict[str, list[Tensor]] = {}
         self.before = _numbers(self.path / REQUEST)
@@ -68,28 +68,32 @@ class Folder:
         """Write the next pictures; the grid shows what they were made of beside them."""
         images, sources, names, files, frames = made
         for k, image in enumerate(images):
-            path = self.path / (f"{self.number + self.n:06d}.png" if names is None else names[k])
+            path = self.path / (f"{self.number:06d}.png" if names is None else names[k])
             path.parent.mkdir(parents=True, exist_ok=True)
             save_png(image, path, self._texts(None if files is None else files[k]))
-            self.n += 1
+            self.number += 1
         if sum(map(len, self.first)) < SHOWN:
             shown = images.cpu() if sources is None else beside([sources, images])
             self.first.append(shown if names is None else shrunk(shown, GRID_SIDE))
             self.kinds = 1 if sources is None else 2
             for name, part in frames.items():
                 self.frames.setdefault(name, []).append(part.cpu())
-        show_progress("images", self.n, self.request["n"])
+        show_progress("images", self._written, self.request["n"])
+
+    @property
+    def _written(self) -> int:
+        return self.number - self.request["first"]
 
     def _texts(self, file: Path | None) -> dict[str, str]:
         """What the next picture was asked for: as `REQUESTED` all that makes it again, alone, as JSON."""
-        own = self.request | {"first": self.number + self.n, "n": 1}
+        own = self.request | {"first": self.number, "n": 1}
         if file is not None:
             own["source"] = str(file)
         return {REQUESTED: json.dumps(own), "run": str(own["run"]), "seed": str(own["seed"])}
 
     def finish(self) -> None:
         """Write the grid and the request, and remove what an earlier, longer request left."""
-        for k in set(self.before) - set(range(self.number, self.number + self.n)):
+        for k in set(self.before) - set(range(self.request["first"], self.number)):
             (self.path / f"{k:06d}.png").unlink(missing_ok=True)
         sizes = {images.shape[2:] for images in self.first}
         if len(sizes) > 1:  # of files
@@ -105,7 +109,7 @@ class Folder:
             way = [grid(images, COLUMNS) for images in torch.cat(parts, dim=1)[:, :SHOWN]]
             save_gif(torch.stack(way + way[-1:] * HELD), self.path / name)
         write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
-        print(f"{self.n} images and grid.png in {self.path}", flush=True)
+        print(f"{self._written} images and grid.png in {self.path}", flush=True)
 
 
 def _numbers(path: Path) -> range:

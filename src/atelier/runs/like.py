@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.core.errors import UserError
-from atelier.images.pictures import REQUESTED, png_texts
+from atelier.runs.pages import key_of
 
 OWN = ("like", "out", "batch_size", "images_seen")  # of a request that are no part of what a picture is
 
@@ -18,11 +18,11 @@ def request(cfg: DictConfig) -> DictConfig:
     """The request of the picture that `like` names, but for what was typed; the config itself where it names none.
 
     Raises:
-        UserError: the picture has no request within, or one of another version.
+        UserError: the picture has no request within.
     """
     if cfg.like is None:
         return cfg
-    typed = {word.lstrip("+~").partition("=")[0].split(".")[0] for word in HydraConfig.get().overrides.task}
+    typed = {key_of(word.lstrip("+~")).split(".")[0] for word in HydraConfig.get().overrides.task}
     found = {key: value for key, value in _within(cfg.like).items() if key not in {*typed, *OWN}}
     made = cfg.copy()
     OmegaConf.set_struct(made, False)
@@ -32,6 +32,8 @@ def request(cfg: DictConfig) -> DictConfig:
 
 
 def _within(path: str) -> dict[str, Any]:
+    from atelier.images.pictures import REQUESTED, png_texts  # torchvision takes seconds, which a mistake need not wait
+
     try:
         return json.loads(png_texts(path)[REQUESTED])
     except (OSError, KeyError, ValueError) as error:

@@ -67,6 +67,11 @@ def chosen(script: str, words: tuple[str, ...]) -> dict[str, Any]:
     return {}
 
 
+def key_of(word: str) -> str:
+    """The key of a word of the command line; of a group that stands inside a page, its place."""
+    return word.partition("=")[0].rpartition("@")[2]
+
+
 def placed(key: str, value: str) -> str | None:
     """How a group that stands inside a page is chosen there, where `key` is its name or its place.
 

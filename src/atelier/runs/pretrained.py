@@ -31,6 +31,7 @@ from torch import nn
 from atelier.core import stopping
 from atelier.core.errors import UserError
 from atelier.runs import build, folders, preflight
+from atelier.runs.pages import key_of
 
 ROOT = Path(__file__).parents[3]
 FORMS = {  # what describes a part in its folder, and its weights beside it: a run of ours, or diffusers' folder
@@ -178,24 +179,19 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     page = ROOT / "conf" / "experiment" / f"{part.experiment}.yaml"
     if not page.exists():
         raise UserError(f"model.{name}.experiment", part.experiment, "no such page in conf/experiment", "see conf/")
-    typed = [word for word in HydraConfig.get().overrides.task if _of(word).split(".")[0] in PASSED_ON]
+    typed = [word for word in HydraConfig.get().overrides.task if key_of(word).split(".")[0] in PASSED_ON]
     words = [_recipe(page, cfg.choices.data)[1], f"data={cfg.choices.data}"]
-    words += [word for word in typed if _of(word) not in ("data", *(f"data.{key}" for key in cfg.data))]
+    words += [word for word in typed if key_of(word) not in ("data", *(f"data.{key}" for key in cfg.data))]
     images = part.get("images")
     words += [f"seed={cfg.seed}", *([] if images is None else [f"budget.images={images}"])]
     composed = _composed(words)
     own = build.plain(composed.data)
-    asked, recipe = {_of(word) for word in typed}, build.data_fields(cfg, "OWN")
+    asked, recipe = {key_of(word) for word in typed}, build.data_fields(cfg, "OWN")
     for key, value in build.plain(cfg.data).items():
         if f"data.{key}" in asked or (key not in recipe and value != own.get(key)):
             words.append(f"data.{key}={typed_value(value)}")
     words += ["trainer.num_nodes=1"] * (composed.trainer.num_nodes != 1)
     return Plan(words, _composed(words))
-
-
-def _of(word: str) -> str:
-    """The key of a word of the command line; of a group that stands inside a page, its place."""
-    return word.partition("=")[0].rpartition("@")[2]
 
 
 def typed_value(value: Any) -> str:
