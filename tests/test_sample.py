@@ -18,7 +18,7 @@ from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.data.reading import pixels, square
 from atelier.evaluation.evaluator import sample
-from atelier.images.pictures import png_texts
+from atelier.images.pictures import png_texts, save_png
 from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond
@@ -119,7 +119,13 @@ def test_a_result_of_a_file_is_made_again(finished: dict[str, Path], tmp_path: P
 def test_a_picture_of_others_has_no_request(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("no picture")
-    for name, problem in (("plain", "it is no picture with a request"), ("text", "it is no"), ("none", "No such file")):
+    save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "other.png", {"request": "5"})  # of another program
+    for name, problem in (
+        ("plain", "it is no picture with a request"),
+        ("text", "it is no"),
+        ("none", "No such file"),
+        ("other", "it is no"),
+    ):
         line = refused(f"like={tmp_path / name}.png")
         assert problem in line and "like=A_PICTURE that sample.py made" in line
 

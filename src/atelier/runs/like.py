@@ -35,7 +35,7 @@ def _within(path: str) -> dict[str, Any]:
     from atelier.images.pictures import REQUESTED, png_texts  # torchvision takes seconds, which a mistake need not wait
 
     try:
-        return json.loads(png_texts(path)[REQUESTED])
-    except (OSError, KeyError, ValueError) as error:
+        return dict(json.loads(png_texts(path)[REQUESTED]))
+    except (OSError, KeyError, ValueError, TypeError) as error:
         problem = getattr(error, "strerror", None) or "it is no picture with a request within"
         raise UserError("like", path, problem, "like=A_PICTURE that sample.py made") from error
