@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from atelier.core.batch import Cond
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
@@ -29,7 +30,9 @@ class Shades:
     def __call__(self, cond: dict[str, torch.Tensor], n: int) -> Condition:
         return Condition(torch.full((n, 1), 2.0)) if self.conditions else self.null(n)
 
-    def null(self, n: int) -> Condition:
+    cond_sizes = {"vector": 1}
+
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
         return Condition(torch.zeros(n, 1))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from atelier.core.batch import Cond
 from atelier.core.condition import Condition
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
@@ -33,7 +34,9 @@ class Nothing:
     def __call__(self, cond: dict[str, Tensor], n: int) -> Condition:
         return self.null(n)
 
-    def null(self, n: int) -> Condition:
+    cond_sizes = {"vector": 1}
+
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
         return Condition(torch.zeros(n, 1))
 
 

@@ -38,7 +38,7 @@ N, D, WORDS = 14, 8, 12  # attributes, numbers of a token, places for words
 class Tokens(nn.Module):
     """A token for each attribute that an image has, behind one that every image has."""
 
-    conditions = ("attributes",)
+    conditions, cond_sizes = ("attributes",), {"tokens": D}
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Tokens(nn.Module):
         known = Condition(tokens=torch.cat([self.start, self.table]).expand(n, -1, -1), mask=mask)
         return known if drop is None else known.drop(dropped_rows(n, drop, mask.device), self.null(n))
 
-    def null(self, n: int) -> Condition:
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
         mask = torch.arange(N + 1, device=self.start.device) == 0
         tokens = torch.cat([self.start, torch.zeros_like(self.table)])
         return Condition(tokens=tokens.expand(n, -1, -1), mask=mask.expand(n, -1))
@@ -58,7 +58,7 @@ class Tokens(nn.Module):
 class Words(nn.Module):
     """A token for each word of a caption, the same for the same letters; no word where nothing is known."""
 
-    conditions = ("text",)
+    conditions, cond_sizes = ("text",), {"tokens": D}
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Words(nn.Module):
         known = self._embedded(numbers)
         return known if drop is None else known.drop(dropped_rows(n, drop, numbers.device), self.null(n))
 
-    def null(self, n: int) -> Condition:
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
         return self._embedded(torch.zeros(n, WORDS, dtype=torch.int64))
 
     def _embedded(self, numbers: Tensor) -> Condition:
@@ -100,13 +100,13 @@ class CrossAttention(nn.Module):
 class Planes(nn.Module):
     """The source itself; zeros where it is not shown."""
 
-    conditions = ("source",)
+    conditions, cond_sizes = ("source",), {"planes": 3}
 
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         known = Condition(planes=cond["source"])
         return known if drop is None else known.drop(dropped_rows(n, drop, known.planes.device), known.null())
 
-    def null(self, n: int) -> Condition:
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
         return Condition(planes=torch.zeros(n, 3, 8, 8))
 
 

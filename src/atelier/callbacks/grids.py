@@ -18,7 +18,7 @@ from atelier.core.rng import ImageRngs
 from atelier.evaluation.evaluator import sample
 from atelier.images.pictures import beside, grid, save_gif, save_png
 from atelier.images.pixels import to_uint8
-from atelier.models.base import Autoencoder, Cond, Generator, Translator, sampling_mode
+from atelier.models.base import Autoencoder, Cond, Generator, sampling_mode
 
 Pictures = dict[str, tuple[torch.Tensor, int | None]]  # name -> images (N, C, H, W) uint8, and how many go in a row
 
@@ -84,7 +84,7 @@ class Grids(Callback):
             images = to_uint8(sample(model, cond, rngs, {}))
             name = f"{_prefix(case)}samples"
             drawn[name] = images, None
-            if isinstance(model, Translator):
+            if model.source_fields:
                 drawn[name] = translated(model, images, cond, batch, case)
         if isinstance(model, Autoencoder):
             x = batch["image"].to(model.device)
@@ -107,9 +107,7 @@ class Grids(Callback):
                     save_gif(frames, self.folder / f"{_prefix(case)}progress.gif", milliseconds=400)
 
 
-def translated(
-    model: Translator, images: torch.Tensor, cond: Cond, batch: Batch, case: str
-) -> tuple[torch.Tensor, int]:
+def translated(model: Generator, images: torch.Tensor, cond: Cond, batch: Batch, case: str) -> tuple[torch.Tensor, int]:
     """Each source, its result (uint8) and what it should be, where the set knows that; and how many go in a row."""
     kinds = [to_uint8(cond[model.source_fields[case]]), images]
     answer = model.answer(batch, case)

@@ -87,9 +87,15 @@ class Condition:
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What is asked of n images, by name, to the condition that their net takes."""
+    """What is asked of n images, by name, to the condition that their net takes.
+
+    `conditions` are the names that it looks at, `cond_sizes` is `Condition.sizes` of what it gives.
+    """
 
     conditions: tuple[str, ...]
+
+    @property
+    def cond_sizes(self) -> dict[str, int]: ...
 
     def __call__(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """The condition of n images; in training `null` takes its place, of each with probability `drop`.
@@ -98,8 +104,14 @@ class Embedder(Protocol):
         """
         ...
 
-    def null(self, n: int) -> Condition:
-        """The condition of n images of which nothing is known."""
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
+        """The condition of n images of which nothing is known.
+
+        Args:
+            n: number of images.
+            cond: what is asked of them, from which comes what is never left out, as the mask of a hole to fill, and
+                what is asked for in place of nothing, as a negative prompt; None: nothing is.
+        """
         ...
 
 

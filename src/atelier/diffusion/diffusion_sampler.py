@@ -115,7 +115,7 @@ class DiffusionSampler:
 
     def _denoise(self, cond: Cond, n: int) -> Denoise:
         """(x_t, t) -> denoised, of n images under a condition."""
-        asked = Asked(self.embedder(cond, n), self.embedder.null(n), cond, self.objective.schedule)
+        asked = Asked(self.embedder(cond, n), self.embedder.null(n, cond), cond, self.objective.schedule)
         denoise = self._guider(partial(self.objective.denoise, self.net), asked)
         return clipped(denoise) if self.clip else denoise
 

@@ -34,7 +34,6 @@ from atelier.models.base import (
     Generator,
     Likelihood,
     Model,
-    Translator,
     sampling_mode,
 )
 from atelier.shapes.judge import Verdict, judge
@@ -175,13 +174,13 @@ class Evaluator:
                 images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
             images = to_uint8(images)
             facts = self._facts(model, images, cond, data)
-            if isinstance(model, Translator):
+            if model.source_fields:
                 facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
             elif data.judged:
                 facts |= verdict_of_true(batch[model.real_fields[case]]).rows("true/")
             parts.add(numbers, facts)
         facts = parts.gathered()
-        values: dict[str, float] = paired_values(facts, data.image_size) if isinstance(model, Translator) else {}
+        values: dict[str, float] = paired_values(facts, data.image_size) if model.source_fields else {}
         if self.suite.active:
             values |= self._distances(model, data, case, facts, progress)
         if data.judged:
@@ -264,7 +263,7 @@ class Evaluator:
 
     def _n_samples(self, model: Generator, data: DataModule) -> int:
         """A source that comes again would be judged twice."""
-        if not isinstance(model, Translator):
+        if not model.source_fields:
             return self.n_samples
         return min(self.n_samples, *(data.count("test", model.source_fields[case]) for case in model.cases))
 

@@ -10,14 +10,14 @@ from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.image import WINDOW, crop_border, luma, psnr, ssim
 from atelier.metrics.shapes import answer_values
 from atelier.metrics.suite import Suite
-from atelier.models.base import Cond, Translator
+from atelier.models.base import Cond, Generator
 from atelier.shapes.judge import Verdict, judge
 
 PAIR = "pair/"
 
 
 def compared(
-    model: Translator, images: Tensor, cond: Cond, batch: Batch, case: str, judged: bool, suite: Suite
+    model: Generator, images: Tensor, cond: Cond, batch: Batch, case: str, judged: bool, suite: Suite
 ) -> dict[str, Tensor]:
     """Facts about results (N, C, H, W) uint8 beside their answers, one row for each; none where there are none.
 

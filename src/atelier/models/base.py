@@ -109,16 +109,28 @@ class Model(LightningModule, ABC):
 
 
 class Generator(Model):
-    """Makes images.
+    """Makes images, of nothing or of source images.
 
     `cases` (names judged one by one), `real_fields` (case -> Batch field of the true images that its samples are judged
     against), `needs_grad` (whether `sample` enables gradients, as one does that descends an energy or is guided by a
     classifier; of a family or, as a property, of what it was built with).
+
+    What makes them of source images says `source_fields` and `answer_fields` (case -> Batch field of the source, and of
+    what it should become, which a batch may lack), `same_domain` (whether sources are images of the same world as the
+    results, so that what was kept can be measured), `size_divisor` (that the sides of a source divide by),
+    `scale_factor` (how many times as wide as its source a result is), `receptive_radius` (how many pixels of the source
+    around its own place a pixel of the result depends on; None: all).
     """
 
     cases: ClassVar[tuple[str, ...]] = ("",)
     real_fields: ClassVar[dict[str, str]] = {"": "image"}
     needs_grad: bool = False
+    source_fields: dict[str, str] = {}
+    answer_fields: dict[str, str] = {}
+    same_domain: bool = False
+    size_divisor: int = 1
+    scale_factor: int = 1
+    receptive_radius: int | None = None
 
     def condition(self, batch: Batch, case: str) -> Cond:
         """The condition of each image of the batch, as `sample` takes it."""
@@ -131,6 +143,10 @@ class Generator(Model):
         A family adds keyword-only options, whose annotations are the types of the keys of that name in
         conf/sample.yaml and conf/evaluate.yaml; those that the user gave are passed on, others are refused.
         """
+
+    def answer(self, batch: Batch, case: str) -> Tensor | None:
+        """What the sources of a batch should become, (B, C, H, W); None where the set does not know it."""
+        return batch.get(self.answer_fields[case])
 
     def protocol(self) -> dict[str, Any]:
         """What of the model a printed number depends on (sampler, NFE, guidance)."""
@@ -387,28 +403,13 @@ class DiscreteAutoencoder(Autoencoder):
 
 
 class Translator(Generator):
-    """Image-to-image translation: the condition holds the source under the name of a Batch field.
-
-    `source_fields` and `answer_fields` (case -> Batch field of the source, and of what it should become, which a batch
-    may lack), `same_domain` (whether sources are images of the same world as the results, so that what was kept can be
-    measured), `size_divisor` (that the sides of a source divide by), `scale_factor` (how many times as wide as its
-    source a result is), `receptive_radius` (how many pixels of the source around its own place a pixel of the result
-    depends on; None: all).
-    """
+    """Image-to-image translation: the condition holds the source under the name of a Batch field, and no more."""
 
     source_fields: ClassVar[dict[str, str]] = {"": "source"}
     answer_fields: ClassVar[dict[str, str]] = {"": "image"}
-    same_domain: ClassVar[bool] = False
-    size_divisor: int = 1
-    scale_factor: int = 1
-    receptive_radius: int | None = None
 
     def condition(self, batch: Batch, case: str) -> Cond:
         return {self.source_fields[case]: batch[self.source_fields[case]].to(self.device)}
-
-    def answer(self, batch: Batch, case: str) -> Tensor | None:
-        """What the sources of a batch should become, (B, C, H, W); None where the set does not know it."""
-        return batch.get(self.answer_fields[case])
 
 
 class Likelihood(ABC):

@@ -93,7 +93,11 @@ class ConditionEmbedder(nn.Module):
         """The vector (n, D) alone, for nets that take nothing else."""
         return self(cond, n).vector
 
-    def null(self, n: int) -> Condition:
+    @property
+    def cond_sizes(self) -> dict[str, int]:
+        return {"vector": len(self.null_embedding)}
+
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
         """The condition of n images of which nothing is known, a vector (n, D)."""
         return Condition(vector=self.null_embedding.expand(n, -1))
 

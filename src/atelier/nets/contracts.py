@@ -1,9 +1,11 @@
-"""What a finished model can lend to one that stands on it: five contracts, and who keeps them.
+"""What a finished model can lend to one that stands on it: seven contracts, and who keeps them.
 
     FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, LikelihoodAutoencoder (AE, VAE)
     CodeStage    images to codes and back        VQGANNet, VQNet
     Upscaler     images to larger ones           SRResNet, RRDBNet
     Denoiser     noisy images to clean ones      TrainedDenoiser (DDPM)
+    TextEncoder  texts to a vector and tokens    ClipNet (Clip), WordEncoder, TransformersText
+    ImageEncoder images to a vector and tokens   ClipNet (Clip)
     GuidingClassifier   noisy images to labels   TrainedClassifier (NoisyClassifier); see core/classifier.py
 
 A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from atelier.core.batch import Cond
 from atelier.core.classifier import GuidingClassifier
+from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.nets.quantizers import DETERMINISTIC_LOGVAR
 
@@ -84,11 +87,42 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A trained encoder of texts: P numbers for each, and E for each of up to `max_tokens` tokens of it."""
+
+    vector_dim: int
+    token_dim: int
+    max_tokens: int
+
+    def n_tokens(self, texts: list[str]) -> list[int]:
+        """How many tokens each text is, marks of its start and end counted, however many are read."""
+        ...
+
+    def encode_texts(self, texts: list[str]) -> Condition:
+        """Vectors (B, P), tokens (B, T, E) and their mask (B, T); of a longer text, the first `max_tokens`."""
+        ...
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """A trained encoder of images in [-1, 1]: P numbers for each, and E for each of its places."""
+
+    vector_dim: int
+    token_dim: int
+
+    def encode_images(self, x: Tensor) -> Condition:
+        """Vectors (B, P) and tokens (B, T, E) of images (B, C, H, W)."""
+        ...
+
+
 CONTRACTS: dict[type, tuple[str, str]] = {  # contract -> what is wrong with a part that breaks it, a run that keeps it
     FirstStage: ("it is no autoencoder", "shapes_vae"),
     CodeStage: ("its latents are no codes", "shapes_vqvae"),
     Upscaler: ("it enlarges no images", "shapes_srresnet"),
     Denoiser: ("it does not denoise", "shapes_ddpm"),
+    TextEncoder: ("it encodes no texts", "shapes_clip"),
+    ImageEncoder: ("it encodes no images", "shapes_clip"),
     GuidingClassifier: ("it tells no labels of noisy images", "shapes_noisy_classifier"),
 }
 

@@ -37,7 +37,7 @@ def conditioned_by(net: DenoisingNet, embedder: Embedder, key: str) -> None:
 
     What an embedder without conditions gives says nothing, and a net need not take it.
     """
-    taken, given = net.cond_sizes, embedder.null(1).sizes()
+    taken, given = net.cond_sizes, embedder.cond_sizes
     for name, size in taken.items():
         if name not in given:
             problem = f"{type(net).__name__} takes {name}, {type(embedder).__name__} gives none"

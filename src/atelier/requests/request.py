@@ -26,7 +26,6 @@ from atelier.models.base import (
     Generator,
     Latent,
     StyleBased,
-    Translator,
 )
 from atelier.requests import files, latents, masks
 from atelier.requests.folder import COLUMNS, FRAMES, Made
@@ -136,7 +135,7 @@ class Request:
     def sample(self, first: int, n: int) -> Made:
         """Images of the model; a translator's beside their sources."""
         cond = self.conditions(first, n)
-        sources = to_uint8(cond[self.model.source_fields[self.case]]) if isinstance(self.model, Translator) else None
+        sources = to_uint8(cond[self.model.source_fields[self.case]]) if self.model.source_fields else None
         return Made(to_uint8(sample(self.model, cond, self._rngs(first, n), self.options)), sources)
 
     def reconstruct(self, first: int, n: int) -> Made:
@@ -399,7 +398,7 @@ def _case(asked: str | None, model: Generator) -> str:
 
 
 def _check_scale(asked: int | None, model: Generator) -> None:
-    scale_factor = model.scale_factor if isinstance(model, Translator) else 1
+    scale_factor = model.scale_factor
     if asked is not None and asked != scale_factor:
         problem = f"{type(model).__name__} of this run makes images {scale_factor} times as wide"
         raise UserError("scale_factor", asked, problem, f"scale_factor={scale_factor}, or another run")
@@ -433,6 +432,6 @@ def _check_words(words: Mapping[str, Any], model: Generator) -> None:
     if verb == "inpaint" and words["mask"] is None:
         fix = f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}"
         raise UserError("mask", None, "nothing says what is to be filled", fix)
-    if words["source"] is not None and not isinstance(model, Translator) and verb not in OF_IMAGES:
+    if words["source"] is not None and not model.source_fields and verb not in OF_IMAGES:
         fix = next((f"do={other}, or leave source out" for other in OF_IMAGES if other in able), "leave source out")
         raise UserError("source", words["source"], f"do={verb} takes no source images", fix)

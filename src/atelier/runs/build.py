@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,13 @@ def parts(cfg: DictConfig) -> list[str]:
 
     Those of an argument that is built itself are dotted: `guider.classifier`.
     """
-    inner = {"": cfg.model} | {f"{name}.": node for name, node in cfg.model.items() if isinstance(node, DictConfig)}
-    return [place + name for place, node in inner.items() for name in _parts(node)]
+    return _parts(cfg.model)
 
 
 def _parts(node: DictConfig) -> list[str]:
-    return [name for name, inner in node.items() if isinstance(inner, DictConfig) and "experiment" in inner]
+    sections = {name: inner for name, inner in node.items() if isinstance(inner, DictConfig)}
+    own = [name for name, inner in sections.items() if "experiment" in inner]
+    return own + [f"{name}.{part}" for name, inner in sections.items() if name not in own for part in _parts(inner)]
 
 
 def section(cfg: DictConfig, name: str) -> DictConfig:
@@ -96,24 +98,27 @@ def section(cfg: DictConfig, name: str) -> DictConfig:
 
 def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Model:
     """The model of a config on these parts of other runs."""
-    given = {name: net for name, net in nets.items() if "." not in name}
-    for owner in {name.partition(".")[0] for name in nets} - given.keys():
-        own = {name.partition(".")[2]: net for name, net in nets.items() if name.startswith(f"{owner}.")}
-        with within("model"):
-            given[owner] = _standing_on(cfg.model[owner], own, owner)
-    return _standing_on(cfg.model, given, "model")
+    return _standing_on(cfg.model, nets, "model")
 
 
-def _standing_on(node: DictConfig, given: dict[str, Any], key: str) -> Any:
-    """The object of a section, some of whose arguments are built already."""
-    if not given:
+def _standing_on(node: DictConfig, nets: dict[str, Any], key: str) -> Any:
+    """The object of a section, some of whose arguments, or of theirs, are built already."""
+    if not nets:
         return instantiate(node, _convert_="all")
-    node = node.copy()
-    OmegaConf.set_struct(node, False)
+    given = {name: net for name, net in nets.items() if "." not in name}
+    for owner in dict.fromkeys(name.partition(".")[0] for name in nets if "." in name):
+        own = {name.removeprefix(f"{owner}."): net for name, net in nets.items() if name.startswith(f"{owner}.")}
+        with within(key):
+            given[owner] = _standing_on(node[owner], own, owner)
+    if "_target_" not in node:
+        return {name: given[name] if name in given else instantiate(node[name], _convert_="all") for name in node}
+    rest = node.copy()
+    OmegaConf.set_struct(rest, False)
     for name in given:
-        del node[name]
+        del rest[name]
     with within(key):
-        return instantiate(node, _convert_="all", _partial_=True)(**given)
+        made = partial(instantiate(rest, _convert_="all", _partial_=True), **given)
+        return made if node.get("_partial_") else made()
 
 
 def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:

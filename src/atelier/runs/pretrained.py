@@ -291,8 +291,8 @@ def _on_identities(model: dict[str, Any], below: dict[str, Any]) -> dict[str, An
     """The values of a model, in which each part is the identity of its run."""
     found = dict(model)
     for name, identity in below.items():
-        owner, _, inner = name.rpartition(".")
-        found |= {owner: found[owner] | {inner: identity}} if owner else {inner: identity}
+        owner, _, inner = name.partition(".")
+        found[owner] = _on_identities(found[owner], {inner: identity}) if inner else identity
     return found
 
 
