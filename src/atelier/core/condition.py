@@ -89,13 +89,15 @@ class Condition:
 class Embedder(Protocol):
     """What is asked of n images, by name, to the condition that their net takes.
 
-    `conditions` are the names that it looks at, `cond_sizes` is `Condition.sizes` of what it gives.
+    `conditions` are the names that it looks at.
     """
 
     conditions: tuple[str, ...]
 
     @property
-    def cond_sizes(self) -> dict[str, int]: ...
+    def cond_sizes(self) -> dict[str, int]:
+        """What `Condition.sizes` is of what it gives."""
+        ...
 
     def __call__(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """The condition of n images; in training `null` takes its place, of each with probability `drop`.

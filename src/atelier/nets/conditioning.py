@@ -95,6 +95,7 @@ class ConditionEmbedder(nn.Module):
 
     @property
     def cond_sizes(self) -> dict[str, int]:
+        """Of a vector, D."""
         return {"vector": len(self.null_embedding)}
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
