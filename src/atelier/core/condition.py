@@ -111,7 +111,7 @@ class Embedder(Protocol):
 
         Args:
             n: number of images.
-            cond: what is asked of them, from which comes what is never left out, as the mask of a hole to fill, and
+            cond: conditions asked for, which give what is never left out, as the mask of a hole to fill, and
                 what is asked for in place of nothing, as a negative prompt; None: nothing is.
         """
         ...
