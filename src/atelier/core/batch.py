@@ -25,6 +25,7 @@ class Batch(TypedDict, total=False):
     answer: Tensor  # (B, C, H, W) `image` with them, of test images and where the set knows it
     mask: Tensor  # (B, 1, H, W), 1 = to fill
     instruction: list[str]
+    negative: list[str]  # what guidance leads away from in place of nothing; no set has it
 
 
 def each(cond: Cond, change: Callable[[Tensor], Tensor]) -> Cond:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atelier.core.batch import rows_of
+from atelier.core.batch import Batch, Cond, rows_of
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
@@ -28,7 +28,6 @@ from atelier.metrics.suite import Suite
 from atelier.models.base import (
     Autoencoder,
     Bounded,
-    Cond,
     DiffusionModel,
     Examined,
     Generator,
@@ -173,7 +172,7 @@ class Evaluator:
             with context():
                 images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
             images = to_uint8(images)
-            facts = self._facts(model, images, cond, data)
+            facts = self._facts(model, images, _asked(cond, batch), data)
             if model.source_fields:
                 facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
             elif data.judged:
@@ -217,9 +216,9 @@ class Evaluator:
         """Training images of which thumbnails are made."""
         return min(data.n_train, diagnostics.LOOKED_AT * diagnostics.count(data, self.n_diagnosed))
 
-    def _facts(self, model: Generator, images: Tensor, cond: Cond, data: DataModule) -> dict[str, Tensor]:
-        """What is kept of a batch of samples: its conditions, features, verdicts."""
-        facts = {f"asked/{name}": value.cpu() for name, value in cond.items() if name in ASKED}
+    def _facts(self, model: Generator, images: Tensor, asked: Cond, data: DataModule) -> dict[str, Tensor]:
+        """What is kept of a batch of samples: what was asked of it, features, verdicts."""
+        facts = {f"asked/{name}": value.cpu() for name, value in asked.items()}
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
         elif self._diagnosed(model):
@@ -312,6 +311,12 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
     half, rngs = len(rngs) // 2, rngs.again()
     parts = (slice(0, half), slice(half, None))
     return torch.cat([sample(model, rows_of(cond, p), rngs[p], options) for p in parts])
+
+
+def _asked(cond: Cond, batch: Batch) -> Cond:
+    """What a judge can look for of a condition; of a caption or an image, what the set says beside it."""
+    known = batch if {"text", "image"} & cond.keys() else cond
+    return {name: known[name] for name in ASKED if name in known}
 
 
 def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -23,6 +22,7 @@ from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
 from atelier.diffusion.guidance import ClassifierFree, Guider
 from atelier.diffusion.samplers import Sampler
 from atelier.nets.denoising import DenoisingNet
+from atelier.nets.planes import latent_mask
 
 UNGUIDED = {"guider": ClassifierFree(guidance=1.0)}  # options of a diffusion model: the condition alone
 UNKNOWN = {"guider": ClassifierFree(guidance=0.0)}  # nothing is known of what is made
@@ -296,11 +296,8 @@ class DiffusionModel(Generator):
         """
         known = x.masked_fill(mask, 0)
         z = self.encode(known)
-        hole = mask
-        if z.shape[2:] != x.shape[2:]:
-            hole = F.max_pool2d(F.adaptive_max_pool2d(mask.float(), z.shape[2:]), 3, 1, 1) > 0
         how = self.diffusion_sampler.asked(sampler, guidance, guider)
-        filled = self.decode(how.inpaint(cond, z, hole, rngs, resamplings))
+        filled = self.decode(how.inpaint(cond, z, latent_mask(mask, z.shape[2:]), rngs, resamplings))
         return torch.where(mask, filled, x)
 
     def invert(

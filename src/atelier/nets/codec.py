@@ -36,6 +36,11 @@ class LatentCodec(nn.Module):
         self._known = False
         self.register_buffer("scale", torch.tensor(scale or 0.0))  # saved: never measured again
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(Z, h, w) of a latent."""
+        return self.autoencoder.net.latent_shape
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images (B, C, H, W)."""
@@ -47,9 +52,13 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def centre(self, x: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images (B, C, H, W), the mean of their posterior whatever the mode."""
+        return (self.mode_of(x) - self.shift) * self.scale
+
+    @torch.no_grad()
+    def mode_of(self, x: Tensor) -> Tensor:
+        """The mean of the posterior as the autoencoder gives it, neither shifted nor scaled, (B, Z, h, w)."""
         with float32(x.device):
-            mean, _ = self.autoencoder.net.encode(x)
-        return (mean - self.shift) * self.scale
+            return self.autoencoder.net.encode(x)[0]
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

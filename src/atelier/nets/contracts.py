@@ -106,10 +106,11 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """A trained encoder of images in [-1, 1]: P numbers for each, and E for each of its places."""
+    """A trained encoder of images in [-1, 1]: P numbers for each, and E for each of its T places."""
 
     vector_dim: int
     token_dim: int
+    n_places: int
 
     def encode_images(self, x: Tensor) -> Condition:
         """Vectors (B, P) and tokens (B, T, E) of images (B, C, H, W)."""

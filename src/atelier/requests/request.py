@@ -31,6 +31,7 @@ from atelier.requests import files, latents, masks
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
 STRENGTH = 0.5
+TEXTS = {"prompt": "text", "instruction": "instruction", "negative": "negative"}  # word -> Batch field
 OF_IMAGES = ("project", "edit", "inpaint", "invert")  # verbs that change an image, of the test split or of a file
 
 
@@ -77,7 +78,7 @@ class Request:
         seed: seed of image k's noise, with k.
         items: test images whose condition the pictures take in turn; None: all of them in order.
         case: direction of a translator, one of `model.cases`.
-        given: Batch fields (1, ...) that stand in place of the test images'.
+        given: Batch fields that stand in place of the test images', one row or several that come in turn.
         strength: time in (0, 1] that `edit` noises its source to.
         mask: place that `inpaint` fills: a word of `masks.WORDS`, a file or a folder.
         resamplings: number of times that `inpaint` takes each step.
@@ -106,9 +107,11 @@ class Request:
         items = _items(words["do"], model, data, words["label"], words["source"] is not None)
         case = _case(words["direction"], model)
         _check_scale(words["scale_factor"], model)
-        given = _given(words["attributes"], model, data)
+        texts = _texts(words, model)
+        given = _given(words["attributes"], model, data) | texts
         _check_words(words, model)
-        unknown = words["source"] is not None and isinstance(model, DiffusionModel) and words["label"] is None
+        known = words["label"] is not None or bool(texts) or bool(model.source_fields)
+        unknown = words["source"] is not None and isinstance(model, DiffusionModel) and not known
         for name in ("guidance", "guider"):
             if unknown and name in options:
                 raise UserError("label", None, "guidance needs a class to lead to", f"label=0, or leave {name} out")
@@ -127,8 +130,12 @@ class Request:
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
-        batch |= rows_of(self.given, torch.zeros(n, dtype=torch.int64))
-        return self.model.condition(batch, self.case)
+        return self.model.condition(batch | self._given(first, n), self.case)
+
+    def _given(self, first: int, n: int) -> Batch:
+        """What pictures first .. first + n - 1 take of what was given, whose rows come round again."""
+        numbers = torch.arange(first, first + n)
+        return {name: rows_of({name: rows}, numbers % len(rows))[name] for name, rows in self.given.items()}
 
     # ---- verbs
 
@@ -260,8 +267,12 @@ class Request:
         if "target" in self.model.needs and "target" not in self.given:
             fix = f"attributes={self.data.attribute_names[0]}"
             raise UserError("attributes", None, "what are the images to get?", fix)
+        if "instruction" in self.model.needs and "instruction" not in self.given:
+            raise UserError("instruction", None, "what is to be changed?", "instruction='make it blue'")
         for k, (name, path) in enumerate(sources, first):
-            source = pixels(files.opened(path, self.data))[None]
+            image = files.opened(path, self.data)
+            fixed = isinstance(self.model, DiffusionModel)  # its net is for images of one size
+            source = pixels(square(image, self.data.image_size) if fixed else image)[None]
             yield Made(to_uint8(self.translated(to_float(source), k)), source, [name], [path])
 
     def translated(self, x: Tensor, k: int) -> Tensor:
@@ -334,7 +345,8 @@ class Request:
         """Sides are continued to what the net takes, which is cut off the result."""
         height, width = x.shape[2:]
         field, factor = self.model.source_fields[self.case], self.model.scale_factor
-        cond = self.model.condition(self.given | {field: files.continued(x, self.model.size_divisor)}, self.case)
+        source = {field: files.continued(x, self.model.size_divisor)}
+        cond = self.model.condition(self._given(k, 1) | source, self.case)
         image = sample(self.model, cond, self._rngs(k, 1), self.options)
         return image[:, :, : factor * height, : factor * width]
 
@@ -420,6 +432,22 @@ def _given(names: list[str] | str | None, model: Generator, data: DataModule) ->
         fix = f"attributes={nearest(unknown[0], known) or known[0]}"
         raise UserError("attributes", unknown[0], f"the set has {', '.join(known)[:90]}", fix)
     return {"target": torch.tensor([[float(name in chosen) for name in known]])}
+
+
+def _texts(words: Mapping[str, Any], model: Generator) -> Batch:
+    """The texts that were typed, one for all pictures, as Batch fields.
+
+    Raises:
+        UserError: the model does not read one.
+    """
+    found: Batch = {}
+    for word, name in TEXTS.items():
+        if words[word] is None:
+            continue
+        if not model.needs & ({name} if word in ("prompt", "instruction") else {"text", "instruction"}):
+            raise UserError(word, words[word], f"{type(model).__name__} of this run reads none", f"leave {word} out")
+        found[name] = [str(words[word])]
+    return found
 
 
 def _check_words(words: Mapping[str, Any], model: Generator) -> None:
