@@ -487,21 +487,21 @@ def test_channels_last_is_another_memory_format_of_the_same_net(
 
 @pytest.fixture(scope="session")
 def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """Names the run that a model of these words stands on, which is trained at the first need of it."""
+    """Names the runs that a model of these words stands on, each of which is trained at the first need of it."""
     made: dict[tuple, Path] = {}
 
     def name(*words: str) -> list[str]:
         cfg = composed(*words)
-        if "first_stage" not in cfg.model:
-            return []
-        experiment, data = cfg.model.first_stage.experiment, cfg.choices.data
-        key = (experiment, data, cfg.data.image_size)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("first_stage")
-            same = [word for word in words if word.startswith("data.")]
-            words = (f"experiment={experiment}", f"data={data}", *BRIEF, *same, f"data.image_size={key[2]}")
-            trained(made[key], *words)
-        return [f"model.first_stage.run={made[key]}"]
+        parts = {part: build.section(cfg, part).experiment for part in build.parts(cfg)}
+        same = [word for word in words if word.startswith("data.")]
+        for experiment in parts.values():
+            key = (experiment, cfg.choices.data, cfg.data.image_size)
+            if key not in made:
+                made[key] = tmp_path_factory.mktemp("part")
+                own = (f"experiment={experiment}", f"data={key[1]}", *BRIEF, *same, f"data.image_size={key[2]}")
+                trained(made[key], *own)
+        size = cfg.choices.data, cfg.data.image_size
+        return [f"model.{part}.run={made[(experiment, *size)]}" for part, experiment in parts.items()]
 
     return name
 
