@@ -3,9 +3,9 @@
     python studies/editing.py RUN --n 1000 --seed 77
 
 Of n test scenes with an instruction each: the share in which what had to change is what it should be, the share in
-which every other attribute and the place are as they were, and the share with both, which is what counts. The same of
-the source itself, which keeps all and changes nothing, and of results under the instruction of another scene. By kind of
-edit: the share with both. An edit of size or place counts where the judge reads the new value. A table in Markdown.
+which every other attribute is as it was, and the share with both, which is what counts. The same of the source itself,
+which keeps all and changes nothing, and of results under the instruction of another scene. By kind of edit: the share
+with both. An edit counts where the judge reads the new value. A table in Markdown.
 """
 
 from __future__ import annotations

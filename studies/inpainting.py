@@ -4,10 +4,10 @@
 
 Of n test scenes with their masks, those of the object's box and those of strokes told apart: the share of pasted
 pictures that the judge finds valid, and of those that are what their caption says, beside the same pictures with the
-hole left grey and with the hole in the colour of the ground. Then the object's box of each under another caption (shape,
-colour and fill drawn anew, size and ground as they are): the share in which all of that is seen. Last, by the distance
-of a pixel from the hole: the mean difference from the image, in grey levels, before it is pasted, beside that of the
-first stage alone. Two tables in Markdown.
+hole left grey and with the hole in the colour of the ground. Then the object's box of each under another caption
+(shape, colour and fill drawn anew, size and ground as they are): the share in which all of that is seen. Last, by the
+distance of a pixel from the hole: the mean difference from the image, in grey levels, before it is pasted, beside that
+of the first stage alone. Two tables in Markdown.
 """
 
 from __future__ import annotations
