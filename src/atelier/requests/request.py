@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.core.batch import Batch, rows_of
@@ -27,7 +28,7 @@ from atelier.models.base import (
     Latent,
     StyleBased,
 )
-from atelier.requests import files, latents, masks
+from atelier.requests import attention, files, latents, masks
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
 STRENGTH = 0.5
@@ -43,6 +44,7 @@ def verbs(model: Generator) -> dict[str, Callable]:
     if isinstance(model, DiffusionModel):
         able |= {"edit": model.edit, "inpaint": model.inpaint, "invert": model.invert}
         able |= {"interpolate": model.sample, "paths": model.denoising}
+        able |= {"attention": model.denoising} if attention.reader(model) else {}
     if isinstance(model, StyleBased):
         able |= {"mix": model.generate, "truncate": model.synthesize}
     if isinstance(model, Autoencoder):
@@ -234,6 +236,14 @@ class Request:
         denoised = [(to_uint8(x_t), to_uint8(aimed)) for x_t, aimed in reverse]
         pairs = torch.stack([beside(list(pair)) for pair in denoised])
         return Made(denoised[-1][0], frames={"forward.gif": noised, "reverse.gif": pairs})
+
+    def attention(self, first: int, n: int) -> Made:
+        """Where the net looks for each word of a caption, step by step."""
+        cond = self.conditions(first, n)
+        texts = cond[attention.reader(self.model).conditions[0]]
+        made = attention.sheets(self.model, cond, texts, self._rngs(first, n), COLUMNS, self.options)
+        height = max(sheet.shape[1] for sheet in made)
+        return Made(torch.stack([F.pad(sheet, (0, 0, 0, height - sheet.shape[1])) for sheet in made]))
 
     # ---- of files
 

@@ -283,6 +283,7 @@ def _identity(cfg: DictConfig, idle: set[str], below: dict[str, Any]) -> dict[st
         "model": _on_identities(values["model"], below),
         "data": data,
         "images": values["budget"]["images"],
+        "start_from": values.get("start_from"),
         "ema": values["callbacks"]["ema"],
     }
 
