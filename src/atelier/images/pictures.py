@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 REQUESTED = "request"  # name of the text in a picture that says what it was asked for
@@ -86,7 +86,7 @@ def labelled(rows: list[tuple[str, Tensor]], margin: int = 64, padding: int = 2)
     height, pen = images.shape[2] + padding, ImageDraw.Draw(canvas)
     for k, (word, _) in enumerate(rows):
         pen.text((4, padding + k * height + height // 2), word, fill=(255, 255, 255), anchor="lm")
-    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
+    return pil_to_tensor(canvas)
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:

@@ -21,8 +21,11 @@ from atelier.diffusion import diagnostics
 from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
 from atelier.diffusion.guidance import ClassifierFree, Guider
 from atelier.diffusion.samplers import Sampler
+from atelier.nets.attention_maps import attention_maps, joined
+from atelier.nets.conditions import text_reader, word_spans
 from atelier.nets.denoising import DenoisingNet
 from atelier.nets.planes import latent_mask
+from atelier.nets.widening import widened
 
 UNGUIDED = {"guider": ClassifierFree(guidance=1.0)}  # options of a diffusion model: the condition alone
 UNKNOWN = {"guider": ClassifierFree(guidance=0.0)}  # nothing is known of what is made
@@ -77,6 +80,14 @@ class Model(LightningModule, ABC):
 
     def configure_optimizers(self) -> Optimizer | list[Optimizer]:
         return self.optimizer(list(self.trained().values()))
+
+    def begin_with(self, state: dict[str, Tensor], key: str) -> None:
+        """Take the weights of a model that is like this one, but for planes that its net did not see: those begin at 0.
+
+        Raises:
+            UserError: it is not, `key` being the option that named it.
+        """
+        self.load_state_dict(widened(state, self, key))
 
     def part(self) -> nn.Module:
         """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""
@@ -351,6 +362,35 @@ class DiffusionModel(Generator):
         for k, (t, (z, denoised)) in enumerate(zip(times, way, strict=True)):
             if k in chosen:
                 yield self._shown(z, t), self.decode(denoised)
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether its net looks at the tokens of texts, and of nothing else."""
+        return text_reader(self.diffusion_sampler.embedder) is not None
+
+    def words(self, cond: Cond) -> list[list[tuple[str, range]]]:
+        """The words of each text of a condition, and the numbers of each one's tokens."""
+        reader = text_reader(self.diffusion_sampler.embedder)
+        return [word_spans(reader.frozen.net, text) for text in cond[reader.conditions[0]]]
+
+    def attending(
+        self,
+        cond: Cond,
+        rngs: ImageRngs,
+        n_frames: int,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `denoising`: the denoised images, (B, C, H, W), and how much each place looks at each token.
+
+        That is the mean over the net's cross-attentions, and over the steps since the images before; (B, T, h, w).
+        """
+        with attention_maps(self.net) as found:
+            for _, denoised in self.denoising(cond, rngs, n_frames, sampler=sampler, guidance=guidance, guider=guider):
+                yield denoised, joined(found, len(rngs))
+                found.clear()
 
     def noise_bins(self) -> list[int]:
         """Centres of the bins of log-SNR that training reaches."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.nets.layers import CrossAttention
@@ -48,3 +50,13 @@ def attention_maps(net: nn.Module) -> Iterator[list[AttentionMap]]:
     finally:
         for layer, earlier in zip(layers, before, strict=True):
             layer.watch = earlier
+
+
+def joined(found: list[AttentionMap], n: int) -> Tensor:
+    """The mean of maps of several sizes at that of the largest, of the last n of their images, (n, T, H, W).
+
+    The last are those with a condition, which guidance puts behind those without.
+    """
+    size = max((one.height, one.width) for one in found)
+    maps = (one.weights[-n:].transpose(1, 2).unflatten(2, (one.height, one.width)) for one in found)
+    return torch.stack([F.interpolate(one, size=size, mode="bilinear") for one in maps]).mean(0)

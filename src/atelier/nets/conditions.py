@@ -329,3 +329,22 @@ def _sizes_of_all(sources: nn.ModuleDict) -> dict[str, int]:
     if not found:
         raise UserError(".sources", {}, "there is nothing to be conditional on", "model=ldm")
     return found
+
+
+def text_reader(embedder: Embedder) -> TextEmbedder | None:
+    """What gives a net its tokens, if that is texts alone."""
+    sources = embedder.sources.values() if isinstance(embedder, Several) else [embedder]
+    found = [source for source in sources if "tokens" in source.cond_sizes]
+    return found[0] if len(found) == 1 and isinstance(found[0], TextEmbedder) else None
+
+
+def word_spans(encoder: TextEncoder, text: str) -> list[tuple[str, range]]:
+    """The words of a text that an encoder reads, and the numbers of each one's tokens.
+
+    Those are the tokens that a text has more with the word than without, behind one that marks the start.
+    """
+    words = text.split()
+    lengths = encoder.n_tokens([" ".join(words[:k]) for k in range(len(words) + 1)])
+    ends = [min(length - 1, encoder.max_tokens) for length in lengths]
+    spans = [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    return [(word, span) for word, span in zip(words, spans, strict=True) if len(span)]

@@ -44,7 +44,7 @@ def verbs(model: Generator) -> dict[str, Callable]:
     if isinstance(model, DiffusionModel):
         able |= {"edit": model.edit, "inpaint": model.inpaint, "invert": model.invert}
         able |= {"interpolate": model.sample, "paths": model.denoising}
-        able |= {"attention": model.denoising} if attention.reader(model) else {}
+        able |= {"attention": model.attending} if model.reads_words else {}
     if isinstance(model, StyleBased):
         able |= {"mix": model.generate, "truncate": model.synthesize}
     if isinstance(model, Autoencoder):
@@ -239,9 +239,7 @@ class Request:
 
     def attention(self, first: int, n: int) -> Made:
         """Where the net looks for each word of a caption, step by step."""
-        cond = self.conditions(first, n)
-        texts = cond[attention.reader(self.model).conditions[0]]
-        made = attention.sheets(self.model, cond, texts, self._rngs(first, n), COLUMNS, self.options)
+        made = attention.sheets(self.model, self.conditions(first, n), self._rngs(first, n), COLUMNS, self.options)
         height = max(sheet.shape[1] for sheet in made)
         return Made(torch.stack([F.pad(sheet, (0, 0, 0, height - sheet.shape[1])) for sheet in made]))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from atelier.core.errors import UserError
-from atelier.models.base import Model
 from atelier.runs import build
+
+if TYPE_CHECKING:
+    from atelier.models.base import Model
 
 
 def start_from(model: Model, cfg: DictConfig) -> None:
@@ -25,7 +28,6 @@ def start_from(model: Model, cfg: DictConfig) -> None:
     from safetensors.torch import load_file
 
     from atelier.checkpoints import renamed
-    from atelier.nets.widening import widened
 
     folder = Path(cfg.start_from)
     weights = folder / "weights.safetensors"
@@ -37,7 +39,7 @@ def start_from(model: Model, cfg: DictConfig) -> None:
         name = next(name for name in own if own[name] != theirs[name])
         problem = f"it stands on another {name}, whose numbers mean something else"
         raise UserError("start_from", folder, problem, f"model.{name}.run={build.section(stored, name).run}")
-    model.load_state_dict(widened(renamed.weights(load_file(weights)), model, "start_from"))
+    model.begin_with(renamed.weights(load_file(weights)), "start_from")
     print(f"begins with the weights of {folder}", flush=True)
 
 
