@@ -510,7 +510,7 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 def test_a_model_trains(page: str, tmp_path: Path, stands_on: Callable) -> None:
     given = [f"model={page}", *FEW, *task(CONF / "model" / f"{page}.yaml")]
     told = trained(tmp_path, *given, *BRIEF, *stands_on(*given))
-    assert told["images_seen"] == 8 and any(name.endswith(("judge/valid", "accuracy")) for name in told["metrics"])
+    assert told["images_seen"] == 8 and any("judge/valid" in name or "accuracy" in name for name in told["metrics"])
 
 
 @pytest.mark.parametrize("page", pages("net"))

@@ -38,7 +38,7 @@ UNET = [
     "model.net.cond_dim=8",
     "model.embedder.dim=8",
 ]
-PICTURELESS = ("noisy_classifier",)  # families that make no images
+PICTURELESS = ("noisy_classifier", "clip")  # families that make no images
 FOUR = ("ddpm", "gan", "vae", "ldm")  # the shapes of module: one optimizer, two, an autoencoder, one on another run
 
 

@@ -469,7 +469,14 @@ class Examined(ABC):
 
     @abstractmethod
     def examined(self, batch: Batch, rngs: ImageRngs) -> dict[str, Tensor]:
-        """Figure -> its value for each image, (B,), whose mean over all is told; all noise from `rngs`."""
+        """What is known of each image by name, (B, ...); all noise from `rngs`."""
+
+    def concluded(self, facts: dict[str, Tensor]) -> dict[str, float]:
+        """Figure -> its value, of what `examined` said of all images, (N, ...) by name, in their order.
+
+        It is the mean of what has the name of the figure, unless a family compares images with one another.
+        """
+        return {name: facts[name].double().mean().item() for name in self.figures}
 
 
 class Bounded(Likelihood):
