@@ -204,15 +204,6 @@ def test_strokes_cover_30_to_70_percent_of_the_object_evenly(image_size: int) ->
     assert (share.sort().values - torch.linspace(0.3, 0.7, 2000)).abs().max() < 0.04  # uniform but for whole pixels
 
 
-def test_a_stroke_is_all_within_one_distance_of_its_way() -> None:
-    """Of a way along two sides of the image, distances are known; of one point given twice, those to a point."""
-    corner = torch.tensor([[[-0.875, -0.875], [0.875, -0.875], [0.875, 0.875]], [[0.125, 0.125]] * 3])
-    got, axis = world.squared_distances(corner, 8), (torch.arange(8) + 0.5) / 4 - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    assert torch.allclose(got[0], torch.minimum(y + 0.875, 0.875 - x) ** 2, atol=1e-6)
-    assert torch.allclose(got[1], (x - 0.125) ** 2 + (y - 0.125) ** 2, atol=1e-6)
-
-
 def test_stroke_is_as_wide_as_the_brush_at_any_size() -> None:
     small, large = (world.stroke_mask(0, range(200), "test", S) for S in (32, 128))
     assert (small - torch.nn.functional.avg_pool2d(large, 4)).abs().mean() < 0.02

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atelier.images.masks import squared_distances
+
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 SIZES = ("small", "large")
@@ -341,22 +343,10 @@ def stroke_mask(seed: int, indices: Sequence[int] | Tensor, split: Split, image_
     mask = torch.empty(len(numbers), image_size, image_size)
     for rows in torch.arange(len(numbers)).split(max(1, PIXELS_AT_ONCE // image_size**2)):
         inside = coverage_map(here[rows], image_size) >= 0.5
-        off = squared_distances(points[rows], image_size)
+        ways = [squared_distances(*points[rows, k : k + 2].unbind(1), image_size) for k in range(points.shape[1] - 1)]
+        off = torch.stack(ways).amin(0)
         mask[rows] = (off < reach_of_share(off, inside, share[rows])[:, None, None]).float()
     return mask[:, None]
-
-
-def squared_distances(points: Tensor, image_size: int) -> Tensor:
-    """(N, S, S) squared distances of the middles of pixels to the way through points (N, P, 2)."""
-    axis = (torch.arange(image_size) + 0.5) * 2 / image_size - 1
-    x, y = axis[None, None, :], axis[None, :, None]
-    nearest = torch.full((len(points), image_size, image_size), math.inf)
-    for k in range(points.shape[1] - 1):
-        (ax, ay), (bx, by) = (points[:, j, :, None, None].unbind(1) for j in (k, k + 1))  # (N, 1, 1) each
-        dx, dy = bx - ax, by - ay
-        along = (((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy).clamp(min=1e-12)).clamp_(0, 1)
-        nearest = torch.minimum(nearest, (x - ax - along * dx).square() + (y - ay - along * dy).square())
-    return nearest
 
 
 def reach_of_share(distances: Tensor, inside: Tensor, share: Tensor) -> Tensor:
