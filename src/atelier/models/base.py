@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -92,6 +92,14 @@ class Model(LightningModule, ABC):
     def part(self) -> nn.Module:
         """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""
         return getattr(self, self.ema_nets[0])
+
+    def calibrate(self, images: Callable[[int], Iterable[Tensor]]) -> str:
+        """Set what is measured of training images, before the first batch, and then kept; gives a line about it, or "".
+
+        Args:
+            images: number of training images -> this rank's share of so many, in batches (B, C, H, W), not augmented.
+        """
+        return ""
 
     def report(self, name: str, value: Tensor) -> None:
         """Log a scalar of this batch under `train/<name>`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -101,11 +101,13 @@ class LDM(DiffusionModel):
 
     def training_step(self, batch: Batch) -> Tensor:
         x = batch["image"]
-        self.codec.measure(x)
         cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
         loss = self.objective(self.net, self.codec.encode(x), cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss
+
+    def calibrate(self, images: Callable[[int], Iterable[Tensor]]) -> str:
+        return self.codec.measure(images)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.codec.centre(x)

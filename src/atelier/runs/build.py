@@ -87,7 +87,7 @@ def parts(cfg: DictConfig) -> list[str]:
 
 def _parts(node: DictConfig) -> list[str]:
     sections = {name: inner for name, inner in node.items() if isinstance(inner, DictConfig)}
-    own = [name for name, inner in sections.items() if "experiment" in inner]
+    own = [name for name, inner in sections.items() if "run" in inner]
     return own + [f"{name}.{part}" for name, inner in sections.items() if name not in own for part in _parts(inner)]
 
 
@@ -124,26 +124,38 @@ def _standing_on(node: DictConfig, nets: dict[str, Any], key: str) -> Any:
 def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
     """What a finished run lends, with its final weights, from the copy in the folder of the run that stands on it.
 
-    A folder of diffusers, which has a config.json, is read for the images of `cfg`, the config of the run above.
+    What is published, a folder of diffusers or the files of taef2, is read for the images of `cfg`, the config of the
+    run above.
 
     Raises:
-        UserError: the weights are not those that the run was trained on.
+        UserError: the weights are not those that the run was trained on, or not all of them are numbers.
     """
+    from atelier.checkpoints import forms
+
+    if forms.digest(folder) != expected:
+        problem = "these are not the weights that this run stands on"
+        fix = f"put back the files with sha256 {expected[:12]}..., or retrain"
+        raise UserError(f"model.{folder.name}", folder, problem, fix)
+    net = _read(folder, cfg)
+    if broken := [name for name, weight in net.named_parameters() if not weight.isfinite().all()]:
+        problem = f"not all numbers of {broken[0]} are finite"
+        raise UserError(f"model.{folder.name}", folder, problem, f"model.{folder.name}.run=ANOTHER")
+    return net
+
+
+def _read(folder: Path, cfg: DictConfig) -> nn.Module:
+    """The net of a folder, of whichever form."""
     from safetensors.torch import load_file
 
-    from atelier.checkpoints import diffusers_folder
-    from atelier.checkpoints.store import sha256
+    from atelier.checkpoints import diffusers_folder, forms, taesd_files
 
-    names = ("weights.safetensors", diffusers_folder.WEIGHTS)
-    weights = next((folder / name for name in names if (folder / name).exists()), None)
-    if weights is None or sha256(weights) != expected:
-        problem = "these are not the weights that this run stands on"
-        fix = f"put back the file with sha256 {expected[:12]}..., or retrain"
-        raise UserError(f"model.{folder.name}", weights or folder, problem, fix)
-    if (folder / diffusers_folder.CONFIG).exists():
-        return diffusers_folder.read(folder, cfg.data.image_size, cfg.data.image_channels)
+    names, images = forms.files(folder), (cfg.data.image_size, cfg.data.image_channels)
+    if names == forms.DIFFUSERS:
+        return diffusers_folder.read(folder, *images)
+    if names == forms.TAEF2:
+        return taesd_files.read(folder, *images)
     finished = model(without_perceptual(safe_config(folder)), folder)
-    finished.load_state_dict(renamed.weights(load_file(weights)))
+    finished.load_state_dict(renamed.weights(load_file(folder / names[1])))
     return finished.part()
 
 

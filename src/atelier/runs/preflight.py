@@ -20,7 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
-from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed, Share
+from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share
 from atelier.nets.contracts import contract_of
 from atelier.runs.pages import known_keys, placed
 
@@ -78,7 +78,16 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "ema": bool | PositiveInt,
     "precision": Precision | None,
 }
-PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
+PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
+    "run": Name,
+    "experiment": Name,
+    "images": PositiveInt | None,
+    "fetch": bool,
+    "scale": PositiveFloat | None,  # of latents, as the codec takes these three
+    "shift": float,
+    "n_measured": PositiveInt,
+    "sha256": Name,
+}
 
 
 def check(cfg: DictConfig) -> None:
@@ -217,8 +226,10 @@ def _check_word(node: dict[str, Any], key: str, place: str) -> None:
 
 def _check_part(given: Any, prefix: str) -> None:
     """What `pretrained.link_pretrained` turns into a net: which run, or which experiment to train, and how long."""
-    if not isinstance(given, dict) or not {"run", "experiment"} <= given.keys():
-        raise UserError(prefix, given, "it needs a run and an experiment", f"{prefix}.run=auto")
+    if not isinstance(given, dict) or "run" not in given:
+        raise UserError(prefix, given, "it needs a run", f"{prefix}.run=auto")
+    if given["run"] == "auto" and "experiment" not in given:
+        raise UserError(f"{prefix}.run", "auto", "what is published is not trained", f"{prefix}.run=FOLDER")
     for key, value in given.items():
         if key not in PART:
             raise UserError(f"{prefix}.{key}", value, "there is no such key", f"leave {key} out")
