@@ -72,6 +72,7 @@ class ClipNet(nn.Module):
         self.text = TextTower(self.words, token_dim, n_layers, heads, max_tokens, vector_dim)
         patch = patch_size or max(1, image_size // 16)
         size = map_sizes(image_size, patch, len(multipliers))[-1]
+        self.n_places = size**2
         self.image = ImageTower(image_channels, patch, [width * m for m in multipliers], n_blocks, token_dim)
         self.pool = AttentionPool(token_dim, size, heads, vector_dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))  # of what cosines are multiplied by
