@@ -18,11 +18,13 @@ from atelier.checkpoints import diffusers_folder, forms, taesd_files
 from atelier.cli.messages import user_error
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
+from atelier.models import first_stage
 from atelier.nets.autoencoder_kl import KLNet
-from atelier.runs import build, folders, preflight, pretrained
+from atelier.runs import build, folders, preflight, pretrained, resume
 from tests.compose import composed
 from tests.conftest import overrides
 from tests.nets.test_taesd import small, written
+from tests.tiny import COMMON
 
 PLACE = "owner/name"
 LAYOUT = {"image_size": 16, "image_channels": 3, "width": 4, "multipliers": [1, 2], "n_blocks": 1, "attention": []}
@@ -153,11 +155,10 @@ def test_what_the_cache_lacks_is_downloaded_only_where_that_was_asked_for(
 
 
 def test_the_download_need_not_be_asked_for_again_to_go_on(tmp_path: Path) -> None:
-    given = autoencoder(tmp_path / "files", scaling_factor=0.18215)
-    told = words("sd_vae", given, "checkpoint.every_images=8")
-    train.train(composed(*told, "model.first_stage.fetch=true", "budget.images=8", run_dir=tmp_path / "run"))
-    train.train(composed(*told, "budget.images=16", run_dir=tmp_path / "run"))
-    assert folders.summary(tmp_path / "run")["images_seen"] == 16
+    told = words("sd_vae", autoencoder(tmp_path / "files", scaling_factor=0.18215))
+    resume.reconcile_config(composed(*told, "model.first_stage.fetch=true", run_dir=tmp_path), tmp_path)
+    again = resume.reconcile_config(composed(*told, run_dir=tmp_path), tmp_path)
+    assert again.model.first_stage.sha256 == forms.digest(tmp_path / "files")
 
 
 def test_another_scale_than_the_published_one_is_one_line(tmp_path: Path) -> None:
@@ -177,3 +178,45 @@ def test_what_cannot_be_trained_is_refused_before_anything() -> None:
     with pytest.raises(Exception, match="first_stage.run") as caught:
         preflight.check(composed("model=ldm", "first_stage@model.first_stage=taef2"))
     assert "model.first_stage.run=VALUE" in user_error(caught.value).line()
+
+
+TUNED = [
+    "model=kl_tuned",
+    *(word for word in COMMON if "image_size" not in word),
+    "data.image_size=16",
+    "model.discriminator.width=2",
+    "model.discriminator.n_layers=1",
+    "model.adversarial_start=8",
+    "checkpoint.every_images=8",
+]
+
+
+def test_a_published_autoencoder_is_trained_on(tmp_path: Path) -> None:
+    """It starts from the weights of the folder, changes, goes on, and is a first stage as any other."""
+    given, run = autoencoder(tmp_path / "files", scaling_factor=0.18215), tmp_path / "run"
+    told = [*TUNED, f"model.first_stage.run={given}"]
+    begun = build.model(linked(tmp_path / "begun", *told), tmp_path / "begun").net
+    torch.manual_seed(0)
+    before = KLNet(**LAYOUT).state_dict()
+    assert begun.training and all(torch.equal(value, before[name]) for name, value in begun.state_dict().items())
+    train.train(composed(*told, "budget.images=8", run_dir=run))
+    shutil.rmtree(given)
+    train.train(composed(*told, "budget.images=24", run_dir=run))
+    after = folders.load(run, ema=True).model.net.state_dict()
+    changes = torch.cat([(after[name] - value).abs().flatten() for name, value in before.items()])
+    assert 0 < changes.median() < 1e-3 and changes.max() < 1e-2  # three steps of 1e-4, averaged
+    first = linked(tmp_path / "ldm", *words("sd_vae", run / "diffusers", "model.first_stage.scale=null"))
+    lent = build.model(first, tmp_path / "ldm").codec.autoencoder.net.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in lent.items())
+
+
+def test_what_cannot_be_trained_on_is_one_line(tmp_path: Path) -> None:
+    cfg = linked(tmp_path / "run", *TUNED, f"model.first_stage.run={written(tmp_path, small())}")
+    with pytest.raises(UserError, match=r"model\.first_stage=TAESD: only an AutoencoderKL is trained on"):
+        build.model(cfg, tmp_path / "run")
+    net = KLNet(**LAYOUT)
+    with pytest.raises(Exception, match="there is no net") as caught:
+        build.on_parts(composed(*TUNED), {"first_stage": None})
+    assert "Fix: model=autoencoder_kl" in user_error(caught.value).line()
+    with pytest.raises(UserError, match=r"\.net=KLNet: the first stage has the net already. Fix: model=kl_tuned"):
+        first_stage._one(net, net)

@@ -45,11 +45,11 @@ def _state(folder: Path, name: str) -> dict[str, Tensor]:
         raise _refused(folder, f"{name} cannot be read ({type(error).__name__})") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise _refused(folder, f"{name} is no state dict")
-    return {key: value.float() for key, value in found.items()}
+    return found
 
 
 def _fill(part: nn.Module, state: dict[str, Tensor], folder: Path, name: str) -> None:
-    """Load the weights of a half, all of them and no others."""
+    """Load the weights of a half, all of them and no others, into its own float32."""
     own = part.state_dict()
     odd = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if odd or (odd := sorted(set(state) - set(own))):

@@ -107,7 +107,8 @@ class LDM(DiffusionModel):
         return loss
 
     def calibrate(self, images: Callable[[int], Iterable[Tensor]]) -> str:
-        return self.codec.measure(images)
+        with within(".codec"):
+            return self.codec.measure(images)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.codec.centre(x)

@@ -91,9 +91,10 @@ class LatentCodec(nn.Module):
         n, mean, second = self._moments(images(GIVEN_CHECK if self.given else self.n_measured))
         variance = second.mean() - mean.mean() ** 2
         if not variance.isfinite() or variance <= 0:
-            problem = "latents of these images are all alike" if variance.isfinite() else "its latents are not finite"
-            net = type(self.autoencoder.net).__name__
-            raise UserError(".first_stage", net, problem, ".first_stage.run=ANOTHER")
+            why = "all alike" if variance.isfinite() else "not finite"
+            given = self.scale.item() if self.given else "null"
+            fix = ".scale=NUMBER, or another first stage"
+            raise UserError(".scale", given, f"latents of these images are {why}", fix)
         if not self.given:
             self.scale.copy_(variance.rsqrt())
         scale = self.scale.item()
