@@ -451,7 +451,7 @@ def shrunk(node: Any, prefix: str, kept: set[str]) -> None:
     for key in list(node) if isinstance(node, DictConfig) else ():
         if isinstance(node[key], DictConfig):
             shrunk(node[key], f"{prefix}.{key}", kept)
-        elif key in SMALL and f"{prefix}.{key}" not in kept:
+        elif key in SMALL and f"{prefix}.{key}" not in kept and (key, node[key]) != ("cond_dim", None):
             node[key] = SMALL[key]
 
 

@@ -280,6 +280,9 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
     if isinstance(value, dict) and "_target_" in value:
         _fits_object(value, name, expected)
         return value
+    if isinstance(value, dict) and get_origin(expected) is dict:
+        kind = get_args(expected)[1]
+        return {key: fitted(child, f"{name}.{key}", kind) for key, child in value.items()}
     adapter = _adapter(expected)
     if adapter is None:
         raise UserError(name, value, f"it must be built: a {expected.__name__}", _built(name, value))
