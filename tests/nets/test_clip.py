@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atelier.core.errors import UserError
 from atelier.nets.clip import ClipNet
 from atelier.nets.contracts import ImageEncoder, TextEncoder, keeps
+from atelier.nets.words import too_long
 
 TEXTS = ["a red star", "a large blue ring on a grey ground", "", "star red a"]
 
@@ -54,7 +55,8 @@ def test_the_text_tower_is_torchs_encoder() -> None:
 
 def test_tokens_are_counted_beyond_what_is_read() -> None:
     net, long = made(), "one two three four five six seven eight"
-    assert net.n_tokens(TEXTS) == [5, 10, 2, 5] and net.n_tokens([long]) == [10]
+    assert net.n_tokens(TEXTS) == [5, 10, 2, 5]
+    assert too_long(net, [*TEXTS, long, "one two three four five six seven"]) == [(TEXTS[1], 10), (long, 10)]
     cut, short = net.encode_texts([long]), net.encode_texts(["one two three four five six seven"])
     torch.testing.assert_close(cut.vector, short.vector)
     assert cut.mask.all() and (net.encode_texts(["one two"]).vector - short.vector).abs().max() > 0.01

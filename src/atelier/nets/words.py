@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import unicodedata
 import zlib
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name, PositiveInt
+from atelier.nets.contracts import TextEncoder
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits
 CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
@@ -108,13 +108,6 @@ class BytePairs:
         names += ["<|startoftext|>", "<|endoftext|>"]
         return cls({name: k for k, name in enumerate(names)}, merges, pad=0)
 
-    @classmethod
-    def of_files(cls, vocabulary: Path, merges: Path, pad: int | None = None) -> BytePairs:
-        """The encoding of vocab.json and merges.txt, as transformers keeps them; raises what reading them raises."""
-        lines = [line.split() for line in merges.read_text(encoding="utf-8").split("\n")]
-        pairs = [(line[0], line[1]) for line in lines if len(line) == 2 and not line[0].startswith("#version")]
-        return cls(json.loads(vocabulary.read_text(encoding="utf-8")), pairs, pad)
-
     def __call__(self, text: str) -> list[int]:
         text = " ".join(unicodedata.normalize("NFC", text).split()).lower()
         return [self.start, *(row for word in _words(text) for row in self._rows_of(word)), self.end]
@@ -148,6 +141,12 @@ def padded(tokens: list[list[int]], length: int, end: int, pad: int) -> Tensor:
     """Rows (B, length) int64 of the tokens of B texts; of what is longer the first, and `end` in the last place."""
     rows = [own if len(own) <= length else [*own[: length - 1], end] for own in tokens]
     return torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
+
+
+def too_long(encoder: TextEncoder, texts: list[str]) -> list[tuple[str, int]]:
+    """The texts of which an encoder reads a part alone, in their order, with how many tokens each is."""
+    counted = zip(texts, encoder.n_tokens(texts), strict=True)
+    return [(text, n) for text, n in counted if n > encoder.max_tokens]
 
 
 def _letters() -> dict[int, str]:
