@@ -28,11 +28,16 @@ from atelier.models.base import (
     Latent,
     StyleBased,
 )
-from atelier.requests import attention, files, latents, masks
+from atelier.requests import attention, files, latents, masks, prompts
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
 STRENGTH = 0.5
-TEXTS = {"prompt": "text", "instruction": "instruction", "negative": "negative"}  # word -> Batch field
+TEXTS = {
+    "prompt": "text",
+    "prompts": "text",
+    "instruction": "instruction",
+    "negative": "negative",
+}  # word -> Batch field
 OF_IMAGES = ("project", "edit", "inpaint", "invert")  # verbs that change an image, of the test split or of a file
 
 
@@ -443,18 +448,20 @@ def _given(names: list[str] | str | None, model: Generator, data: DataModule) ->
 
 
 def _texts(words: Mapping[str, Any], model: Generator) -> Batch:
-    """The texts that were typed, one for all pictures, as Batch fields.
+    """The texts that were typed, or stand in a file, as Batch fields; one is for all pictures, several come in turn.
 
     Raises:
-        UserError: the model does not read one.
+        UserError: the model does not read one, or there are two for one thing.
     """
+    if words["prompt"] is not None and words["prompts"] is not None:
+        raise UserError("prompts", words["prompts"], "prompt says it already", "leave prompt or prompts out")
     found: Batch = {}
     for word, name in TEXTS.items():
         if words[word] is None:
             continue
-        if not model.needs & ({name} if word in ("prompt", "instruction") else {"text", "instruction"}):
+        if not model.needs & ({"text", "instruction"} if name == "negative" else {name}):
             raise UserError(word, words[word], f"{type(model).__name__} of this run reads none", f"leave {word} out")
-        found[name] = [str(words[word])]
+        found[name] = prompts.read(words[word]) if word == "prompts" else [str(words[word])]
     return found
 
 

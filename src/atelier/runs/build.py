@@ -96,6 +96,13 @@ def section(cfg: DictConfig, name: str) -> DictConfig:
     return OmegaConf.select(cfg.model, name)
 
 
+def contract(cfg: DictConfig, name: str) -> type | None:
+    """What the argument that takes a part asks of it (`nets/contracts.py`)."""
+    owner, _, argument = name.rpartition(".")
+    node = OmegaConf.select(cfg.model, owner) if owner else cfg.model
+    return preflight.contract(node._target_, argument)
+
+
 def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Model:
     """The model of a config on these parts of other runs."""
     return _standing_on(cfg.model, nets, "model")
@@ -147,13 +154,15 @@ def _read(folder: Path, cfg: DictConfig) -> nn.Module:
     """The net of a folder, of whichever form."""
     from safetensors.torch import load_file
 
-    from atelier.checkpoints import diffusers_folder, forms, taesd_files
+    from atelier.checkpoints import diffusers_folder, forms, taesd_files, transformers_folder
 
     names, images = forms.files(folder), (cfg.data.image_size, cfg.data.image_channels)
     if names == forms.DIFFUSERS:
         return diffusers_folder.read(folder, *images)
     if names == forms.TAEF2:
         return taesd_files.read(folder, *images)
+    if names == forms.TRANSFORMERS:
+        return transformers_folder.text_encoder(str(folder))
     finished = model(without_perceptual(safe_config(folder)), folder)
     finished.load_state_dict(renamed.weights(load_file(folder / names[1])))
     return finished.part()

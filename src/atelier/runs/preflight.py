@@ -217,6 +217,11 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
 
 
+def contract(target: str, argument: str) -> type | None:
+    """The contract that an argument of a class names, by the class's path; None where it names none."""
+    return contract_of(_arguments(_target(target, argument))[argument].annotation)
+
+
 def _check_word(node: dict[str, Any], key: str, place: str) -> None:
     """No value that has another name since."""
     _, today = renamed.argument(node["_target_"], key, node[key])

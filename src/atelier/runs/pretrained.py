@@ -30,7 +30,9 @@ from torch import nn
 
 from atelier.checkpoints import forms, hub
 from atelier.core import stopping
+from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError
+from atelier.nets.contracts import TextEncoder
 from atelier.runs import build, folders, preflight
 from atelier.runs.pages import key_of
 
@@ -108,9 +110,10 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
     if names is None:
         fix = f"model.{name}.run={'auto' if part.get('experiment') else 'FOLDER'}"
         raise UserError(f"model.{name}.run", source, "no finished run lies there", fix)
-    if names == forms.OURS:
+    contract = build.contract(cfg, name)
+    if names == forms.OURS and contract is not TextEncoder:  # which no image reaches
         trained, fix = build.stored_config(source).data, f"model.{name}.run=auto"
-        build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=name.endswith("classifier"))
+        build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=contract is GuidingClassifier)
     if names == forms.DIFFUSERS:
         _as_published(name, part, source / names[0])
     target = folder / "frozen" / name
