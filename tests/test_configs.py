@@ -723,6 +723,8 @@ def data_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
                 path.parent.mkdir(parents=True, exist_ok=True)
                 noise = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(path)
+                if page == "captioned":
+                    path.with_suffix(".txt").write_text(f"number {k}")
             return [f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "data.image_size=16", "data.holdout=0.4"]
         return [f"data.root={root}"]
 

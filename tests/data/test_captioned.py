@@ -119,6 +119,12 @@ def test_no_captions_at_all_are_refused(tmp_path):
     assert refusal(empty).problem == "none of 2 images has a caption, the first is 1.png"
 
 
+def test_a_folder_that_is_missing_or_has_no_images_is_refused_as_by_the_other_sets(tmp_path):
+    assert refusal(tmp_path / "none").problem == "no such folder"
+    (tmp_path / "state.json").write_text("{}")
+    assert refusal(tmp_path).problem == "a Hugging Face dataset saved to disk, no image files"
+
+
 def test_two_layouts_at_once_are_refused(tmp_path):
     root = captioned(tmp_path, "1.png\tx\n")
     (root / "metadata.jsonl").write_text("")

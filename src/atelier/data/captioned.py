@@ -41,9 +41,9 @@ class Captioned(SingleFiles):
         return any_images(self.root)
 
     def layout(self) -> dict[Split, list[Item]]:
-        texts, nameless = self.captions.texts, self.captions.nameless
-        bare = [item.name for items in self.found.values() for item in items if item.name not in texts]
-        n = sum(map(len, self.found.values()))
+        names = [item.name for items in self.found.values() for item in items]  # which refuses a folder without images
+        texts, nameless, n = self.captions.texts, self.captions.nameless, len(names)
+        bare = [name for name in names if name not in texts]
         if len(bare) == n:
             problem = f"none of {n} images has a caption, the first is {printable(bare[0])}"
             said = f", the captions are of {printable(nameless[0])}" if nameless else ""
