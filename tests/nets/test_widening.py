@@ -110,6 +110,13 @@ def test_a_finished_net_goes_on_with_more_planes(make: Made, before: int) -> Non
     assert output.any()
 
 
+def test_a_first_layer_of_many_channels_starts_the_same_to_the_bit() -> None:
+    """Where one convolution over all of them would not: its sums go in another order."""
+    torch.manual_seed(0)
+    x, plain = torch.randn(1, 128, 8, 8), nn.Conv2d(100, 64, 3, padding=1)
+    assert torch.equal(with_planes(plain, 28)(x), plain(x[:, :100]))
+
+
 def test_what_is_as_wide_stays() -> None:
     net = awake(unet(2))
     state = net.state_dict()
