@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 
 import train
 from atelier.checkpoints import diffusers_folder, forms, taesd_files
+from atelier.checkpoints.store import newest
 from atelier.cli.messages import user_error
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.models import first_stage
 from atelier.nets.autoencoder_kl import KLNet
+from atelier.nets.taesd import TAESD
 from atelier.runs import build, folders, preflight, pretrained, resume
 from tests.compose import composed
 from tests.conftest import overrides
-from tests.nets.test_taesd import small, written
+from tests.nets.test_taesd import shaken, small, written
 from tests.tiny import COMMON
 
 PLACE = "owner/name"
@@ -87,6 +89,19 @@ def test_a_run_on_taef2_is_whole_by_itself_and_goes_on(tmp_path: Path) -> None:
     assert loaded.model.sample(cond, ImageRngs(0, 0, 2)).isfinite().all()
 
 
+def test_a_checkpoint_is_what_is_trained_and_little_else(tmp_path: Path) -> None:
+    """Denoiser, averages and two moments; the first stage, which is as large as the denoiser, is in none of it."""
+    (tmp_path / "files").mkdir()
+    net = shaken(TAESD(image_size=16, width=64, latent_channels=32))
+    told = words("taef2", written(tmp_path / "files", net), "model.net.multipliers=[1,1]", "model.net.width=64")
+    train.train(composed(*told, "budget.images=8", "checkpoint.every_images=8", run_dir=tmp_path / "run"))
+    model = folders.load(tmp_path / "run", ema=True).model
+    trained = sum(p.numel() * p.element_size() for p in model.trained("net", "embedder").values())
+    first = sum(p.numel() * p.element_size() for p in net.parameters())
+    size = newest(tmp_path / "run/checkpoints").stat().st_size
+    assert size <= 1.05 * trained * (1 + 2 + 2) < size + first  # two half-lives
+
+
 @pytest.mark.parametrize("half", taesd_files.FILES)
 def test_either_file_of_taef2_is_known_by_the_hash(tmp_path: Path, half: str) -> None:
     given = written(tmp_path, small())
@@ -137,20 +152,23 @@ def test_the_cache_of_the_hub_is_enough(tmp_path: Path, cache: Path, place: str)
 def test_what_the_cache_lacks_is_downloaded_only_where_that_was_asked_for(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = words("sd_vae", "owner/other")
-    with pytest.raises(UserError, match=r"run=owner/other: it is no folder here, nor .*model\.first_stage\.fetch=true"):
-        linked(tmp_path / "run", *other)
     asked = []
 
     def download(repo: str, allow_patterns: list[str], local_files_only: bool) -> str:
         asked.append((repo, allow_patterns, local_files_only))
+        if local_files_only:
+            return kept(repo, allow_patterns=allow_patterns, local_files_only=True)
         return str(autoencoder(tmp_path / "got/vae", scaling_factor=0.18215).parent)
 
+    kept = huggingface_hub.snapshot_download
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(UserError, match=r"run=owner/other: it is no folder here, nor .*model\.first_stage\.fetch=true"):
+        linked(tmp_path / "run", *words("sd_vae", "owner/other"))
     linked(tmp_path / "run", *words("sd_vae", "owner/other/vae", "model.first_stage.fetch=true"))
     names = [f"vae/{name}" for name in (diffusers_folder.CONFIG, diffusers_folder.WEIGHTS)]
-    assert asked == [("owner/other", names, False)]
-    with pytest.raises(UserError, match=r"it could not be downloaded \(no config.json there\)|no diffusion_pytorch"):
+    plain = [diffusers_folder.CONFIG, diffusers_folder.WEIGHTS]
+    assert asked == [("owner/other", plain, True), ("owner/other", names, False)]
+    with pytest.raises(UserError, match=r"could not be downloaded \(no diffusion_pytorch"):
         linked(tmp_path / "run", *words("sd_vae", "owner/other", "model.first_stage.fetch=true"))
 
 
