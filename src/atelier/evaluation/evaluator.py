@@ -28,13 +28,13 @@ from atelier.metrics.suite import Suite
 from atelier.models.base import (
     Autoencoder,
     Bounded,
-    DiffusionModel,
     Examined,
     Generator,
     Likelihood,
     Model,
     sampling_mode,
 )
+from atelier.models.diffusion_model import DiffusionModel
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for

@@ -15,7 +15,7 @@ from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import DiffusionModel
+from atelier.models.diffusion_model import DiffusionModel
 from atelier.nets.codec import LatentCodec
 from atelier.nets.conditions import NEGATIVE
 from atelier.nets.contracts import FirstStage, keeps

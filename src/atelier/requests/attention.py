@@ -12,7 +12,7 @@ from atelier.core.batch import Cond
 from atelier.core.rng import ImageRngs
 from atelier.images.pictures import labelled
 from atelier.images.pixels import to_uint8
-from atelier.models.base import DiffusionModel
+from atelier.models.diffusion_model import DiffusionModel
 
 CELL = 64  # pixels a side of a map in a picture
 

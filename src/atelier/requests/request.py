@@ -19,15 +19,13 @@ from atelier.evaluation.evaluator import sample
 from atelier.images.pictures import beside
 from atelier.images.pixels import to_float, to_uint8
 from atelier.models.base import (
-    UNGUIDED,
-    UNKNOWN,
     Autoencoder,
     Cond,
-    DiffusionModel,
     Generator,
     Latent,
     StyleBased,
 )
+from atelier.models.diffusion_model import UNGUIDED, UNKNOWN, DiffusionModel
 from atelier.requests import attention, files, latents, masks, prompts
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
