@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import evaluate
 import train
+from atelier.cli import messages
+from atelier.core.batch import Cond
 from atelier.core.rng import ImageRngs
+from atelier.evaluation.evaluator import Evaluator
+from atelier.images.pixels import to_float, to_uint8
+from atelier.metrics.clip_score import clip_score
+from atelier.metrics.suite import Suite
 from atelier.models.base import Generator
 from atelier.models.clip import SEARCHES, Clip
 from atelier.nets.clip import ClipNet
 from atelier.nets.contracts import ImageEncoder, TextEncoder, keeps
 from atelier.optim import adamw
-from atelier.runs import folders
+from atelier.runs import build, folders, preflight
 from tests.compose import composed
 from tests.conftest import overrides
 
@@ -70,8 +78,6 @@ def test_the_loss_is_of_cosines_by_a_factor() -> None:
 
 
 def test_a_page_starts_at_the_logarithm_of_its_batch() -> None:
-    from atelier.runs import build
-
     cfg = composed("experiment=shapes_clip")
     model, data = build.on_parts(cfg, {}), build.data(cfg)
     batch = data.test_batch(0, 100)
@@ -187,3 +193,68 @@ def test_a_run_lends_two_encoders(run: Path) -> None:
     keeps(model.part(), TextEncoder, "text")
     keeps(model.part(), ImageEncoder, "image")
     assert model.part().encode_texts(["a red star"]).tokens.shape == (1, 12, 8)
+
+
+# ---- clip_score of other models by it
+
+
+class Painter(Generator):
+    """Draws grey pictures, lighter for longer texts."""
+
+    ema_nets = ()
+    needs = frozenset({"text"})
+
+    def training_step(self, batch: dict) -> Tensor: ...
+
+    def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
+        lengths = torch.tensor([len(text) / 60 - 0.5 for text in cond["text"]])
+        return lengths[:, None, None, None] + 0.3 * rngs.randn(3, 8, 8)
+
+
+def test_samples_are_scored_by_the_texts_they_were_asked_for(run: Path) -> None:
+    loaded = folders.load(run, ema=True)
+    net, model = loaded.model.part(), Painter().eval()
+    suite = Suite(net="none", weights=None, names=["fid"], antialias=False, fetch=False, cache="", clip=net)
+    judges = Evaluator(n_samples=10, n_real=10, batch_size=4, seed=3, suite=suite)
+    values, protocol = judges(model, loaded.data, {}, nullcontext, lambda *_: None)
+    batch = loaded.data.test_batch(0, 10)
+    with torch.inference_mode():
+        drawn = to_float(to_uint8(model.sample({"text": batch["text"]}, ImageRngs(3, 0, 10))))
+        expected = clip_score(drawn, batch["text"], net).mean().item()
+        real = clip_score(batch["image"], batch["text"], net).mean().item()
+    assert values["clip_score"] == pytest.approx(expected, rel=1e-4) and expected > 0
+    assert values["real/clip_score"] == pytest.approx(real, rel=1e-3) and real != pytest.approx(expected, rel=0.01)
+    assert protocol["clip"].startswith("ClipNet ") and "n_real" not in protocol
+
+
+def evaluator_of(*words: str, data: Path) -> Evaluator:
+    cfg = composed("metrics=clip", *words, config="evaluate")
+    preflight.check(cfg)
+    return build.evaluator(cfg, build.stored_config(data))
+
+
+def test_metrics_stand_on_a_run_by_its_folder(run: Path) -> None:
+    lent = evaluator_of(f"metrics.clip.run={run}", data=run).suite.clip
+    own = folders.load(run, ema=True).model.net
+    assert isinstance(lent, ClipNet)
+    torch.testing.assert_close(lent.encode_texts(SENTENCES).vector, own.encode_texts(SENTENCES).vector)
+
+
+def test_a_model_without_texts_has_no_score(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """In training and after it; and an autoencoder is no judge of texts."""
+    words = ["metrics=clip", f"metrics.clip.run={run}"]
+    own = [word for word in overrides("vae") if word != "metrics=none"]
+    train.train(composed(*own, *words, "budget.images=16", "eval.every_images=16", run_dir=tmp_path))
+    capsys.readouterr()
+    evaluate.evaluate(composed(f"run={tmp_path}", *words, "eval.n_samples=4", config="evaluate"))
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "judge/valid" in told["metrics"] and not any("clip" in name for name in told["metrics"])
+    fix = "Fix: metrics.clip.run=DIR of a run of experiment=shapes_clip"
+    for given, problem in {
+        "auto": f"auto: a request trains nothing, name a run. {fix}",
+        "nowhere": f"nowhere: no finished run lies there. {fix}",
+        str(tmp_path): f"{tmp_path}: LikelihoodAutoencoder does not encode images and texts. {fix}",
+    }.items():
+        with pytest.raises(Exception) as caught:
+            evaluator_of(f"metrics.clip.run={given}", data=tmp_path)
+        assert str(messages.user_error(caught.value)) == f"error: metrics.clip.run={problem}"

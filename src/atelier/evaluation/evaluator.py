@@ -173,6 +173,10 @@ class Evaluator:
                 images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
             images = to_uint8(images)
             facts = self._facts(model, images, _asked(cond, batch), data)
+            if self.suite.clip is not None and "text" in cond:
+                true = to_uint8(batch[model.real_fields[case]])
+                facts |= {"clip_score": self.suite.clip_score(images, cond["text"])}
+                facts |= {"real/clip_score": self.suite.clip_score(true, cond["text"])}
             if model.source_fields:
                 facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
             elif data.judged:
@@ -185,6 +189,7 @@ class Evaluator:
         if data.judged:
             found, self.reasons = judged(facts)
             values |= found
+        values |= {name: facts[name].mean().item() for name in ("clip_score", "real/clip_score") if name in facts}
         if self._diagnosed(model):
             values |= self._memory(model, data, case, facts, progress)
         return values
@@ -291,7 +296,8 @@ class Evaluator:
         if self.suite.active:
             counts = {case: self._n_real(model, data, case) for case in model.cases}
             one = len(set(counts.values())) == 1
-            protocol |= {"n_real": counts[model.cases[0]] if one else counts} | self.suite.protocol()
+            protocol |= {"n_real": counts[model.cases[0]] if one else counts}
+        protocol |= self.suite.protocol()
         given = {name: value if isinstance(value, float) else str(value) for name, value in options.items()}
         if "sampler" in options:
             given["nfe"] = options["sampler"].nfe

@@ -168,8 +168,8 @@ def _read(folder: Path, cfg: DictConfig) -> nn.Module:
     return finished.part()
 
 
-def lent(node: DictConfig, key: str, below: DictConfig) -> nn.Module:
-    """What the finished run lends that a request names as `key` (`guider.classifier`), for a run of another config.
+def lent(node: DictConfig, key: str, data: DictConfig | None) -> nn.Module:
+    """What the finished run lends that a request names as `key` (`guider.classifier`), for a run on this `data`.
 
     Raises:
         UserError: no finished run lies there, or it was trained on other images or labels.
@@ -183,7 +183,8 @@ def lent(node: DictConfig, key: str, below: DictConfig) -> nn.Module:
     if not weights.exists() or not (folder / "config.yaml").exists():
         raise UserError(f"{key}.run", folder, "no finished run lies there", fix)
     finished = stored_config(folder)
-    same_images(f"{key}.run", folder, finished.data, below.data, fix, labels=True)
+    if data is not None:
+        same_images(f"{key}.run", folder, finished.data, data, fix, labels=key.endswith("classifier"))
     return part(folder, sha256(weights), finished)
 
 
@@ -226,13 +227,13 @@ def without_perceptual(cfg: DictConfig) -> DictConfig:
 
 
 def metrics(cfg: DictConfig) -> Suite:
-    return instantiate(cfg.metrics, _convert_="all")
+    return _standing_on(cfg.metrics, _judges(cfg, cfg.get("data"), ""), "metrics")
 
 
 def callbacks(cfg: DictConfig) -> Callbacks:
     from atelier.callbacks.order import Callbacks
 
-    return Callbacks(instantiate(cfg.callbacks, _convert_="all"))
+    return Callbacks(_standing_on(cfg.callbacks, _judges(cfg, cfg.data, "evaluation.evaluator.suite."), "callbacks"))
 
 
 def trainer(cfg: DictConfig, model: Model, callbacks: Callbacks, loggers: list[Logger]) -> Trainer:
@@ -280,8 +281,29 @@ def described(cfg: DictConfig) -> dict[str, Any]:
     return {**every["choices"], "seed": every["seed"], "settings": sections}
 
 
-def evaluator(cfg: DictConfig) -> Evaluator:
-    return instantiate(cfg.evaluator, _convert_="all")
+def evaluator(cfg: DictConfig, trained: DictConfig | None = None) -> Evaluator:
+    """What judges the samples of a run; `trained` is its config, which the runs that the metrics stand on must fit."""
+    below = None if trained is None else trained.data
+    return _standing_on(cfg.evaluator, _judges(cfg, below, "suite."), "evaluator")
+
+
+def _judges(cfg: DictConfig, data: DictConfig | None, place: str) -> dict[str, nn.Module]:
+    """The finished runs that the metrics of a config stand on, by where they stand in another object."""
+    return {f"{place}{name}": _judge(cfg.metrics[name], f"metrics.{name}", data) for name in _parts(cfg.metrics)}
+
+
+def _judge(node: DictConfig, key: str, data: DictConfig | None) -> nn.Module:
+    """What a finished run lends to metrics, or a CLIP in a folder of transformers."""
+    from atelier.metrics.clip_score import ClipEncoder, TransformersClip
+
+    if (Path(node.run) / "config.json").exists():
+        with within(key):
+            return TransformersClip(node.run)
+    found = lent(node, key, data)
+    if not isinstance(found, ClipEncoder):
+        fix = f"{key}.run=DIR of a run of experiment={node.experiment}"
+        raise UserError(f"{key}.run", node.run, f"{type(found).__name__} does not encode images and texts", fix)
+    return found
 
 
 def options(cfg: DictConfig, model: Model, maker: Callable, trained: DictConfig | None = None) -> dict[str, Any]:
@@ -313,4 +335,6 @@ def _option(value: Any, name: str, kind: Any, trained: DictConfig | None) -> Any
     """An object that a page describes, on the finished runs that it names, or a number."""
     if not isinstance(value, DictConfig):
         return preflight.fitted(value, name, kind)
-    return _standing_on(value, {part: lent(value[part], f"{name}.{part}", trained) for part in _parts(value)}, name)
+    return _standing_on(
+        value, {part: lent(value[part], f"{name}.{part}", trained.data) for part in _parts(value)}, name
+    )
