@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atelier.core.errors import UserError
-from atelier.nets.words import BytePairs, HashedWords, padded
+from atelier.nets.words import BytePairs, HashedWords, padded, refuse_long
 from atelier.shapes import world
 
 PUBLISHED = Path(__file__).parents[2].parent / "shared/weights/bpe_simple_vocab_16e6.txt.gz"
@@ -100,3 +100,19 @@ def test_another_file_is_refused(content: bytes | None, problem: str, tmp_path: 
 def test_a_table_without_room_is_refused() -> None:
     with pytest.raises(UserError, match="three rows are pad, start and end"):
         HashedWords(3)
+
+
+def test_texts_that_are_longer_than_what_is_read_are_counted_and_the_first_shown() -> None:
+    class Ten:
+        max_tokens = 10
+
+        def n_tokens(self, texts: list[str]) -> list[int]:
+            return [2 + len(text.split()) for text in texts]
+
+    long = " ".join(["word"] * 9)
+    refuse_long(Ten(), ["a red star"] * 5, "data", "cut")
+    with pytest.raises(UserError) as error:
+        refuse_long(Ten(), ["a red star", *[f"{k} {long}" for k in range(5)]], "data", "cut")
+    shown = ", ".join(repr(f"{k} {long}") + " (12)" for k in range(3))
+    told = f"error: data=6: 5 of 6 texts have more than the 10 tokens that are read: {shown}. Fix: shorter ones, or cut"
+    assert error.value.line() == told

@@ -70,6 +70,12 @@ class Model(LightningModule, ABC):
     def configure_optimizers(self) -> Optimizer | list[Optimizer]:
         return self.optimizer(list(self.trained().values()))
 
+    def refuse_long(self, name: str, texts: list[str], key: str) -> None:
+        """Raises UserError where texts of a Batch field, from the option `key`, are longer than what is read of them.
+
+        What reads none passes.
+        """
+
     def begin_with(self, state: dict[str, Tensor], key: str) -> None:
         """Take the weights of a model that is like this one, but for planes that its net did not see: those begin at 0.
 

@@ -17,6 +17,7 @@ from atelier.core.rng import ImageRngs
 from atelier.losses.contrastive import symmetric
 from atelier.models.base import Examined, Model
 from atelier.nets.clip import ClipNet
+from atelier.nets.words import refuse_long
 
 MOST_SCALE = math.log(100)
 SEARCHES = {"accuracy/1_of_64": (1, 64), "accuracy/5_of_100": (5, 100)}  # figure -> among the first k of n texts
@@ -50,6 +51,9 @@ class Clip(Model, Examined):
         self.report("loss", loss)
         self.report("scale", scale)
         return loss
+
+    def refuse_long(self, name: str, texts: list[str], key: str) -> None:
+        refuse_long(self.net, texts, key, "a larger model.net.max_tokens")
 
     def configure_optimizers(self) -> Optimizer:
         weights = list(self.trained().values())

@@ -18,9 +18,10 @@ from atelier.diffusion.guidance import ClassifierFree, Guider
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Generator
 from atelier.nets.attention_maps import attention_maps, joined
-from atelier.nets.conditions import text_reader, word_spans
+from atelier.nets.conditions import readers, text_reader, word_spans
 from atelier.nets.denoising import DenoisingNet
 from atelier.nets.planes import latent_mask
+from atelier.nets.words import refuse_long
 
 UNGUIDED = {"guider": ClassifierFree(guidance=1.0)}  # options of a diffusion model: the condition alone
 UNKNOWN = {"guider": ClassifierFree(guidance=0.0)}  # nothing is known of what is made
@@ -161,6 +162,11 @@ class DiffusionModel(Generator):
         for k, (t, (z, denoised)) in enumerate(zip(times, way, strict=True)):
             if k in chosen:
                 yield self._shown(z, t), self.decode(denoised)
+
+    def refuse_long(self, name: str, texts: list[str], key: str) -> None:
+        for reader in readers(self.diffusion_sampler.embedder, name):
+            if not reader.cut:
+                refuse_long(reader.frozen.net, texts, key, "cut: true of the embedder, which reads their beginning")
 
     @property
     def reads_words(self) -> bool:

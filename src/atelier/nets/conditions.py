@@ -31,6 +31,7 @@ class TextEmbedder(nn.Module):
         reads: fields of the condition that are made.
         dim: size D of the vector.
         null_kind: stand-in for no text: "empty", the empty prompt (Rombach et al. 2022); "learned"; or "zeros".
+        cut: whether of a text with more tokens than the encoder reads its beginning will do; else it is refused.
 
     Raises:
         UserError: the encoder is none, or nothing is read.
@@ -44,10 +45,11 @@ class TextEmbedder(nn.Module):
         reads: list[Read],
         dim: PositiveInt,
         null_kind: Literal["empty", "learned", "zeros"],
+        cut: bool = False,
     ) -> None:
         super().__init__()
         keeps(encoder, TextEncoder, ".encoder")
-        self.conditions, self.frozen, self.null_kind = (field,), Frozen(encoder), null_kind
+        self.conditions, self.frozen, self.null_kind, self.cut = (field,), Frozen(encoder), null_kind, cut
         self.read = Reader(reads, encoder.vector_dim, dim, encoder.token_dim, null_kind == "learned")
 
     @property
@@ -336,6 +338,12 @@ def text_reader(embedder: Embedder) -> TextEmbedder | None:
     sources = embedder.sources.values() if isinstance(embedder, Several) else [embedder]
     found = [source for source in sources if "tokens" in source.cond_sizes]
     return found[0] if len(found) == 1 and isinstance(found[0], TextEmbedder) else None
+
+
+def readers(embedder: Embedder, field: str) -> list[TextEmbedder]:
+    """What reads the texts of a field."""
+    sources = embedder.sources.values() if isinstance(embedder, Several) else [embedder]
+    return [source for source in sources if isinstance(source, TextEmbedder) and source.conditions == (field,)]
 
 
 def word_spans(encoder: TextEncoder, text: str) -> list[tuple[str, range]]:

@@ -149,6 +149,22 @@ def too_long(encoder: TextEncoder, texts: list[str]) -> list[tuple[str, int]]:
     return [(text, n) for text, n in counted if n > encoder.max_tokens]
 
 
+def refuse_long(encoder: TextEncoder, texts: list[str], key: str, fix: str) -> None:
+    """Raises UserError where an encoder reads a part alone of some texts.
+
+    Args:
+        encoder: encoder that reads them.
+        texts: all texts of a set or of a request.
+        key: option that they are from.
+        fix: what helps, beside shorter ones.
+    """
+    if found := too_long(encoder, texts):
+        shown = ", ".join(f"{text[:60]!r} ({n})" for text, n in found[:3])
+        many = f"{len(found)} of {len(texts)} texts have" if len(texts) > 1 else "the text has"
+        problem = f"{many} more than the {encoder.max_tokens} tokens that are read: {shown}"
+        raise UserError(key, len(texts), problem, f"shorter ones, or {fix}")
+
+
 def _letters() -> dict[int, str]:
     """A printable letter for each byte: itself, or where it is none the next one from 256 on; in CLIP's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

@@ -115,6 +115,9 @@ class Request:
         texts = _texts(words, model)
         given = _given(words["attributes"], model, data) | texts
         _check_words(words, model)
+        if words["mask"] == masks.OBJECT and (words["source"] is not None or "mask" not in data.provides):
+            problem = "files have no mask of their own" if words["source"] is not None else "the set has no masks"
+            raise UserError("mask", masks.OBJECT, problem, f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}")
         known = words["label"] is not None or bool(texts) or bool(model.source_fields)
         unknown = words["source"] is not None and isinstance(model, DiffusionModel) and not known
         for name in ("guidance", "guider"):
@@ -338,6 +341,8 @@ class Request:
     def _mask(self, first: int, n: int, name: str, sides: tuple[int, int]) -> Tensor:
         """Of n images with these sides, (n, 1, H, W) bool."""
         size = self.data.image_size
+        if self.mask == masks.OBJECT:
+            return self.data.test_batch(first, n)["mask"].to(self.model.device) > 0.5
         if self.mask in masks.WORDS:
             return masks.drawn(self.mask, size, self._rngs(first, n)).to(self.model.device)
         return masks.read(self.mask, name, sides, size).expand(n, -1, -1, -1).to(self.model.device)
@@ -460,6 +465,7 @@ def _texts(words: Mapping[str, Any], model: Generator) -> Batch:
         if not model.needs & ({"text", "instruction"} if name == "negative" else {name}):
             raise UserError(word, words[word], f"{type(model).__name__} of this run reads none", f"leave {word} out")
         found[name] = prompts.read(words[word]) if word == "prompts" else [str(words[word])]
+        model.refuse_long("instruction" if "instruction" in model.needs else "text", found[name], word)
     return found
 
 

@@ -399,6 +399,12 @@ def _typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def texts_of(split: Any, name: str) -> list[str]:
+    """All texts of a split under a name, of those images that have several all; none where it keeps no such list."""
+    values = getattr(split, "fields", {}).get(name, [])
+    return [text for value in values for text in ([value] if isinstance(value, str) else value)]
+
+
 def match(model: Any, data: Any) -> None:
     """A model trains on what a set provides.
 
@@ -417,6 +423,8 @@ def match(model: Any, data: Any) -> None:
         else:
             fix = "data=shapes has every field; or data.conditions=[]"
         raise UserError("model", type(model).__name__, problem, fix)
+    for name in sorted(model.needs & {"text", "instruction"}):
+        model.refuse_long(name, texts_of(data.split("train"), name), "data")
 
 
 def writable(folder: Path) -> None:
