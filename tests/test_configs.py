@@ -224,7 +224,7 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "data.conditions=[labl]": "it must be 'label', 'attributes' or 'text'",
     "model.net=abc": "error: model.net=abc: it must be an instance of DenoisingNet",
     "model.net._target_=atelier.nets.vae.VAENet": "VAENet: it makes no DenoisingNet. Fix: model=dit net@model.net=",
-    "model.embedder._target_=atelier.nets.unet.UNet": "atelier.nets.unet.UNet: it makes no Embedder. Fix: model=ldm embed",
+    "model.embedder._target_=atelier.nets.unet.UNet": "unet.UNet: it makes no Embedder. Fix: model=ldm embedder@",
     "model.objective.target=v": "it must be an instance of Target. Fix: target@model.objective.target=v",
     "model.sampler=heun": "model.sampler=heun: it must be built: a Sampler. Fix: sampler@model.sampler=heun",
     "model.sampler=huen": "Fix: sampler@model.sampler=heun",
