@@ -41,15 +41,16 @@ def test_only_what_was_asked_is_judged() -> None:
     free = {"judge/valid", "judge/loose", "judge/coverage", "judge/duplicates"}
     assert set(judge_values(verdict, None, IMAGES)) == free
     label = judge_values(verdict, {"label": ASKED["label"]}, IMAGES)
-    assert set(label) - free == {"judge/label", "judge/shape", "judge/colour"}
+    assert set(label) - free == {"judge/asked", "judge/label", "judge/shape", "judge/colour"}
     attributes = judge_values(verdict, {"attributes": ASKED["attributes"]}, IMAGES)
-    assert set(attributes) - free == {"judge/colour", "judge/size", "judge/fill", "judge/ground"}
+    assert set(attributes) - free == {"judge/asked", "judge/colour", "judge/size", "judge/fill", "judge/ground"}
 
 
 def test_shuffled_conditions_are_right_by_chance_only() -> None:
     mixed = {name: value.roll(1, 0) for name, value in ASKED.items()}
     values = judge_values(judge(IMAGES), mixed, IMAGES)
-    assert values["judge/label"] < 0.15
+    assert values["judge/label"] < 0.15 and values["judge/asked"] < 0.05
+    assert judge_values(judge(IMAGES), ASKED, IMAGES)["judge/asked"] == 1.0
     assert 0.3 < values["judge/fill"] < 0.7
 
 

@@ -350,7 +350,7 @@ def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int
     n, (group, judge, kind) = protocol.get("n_samples", 0), name.rpartition("judge/")
     if name == "recon/valid" or name.startswith("accuracy/"):
         return protocol.get("n_test", n)  # which runs from before there was this number lack
-    if name.endswith("label/accuracy") or "answer/" in name or judge and kind in ("valid", "loose", "recall"):
+    if name.endswith("label/accuracy") or "answer/" in name or judge and kind in ("valid", "loose", "asked", "recall"):
         return n
     if judge and kind in OF_VALID:
         return round(values[f"{group}judge/valid"] * n)

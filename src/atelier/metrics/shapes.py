@@ -34,7 +34,8 @@ def judge_values(
     """The judge's figures for N samples.
 
     Of all samples: `judge/valid` and `judge/loose` are the shares of scenes and of near scenes,
-    `judge/duplicates` the share with another sample nearer than 2 grey levels rms. Of the 36 labels:
+    `judge/duplicates` the share with another sample nearer than 2 grey levels rms, `judge/asked` the share, valid or
+    not, in which every attribute that was asked for is seen; absent where none was. Of the 36 labels:
     `judge/coverage` is the share seen among the valid samples. Of the valid samples alone (nan where there
     are none): `judge/label` is the share whose shape and colour are both those asked for, `judge/shape`,
     `judge/colour`, `judge/size`, `judge/fill` and `judge/ground` the shares in which this attribute is the
@@ -63,7 +64,10 @@ def judge_values(
             "judge/places": places(seen),
             "judge/recall": recall(real.scenes, seen),
         }
-    right = {name: (getattr(verdict, name).cpu() == value)[verdict.valid.cpu()] for name, value in wanted.items()}
+    hits = {name: getattr(verdict, name).cpu() == value for name, value in wanted.items()}
+    if hits:
+        values["judge/asked"] = _share(torch.stack(list(hits.values())).all(0))
+    right = {name: hit[verdict.valid.cpu()] for name, hit in hits.items()}
     if "shape" in right:
         values["judge/label"] = _share(right["shape"] & right["colour"])
     return values | {f"judge/{name}": _share(hits) for name, hits in right.items()}
