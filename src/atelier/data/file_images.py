@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
-from atelier.data.base import mirrored, tossed
+from atelier.data.base import mirrored, tossed, turned
 from atelier.data.finding import printable
 from atelier.data.reading import BadImage
 from atelier.images.pixels import to_float
@@ -51,12 +51,15 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
         where = torch.tensor(indices)
-        batch: Batch = {"image": to_float(self._pixels(indices)), "index": where}
+        batch: Batch = {"index": where}
         batch.update({name: values[where] for name, values in self.fields.items()})
-        if self.flip and rngs is not None:
-            batch["image"] = mirrored(batch["image"], tossed(rngs))
+        return batch, turned(self.flip, indices, rngs)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        batch, chosen = self.beside(indices, rngs)
+        batch["image"] = mirrored(to_float(self._pixels(indices)), chosen)
         return batch
 
     def _pixels(self, indices: list[int]) -> Tensor:

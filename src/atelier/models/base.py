@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from atelier.diffusion import diagnostics
 from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
 from atelier.diffusion.guidance import ClassifierFree, Guider
 from atelier.diffusion.samplers import Sampler
+from atelier.nets.contracts import FirstStage
 from atelier.nets.denoising import DenoisingNet
 
 UNGUIDED = {"guider": ClassifierFree(guidance=1.0)}  # options of a diffusion model: the condition alone
@@ -375,6 +376,20 @@ class DiffusionModel(Generator):
         """Images of z at time t, brought to the size of images where a schedule makes it larger."""
         level = self.diffusion_sampler.objective.schedule.level(t)
         return self.decode(z / (level.alpha**2 + level.sigma**2).sqrt().clamp(min=1).float())
+
+
+@runtime_checkable
+class TrainedOnLatents(Protocol):
+    """A model whose training step takes `moments` of a batch in place of its `image`."""
+
+    @property
+    def first_stage(self) -> FirstStage:
+        """The autoencoder that they are of, which training does not change."""
+        ...
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean and log-variance of the latents of images (B, C, H, W) in [-1, 1], (B, 2 Z, h, w) float32."""
+        ...
 
 
 class Autoencoder(Latent):

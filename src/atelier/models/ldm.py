@@ -67,12 +67,19 @@ class LDM(DiffusionModel):
         self.needs = self.diffusion_sampler.conditions
 
     def training_step(self, batch: Batch) -> Tensor:
-        x = batch["image"]
-        self.codec.measure(x)
-        cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
-        loss = self.objective(self.net, self.codec.encode(x), cond, self.images_seen).mean()
+        moments = batch["moments"] if "moments" in batch else self.moments(batch["image"])
+        self.codec.measure_moments(moments)
+        cond = self.embedder(self.condition(batch, ""), len(moments), self.cond_dropout)
+        loss = self.objective(self.net, self.codec.draw(moments), cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss
+
+    @property
+    def first_stage(self) -> FirstStage:
+        return self.codec.autoencoder.net
+
+    def moments(self, x: Tensor) -> Tensor:
+        return self.codec.moments(x)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.codec.centre(x)

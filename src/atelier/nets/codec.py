@@ -36,11 +36,20 @@ class LatentCodec(nn.Module):
         self._known = False
         self.register_buffer("scale", torch.tensor(scale or 0.0))  # saved: never measured again
 
-    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images (B, C, H, W)."""
+        return self.draw(self.moments(x))
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean and log-variance (B, 2 Z, h, w), neither shifted nor scaled, of the latents of images (B, C, H, W)."""
         with float32(x.device):
-            mean, logvar = self.autoencoder.net.encode(x)
+            return torch.cat(self.autoencoder.net.encode(x), 1)
+
+    @torch.no_grad()
+    def draw(self, moments: Tensor) -> Tensor:
+        """Latents (B, Z, h, w) of what `moments` gave."""
+        mean, logvar = moments.contiguous().chunk(2, 1)  # noise is drawn in the order of the memory
         z = mean if self.mode == "mode" else mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         return (z - self.shift) * self.scale
 
@@ -57,14 +66,17 @@ class LatentCodec(nn.Module):
         with float32(z.device):
             return self.autoencoder.net.decode(z.float() / self.scale + self.shift)
 
-    @torch.no_grad()
     def measure(self, x: Tensor) -> None:
         """Where scale is not given, set it to 1 / std of the latents of these images, all ranks'."""
+        self.measure_moments(self.moments(x))
+
+    @torch.no_grad()
+    def measure_moments(self, moments: Tensor) -> None:
+        """`measure` of what `moments` gave."""
         if self._known or self.scale > 0:
             self._known = True  # no look at the device in every step
             return
-        with float32(x.device):
-            mean, logvar = self.autoencoder.net.encode(x)
+        mean, logvar = moments.chunk(2, 1)
         second = mean**2 + (logvar.exp() if self.mode == "sample" else 0)
         centre, power = ranks.mean(mean.mean()), ranks.mean(second.mean())
         self.scale.copy_((power - centre**2).rsqrt())
