@@ -39,7 +39,7 @@ class LatentCache:
     one. So what was killed goes on with what is missing, and nothing unfinished is ever read.
 
     They are float32, in which a run with the cache is the run without it, to rounding. In float16 they would take half
-    the disk, with an rms error of 1e-4 to 2e-4 of the latents' deviation (benchmarks/latent_cache.py).
+    the disk, with an rms error of 2e-4 of the latents' deviation (benchmarks/latent_cache.py).
 
     Args:
         folder: place of the files, which all ranks see.

@@ -22,6 +22,8 @@ from atelier.data.base import DataModule, OnlyMirrored, Role, with_role
 from atelier.data.latent_cache import KEY, KeptLatents, LatentCache, check_only_mirrored
 from atelier.models.base import Model, TrainedOnLatents
 
+PLAIN = (bool, int, float, str)  # and tuples of these
+
 
 def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
     """From here on training reads moments of the first stage that `latent_cache` keeps, which are made where none are.
@@ -63,18 +65,28 @@ def identity(first_stage: nn.Module, data: DataModule) -> dict[str, Any]:
     """Name to plain value of all that decides the moments of training images, as a user knows it."""
     names = [f.name for f in fields(data) if f.name not in with_role(data, Role.NOT_PIXELS)]
     options = {f"data.{name}": getattr(data, name) for name in [*names, "limit"]}
-    stands_on = {"model.first_stage": weights_hash(first_stage), "data": type(data).__name__}
+    stands_on = {"model.first_stage": net_hash(first_stage), "data": type(data).__name__}
     return stands_on | options | {"content of the images": data.fingerprint("train")}
 
 
-def weights_hash(net: nn.Module) -> str:
-    """sha256 of a net's class and of all that its state dict holds: names, types, shapes, numbers."""
-    found = hashlib.sha256(type(net).__name__.encode())
+def net_hash(net: nn.Module) -> str:
+    """sha256 of all that decides what a net computes: its modules' classes and plain attributes, its state dict.
+
+    An attribute may be all that tells two first stages apart: whether one was trained without noise.
+    """
+    found = hashlib.sha256()
+    for name, module in net.named_modules():
+        plain = {k: v for k, v in sorted(vars(module).items()) if k[0] != "_" and k != "training" and _is_plain(v)}
+        found.update(f"{name} {type(module).__name__} {plain}\n".encode())
     for name, tensor in sorted(net.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         found.update(tensor.view(-1).view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(one, PLAIN) for one in value) if isinstance(value, tuple) else isinstance(value, PLAIN)
 
 
 def automatic(of: dict[str, Any]) -> Path:
