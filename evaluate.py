@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig) -> None:
         ledger.check(run, cfg.eval.n_samples)
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample, run.cfg)
-    evaluator = build.evaluator(cfg)
+    evaluator = build.evaluator(cfg, run.cfg)
     for notice in (evaluator.prepare(model, run.data, model.device), evaluator.left_out(model, run.data)):
         if notice:
             print(notice, file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from atelier.cli import jobs, messages  # noqa: E402
-from atelier.runs import build, folders, preflight, resume  # noqa: E402
+from atelier.runs import build, folders, preflight, resume, starting  # noqa: E402
 
 folders.register()
 
@@ -47,6 +47,8 @@ def train(cfg: DictConfig) -> float | None:
                 build.compile_nets(model)
             report.announce(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
+            if checkpoint is None:
+                starting.start_from(model, cfg)
             if trainer.world_size > 1:
                 stopping.listen(signal.SIG_DFL)  # they meet in C, where no handler of Python is called
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)

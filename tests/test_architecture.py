@@ -15,7 +15,12 @@ SRC = ROOT / "src" / "atelier"
 ENTRY_POINTS = ("train", "sample", "evaluate")
 
 LEAVES = {"core", "images"}  # on every floor
-BASES = {"models.base", "models.two_players", "models.growing"}  # abstract: what families may share and no family is
+BASES = {
+    "models.base",
+    "models.diffusion_model",
+    "models.two_players",
+    "models.growing",
+}  # abstract: what families may share and no family is
 ARROWS = {  # a room -> what it may import beside itself and the leaves
     "core": set(),
     "images": set(),
@@ -28,9 +33,18 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "data": {"shapes"},
     "models": {"nets", "diffusion", "losses"},
     "checkpoints": {"nets"},
-    "evaluation": {"models.base", "data.base", "metrics", "shapes"},
-    "callbacks": {"models.base", "data.base", "evaluation", "checkpoints"},
-    "requests": {"models.base", "data.base", "data.finding", "data.reading", "evaluation", "checkpoints", "losses"},
+    "evaluation": {"models.base", "models.diffusion_model", "data.base", "metrics", "shapes"},
+    "callbacks": {"models.base", "models.diffusion_model", "data.base", "evaluation", "checkpoints"},
+    "requests": {
+        "models.base",
+        "models.diffusion_model",
+        "data.base",
+        "data.finding",
+        "data.reading",
+        "evaluation",
+        "checkpoints",
+        "losses",
+    },
     "runs": {"models.base", "data", "callbacks", "evaluation", "checkpoints", "metrics", "nets.contracts"},
     "cli": {"runs", "callbacks.checkpoint", "checkpoints.renamed"},
 }

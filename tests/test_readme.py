@@ -47,9 +47,25 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_sampling_commands(default_run: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def run_of_texts(tmp_path_factory: pytest.TempPathFactory, finished: dict[str, Path]) -> Path:
+    """`python train.py model=text_to_image`, small."""
+    folder = tmp_path_factory.mktemp("readme") / "texts"
+    stands_on = [
+        f"model.first_stage.run={finished['vae']}",
+        f"model.embedder.sources.text.encoder.run={finished['clip']}",
+    ]
+    small = [word for word in SMALL if not word.startswith(("model.embedder.dim", "model.net.cond_dim"))]
+    words = ["model=text_to_image", "data=shapes", "model.net.attention=[2]", *stands_on]
+    train.train(composed(*[word for word in small if "attention" not in word], *words, run_dir=folder))
+    return folder
+
+
+def test_sampling_commands(default_run: Path, run_of_texts: Path, tmp_path: Path) -> None:
     for number, words in enumerate(commands("sample.py")):
-        words = [f"run={default_run}" if word == "run=last" else word for word in words]
+        of_texts = any(word.startswith(("prompt=", "do=attention")) for word in words)
+        run = run_of_texts if of_texts else default_run
+        words = [f"run={run}" if word == "run=last" else word for word in words]
         out = tmp_path / str(number)
         sample.sample(composed(*words, "n=6", f"out={out}", config="sample"))
         assert len(list(out.glob("0*.png"))) == 6 and (out / "grid.png").exists()

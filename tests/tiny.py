@@ -38,7 +38,7 @@ UNET = [
     "model.net.cond_dim=8",
     "model.embedder.dim=8",
 ]
-PICTURELESS = ("noisy_classifier",)  # families that make no images
+PICTURELESS = ("noisy_classifier", "clip")  # families that make no images
 FOUR = ("ddpm", "gan", "vae", "ldm")  # the shapes of module: one optimizer, two, an autoencoder, one on another run
 
 
@@ -67,6 +67,12 @@ def tiny(family: str, root: Path | str = "unused") -> list[str]:
 
 
 def task(page: Path) -> list[str]:
-    """The word that chooses what a page of conf/model needs beside images of the shapes world, if anything."""
-    family = re.search(r"^_target_: atelier\.models\.(\w+)\.", page.read_text(), re.MULTILINE).group(1)
-    return [word for word in TINY[family] if word.startswith("data.task=")]
+    """The word that chooses what a page of conf/model needs beside images of the shapes world, if anything.
+
+    A page whose model is another's says so in its header; all others need what their family does.
+    """
+    text = page.read_text()
+    family = re.search(r"^_target_: atelier\.models\.(\w+)\.", text, re.MULTILINE)
+    if family is None:
+        return re.findall(r"^# Needs:.*\((data\.task=\w+)", text, re.MULTILINE)
+    return [word for word in TINY[family.group(1)] if word.startswith("data.task=")]

@@ -225,6 +225,8 @@ def test_a_net_without_conditions_goes_there(name: str, embedded: bool, tmp_path
     ("unet", {"multipliers": [2, 2]}, "Fix: model.net.multipliers=[1,...]"),
     ("unet", {"norm_groups": None}, "Fix: model.net.norm_groups=4"),
     ("unet", {"heads": 2, "attention": [16, 8]}, "Fix: model.net.head_width=8"),
+    ("dit", {"token_dim": 4}, "token_dim=4: diffusers has no tokens in a net of labels. Fix: model.net.token_dim=null"),
+    ("unet", {"plane_channels": 2}, "no planes in a net of labels. Fix: model.net.plane_channels=0"),
     ("dit", {"qk_norm": True}, "Fix: model.net.qk_norm=false"),
     ("dit", {"freq_shift": 0}, "Fix: model.net.freq_shift=1"),
 ])  # fmt: skip

@@ -85,7 +85,7 @@ def judged(data: DataModule) -> dict[str, list[int]]:
         real.append(facts())
         return real[-1]
 
-    suite = SimpleNamespace(active=True, lpips=None, knows_labels=False, protocol=dict, real=compute)
+    suite = SimpleNamespace(active=True, lpips=None, clip=None, knows_labels=False, protocol=dict, real=compute)
     suite.features, suite.compare = (lambda images: images[:, :1, 0, 0].float()), (lambda real, fake: {})
     Evaluator(N, N, 8, 0, suite)(model, data, {}, nullcontext, lambda *_: None)
     names = ("real test", "real train", "real of reconstructions")

@@ -223,6 +223,14 @@ def test_no_images_says_what_was_looked_for(tmp_path, files):
     assert error.problem == f"0 images ({' '.join(SUFFIXES)}) under {tmp_path}/empty"
 
 
+@pytest.mark.parametrize("file", ["dataset_dict.json", "state.json"])
+def test_a_dataset_saved_to_disk_is_told_to_be_exported(tmp_path, file):
+    (tmp_path / file).write_text("{}")
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
+    error = refusal(ImageFolder, tmp_path)
+    assert error.problem == "a Hugging Face dataset saved to disk, no image files" and "metadata.jsonl" in error.fix
+
+
 def classes(root: Path, **numbers: int) -> Path:
     for name, n in numbers.items():
         for k in range(n):

@@ -294,9 +294,15 @@ def file_images(_: Path) -> FileImages:
     return FileImages(paths, lambda path: PIXELS[int(path.name)], {"attributes": torch.eye(N)}, True, False, "")
 
 
+def captioned_images(_: Path) -> FileImages:
+    texts = [[f"{k} {word}" for word in "abc"[: 1 + k % 3]] for k in range(N)]
+    return FileImages([Path(str(k)) for k in range(N)], lambda p: PIXELS[int(p.name)], {"text": texts}, True, False, "")
+
+
 SETS: dict[str, Callable[[Path], Images]] = {
     "memory": lambda _: images(),
     "files": file_images,
+    "captions": captioned_images,
     "attribute transfer": lambda path: AttributeTransfer(file_images(path), another),
     "scenes": lambda _: SceneImages("train", N, "image", 16, True),
     "scenes to change": lambda _: SceneImages("train", N, "attribute_transfer", 16, True),

@@ -16,7 +16,7 @@ from atelier.shapes.judge import judge
 
 PAGE = Path(__file__).parents[2] / "conf" / "data" / "shapes.yaml"
 HALF_LEVEL = 0.5 / 127.5 + 1e-6
-FIELDS = ("image", "source", "image_a", "image_b", "mask", "label", "attributes", "target", "index")
+FIELDS = ("image", "source", "image_a", "image_b", "mask", "mask_kind", "label", "attributes", "target", "index")
 
 
 def shapes_set(**options: object) -> Shapes:
@@ -39,10 +39,10 @@ def test_every_field_is_there_in_shape_and_range(task: shapes.Task, image_size: 
     small = image_size // 4 if task == "low_resolution" else image_size
     expected = dict.fromkeys(("image", "image_a", "image_b"), (4, 3, image_size, image_size))
     expected |= {"source": (4, 3, small, small), "mask": (4, 1, image_size, image_size)}
-    expected |= {"label": (4,), "attributes": (4, 14), "target": (4, 14), "index": (4,)}
+    expected |= {"label": (4,), "attributes": (4, 14), "target": (4, 14), "index": (4,), "mask_kind": (4,)}
     for name in set(batch) & set(FIELDS):
         assert batch[name].shape == expected[name], name
-        assert batch[name].dtype == (torch.int64 if name in ("label", "index") else torch.float32), name
+        assert batch[name].dtype == (torch.int64 if name in ("label", "index", "mask_kind") else torch.float32), name
         assert batch[name].min() >= -1 and (batch[name].max() <= 1 or name in ("label", "index"))
     assert batch["index"].tolist() == [5, 0, 299, 7]
 
@@ -143,9 +143,11 @@ def test_low_resolution_and_label_map_belong_to_the_image() -> None:
     assert (planes["source"] - world.label_map(scenes, 32)).abs().max() <= HALF_LEVEL
 
 
-def test_mask_is_zero_or_one() -> None:
+def test_mask_is_zero_or_one_and_its_kind_is_told() -> None:
     batch = shapes_set(task="inpaint").split("train").read(list(range(60)), None)
     assert torch.equal(batch["mask"], world.masks(0, range(60), "train", 16))
+    boxes = world.box_mask(world.scenes(0, range(60), "train"), 16)
+    assert torch.equal((batch["mask"] != boxes).flatten(1).any(1).long(), batch["mask_kind"])
 
 
 @pytest.mark.parametrize("task", EXTRA)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atelier.core.condition import Condition
-from atelier.diffusion.guidance import Asked, ClassifierFree, clipped
+from atelier.diffusion.guidance import Asked, ClassifierFree, Dual, clipped
 from atelier.diffusion.schedules import Flow
 
 X, T = torch.randn(4, 3, 2, 2), torch.full((4,), 0.5)
@@ -50,3 +50,19 @@ def test_what_is_said_of_the_variance_is_not_cut():
 
 def test_clipped_cuts_at_the_pixel_range():
     assert clipped(lambda x_t, t: x_t)(torch.tensor([[-3.0, 0.5, 2.0]]), T).tolist() == [[-1, 0.5, 1]]
+
+
+@pytest.mark.parametrize(("text", "image"), [(7.5, 1.5), (1.0, 1.5), (3.0, 1.0), (0.0, 0.0)])
+def test_text_and_image_each_have_a_weight_of_their_own(text, image):
+    """A net that gives 1 for a text and 10 for an image, so that the three answers can be told apart."""
+
+    def net(x, t, cond):
+        return x + cond.vector.sum(1).view(-1, 1, 1, 1) + 10 * cond.planes.sum((1, 2, 3)).view(-1, 1, 1, 1)
+
+    known = Condition(torch.ones(2, 1), planes=torch.ones(2, 1, 1, 1))
+    asked = Asked(known, known.null(), {}, None)
+    x, t = torch.zeros(2, 1, 3, 3), torch.full((2,), 0.5)
+    made = Dual(guidance=text, image_guidance=image)(net, asked)(x, t)
+    torch.testing.assert_close(made, x + 10 * image + text)
+    off = Dual(guidance=1.0, image_guidance=1.0)(net, asked)(x, t)
+    torch.testing.assert_close(off, net(x, t, known))

@@ -239,7 +239,7 @@ def labels(*conditions: str) -> ConditionEmbedder:
         (
             lambda: unet(None),
             Tokens,
-            "model.net=UNet: it takes no tokens and would ignore attributes. Fix: data.",
+            "model.net=UNet: it takes no tokens and would ignore attributes. Fix: model.net.token_dim=8",
         ),
         (
             lambda: unet(None),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+import train
+from atelier.callbacks.calibration import _share
 from atelier.callbacks.ema import average_of
 from atelier.checkpoints.store import load, newest
 from atelier.core import ranks
+from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.nets.codec import LatentCodec
 from atelier.nets.frozen import Frozen
@@ -37,6 +42,8 @@ LEVEL = 1 / 127.5
 class Affine(nn.Module):
     """Encodes x to N(3 x + 5, exp(2)), decodes exactly."""
 
+    latent_shape = (3, 4, 4)
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(3.0))
@@ -60,36 +67,80 @@ def test_scale_and_shift_by_hand_and_back() -> None:
     torch.testing.assert_close(codec().decode(z), x, atol=1e-5, rtol=0)
 
 
+def of(x: torch.Tensor, asked: list[int] | None = None) -> Callable[[int], Iterator[torch.Tensor]]:
+    """The first n images of x, by sevens; what is asked for is noted."""
+
+    def images(n: int) -> Iterator[torch.Tensor]:
+        if asked is not None:
+            asked.append(n)
+        yield from x[:n].split(7)
+
+    return images
+
+
 @pytest.mark.parametrize("mode", ["mode", "sample"])
 def test_a_measured_scale_gives_unit_deviation(mode: str) -> None:
     torch.manual_seed(0)
-    made, x = codec(None, 0.0, mode), torch.randn(400, 3, 4, 4) * 0.7
-    made.measure(x)
+    made, x = codec(None, 0.0, mode), torch.randn(400, 3, 4, 4) * torch.tensor([0.1, 0.7, 1.3])[:, None, None]
+    told = made.measure(of(x))
     assert made.encode(x).std().item() == pytest.approx(1.0, abs=0.02)
-    power = (3 * 0.7) ** 2 + (torch.e**2 if mode == "sample" else 0)
-    assert made.scale.item() == pytest.approx(power**-0.5, rel=0.02)
+    variance = (3 * x + 5).double().var(unbiased=False).item() + (torch.e**2 if mode == "sample" else 0)
+    assert made.scale.item() == pytest.approx(variance**-0.5, rel=1e-6)
+    channels = [((3 * c).var().item() + (torch.e**2 if mode == "sample" else 0)) ** 0.5 for c in x.unbind(1)]
+    low, high = (f"{value * variance**-0.5:.2f}" for value in (min(channels), max(channels)))
+    how = f"measured; deviation 1.000 after scaling, {low} to {high} by channel (400 images)"
+    assert told == f"latents: scale {variance**-0.5:.4g} {how}"
 
 
-def test_a_scale_is_measured_once_and_never_where_it_is_given() -> None:
-    given, measured = codec(0.25), codec(None)
-    measured.measure(torch.randn(10, 3, 4, 4))
-    before = measured.scale.clone()
-    again = codec(None)
-    again.load_state_dict(measured.state_dict())
-    for made in (given, measured, again):
-        made.measure(100 * torch.randn(10, 3, 4, 4))
-    assert given.scale == 0.25 and torch.equal(measured.scale, before) and torch.equal(again.scale, before)
+def test_a_scale_that_is_given_is_kept_and_told_of_few_images() -> None:
+    torch.manual_seed(0)
+    made, x, asked = codec(0.25, 0.0), torch.randn(100, 3, 4, 4), []
+    told = made.measure(of(x, asked))
+    assert made.scale == 0.25 and asked == [64]
+    assert told.startswith(f"latents: scale 0.25 as given; deviation {0.25 * 3 * x[:64].std(unbiased=False):.3f} after")
+
+
+def test_as_many_images_are_measured_as_the_key_says() -> None:
+    x, asked = torch.randn(100, 3, 4, 4), []
+    LatentCodec(Frozen(Affine()), None, 0.0, "mode", n_measured=30).measure(of(x, asked))
+    codec(None).measure(of(x, asked))
+    assert asked == [30, 10_000]
+
+
+@pytest.mark.parametrize(("x", "problem"), [(0.0, "are all alike"), (torch.nan, "are not finite")])
+def test_latents_without_a_deviation_are_one_line(x: float, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        codec(None).measure(of(torch.full((10, 3, 4, 4), x)))
 
 
 def test_ranks_measure_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two halves of a batch, averaged, give the scale of the whole."""
-    x = torch.randn(10, 3, 4, 4)
-    whole, half = codec(None), codec(None)
-    whole.measure(x)
-    others = iter([(3 * x[5:] + 5).mean(), (3 * x[5:] + 5).square().mean()])
-    monkeypatch.setattr(ranks, "mean", lambda value: (value + next(others)) / 2)
-    half.measure(x[:5])
-    torch.testing.assert_close(half.scale, whole.scale)
+    """Shares of 5 and 4 images give the scale of all 9."""
+    x, shares = torch.randn(9, 3, 4, 4), []
+    whole, halves = codec(None), [codec(None), codec(None)]
+    told = whole.measure(of(x))
+    monkeypatch.setattr(ranks, "summed", lambda total: shares.append(total.clone()) or total)
+    for k, half in enumerate(halves):
+        half.measure(of(x[k::2]))
+    monkeypatch.setattr(ranks, "summed", lambda total: shares[0] + shares[1])
+    for k, half in enumerate(halves):
+        assert half.measure(of(x[k::2])) == told
+        torch.testing.assert_close(half.scale, whole.scale, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("n", [7, 10_000])
+def test_ranks_share_the_first_images_between_them(n: int) -> None:
+    data = build.data(composed("data=shapes", "data.image_size=8", "data.n_train_scenes=20", "data.batch_size=8"))
+
+    def share(rank: int, world: int) -> list[torch.Tensor]:
+        trainer = SimpleNamespace(datamodule=data, global_rank=rank, world_size=world)
+        batches = list(_share(trainer, SimpleNamespace(device="cpu"), n))
+        assert max(map(len, batches)) <= 8 // world
+        return [image for batch in batches for image in batch]
+
+    one, two = share(0, 1), [share(k, 2) for k in range(2)]
+    assert len(one) == min(n, 20) and abs(len(two[0]) - len(two[1])) <= 1
+    for k, image in enumerate(one):
+        assert torch.equal(image, two[k % 2][k // 2]) and torch.equal(image, data.chosen("train", [k])["image"][0])
 
 
 def test_sample_mode_draws() -> None:
@@ -100,6 +151,8 @@ def test_sample_mode_draws() -> None:
 
 def test_the_codec_works_in_float32_under_bf16() -> None:
     class Net(nn.Conv2d):
+        latent_shape = (1, 2, 2)
+
         def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             seen.append(self(x).dtype)
             return self(x), self(x)
@@ -113,9 +166,26 @@ def test_the_codec_works_in_float32_under_bf16() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = LatentCodec(Frozen(net), None, 0.0, "sample")
         assert net(x).dtype == torch.bfloat16  # autocast is on
-        made.measure(x)
+        made.measure(of(x))
         assert made.encode(x).dtype == made.decode(x.bfloat16()).dtype == torch.float32
     assert set(seen) == {torch.float32} and len(seen) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_decoding_latents_a_hundred_times_too_large_is_finite(dtype: torch.dtype) -> None:
+    """As a net that has diverged makes them; in float16 the same net overflows."""
+
+    class Net(nn.Conv2d):
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            return self(self(z)).tanh()
+
+    net = Net(1, 1, 3, bias=False)
+    nn.init.constant_(net.weight, 100.0)
+    z = 100 * torch.ones(1, 1, 8, 8)
+    with torch.autocast("cpu", dtype=dtype):
+        assert dtype == torch.bfloat16 or not net(net(z)).isfinite().all()
+        made = LatentCodec(Frozen(net), 0.2, 0.0, "mode").decode(z.to(dtype))
+    assert made.dtype == torch.float32 and torch.equal(made, torch.ones(1, 1, 4, 4))
 
 
 @pytest.fixture
@@ -157,6 +227,19 @@ def test_training_leaves_the_first_stage_as_it_was(loaded: folders.LoadedRun, fi
 def test_its_scale_is_in_the_checkpoint(loaded: folders.LoadedRun, finished: dict[str, Path]) -> None:
     state = load(newest(finished["ldm"] / "checkpoints"))["state_dict"]
     assert state["codec.scale"] > 0 and torch.equal(loaded.model.codec.scale, state["codec.scale"])
+
+
+def test_a_scale_is_measured_once_and_never_when_a_run_goes_on(
+    tmp_path: Path, finished: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*overrides("ldm", finished["vae"]), "checkpoint.every_images=8"]
+    train.train(composed(*words, "budget.images=8", run_dir=tmp_path))
+    scale = folders.load(tmp_path, ema=True).model.codec.scale
+    assert f"latents: scale {scale:.4g} measured; deviation 1.000 after scaling, " in capsys.readouterr().out
+    path = newest(tmp_path / "checkpoints")
+    train.train(composed(*words, "budget.images=16", run_dir=tmp_path))
+    assert "latents: " not in capsys.readouterr().out and newest(tmp_path / "checkpoints") != path
+    assert torch.equal(folders.load(tmp_path, ema=True).model.codec.scale, scale)
 
 
 def sampled(

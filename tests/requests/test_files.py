@@ -131,7 +131,9 @@ def test_other_families_take_no_source(finished: dict[str, Path], tmp_path: Path
         assert told in error.value.line()
 
 
-WORDS = dict.fromkeys(("label", "direction", "source", "strength", "mask", "resamplings")) | {"do": "sample", "seed": 0}
+WORDS = dict.fromkeys(
+    ("label", "direction", "source", "strength", "mask", "resamplings", "prompt", "prompts", "negative", "instruction")
+) | {"do": "sample", "seed": 0}
 
 
 def test_attributes_by_name() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -32,6 +33,7 @@ STAGES = {  # and words that make it tiny
     **{name: overrides(family) for name, family in (("vae", "vae"), ("ae", "ae"), ("vqgan", "first_stage"))},
     "autoencoder_kl": ["model=autoencoder_kl", "model.net.width=4", "model.net.multipliers=[1,2]"],
 }
+CLIP = "model=clip model.net.width=4 model.net.token_dim=8 model.net.heads=2 model.net.max_tokens=14".split()
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +45,16 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "vae"
 
 
+def changed(words: list[str], *more: str) -> DictConfig:
+    """A config with more words that are plain values, which Hydra need not see."""
+    return OmegaConf.merge(composed(*words), OmegaConf.from_dotlist(list(more)))
+
+
 def ldm_on(stage: str, *more: str) -> tuple[LDM, DataModule]:
     """A fresh model on an untrained first stage, and its set."""
     torch.manual_seed(1)
     first = build.on_parts(composed(*STAGES[stage], "data.image_size=16"), {}).part()
-    cfg = composed(*overrides("ldm"), *FLIP, *more)
+    cfg = changed([*overrides("ldm"), *FLIP], *more)
     return build.on_parts(cfg, {"first_stage": first}), build.data(cfg)
 
 
@@ -78,8 +85,8 @@ def test_a_loss_with_the_cache_is_that_without(stage: str, mode: str, tmp_path: 
     model, data = ldm_on(stage, f"model.codec.mode={mode}")
     images, cached = data.split("train"), kept(model, data, tmp_path)
     losses: list[list[float]] = []
+    model.calibrate(lambda _: [data.chosen("train", range(20))["image"]])
     for split in (images, cached):
-        model.codec = LatentCodec(model.codec.autoencoder, None, 0.0, mode)  # its scale is measured anew
         batches = [split.read(indices, [generator(k) for k in indices]) for indices in ([0, 3, 5, 7], [19, 2, 2, 8])]
         losses.append([])
         for k, batch in enumerate(batches):
@@ -113,7 +120,7 @@ def test_the_same_images_lose_their_condition(tmp_path: Path, monkeypatch: pytes
 
 def trained(folder: Path, vae: Path, *more: str) -> dict:
     """Weights, averages and optimizers at the end of a tiny run of ldm."""
-    words = [w for w in FLIP if "image_size" not in w]
+    words = ["data.flip=true", "eval.n_diagnosed=0", "eval.every_images=1000", "budget.images=48"]
     train.train(composed(*overrides("ldm", vae), *words, *more, run_dir=folder))
     checkpoint = load(newest(folder / "checkpoints"))
     told = {k: checkpoint[k] for k in ("state_dict", "callbacks", "optimizer_states")}
@@ -135,13 +142,15 @@ def test_a_run_with_the_cache_is_one_without_to_rounding_and_resumes_bit_for_bit
 
     monkeypatch.setattr(LatentCodec, "moments", noted)
     plain = trained(tmp_path / "plain", vae)
-    assert sum(encoded) == 96
+    assert sum(encoded) == 20 + 48  # the scale of latents is measured on all 20
     encoded.clear()
     cached = trained(tmp_path / "run", vae, f"latent_cache={tmp_path / 'cache'}")
-    assert sum(encoded) == 2 * 20  # each image and its mirror image
+    assert sum(encoded) == 20 + 2 * 20  # each image and its mirror image
     said = capsys.readouterr().out
     assert f"training reads latents of 20 images and of as many mirror images, 0.0 MB in {tmp_path / 'cache'}" in said
     assert cached.keys() == plain.keys()
+    (scale,) = (name for name in plain if "state_dict" in name and name.endswith("codec.scale"))
+    assert torch.equal(cached[scale], plain[scale]) and plain[scale] != 1
     tensors = [name for name, value in plain.items() if isinstance(value, Tensor)]
     assert len(tensors) > 100
     for name in tensors:
@@ -155,7 +164,7 @@ def test_a_run_with_the_cache_is_one_without_to_rounding_and_resumes_bit_for_bit
 
 def used(model: LDM, cache: Path | str, *words: str) -> Path:
     """The folder that a run with these words uses."""
-    cfg = composed(*overrides("ldm"), *FLIP, f"latent_cache={cache}", *words)
+    cfg = changed([*overrides("ldm"), *FLIP], f"latent_cache={cache}", *words)
     data = build.data(cfg)
     latents.keep(cfg, model, data)
     return data.latents.keywords["cache"].folder
@@ -192,8 +201,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def of_folder(root: Path, tmp_path: Path, *more: str) -> dict:
-    words = ["data=images", f"data.root={root}", f"data.cache={tmp_path}", "data.image_size=8", *more]
-    data = build.data(composed(*words))
+    words = [f"data.root={root}", f"data.cache={tmp_path}", "data.image_size=8", *more]
+    data = build.data(changed(["data=images", "data.root=x"], *words))
     data.prepare_data()
     torch.manual_seed(0)
     return latents.identity(torch.nn.Conv2d(1, 1, 1), data)
@@ -236,8 +245,8 @@ def test_a_stale_cache_is_refused_before_a_run_begins(tmp_path: Path) -> None:
 # ---- what cannot be kept
 
 
-def refusal(model: object, *words: str) -> str:
-    cfg = composed(*words, "latent_cache=x")
+def refusal(model: object, words: list[str], *more: str) -> str:
+    cfg = changed(words, "latent_cache=x", *more)
     data = build.data(cfg)
     data.prepare_data()
     return line_of(lambda: latents.keep(cfg, model, data))
@@ -246,11 +255,47 @@ def refusal(model: object, *words: str) -> str:
 def test_what_trains_on_pixels_is_refused_by_its_option(pictures: Path, tmp_path: Path) -> None:
     model, _ = ldm_on("vae")
     ddpm = build.on_parts(composed(*overrides("ddpm")), {})
-    assert "DDPM trains on no latents" in refusal(ddpm, *overrides("ddpm"))
+    assert "DDPM trains on no latents" in refusal(ddpm, overrides("ddpm"))
     files = [f"data.root={pictures}", f"data.cache={tmp_path}", "data.image_size=8"]
-    line = refusal(model, "data=edges", *files, "data.jitter=30")
+    line = refusal(model, ["data=edges", "data.root=x"], *files, "data.jitter=30")
     assert line.startswith("error: data.jitter=30: ") and "Fix: data.jitter=0" in line
-    assert "error: data.turn=True: " in refusal(model, "data=superres", *files, "data.turn=true")
-    assert "error: data=SuperRes: " in refusal(model, "data=superres", *files, "data.turn=false")
-    model.needs = frozenset({"mask", "text"})
-    assert "LDM needs mask in training" in refusal(model, *overrides("ldm"), "data.task=inpaint")
+    superres = ["data=superres", "data.root=x"]
+    assert "error: data.turn=True: " in refusal(model, superres, *files, "data.turn=true")
+    assert "error: data=SuperRes: " in refusal(model, superres, *files, "data.turn=false")
+    for masks, why in (("lama", "drawn anew each epoch"), ("alpha", "read with the pixels")):
+        line = refusal(model, ["data=images", "data.root=x"], *files, f"data.masks={masks}")
+        assert line.startswith(f"error: data.masks={masks}: masks are {why}") and "or latent_cache=null" in line
+
+
+def conditioned(*words: str) -> LDM:
+    """A fresh model on an untrained first stage and, where it takes one, an untrained encoder."""
+    cfg = composed(*words)
+    pages = {name: CLIP if name.endswith("encoder") else STAGES["vae"] for name in build.parts(cfg)}
+    lent = {name: build.untrained_part(composed(*page, "data.image_size=16"), {}) for name, page in pages.items()}
+    return build.on_parts(cfg, lent)
+
+
+@pytest.mark.parametrize(
+    ("page", "task", "needed"),
+    [
+        ("model=inpaint", "inpaint", "image, mask"),
+        ("model=label_map_to_image", "label_map", "source"),
+        ("model=instruct_pix2pix", "edit", "source"),
+        ("model=ldm embedder@model.embedder=image model.net.cond_dim=null", "image", "image"),
+    ],
+)
+def test_a_condition_that_is_made_of_pixels_is_refused(page: str, task: str, needed: str) -> None:
+    words = [*page.split(), "model.net.width=4", *FLIP, f"data.task={task}"]
+    line = refusal(conditioned(*words), words)
+    assert f"LDM needs {needed} in training: pixels, which a cache has not" in line
+
+
+def test_a_text_is_read_beside_the_latents(tmp_path: Path) -> None:
+    words = ["model=text_to_image", "model.net.width=4", "data.n_train_scenes=20", *FLIP]
+    model, data = conditioned(*words), build.data(composed(*words))
+    latents._can_be_kept("x", model, data)
+    losses = []
+    for split in (data.split("train"), kept(model, data, tmp_path)):
+        torch.manual_seed(0)
+        losses.append(float(model.training_step(split.read([3, 1], [generator(k) for k in (3, 1)])).detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -182,20 +182,34 @@ def test_box_mask_is_the_bounding_box_grown_by_one_pixel() -> None:
         assert torch.equal(mask, box)
 
 
-def test_masks_are_boxes_and_strokes_and_pure() -> None:
-    masks = world.masks(0, range(400), "train", 32)
+def test_masks_are_boxes_and_strokes_told_apart_and_pure() -> None:
+    masks, kinds = world.masks(0, range(400), "train", 32), world.mask_kinds(0, range(400), "train")
     boxes = world.box_mask(world.scenes(0, range(400), "train"), 32)
-    share = (masks == boxes).flatten(1).all(1).float().mean()
-    assert 0.43 < share < 0.57
+    strokes = world.stroke_mask(0, range(400), "train", 32)
     assert set(masks.unique().tolist()) == {0.0, 1.0}
-    strokes = world.stroke_mask(0, range(400), "train", 32).mean((1, 2, 3))
-    assert strokes.min() > 0.02 and strokes.max() < 0.7 and strokes.std() > 0.03
+    assert 0.43 < kinds.float().mean() < 0.57 and world.MASK_KINDS == ("box", "stroke")
+    assert torch.equal(masks[kinds == 0], boxes[kinds == 0]) and torch.equal(masks[kinds == 1], strokes[kinds == 1])
+    assert not (strokes == boxes).flatten(1).all(1).any()
     assert torch.equal(world.masks(0, [7, 300], "train", 32), masks[[7, 300]])
+    assert torch.equal(world.mask_kinds(0, [7, 300], "train"), kinds[[7, 300]])
+    assert not torch.equal(world.mask_kinds(0, range(400), "test"), kinds)
+
+
+@pytest.mark.parametrize("image_size", [16, 32, 64])
+def test_strokes_cover_30_to_70_percent_of_the_object_evenly(image_size: int) -> None:
+    strokes = world.stroke_mask(0, range(2000), "test", image_size)[:, 0] > 0
+    object_there = world.coverage_map(world.scenes(0, range(2000), "test"), image_size) >= 0.5
+    share = (strokes & object_there).flatten(1).sum(1) / object_there.flatten(1).sum(1)
+    assert 0.3 - 1e-6 <= share.min() and share.max() <= 0.7 + 1e-6
+    assert (share.sort().values - torch.linspace(0.3, 0.7, 2000)).abs().max() < 0.04  # uniform but for whole pixels
 
 
 def test_stroke_is_as_wide_as_the_brush_at_any_size() -> None:
-    small, large = (world.stroke_mask(0, range(50), "test", S).mean((1, 2, 3)) for S in (16, 128))
-    assert torch.allclose(small, large, atol=0.06)
+    small, large = (world.stroke_mask(0, range(200), "test", S) for S in (32, 128))
+    assert (small - torch.nn.functional.avg_pool2d(large, 4)).abs().mean() < 0.02
+    assert (small.mean((1, 2, 3)) - large.mean((1, 2, 3))).abs().max() < 0.04
+    first = world.stroke_mask(0, [0], "test", 16)[0, 0]
+    assert "".join(".#"[int(k)] for k in first[7]) == "..#####........."
 
 
 def test_low_resolution_keeps_means_and_does_not_alias() -> None:

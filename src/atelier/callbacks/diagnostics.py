@@ -6,7 +6,8 @@ from lightning.pytorch import Callback, Trainer
 
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.table import Table
-from atelier.models.base import DiffusionModel, Model
+from atelier.models.base import Model
+from atelier.models.diffusion_model import DiffusionModel
 
 SHARE, SECONDS = 0.008, 3.2  # of a run's time, or of any run's, for all of its evaluations; 1 % and 4 s are the promise
 LEAST, MOST = 4, 1024  # images of a split

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from atelier.callbacks.calibration import Calibration
 from atelier.callbacks.checkpoint import Checkpoints
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.diagnostics import Diagnostics
@@ -48,6 +49,7 @@ class Callbacks(list[Callback]):
         super().__init__(
             [
                 self.clock,
+                Calibration(self.clock),
                 self.work,
                 self.ema,
                 self.table,

@@ -106,6 +106,10 @@ def write(net: UNet | DiT, embedder: ConditionEmbedder | None, folder: Path | st
     Raises:
         UserError: the net has a part that diffusers lacks.
     """
+    if "tokens" in net.cond_sizes:
+        raise _lacking("token_dim", net.cond_sizes["tokens"], "tokens in a net of labels", "null")
+    if "planes" in net.cond_sizes:
+        raise _lacking("plane_channels", net.cond_sizes["planes"], "planes in a net of labels", 0)
     if isinstance(net, DiT):
         config, theirs = _their_dit(net, embedder)
     else:

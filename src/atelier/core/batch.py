@@ -28,7 +28,9 @@ class Batch(TypedDict, total=False):
     target: Tensor  # (B, A) float32, 0 or 1: the attributes that `image` is to get
     answer: Tensor  # (B, C, H, W) `image` with them, of test images and where the set knows it
     mask: Tensor  # (B, 1, H, W), 1 = to fill
+    mask_kind: Tensor  # (B,) int64, of shapes: 0 the object's box, 1 strokes that cover a part of it
     instruction: list[str]
+    negative: list[str]  # what guidance leads away from in place of nothing; no set has it
 
 
 def each(cond: Cond, change: Callable[[Tensor], Tensor]) -> Cond:

@@ -39,6 +39,11 @@ class Condition:
         """B."""
         return len(next(value for value in self._values() if value is not None))
 
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return next(value for value in self._values() if value is not None).device
+
     def null(self) -> Condition:
         """Zeros of the same shapes, with no token in sight: for what has no learned value that says nothing."""
         return self._each(torch.zeros_like)

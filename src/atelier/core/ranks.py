@@ -75,3 +75,24 @@ def gathered(x: Tensor) -> Tensor:
 def mine(x: Tensor) -> Tensor:
     """This rank's rows of what `gathered` gave."""
     return x.chunk(dist.get_world_size())[dist.get_rank()] if many() else x
+
+
+class _Gathered(torch.autograd.Function):
+    """This rank's rows enter what each rank makes of all of them, so their gradients are summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gathered(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return mine(summed(gradient.clone()))
+
+
+def gathered_learned(x: Tensor) -> Tensor:
+    """`gathered`, through which gradients go: to each rank's rows, summed over what all ranks made of them.
+
+    Where every rank makes the same scalar of all rows, the mean over ranks of the gradients of weights, which DDP
+    takes, is the gradient of that scalar.
+    """
+    return _Gathered.apply(x) if many() else x

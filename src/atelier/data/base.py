@@ -65,7 +65,7 @@ class OnlyMirrored(Protocol):
     """A split of which training draws no more of an image than whether it is mirrored."""
 
     def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
-        """All of a batch but what is made of pixels, and which images are mirrored, (B,) bool, as `read` draws them."""
+        """All of a batch but pixels and masks, and which images are mirrored, (B,) bool, as `read` draws them."""
         ...
 
 

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from atelier.core.errors import UserError
 from atelier.data.attribute_transfer import AttributeTransfer, another
 from atelier.data.base import Images, Split
 from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders
-from atelier.data.folders import ImageFiles
+from atelier.data.folders import SingleFiles
 from atelier.data.layouts import refuse_deeper, split_folders
 
 
 @dataclass(kw_only=True, eq=False)
-class ClassFolders(ImageFiles):
+class ClassFolders(SingleFiles):
     """A folder for each class; labels number the folders in natural order.
 
     Layouts: <root>/<class>/ with a share of each class held out (`holdout`), or <root>/train/<class>/ and
@@ -42,12 +44,15 @@ class ClassFolders(ImageFiles):
 
     @property
     def provides(self) -> frozenset[str]:
-        return frozenset({"label", "attributes", "target"} if self.n_attributes else {"label"})
+        return super().provides | ({"label", "attributes", "target"} if self.n_attributes else {"label"})
 
     @property
     def attribute_names(self) -> list[str]:
         """What the classes are called."""
         return list(self._classes)
+
+    def told(self, items: list[Item]) -> dict[str, Tensor | list[list[str]]]:
+        return {"label": torch.tensor([item.label for item in items])}
 
     def images(self, split: Split) -> Images:
         files = super().images(split)

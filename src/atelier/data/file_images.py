@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +15,16 @@ from torch.utils.data import get_worker_info
 
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
+from atelier.core.rng import generator
 from atelier.data.base import mirrored, tossed, turned
 from atelier.data.finding import printable
 from atelier.data.reading import BadImage
+from atelier.images.masks import lama_mask
 from atelier.images.pixels import to_float
+
+Masks = Literal["none", "alpha", "lama"]
+MASK_SEED = 0  # of the masks of images that are not trained on, the same in every run
+LEAST_OPAQUE = 13  # of 255: a twentieth; what is fainter shows nothing of an object, and is what lossy files leave
 
 
 class FileImages:
@@ -25,11 +32,14 @@ class FileImages:
 
     Args:
         paths: one file for each image.
-        read_file: path to (C, S, S) uint8; raises BadImage.
-        fields: further Batch fields, (N, ...) tensors.
+        read_file: path to (C, S, S) uint8, with masks of alpha (C + 1, S, S), the alpha last; raises BadImage.
+        fields: further Batch fields, (N, ...) tensors, or the texts of each image, of which one is drawn where
+            generators are given, else the first taken.
         flip: mirroring of half of the images, when generators are given.
         keep: whether each image stays in memory as uint8 once it has been read.
         fingerprint: text that tells this set from another.
+        masks: kind of `mask`: "alpha", where the image is not transparent; "lama", drawn anew whenever generators are
+            given, else by the number of the image (`lama_mask`); "none", there is none.
 
     A file that has become unreadable since it was checked is a UserError with its path.
     """
@@ -38,12 +48,13 @@ class FileImages:
         self,
         paths: list[Path],
         read_file: Callable[[Path], Tensor],
-        fields: dict[str, Tensor],
+        fields: dict[str, Tensor | list[list[str]]],
         flip: bool,
         keep: bool,
         fingerprint: str,
+        masks: Masks = "none",
     ) -> None:
-        self.paths, self.read_file, self.fields = paths, read_file, fields
+        self.paths, self.read_file, self.fields, self.masks = paths, read_file, fields, masks
         self.flip, self.keep, self.fingerprint = flip, keep, fingerprint
         self.labels = fields.get("label")
         self._kept: dict[int, Tensor] = {}
@@ -52,14 +63,23 @@ class FileImages:
         return len(self.paths)
 
     def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
+        chosen = turned(self.flip, indices, rngs)
         where = torch.tensor(indices)
         batch: Batch = {"index": where}
-        batch.update({name: values[where] for name, values in self.fields.items()})
-        return batch, turned(self.flip, indices, rngs)
+        for name, values in self.fields.items():
+            batch[name] = values[where] if isinstance(values, Tensor) else one_of_each(values, indices, rngs)
+        return batch, chosen
 
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
         batch, chosen = self.beside(indices, rngs)
-        batch["image"] = mirrored(to_float(self._pixels(indices)), chosen)
+        pixels = mirrored(self._pixels(indices), chosen)
+        if self.masks == "alpha":
+            pixels, alpha = pixels.tensor_split([-1], dim=1)
+            batch["mask"] = (alpha >= LEAST_OPAQUE).float()
+        batch["image"] = to_float(pixels)
+        if self.masks == "lama":
+            rngs = rngs or [generator(MASK_SEED, index) for index in indices]
+            batch["mask"] = torch.stack([lama_mask(pixels.shape[-1], rng) for rng in rngs])
         return batch
 
     def _pixels(self, indices: list[int]) -> Tensor:
@@ -74,6 +94,14 @@ class FileImages:
 
     def _decoded(self, index: int) -> Tensor:
         return decoded(self.paths[index], self.read_file)
+
+
+def one_of_each(texts: list[list[str]], indices: list[int], rngs: list[torch.Generator] | None) -> list[str]:
+    """A text of each image: drawn by its generator, the first where there are none."""
+    of = [texts[index] for index in indices]
+    if rngs is None:
+        return [some[0] for some in of]
+    return [some[int(torch.randint(len(some), (), generator=rng))] for some, rng in zip(of, rngs, strict=True)]
 
 
 def decoded(path: Path, read_file: Callable[[Path], Tensor]) -> Tensor:

@@ -39,6 +39,7 @@ def files_of(root: str, folder: str) -> list[str]:
     """The image files under root/folder as paths from `root`, in natural order; none is a UserError."""
     names = image_files(Path(root, folder))
     if not names:
+        _refuse_arrow(Path(root, folder))
         problem = f"0 images ({' '.join(SUFFIXES)}) under {printable(Path(root, folder))}"
         raise UserError("data.root", printable(root), problem, other_root(root, "data=shapes"))
     return [os.path.join(folder, name) for name in names]
@@ -106,6 +107,13 @@ def other_root(root: str, instead: str) -> str:
     if close is None:
         return f"data.root=FOLDER that holds them, or {instead}"
     return f"data.root={printable(Path(root).parent / close)}, or {instead}"
+
+
+def _refuse_arrow(folder: Path) -> None:
+    """Raises UserError where a folder is what `datasets` saves: its images lie within Arrow files."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        fix = "export it: each image saved as a PNG, its text in metadata.jsonl"
+        raise UserError("data.root", printable(folder), "a Hugging Face dataset saved to disk, no image files", fix)
 
 
 def _entries(folder: Path) -> list[tuple[str, os.stat_result]]:

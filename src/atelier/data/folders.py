@@ -12,19 +12,18 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.core.launchers import rank
 from atelier.core.ranges import Name, PositiveInt, Probability
-from atelier.data.base import DataModule, Images, Role, Split
+from atelier.data.base import DataModule, Role, Split
 from atelier.data.checking import Checked, check_files, fingerprint
-from atelier.data.file_images import FileImages, Views
+from atelier.data.file_images import FileImages, Masks, Views
 from atelier.data.finding import Item, files_of, printable
 from atelier.data.layouts import left_out, refuse_pairs, split_folders
-from atelier.data.reading import Background, check, read
+from atelier.data.reading import Background, check, has_alpha, read, read_with_alpha
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,10 +73,15 @@ class ImageFiles(DataModule, ABC):
     def files(self) -> dict[Split, list[Item]]:
         """What `layout` gives; one line says which files under the root are no part of it."""
         files = self.layout()
-        left = left_out(self.root, {name for items in files.values() for item in items for name in item.names})
+        used = {name for items in files.values() for item in items for name in item.names}
+        left = left_out(self.root, used | self.told_of())
         if left:
             self.tell(f"left out are {left}")
         return files
+
+    def told_of(self) -> set[str]:
+        """Further files under the root that are read, or of which a line says that they are not."""
+        return set()
 
     def tell(self, what: str) -> None:
         """One line about the files, once for all ranks."""
@@ -112,17 +116,6 @@ class ImageFiles(DataModule, ABC):
         fix = "data.on_bad_image=error, which names the others"
         fix = "data.holdout=0 (test on the training images), or more images" if held else fix
         return UserError("data.root", printable(self.root), f"no readable image{of} is left to {split}", fix)
-
-    def images(self, split: Split) -> Images:
-        items = self.index[split]
-        return FileImages(
-            [Path(self.root, item.name) for item in items],
-            partial(self.reader(), size=self.image_size),
-            {"label": torch.tensor([item.label for item in items])} if "label" in self.provides else {},
-            self.flip,
-            self.keeps(split, self.image_channels * self.image_size**2),
-            self.files_fingerprint(split),
-        )
 
     def reader(self, read_file: Callable[..., Tensor] = read) -> Callable[..., Tensor]:
         """`read_file` with the options of this set: (path, size=) to (C, size, size) uint8."""
@@ -164,7 +157,51 @@ class ImageFiles(DataModule, ABC):
 
 
 @dataclass(kw_only=True, eq=False)
-class ImageFolder(ImageFiles):
+class SingleFiles(ImageFiles, ABC):
+    """Image files that are an image each.
+
+    Args:
+        masks: `mask`, what of each image is to be filled: "alpha", the object of a transparent image, all of it that
+            is not transparent; "lama", strokes or boxes (Suvorov et al. 2022), drawn anew in training and the same for
+            each image at test; "none", there is none.
+    """
+
+    masks: Masks = field(default="none", metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART})
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset() if self.masks == "none" else frozenset({"mask"})
+
+    def told(self, items: list[Item]) -> dict[str, Tensor | list[list[str]]]:
+        """What is known of images beside their pixels, as `FileImages` takes it."""
+        return {}
+
+    def images(self, split: Split) -> FileImages:
+        items, alpha = self.index[split], self.masks == "alpha"
+        if alpha:
+            self._refuse_opaque(split)
+        return FileImages(
+            [Path(self.root, item.name) for item in items],
+            partial(self.reader(read_with_alpha if alpha else read), size=self.image_size),
+            self.told(items),
+            self.flip,
+            self.keeps(split, (self.image_channels + alpha) * self.image_size**2),
+            self.files_fingerprint(split),
+            self.masks,
+        )
+
+    def _refuse_opaque(self, split: Split) -> None:
+        names = [item.name for item in self.index[split]]
+        opaque = [name for name in names if not has_alpha(Path(self.root, name))]
+        where = f"of {len(names)} images to {split}"
+        if len(opaque) == len(names):
+            raise UserError("data.masks", "alpha", f"none {where} is transparent anywhere", "data.masks=lama")
+        if opaque:
+            self.tell(f"{len(opaque)} {where} have no alpha, first {printable(opaque[0])}: their mask is all of them")
+
+
+@dataclass(kw_only=True, eq=False)
+class ImageFolder(SingleFiles):
     """Any folder of images, without labels.
 
     With a train/ in it the training split is train/, else the whole folder; the test split is test/, val/ or another

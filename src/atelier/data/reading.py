@@ -13,10 +13,12 @@ damage    every pixel is decoded and every PNG checksum compared, so a file that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -30,6 +32,7 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I",
 Background = Literal["white", "grey", "black"]
 GREYS = {"white": 255, "grey": 128, "black": 0}
 ON_ITS_SIDE = range(5, 9)  # EXIF's orientations where width and height change places
+Decoded = TypeVar("Decoded")
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
 
 
@@ -47,6 +50,23 @@ def read(
 ) -> Tensor:
     """The file as (channels, size, size) uint8: `decode`, then `square`. Raises BadImage."""
     return pixels(square(decode(path, channels, background, max_pixels), size, crop))
+
+
+def read_with_alpha(
+    path: Path, size: PositiveInt, channels: Literal[1, 3], background: Background, max_pixels: PositiveInt
+) -> Tensor:
+    """The file as (channels + 1, size, size) uint8: as `read` gives it, then how opaque it is, 255 where wholly.
+
+    Raises BadImage.
+    """
+    both = _opened(path, max_pixels, lambda image: (flatten(image, channels, background), opacity(image)))
+    return torch.cat([pixels(square(one, size)) for one in both])
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether an image file says of its pixels how opaque they are, from its header."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.has_transparency_data
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -73,30 +93,24 @@ def check(path: Path, max_pixels: PositiveInt) -> str:
 
 def decode(path: Path, channels: Literal[1, 3], background: Background, max_pixels: PositiveInt) -> Image.Image:
     """The file as an upright image of mode L or RGB, by the rules at the head of this file; or BadImage."""
-    try:
-        with open(path, "rb") as file:
-            image = _opened(file, max_pixels)
-            return flatten(ImageOps.exif_transpose(image), channels, background)
-    except BadImage:
-        raise
-    except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
-        raise BadImage("0 bytes" if empty else "not a PNG, JPEG, WebP, BMP or TIFF image") from error
-    except Exception as error:  # damaged files make Pillow raise TypeError, SyntaxError and more
-        strerror = getattr(error, "strerror", None)
-        raise BadImage(strerror or str(error) or type(error).__name__) from error
+    return _opened(path, max_pixels, lambda image: flatten(image, channels, background))
 
 
 def flatten(image: Image.Image, channels: Literal[1, 3], background: Background) -> Image.Image:
     """Any mode to L (one channel) or RGB (three), alpha laid over the background. Raises BadImage."""
-    if image.mode not in MODES:
-        raise BadImage(f"pixels of mode {image.mode}")
-    if image.mode.startswith("I"):
-        image = _eight_bits(image)
+    image = _known(image)
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (GREYS[background],) * 3 + (255,))
         image = Image.alpha_composite(opaque, image.convert("RGBA"))
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def opacity(image: Image.Image) -> Image.Image:
+    """Any mode to its alpha as L, 255 = opaque, which all of it is where it has none. Raises BadImage."""
+    image = _known(image)
+    if image.has_transparency_data:
+        return image.convert("RGBA").getchannel("A")
+    return Image.new("L", image.size, 255)
 
 
 def square(image: Image.Image, size: PositiveInt, crop: Box | None = None) -> Image.Image:
@@ -116,7 +130,22 @@ def square(image: Image.Image, size: PositiveInt, crop: Box | None = None) -> Im
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
-def _opened(file: BinaryIO, max_pixels: int) -> Image.Image:
+def _opened(path: Path, max_pixels: int, change: Callable[[Image.Image], Decoded]) -> Decoded:
+    """What is made of the upright image of a file; anything that goes wrong is a BadImage."""
+    try:
+        with open(path, "rb") as file:
+            return change(ImageOps.exif_transpose(_checked(file, max_pixels)))
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        empty = path.stat().st_size == 0
+        raise BadImage("0 bytes" if empty else "not a PNG, JPEG, WebP, BMP or TIFF image") from error
+    except Exception as error:  # damaged files make Pillow raise TypeError, SyntaxError and more
+        strerror = getattr(error, "strerror", None)
+        raise BadImage(strerror or str(error) or type(error).__name__) from error
+
+
+def _checked(file: BinaryIO, max_pixels: int) -> Image.Image:
     """The image, not yet decoded; of a PNG every checksum is compared, which decoding does not do."""
     image = Image.open(file, formats=FORMATS)
     pixels = image.width * image.height
@@ -129,6 +158,13 @@ def _opened(file: BinaryIO, max_pixels: int) -> Image.Image:
     image.verify()
     file.seek(0)
     return Image.open(file, formats=FORMATS)
+
+
+def _known(image: Image.Image) -> Image.Image:
+    """An image of one of the MODES, of 8 bits. Raises BadImage."""
+    if image.mode not in MODES:
+        raise BadImage(f"pixels of mode {image.mode}")
+    return _eight_bits(image) if image.mode.startswith("I") else image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

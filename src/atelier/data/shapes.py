@@ -20,7 +20,7 @@ EXTRA: dict[str, frozenset[str]] = {
     "label_map": frozenset({"source"}),
     "fill": frozenset({"image_a", "image_b"}),
     "attribute_transfer": frozenset({"target"}),
-    "inpaint": frozenset({"mask"}),
+    "inpaint": frozenset({"mask", "mask_kind"}),
     "low_resolution": frozenset({"source"}),
     "edit": frozenset({"source", "instruction"}),
 }
@@ -40,7 +40,8 @@ class Shapes(DataModule):
         task: field that comes beside the image. "label_map": `source`, flat planes that determine the image. "fill":
             `image_a` solid and `image_b` striped, unpaired, and of test images what each is in the other fill.
             "attribute_transfer": `target`, the attributes with one of colour, fill and ground changed, and of test
-            images the `answer`. "inpaint": `mask`, a box or free-form.
+            images the `answer`. "inpaint": `mask`, the object's box or strokes
+            that cover 30 to 70 % of it, and `mask_kind`, which of the two (`world.MASK_KINDS`).
             "low_resolution": `source`, a quarter as wide. "edit": `instruction` and `source`, the scene before it.
     """
 
@@ -115,6 +116,8 @@ class SceneImages:
         batch["label"], batch["attributes"] = self.labels[where], world.attributes(scenes)
         if self.task == "attribute_transfer":
             batch["target"] = world.attributes(self.attribute_transfer[where])
+        if self.task == "inpaint":
+            batch["mask_kind"] = world.mask_kinds(WORLD_SEED, where, self.split)
         if self.task == "edit":
             batch["instruction"] = [self.instructions[i] for i in where.tolist()]
         return batch

@@ -14,7 +14,7 @@ from atelier.core.batch import Cond
 from atelier.core.condition import Embedder
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
-from atelier.diffusion.guidance import Asked, ClassifierFree, Denoise, Guider, clipped
+from atelier.diffusion.guidance import Asked, ClassifierFree, Denoise, Dual, Guider, clipped
 from atelier.diffusion.inpainting import knowing, resampled
 from atelier.diffusion.inversion import inverted
 from atelier.diffusion.objective import Net, Objective
@@ -51,16 +51,25 @@ class DiffusionSampler:
         self.guider.fits(self.net)
 
     def asked(
-        self, sampler: Sampler | None = None, guidance: float | None = None, guider: Guider | None = None
+        self,
+        sampler: Sampler | None = None,
+        guidance: float | None = None,
+        guider: Guider | None = None,
+        image_guidance: float | None = None,
     ) -> DiffusionSampler:
-        """This one with another sampler or guider, or another number for its guider; None leaves each as it is.
+        """This one with another sampler or guider, or other numbers for its guider; None leaves each as it is.
 
         Raises:
-            UserError: as in the constructor.
+            UserError: the guider tells no images from other conditions, or as in the constructor.
         """
         guider = guider or self.guider
         if guidance is not None:
             guider = replace(guider, guidance=guidance)
+        if image_guidance is not None:
+            if not isinstance(guider, Dual):
+                name = type(guider).__name__
+                raise UserError(".image_guidance", image_guidance, f"guider {name} has none", "guider=dual")
+            guider = replace(guider, image_guidance=image_guidance)
         return replace(self, sampler=sampler or self.sampler, guider=guider)
 
     def __call__(self, cond: Cond, noise: Tensor, rngs: ImageRngs) -> Tensor:

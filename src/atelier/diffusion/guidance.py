@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -125,6 +125,32 @@ class ClassifierFree(Guider):
         if self.rescale > 0:
             image = rescaled(image, known[:, :n], x_t, schedule.pair(t, like=x_t), self.rescale)
         return torch.cat([image, torch.lerp(free[:, n:], known[:, n:], min(self.guidance, 1.0))], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dual(Guider):
+    """D = D(0, 0) + g_I (D(I, 0) - D(0, 0)) + g_T (D(I, T) - D(I, 0))   (Brooks et al. 2023, InstructPix2Pix, eq. 3).
+
+    I are the planes, `image_guidance` is g_I; T is all else, `guidance` is g_T. Both 1: off, one plain call. Where the
+    variance is learned, v is that of D(I, T).
+    """
+
+    image_guidance: NonNegFloat
+
+    def __call__(self, denoise: ConditionalDenoise, asked: Asked) -> Denoise:
+        if self.guidance == self.image_guidance == 1:
+            return lambda x_t, t: denoise(x_t, t, asked.known)
+        shown = replace(asked.null, planes=asked.known.planes)
+        all_three = asked.null.cat(shown).cat(asked.known)
+
+        def guided(x_t: Tensor, t: Tensor) -> Tensor:
+            free, image, both = denoise(torch.cat([x_t] * 3), torch.cat([t] * 3), all_three).chunk(3)
+            n = x_t.shape[1]
+            towards_image, towards_both = (image - free)[:, :n], (both - image)[:, :n]
+            made = free[:, :n] + self.image_guidance * towards_image + self.guidance * towards_both
+            return torch.cat([made, both[:, n:]], dim=1)
+
+        return guided
 
 
 def rescaled(image: Tensor, like: Tensor, x_t: Tensor, level: tuple[Tensor, Tensor], share: float) -> Tensor:

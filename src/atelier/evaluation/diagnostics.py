@@ -16,7 +16,7 @@ from atelier.evaluation.gathering import Parts, Progress, read
 from atelier.evaluation.reconstruction import Context
 from atelier.images.pixels import to_uint8
 from atelier.metrics.memorisation import Z, nearer, nearest, thumbnails
-from atelier.models.base import DiffusionModel
+from atelier.models.diffusion_model import DiffusionModel
 
 LOOKED_AT = 16  # training images of which thumbnails are made, for each image that is denoised
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atelier.core.batch import rows_of
+from atelier.core.batch import Batch, Cond, rows_of
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
@@ -28,14 +28,13 @@ from atelier.metrics.suite import Suite
 from atelier.models.base import (
     Autoencoder,
     Bounded,
-    Cond,
-    DiffusionModel,
     Examined,
     Generator,
     Likelihood,
     Model,
     sampling_mode,
 )
+from atelier.models.diffusion_model import DiffusionModel
 from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
@@ -173,7 +172,11 @@ class Evaluator:
             with context():
                 images = sample(model, cond, ImageRngs(self.seed, numbers.start, len(numbers)), options)
             images = to_uint8(images)
-            facts = self._facts(model, images, cond, data)
+            facts = self._facts(model, images, _asked(cond, batch), data)
+            if self.suite.clip is not None and "text" in cond:
+                true = to_uint8(batch[model.real_fields[case]])
+                facts |= {"clip_score": self.suite.clip_score(images, cond["text"])}
+                facts |= {"real/clip_score": self.suite.clip_score(true, cond["text"])}
             if model.source_fields:
                 facts |= compared(model, images, cond, batch, case, data.judged, self.suite)
             elif data.judged:
@@ -186,6 +189,7 @@ class Evaluator:
         if data.judged:
             found, self.reasons = judged(facts)
             values |= found
+        values |= {name: facts[name].mean().item() for name in ("clip_score", "real/clip_score") if name in facts}
         if self._diagnosed(model):
             values |= self._memory(model, data, case, facts, progress)
         return values
@@ -217,9 +221,9 @@ class Evaluator:
         """Training images of which thumbnails are made."""
         return min(data.n_train, diagnostics.LOOKED_AT * diagnostics.count(data, self.n_diagnosed))
 
-    def _facts(self, model: Generator, images: Tensor, cond: Cond, data: DataModule) -> dict[str, Tensor]:
-        """What is kept of a batch of samples: its conditions, features, verdicts."""
-        facts = {f"asked/{name}": value.cpu() for name, value in cond.items() if name in ASKED}
+    def _facts(self, model: Generator, images: Tensor, asked: Cond, data: DataModule) -> dict[str, Tensor]:
+        """What is kept of a batch of samples: what was asked of it, features, verdicts."""
+        facts = {f"asked/{name}": value.cpu() for name, value in asked.items()}
         if self.suite.active:
             facts["features"] = self.suite.features(images).cpu()
         elif self._diagnosed(model):
@@ -292,7 +296,8 @@ class Evaluator:
         if self.suite.active:
             counts = {case: self._n_real(model, data, case) for case in model.cases}
             one = len(set(counts.values())) == 1
-            protocol |= {"n_real": counts[model.cases[0]] if one else counts} | self.suite.protocol()
+            protocol |= {"n_real": counts[model.cases[0]] if one else counts}
+        protocol |= self.suite.protocol()
         given = {name: value if isinstance(value, float) else str(value) for name, value in options.items()}
         if "sampler" in options:
             given["nfe"] = options["sampler"].nfe
@@ -312,6 +317,12 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
     half, rngs = len(rngs) // 2, rngs.again()
     parts = (slice(0, half), slice(half, None))
     return torch.cat([sample(model, rows_of(cond, p), rngs[p], options) for p in parts])
+
+
+def _asked(cond: Cond, batch: Batch) -> Cond:
+    """What a judge can look for of a condition; of a caption or an image, what the set says beside it."""
+    known = batch if {"text", "image"} & cond.keys() else cond
+    return {name: known[name] for name in ASKED if name in known}
 
 
 def judged(facts: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[str, int, int]]]:

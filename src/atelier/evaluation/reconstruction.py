@@ -81,7 +81,8 @@ def likelihood(
         nats = model.nll(x, model.condition(batch, ""), rngs).double()  # (B,)
         return {"nll": nats, "bpd": nats / (x[0].numel() * math.log(2))}
 
-    return _means(facts, data, rngs, n, batch_size, context, "likelihood", progress)
+    found = _facts(facts, data, rngs, n, batch_size, context, "likelihood", progress)
+    return {name: values.mean().item() for name, values in found.items()}
 
 
 def examined(
@@ -93,12 +94,12 @@ def examined(
     context: Context,
     progress: Progress,
 ) -> dict[str, float]:
-    """The model's figures, each a mean over the n chosen test images."""
-    found = _means(model.examined, data, rngs, n, batch_size, context, "test images", progress)
+    """The model's figures of the n chosen test images."""
+    found = model.concluded(_facts(model.examined, data, rngs, n, batch_size, context, "test images", progress))
     return {name: found[name] for name in model.figures}
 
 
-def _means(
+def _facts(
     facts: Callable[[Batch, ImageRngs], dict[str, Tensor]],
     data: DataModule,
     rngs: Callable[[int, int], ImageRngs],
@@ -107,11 +108,11 @@ def _means(
     context: Context,
     what: str,
     progress: Progress,
-) -> dict[str, float]:
-    """The mean over the n chosen test images, on all ranks, of what `facts` says of each of a batch, (B,) by name."""
+) -> dict[str, Tensor]:
+    """What `facts` says of each of a batch of the n chosen test images, (B, ...) by name, of all ranks, in order."""
     parts = Parts()
     for numbers, batch in read(data, "test", n, batch_size, what, progress):
         with context():
             found = facts(batch, rngs(numbers.start, len(numbers)))
-        parts.add(numbers, {name: value.double() for name, value in found.items()})
-    return {name: values.mean().item() for name, values in parts.gathered().items()}
+        parts.add(numbers, found)
+    return parts.gathered()

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 REQUESTED = "request"  # name of the text in a picture that says what it was asked for
@@ -66,6 +67,26 @@ def beside(images: list[Tensor]) -> Tensor:
     factors = [width // x.shape[-1] for x in images]
     large = [x.repeat_interleave(f, -1).repeat_interleave(f, -2) for x, f in zip(images, factors, strict=True)]
     return rearrange([x.expand(-1, channels, -1, -1).cpu() for x in large], "kinds n c h w -> (n kinds) c h w")
+
+
+def labelled(rows: list[tuple[str, Tensor]], margin: int = 64, padding: int = 2) -> Tensor:
+    """One picture of rows, each with a word on its left.
+
+    Args:
+        rows: word and images (N, 3, H, W) uint8, N and H, W the same in all.
+        margin: pixels that words have.
+        padding: pixels of black around images.
+
+    Returns:
+        (3, H', W') uint8.
+    """
+    images = torch.cat([images for _, images in rows])
+    whole = make_grid(images.cpu(), nrow=len(rows[0][1]), padding=padding)
+    canvas = _pillow(F.pad(whole, (margin, 0, 0, 0)))
+    height, pen = images.shape[2] + padding, ImageDraw.Draw(canvas)
+    for k, (word, _) in enumerate(rows):
+        pen.text((4, padding + k * height + height // 2), word, fill=(255, 255, 255), anchor="lm")
+    return pil_to_tensor(canvas)
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:

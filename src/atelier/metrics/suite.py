@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name, PositiveInt
+from atelier.images.pixels import to_float
 from atelier.metrics import cache, distances
+from atelier.metrics import clip_score as clips
 from atelier.metrics.classifier import Classifier, TrainingSet, classifier_of
 from atelier.metrics.features import (
     INCEPTION_FILE,
@@ -21,6 +23,7 @@ from atelier.metrics.features import (
     fetch_inception,
     find_inception,
 )
+from atelier.nets.contracts import ImageEncoder
 
 NetName = Literal["auto", "inception", "classifier", "mobilenet", "none"]
 Distance = Literal["fid", "kid", "is", "precision", "recall"]
@@ -44,6 +47,7 @@ class Suite:
         lpips: learned distance of pairs of images (B, C, H, W) in [-1, 1], to (B,); None = not measured.
         rate_distortion: noise levels of each test image at which a diffusion model's bound is measured, in place of
             samples; None = it is not asked for.
+        clip: encoders of images and texts (`clip_score`), of a model that is conditional on text; None = not measured.
     """
 
     def __init__(
@@ -57,15 +61,16 @@ class Suite:
         cache: Name,
         lpips: nn.Module | None = None,
         rate_distortion: PositiveInt | None = None,
+        clip: ImageEncoder | None = None,
     ) -> None:
         self.kind, self.weights, self.names = net, weights, names if net != "none" else []
         self.antialias, self.fetch, self.cache = antialias, fetch, Path(cache).expanduser()
         self.net: FeatureNet | None = None
-        self.lpips, self.rate_distortion = lpips, rate_distortion
+        self.lpips, self.rate_distortion, self.clip = lpips, rate_distortion, clip
 
     @property
     def active(self) -> bool:
-        """Whether any distance is measured; if not, nothing below is to be called."""
+        """Whether any distance is measured; if not, nothing below is to be called but `clip_score` and `protocol`."""
         return bool(self.names)
 
     def check(self) -> None:
@@ -104,8 +109,9 @@ class Suite:
         Raises:
             UserError: weights are missing or broken, or a distance does not suit the net.
         """
-        if self.lpips is not None:
-            self.lpips.to(device)
+        for net in (self.lpips, self.clip):
+            if net is not None:
+                net.to(device)
         if not self.active:
             return None
         self.check()
@@ -160,6 +166,11 @@ class Suite:
         cache.write(path, facts)
         return facts
 
+    def clip_score(self, images: Tensor, texts: list[str]) -> Tensor:
+        """How well images (B, C, H, W) uint8 fit their texts, (B,), by `clip` (`metrics/clip_score.py`)."""
+        device = next(self.clip.parameters()).device
+        return clips.clip_score(to_float(images).to(device), texts, self.clip)
+
     @property
     def knows_labels(self) -> bool:
         """Whether the net was trained to tell the labels of this set."""
@@ -197,7 +208,10 @@ class Suite:
             "precision": {"neighbours": distances.NEIGHBOURS},
             "recall": {"neighbours": distances.NEIGHBOURS},
         }
-        protocol = dict(self._net.protocol)
+        protocol = {} if self.clip is None else {"clip": clips.named(self.clip)}
+        if not self.active:
+            return protocol
+        protocol |= self._net.protocol
         for name in self.names:
             protocol |= details.get(name, {})
         return protocol

@@ -16,7 +16,8 @@ from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective, TrainedDenoiser
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import Bounded, Cond, DiffusionModel
+from atelier.models.base import Bounded, Cond
+from atelier.models.diffusion_model import DiffusionModel
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 
 

@@ -25,6 +25,7 @@ from atelier.models.base import Autoencoder, Cond, DiscreteAutoencoder, takes
 from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.codec import Moments
+from atelier.nets.contracts import FirstStage
 from atelier.nets.patch import PatchDiscriminator
 from atelier.nets.vqgan import VQGANNet
 
@@ -151,14 +152,19 @@ class AutoencoderKL(PerceptualAutoencoder):
 
     Args:
         kl_weight: weight of the KL, which is summed over latents.
-        net: images to latents and back; all other arguments: see `PerceptualAutoencoder`.
+        net: images to latents and back; None: that of `first_stage`.
+        first_stage: trained autoencoder, from whose weights training starts; all other arguments: see
+            `PerceptualAutoencoder`.
+
+    Raises:
+        UserError: there is no net, or there are two, or that of the first stage has another bottleneck.
     """
 
     kind = KLNet
 
     def __init__(
         self,
-        net: KLNet | VQGANNet,
+        net: KLNet | VQGANNet | None,
         discriminator: PatchDiscriminator,
         perceptual: LPIPS | Pyramid | None,
         perceptual_weight: NonNegFloat,
@@ -169,9 +175,10 @@ class AutoencoderKL(PerceptualAutoencoder):
         generator_optimizer: Callable,
         discriminator_optimizer: Callable,
         grad_clip: PositiveFloat | None,
+        first_stage: FirstStage | None = None,
     ) -> None:
         super().__init__(
-            net=net,
+            net=_one(net, first_stage),
             discriminator=discriminator,
             perceptual=perceptual,
             perceptual_weight=perceptual_weight,
@@ -245,3 +252,17 @@ class VQGAN(PerceptualAutoencoder, DiscreteAutoencoder):
     def codes(self, x: Tensor) -> Tensor:
         with float32(self.device):
             return self.net.codes(x)
+
+
+def _one(net: KLNet | VQGANNet | None, first_stage: FirstStage | None) -> KLNet | VQGANNet:
+    """The net, or that of the first stage, which is trained on."""
+    if (net is None) == (first_stage is None):
+        fix = "model=autoencoder_kl" if net is None else "model=kl_tuned"
+        problem = "there is no net" if net is None else "the first stage has the net already"
+        raise UserError(".net", net and type(net).__name__, problem, fix)
+    if net is not None:
+        return net
+    if not isinstance(first_stage, KLNet):
+        problem, fix = "only an AutoencoderKL is trained on", ".first_stage.experiment=shapes_autoencoder_kl"
+        raise UserError(".first_stage", type(first_stage).__name__, problem, fix)
+    return first_stage.train()

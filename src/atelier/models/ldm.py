@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
-from atelier.core.batch import Batch
+from atelier.core.batch import Batch, Cond
 from atelier.core.condition import Embedder
 from atelier.core.errors import UserError, within
-from atelier.core.ranges import PositiveFloat, Probability
+from atelier.core.ranges import NonNegFloat, PositiveFloat, Probability
+from atelier.core.rng import ImageRngs
 from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import Guider
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import Sampler
-from atelier.models.base import DiffusionModel
+from atelier.models.diffusion_model import DiffusionModel
 from atelier.nets.codec import LatentCodec
+from atelier.nets.conditions import NEGATIVE
 from atelier.nets.contracts import FirstStage, keeps
 from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
 from atelier.nets.frozen import Frozen
+from atelier.nets.planes import LatentPlanes
 
 
 class LDM(DiffusionModel):
@@ -26,9 +29,12 @@ class LDM(DiffusionModel):
 
     Args:
         codec: frozen net -> LatentCodec.
-        net: image_size, image_channels -> denoising net, which get the size and the channels of the latents.
-        objective, embedder, cond_dropout, sampler, guider, optimizer, grad_clip: arguments of DDPM, for latents.
+        net: image_size, image_channels -> denoising net, which get the size and the channels of the latents, and
+            beside them token_dim and plane_channels where the condition has tokens and planes.
+        objective, cond_dropout, sampler, guider, optimizer, grad_clip: arguments of DDPM, for latents.
+        embedder: that of DDPM; where there are planes, plane_channels, plane_size -> embedder.
         first_stage: images to latents and back.
+        planes: planes that the net sees beside its latents, made of Batch fields; None: it sees none.
 
     Raises:
         UserError: the first stage is no autoencoder, the loss is a bound of grey levels, or as in DDPM.
@@ -41,34 +47,60 @@ class LDM(DiffusionModel):
         codec: Callable,
         objective: Objective,
         net: Callable | DenoisingNet,  # a built net: in configs stored before the first stage gave the sizes
-        embedder: Embedder,
+        embedder: Callable | Embedder,
         cond_dropout: Probability,
         sampler: Sampler,
         guider: Guider,
         optimizer: Callable,
         grad_clip: PositiveFloat | None,
         first_stage: FirstStage,
+        planes: LatentPlanes | None = None,
     ) -> None:
         super().__init__()
         keeps(first_stage, FirstStage, ".first_stage")
-        channels, _, size = first_stage.latent_shape
-        with within(".net"):
-            made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels)
-        denoises(made, ".net")
-        conditioned_by(made, embedder, ".net")
-        self.net: DenoisingNet = made
         if objective.loss != "simple":
             problem = "the bound counts grey levels, which latents have not"
             raise UserError(".objective.loss", objective.loss, problem, ".objective.loss=simple")
         self.codec: LatentCodec = codec(Frozen(first_stage))
-        self.objective, self.embedder, self.cond_dropout = objective, embedder, cond_dropout
+        self.planes = planes
+        self.embedder = self._embedder(embedder)
+        self.net = self._net(net)
+        self.objective, self.cond_dropout = objective, cond_dropout
         self.optimizer, self.grad_clip = optimizer, grad_clip
-        self.diffusion_sampler = DiffusionSampler(objective, self.net, embedder, sampler, guider, clip=False)
-        self.needs = self.diffusion_sampler.conditions
+        self.diffusion_sampler = DiffusionSampler(objective, self.net, self.embedder, sampler, guider, clip=False)
+        fields = frozenset() if planes is None else frozenset(planes.fields)
+        self.needs = self.diffusion_sampler.conditions - {"planes"} | fields
+        if "source" in self.needs:
+            self.source_fields, self.answer_fields = {"": "source"}, {"": "image"}
+
+    def _embedder(self, embedder: Callable | Embedder) -> Embedder:
+        if isinstance(embedder, nn.Module):
+            return embedder
+        shape = self.codec.latent_shape
+        channels = 0 if self.planes is None else self.planes.channels(shape)
+        with within(".embedder"):
+            return embedder(plane_channels=channels, plane_size=shape[1])
+
+    def _net(self, net: Callable | DenoisingNet) -> DenoisingNet:
+        channels, _, size = self.codec.latent_shape
+        names = {"tokens": "token_dim", "planes": "plane_channels"}
+        given = self.embedder.cond_sizes
+        sizes = {names[field]: n for field, n in given.items() if field in names}
+        with within(".net"):
+            made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels, **sizes)
+        denoises(made, ".net")
+        conditioned_by(made, self.embedder, ".net")
+        return made
+
+    def condition(self, batch: Batch, case: str) -> Cond:
+        negative = {NEGATIVE: batch[NEGATIVE]} if NEGATIVE in batch else {}
+        return self._with_planes(super().condition(batch, case) | negative)
+
+    def _with_planes(self, cond: Cond) -> Cond:
+        return cond if self.planes is None else cond | {"planes": self.planes(cond, self.codec)}
 
     def training_step(self, batch: Batch) -> Tensor:
         moments = batch["moments"] if "moments" in batch else self.moments(batch["image"])
-        self.codec.measure_moments(moments)
         cond = self.embedder(self.condition(batch, ""), len(moments), self.cond_dropout)
         loss = self.objective(self.net, self.codec.draw(moments), cond, self.images_seen).mean()
         self.report("loss", loss)
@@ -81,8 +113,52 @@ class LDM(DiffusionModel):
     def moments(self, x: Tensor) -> Tensor:
         return self.codec.moments(x)
 
+    def calibrate(self, images: Callable[[int], Iterable[Tensor]]) -> str:
+        with within(".codec"):
+            return self.codec.measure(images)
+
     def encode(self, x: Tensor) -> Tensor:
         return self.codec.centre(x)
 
     def decode(self, z: Tensor) -> Tensor:
         return self.codec.decode(z)
+
+    def sample(
+        self,
+        cond: Cond,
+        rngs: ImageRngs,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
+        image_guidance: NonNegFloat | None = None,
+    ) -> Tensor:
+        """Images (n, C, H, W); as of any diffusion model, and pasted where a hole is filled.
+
+        Args:
+            sampler: sampler in place of the model's own.
+            guidance: number in place of the guider's own.
+            guider: guider in place of the model's own.
+            image_guidance: number in place of the guider's own for the planes (`diffusion/guidance.py`, `Dual`).
+        """
+        how = self.diffusion_sampler.asked(sampler, guidance, guider, image_guidance)
+        x = self.decode(how(cond, self.noise(rngs), rngs))
+        return x if self.planes is None else self.planes.finished(x, cond)
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        cond: Cond,
+        rngs: ImageRngs,
+        resamplings: int,
+        *,
+        sampler: Sampler | None = None,
+        guidance: NonNegFloat | None = None,
+        guider: Guider | None = None,
+    ) -> Tensor:
+        """As of any diffusion model, but asked once and for all where it has learned to fill holes."""
+        if self.planes is None or "mask" not in self.planes.fields:
+            return super().inpaint(x, mask, cond, rngs, resamplings, sampler=sampler, guidance=guidance, guider=guider)
+        cond = self._with_planes(cond | {"image": x, "mask": mask.float()})
+        return self.sample(cond, rngs, sampler=sampler, guidance=guidance, guider=guider)

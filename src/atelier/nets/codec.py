@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from atelier.core import ranks
+from atelier.core.errors import UserError
 from atelier.core.precision import float32
-from atelier.core.ranges import PositiveFloat
+from atelier.core.ranges import PositiveFloat, PositiveInt
 from atelier.nets.frozen import Frozen
 
 MOMENTUM = 0.02  # of latents' moments, per batch
+GIVEN_CHECK = 64  # images whose latents tell how well a given scale fits
 
 
 class LatentCodec(nn.Module):
@@ -20,21 +24,32 @@ class LatentCodec(nn.Module):
 
     Args:
         autoencoder: a frozen net with encode(x) -> (mean, logvar) and decode(z).
-        scale: factor of the latents; None: measured once, so that their deviation is 1 (Rombach et al. 2022, section
-            G).
+        scale: factor of the latents; None: measured before training, so that their deviation is 1 (Rombach et al. 2022,
+            section G); until then it is 1.
         shift: number subtracted before scaling.
         mode: "mode" encodes to the mean, "sample" draws from the posterior.
+        n_measured: images that the scale is measured on, or all of them where there are fewer.
     """
 
     scale: Tensor
 
     def __init__(
-        self, autoencoder: Frozen, scale: PositiveFloat | None, shift: float, mode: Literal["mode", "sample"]
+        self,
+        autoencoder: Frozen,
+        scale: PositiveFloat | None,
+        shift: float,
+        mode: Literal["mode", "sample"],
+        n_measured: PositiveInt = 10_000,
     ) -> None:
         super().__init__()
-        self.autoencoder, self.shift, self.mode = autoencoder, shift, mode
-        self._known = False
-        self.register_buffer("scale", torch.tensor(scale or 0.0))  # saved: never measured again
+        self.autoencoder, self.shift, self.mode, self.n_measured = autoencoder, shift, mode, n_measured
+        self.given = scale is not None
+        self.register_buffer("scale", torch.tensor(scale or 1.0))              # saved: never measured again
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(Z, h, w) of a latent."""
+        return self.autoencoder.net.latent_shape
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images (B, C, H, W)."""
@@ -56,9 +71,13 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def centre(self, x: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images (B, C, H, W), the mean of their posterior whatever the mode."""
+        return (self.mode_of(x) - self.shift) * self.scale
+
+    @torch.no_grad()
+    def mode_of(self, x: Tensor) -> Tensor:
+        """The mean of the posterior as the autoencoder gives it, neither shifted nor scaled, (B, Z, h, w)."""
         with float32(x.device):
-            mean, _ = self.autoencoder.net.encode(x)
-        return (mean - self.shift) * self.scale
+            return self.autoencoder.net.encode(x)[0]
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -66,20 +85,47 @@ class LatentCodec(nn.Module):
         with float32(z.device):
             return self.autoencoder.net.decode(z.float() / self.scale + self.shift)
 
-    def measure(self, x: Tensor) -> None:
-        """Where scale is not given, set it to 1 / std of the latents of these images, all ranks'."""
-        self.measure_moments(self.moments(x))
-
     @torch.no_grad()
-    def measure_moments(self, moments: Tensor) -> None:
-        """`measure` of what `moments` gave."""
-        if self._known or self.scale > 0:
-            self._known = True  # no look at the device in every step
-            return
-        mean, logvar = moments.chunk(2, 1)
-        second = mean**2 + (logvar.exp() if self.mode == "sample" else 0)
-        centre, power = ranks.mean(mean.mean()), ranks.mean(second.mean())
-        self.scale.copy_((power - centre**2).rsqrt())
+    def measure(self, images: Callable[[int], Iterable[Tensor]]) -> str:
+        """Set the scale to 1 / deviation of latents of images, all ranks', unless it was given; gives a line about it.
+
+        A deviation is that of all numbers of all latents, noise of the posterior included where `mode` draws it.
+
+        Args:
+            images: number of images -> this rank's share of so many, in batches (B, C, H, W).
+
+        Raises:
+            UserError: latents are not finite, or all alike.
+        """
+        n, mean, second = self._powers(images(GIVEN_CHECK if self.given else self.n_measured))
+        variance = second.mean() - mean.mean() ** 2
+        if not variance.isfinite() or variance <= 0:
+            why = "all alike" if variance.isfinite() else "not finite"
+            given = self.scale.item() if self.given else "null"
+            fix = ".scale=NUMBER, or another first stage"
+            raise UserError(".scale", given, f"latents of these images are {why}", fix)
+        if not self.given:
+            self.scale.copy_(variance.rsqrt())
+        scale = self.scale.item()
+        deviations = (second - mean**2).clamp(min=0).sqrt() * scale            # (Z,), of each channel
+        how = "as given" if self.given else "measured"
+        return (
+            f"latents: scale {scale:.4g} {how}; deviation {variance.sqrt().item() * scale:.3f} after scaling,"
+            f" {deviations.min().item():.2f} to {deviations.max().item():.2f} by channel ({n:,} images)"
+        )
+
+    def _powers(self, batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
+        """Number of images of all ranks, and first and second moment of each channel of their latents, (Z,) float64."""
+        channels, *places = self.autoencoder.net.latent_shape
+        total = torch.zeros(1 + 2 * channels, dtype=torch.float64, device=self.scale.device)
+        for x in batches:
+            mean, logvar = self.moments(x).chunk(2, 1)
+            second = mean.double() ** 2 + (logvar.double().exp() if self.mode == "sample" else 0)
+            total[0] += len(x)
+            total[1:] += torch.cat([mean.double().sum((0, 2, 3)), second.sum((0, 2, 3))])
+        n = (total := ranks.summed(total))[0].item()
+        mean, second = (total[1:] / (n * math.prod(places))).chunk(2)
+        return round(n), mean, second
 
 
 class Moments(nn.Module):

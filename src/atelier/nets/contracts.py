@@ -1,6 +1,6 @@
 """What a finished model can lend to one that stands on it: seven contracts, and who keeps them.
 
-    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, LikelihoodAutoencoder (AE, VAE)
+    FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, TAESD, LikelihoodAutoencoder (AE, VAE)
     CodeStage    images to codes and back        VQGANNet, VQNet
     Upscaler     images to larger ones           SRResNet, RRDBNet
     Denoiser     noisy images to clean ones      TrainedDenoiser (DDPM)
@@ -9,7 +9,8 @@
     GuidingClassifier   noisy images to labels   TrainedClassifier (NoisyClassifier); see core/classifier.py
 
 A page names a part by the argument of the model that takes it (`first_stage: {run: auto, experiment: shapes_vae}`), the
-annotation of that argument names the contract, and `atelier.runs.pretrained` finds or trains the run.
+annotation of that argument names the contract, and `atelier.runs.pretrained` finds or trains the run, or takes what
+somebody has published.
 """
 
 from __future__ import annotations
@@ -106,10 +107,11 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """A trained encoder of images in [-1, 1]: P numbers for each, and E for each of its places."""
+    """A trained encoder of images in [-1, 1]: P numbers for each, and E for each of its T places."""
 
     vector_dim: int
     token_dim: int
+    n_places: int
 
     def encode_images(self, x: Tensor) -> Condition:
         """Vectors (B, P) and tokens (B, T, E) of images (B, C, H, W)."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from atelier.core.condition import Condition, Embedder
 from atelier.core.errors import UserError
+
+ARGUMENTS = {"vector": "cond_dim", "tokens": "token_dim", "planes": "plane_channels"}  # a field -> its size in nets
+WITHOUT = {"vector": "null", "tokens": "null", "planes": "0"}
 
 
 @runtime_checkable
@@ -25,6 +29,12 @@ class DenoisingNet(Protocol):
         ...
 
 
+def cond_sizes(cond_dim: int | None, token_dim: int | None, plane_channels: int) -> dict[str, int]:
+    """What a net takes of a condition, as `Condition.sizes` tells it, by the arguments that say how large each is."""
+    sizes = {"vector": cond_dim, "tokens": token_dim, "planes": plane_channels}
+    return {name: size for name, size in sizes.items() if size}
+
+
 def denoises(net: Any, key: str) -> None:
     """Raises UserError where the net that was given as `key` does not say the shape of what it denoises."""
     if not isinstance(net, DenoisingNet):
@@ -38,15 +48,26 @@ def conditioned_by(net: DenoisingNet, embedder: Embedder, key: str) -> None:
     What an embedder without conditions gives says nothing, and a net need not take it.
     """
     taken, given = net.cond_sizes, embedder.cond_sizes
+    name_of_net, name_of_embedder = type(net).__name__, type(embedder).__name__
     for name, size in taken.items():
+        option, another = _option(net, name, key), f"{key}._target_=atelier.nets.unet.UNet"
         if name not in given:
-            problem = f"{type(net).__name__} takes {name}, {type(embedder).__name__} gives none"
-            raise UserError(".embedder", type(embedder).__name__, problem, f"{key}._target_=atelier.nets.unet.UNet")
+            problem = f"{name_of_net} takes {name}, {name_of_embedder} gives none"
+            fix = f"{option}={WITHOUT[name]}" if option else another
+            raise UserError(".embedder", name_of_embedder, problem, fix)
         if given[name] != size:
             problem = f"the embedder gives {name} of size {given[name]}, the net takes {size}"
-            raise UserError(f"{key}.cond_dim", size, problem, f"{key}.cond_dim={given[name]}")
+            fix = f"{option}={given[name]}" if option else another
+            raise UserError(option or key, size if option else name_of_net, problem, fix)
     ignored = [name for name in given if name not in taken]
     if ignored and embedder.conditions:
         problem = f"it takes no {ignored[0]} and would ignore {', '.join(embedder.conditions)}"
-        fix = f"{key}.cond_dim={given['vector']}" if ignored[0] == "vector" else "data.conditions=[]"
-        raise UserError(key, type(net).__name__, problem, fix)
+        option = _option(net, ignored[0], key)
+        fix = f"{option}={given[ignored[0]]}" if option else "data.conditions=[]"
+        raise UserError(key, name_of_net, problem, fix)
+
+
+def _option(net: DenoisingNet, name: str, key: str) -> str | None:
+    """The option that says how large a field is that the net takes; None where its kind has no such argument."""
+    argument = ARGUMENTS[name]
+    return f"{key}.{argument}" if argument in inspect.signature(type(net)).parameters else None

@@ -1,10 +1,12 @@
 """The diffusion transformer: patches as tokens, and blocks that the time and the condition scale, shift and gate.
 
-B batch, C channels, H, W image size, P patch size, N = H W / P^2 tokens, D width, K heads, E size of the condition.
+B batch, C channels, H, W image size, P patch size, N = H W / P^2 patches, D width, K heads; of the condition: E size of
+its vector or of each of T tokens, F planes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.core.ranges import PositiveFloat, PositiveInt, Probability
-from atelier.nets.layers import TimeEmbedding, attended, checkpointed, zeroed
+from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt, Probability
+from atelier.nets.denoising import cond_sizes
+from atelier.nets.layers import CrossAttention, TimeEmbedding, attended, checkpointed, mean_square_normed, zeroed
+from atelier.nets.widening import with_planes
 
 FREQUENCIES = 256  # numbers that a time becomes before it is embedded
 
@@ -39,6 +43,10 @@ class DiT(nn.Module):
         checkpointing: whether blocks are computed again on the way back: little memory, a third more work.
         freq_shift: 1 ends the frequencies of the time at 1/10000, 0, as published, one step before it.
         mlp_norm_eps: number added to the variance in the norm before a perceptron.
+        token_dim: size E of each of the condition's tokens, at which every block looks between its two parts (Chen et
+            al. 2024, PixArt-alpha, section 2.3), but behind a norm of its own; None: it takes none.
+        plane_channels: number F of the condition's planes, which are cut into patches with x; a net with planes or with
+            tokens starts as the one without.
 
     Raises:
         UserError: the patches do not fill the image, or the heads do not divide the width.
@@ -60,34 +68,39 @@ class DiT(nn.Module):
         checkpointing: bool = False,
         freq_shift: Literal[0, 1] = 0,
         mlp_norm_eps: PositiveFloat = 1e-6,
+        token_dim: PositiveInt | None = None,
+        plane_channels: NonNegInt = 0,
     ) -> None:
         super().__init__()
         patch_size = patch_size or max(1, image_size // 8)
         _check(image_size, patch_size, width, heads)
         self.shape = (image_channels, image_size, image_size)
-        self.cond_sizes = {} if cond_dim is None else {"vector": cond_dim}
+        self.cond_sizes = cond_sizes(cond_dim, token_dim, plane_channels)
         self.patch_size, self.checkpointing, self.n_out = patch_size, checkpointing, 1 + learned_variance
         self.patches = nn.Conv2d(image_channels, width, patch_size, stride=patch_size)
         self.register_buffer("positions", sines_of_places(width, image_size // patch_size), persistent=False)
         first = nn.Linear(FREQUENCIES, width)
         self.time = nn.Sequential(TimeEmbedding(FREQUENCIES, freq_shift), first, nn.SiLU(), nn.Linear(width, width))
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, width)
-        options = (dropout, qk_norm, mlp_norm_eps)
+        options = (dropout, qk_norm, mlp_norm_eps, token_dim)
         self.blocks = nn.ModuleList([DiTBlock(width, heads, *options) for _ in range(n_layers)])
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, self.n_out * image_channels * patch_size**2)
         self._as_published()
+        self.patches = with_planes(self.patches, plane_channels)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
-        """x (B, C, H, W), time (B,), cond with a vector (B, cond_dim) or None -> (B, C or 2 C, H, W)."""
+        """x (B, C, H, W), time (B,), cond with what `cond_sizes` names, or None -> (B, C or 2 C, H, W)."""
         embedding = self.time(time)                                        # (B, D)
         if self.cond is not None:
             embedding = embedding + self.cond(cond.vector)                     # (B, D)
         embedding = F.silu(embedding)
-        h = rearrange(self.patches(x), "b d h w -> b (h w) d") + self.positions    # (B, N, D)
+        given = torch.cat([x, cond.planes], dim=1) if "planes" in self.cond_sizes else x       # (B, C + F, H, W)
+        tokens = (cond.tokens, cond.mask) if "tokens" in self.cond_sizes else ()
+        h = rearrange(self.patches(given), "b d h w -> b (h w) d") + self.positions    # (B, N, D)
         for block in self.blocks:
-            h = checkpointed(block, self.checkpointing)(h, embedding)
+            h = checkpointed(block, self.checkpointing)(h, embedding, *tokens)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2) # (B, 1, D) each
         h = self.head(self.norm(h) * (1 + scale) + shift)                  # (B, N, P P C or P P 2 C)
         side = x.shape[2] // self.patch_size
@@ -104,12 +117,26 @@ class DiT(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
         for layer in (self.modulation, self.head, *(block.modulation for block in self.blocks)):
             zeroed(layer)
+        for block in self.blocks:
+            if block.cross is not None:
+                zeroed(block.cross.out)
 
 
 class DiTBlock(nn.Module):
-    """Attention and a perceptron, each behind a norm that the embedding scales and shifts, and gated by it."""
+    """Attention and a perceptron, each behind a norm that the embedding scales and shifts, and gated by it.
 
-    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool, mlp_norm_eps: float) -> None:
+    Between them it looks at tokens, where it is told their size.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        qk_norm: bool,
+        mlp_norm_eps: float,
+        token_dim: int | None = None,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
@@ -120,21 +147,26 @@ class DiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
+        self.cross_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.cross = CrossAttention(width, token_dim, heads, bias=True, qk_norm=qk_norm) if token_dim else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x (B, N, D), embedding (B, D) activated."""
+    def forward(
+        self, x: Tensor, embedding: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """x (B, N, D) of a square, embedding (B, D) activated, tokens (B, T, E), mask (B, T) bool."""
         modulation = self.modulation(embedding)[:, None].chunk(6, dim=2)   # (B, 1, D) each
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         h = self.attention(self.norm1(x) * (1 + scale1) + shift1)          # (B, N, D)
         x = x + gate1 * self.dropout(h)                                    # (B, N, D)
+        if self.cross is not None:
+            x = x + self.dropout(self.cross(self.cross_norm(x), tokens, mask, math.isqrt(x.shape[1])))
         return x + gate2 * self.dropout(self.mlp(self.norm2(x) * (1 + scale2) + shift2))
 
     def attention(self, x: Tensor) -> Tensor:
         """Every token (B, N, D) looks at every other."""
         q, k, v = rearrange(self.qkv(x), "b n (qkv heads c) -> qkv b heads n c", qkv=3, heads=self.heads)
         if self.query_norm is not None:
-            with torch.autocast(x.device.type, enabled=False):  # a mean of squares needs float32
-                q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
+            q, k = mean_square_normed(self.query_norm, q), mean_square_normed(self.key_norm, k)
         h = attended(q, k, v, causal=False)                                # (B, K, N, D / K)
         return self.out(rearrange(h, "b heads n c -> b n (heads c)"))      # (B, N, D)
 

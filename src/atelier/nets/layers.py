@@ -192,12 +192,83 @@ class SelfAttention(nn.Module):
         return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])      # (B, C, H, W)
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Attention (B, K, N, D / K); in float32 on a CPU, where torch's is 2.5 times as fast there and back as in bf16."""
+def attended(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """Attention (B, K, N, D / K); in float32 on a CPU, where torch's is 2.5 times as fast there and back as in bf16.
+
+    Args:
+        q: queries (B, K, N, D / K).
+        k: keys (B, K, T, D / K).
+        v: values (B, K, T, D / K).
+        causal: whether a place looks at itself and those before it alone.
+        mask: keys that are there, (B, T) bool, in place of `causal`; an image that has none gets zeros; None: all are.
+    """
+    seen = None if mask is None else _in_sight(mask)
     if q.device.type != "cpu" or q.dtype == torch.float64:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    else:
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = q.float(), k.float(), v.float()
+            h = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    return h if mask is None else h * mask.any(1)[:, None, None, None]     # (B, K, N, D / K)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """How much of each key `attended` takes, the mean over heads, (B, N, T) float32: each row sums to 1, or 0 where
+    an image has no key.
+
+    Args:
+        q: queries (B, K, N, D / K).
+        k: keys (B, K, T, D / K).
+        mask: keys that are there, (B, T) bool.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q.float() @ k.float().mT / math.sqrt(q.shape[3])          # (B, K, N, T)
+        weights = scores.masked_fill(~_in_sight(mask), -math.inf).softmax(3).mean(1)   # (B, N, T)
+    return weights * mask.any(1)[:, None, None]
+
+
+def _in_sight(mask: Tensor) -> Tensor:
+    """Keys that are there, (B, 1, 1, T); all where there are none, as a softmax over nothing is no number."""
+    return (mask | ~mask.any(1, keepdim=True))[:, None, None]
+
+
+def mean_square_normed(layer: nn.RMSNorm, x: Tensor) -> Tensor:
+    """The layer's norm of x in float32, which a mean of squares needs, as numbers of x's precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float()).to(x.dtype)
+
+
+class CrossAttention(nn.Module):
+    """Every place of a map attends to the tokens of its image (Rombach et al. 2022, LDM, section 3.3).
+
+    `watch` is None but under `atelier.nets.attention_maps`: it is called with the weights and the map's height.
+
+    Args:
+        width: channels D of a place.
+        token_dim: numbers E of a token.
+        heads: K.
+        bias: whether queries, keys and values have a bias, as in PixArt-alpha, or none, as in LDM.
+        qk_norm: whether queries and keys are divided by their root mean square, see `DiT`.
+    """
+
+    def __init__(self, width: int, token_dim: int, heads: int, bias: bool, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv = nn.Linear(width, width, bias), nn.Linear(token_dim, 2 * width, bias)
+        self.query_norm, self.key_norm = (nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None for _ in range(2))
+        self.out = nn.Linear(width, width)
+        self.watch: Callable[[Tensor, int], None] | None = None
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor, height: int) -> Tensor:
+        """x (B, N, D) of a map of that height, tokens (B, T, E), mask (B, T) bool, true where there is one."""
+        q = rearrange(self.q(x), "b n (heads c) -> b heads n c", heads=self.heads)             # (B, K, N, D / K)
+        k, v = rearrange(self.kv(tokens), "b t (kv heads c) -> kv b heads t c", kv=2, heads=self.heads)
+        if self.query_norm is not None:
+            q, k = mean_square_normed(self.query_norm, q), mean_square_normed(self.key_norm, k)
+        if self.watch is not None:
+            self.watch(attention_weights(q, k, mask), height)
+        h = attended(q, k, v, mask=mask)                                   # (B, K, N, D / K)
+        return self.out(rearrange(h, "b heads n c -> b n (heads c)"))      # (B, N, D)
 
 
 def checkpointed(layer: Callable[..., Tensor], on: bool) -> Callable[..., Tensor]:

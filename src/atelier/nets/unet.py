@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
-from atelier.core.ranges import Levels, PositiveFloat, PositiveInt, Probability, Width
+from atelier.core.ranges import Levels, NonNegInt, PositiveFloat, PositiveInt, Probability, Width
 from atelier.nets.autoencoder import Halve
+from atelier.nets.denoising import cond_sizes
 from atelier.nets.layers import (
     Down,
     ResBlock,
@@ -23,6 +24,8 @@ from atelier.nets.layers import (
     n_groups,
     zeroed,
 )
+from atelier.nets.spatial_transformer import SpatialTransformer
+from atelier.nets.widening import with_planes
 
 
 class UNet(nn.Module):
@@ -51,9 +54,15 @@ class UNet(nn.Module):
         norm_eps: number added to the variance in every norm.
         pad_below: whether a convolution that halves a map is padded below and right alone, as DDPM's own.
         freq_shift: 1 ends the frequencies of the time at 1/10000, 0 one step before it (ADM).
+        token_dim: size E of each of the condition's tokens, at which every attention looks as well then: it is a
+            `SpatialTransformer` (Rombach et al. 2022, LDM, section 3.3); None: it takes none.
+        plane_channels: number F of the condition's planes, which are seen beside x, at first with weights of 0.
+        depths: number of transformer blocks of an attention of each level, the last also of the middle (Podell et al.
+            2023, SDXL, table 1), for a net of tokens; None: one.
 
     Raises:
-        UserError: an attention size that no level has, or an image size that does not halve evenly.
+        UserError: an attention size that no level has, an image size that does not halve evenly, or depths of other
+            levels or without tokens.
     """
 
     def __init__(
@@ -78,25 +87,29 @@ class UNet(nn.Module):
         norm_eps: PositiveFloat = 1e-6,
         pad_below: bool = False,
         freq_shift: Literal[0, 1] = 1,
+        token_dim: PositiveInt | None = None,
+        plane_channels: NonNegInt = 0,
+        depths: Levels | None = None,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size = patch_size or max(1, image_size // 16)
         self.shape, self.checkpointing = (image_channels, image_size, image_size), checkpointing
-        self.cond_sizes = {} if cond_dim is None else {"vector": cond_dim}
+        self.cond_sizes = cond_sizes(cond_dim, token_dim, plane_channels)
         sizes, widths = map_sizes(image_size, patch_size, len(multipliers)), [width * m for m in multipliers]
         _check_groups(norm_groups, [width, *widths])
         shared = (heads, head_width, dropout, scale_shift, resample_in_blocks, pad_below, norm_groups, norm_eps)
-        self.parts = parts = UNetParts(4 * width, *shared)
+        self.parts = parts = UNetParts(4 * width, token_dim, *shared)
         self.widths, self.n_blocks = widths, n_blocks
-        self.attends = at = attentive(sizes, attention, widths, heads, head_width)
+        self.attends = attentive(sizes, attention, widths, heads, head_width)
+        *at, middle = _depths(depths, self.attends, token_dim)
         time = TimeEmbedding(width, freq_shift)
         self.time = nn.Sequential(time, nn.Linear(width, parts.dim), nn.SiLU(), nn.Linear(parts.dim, parts.dim))
         self.cond = None if cond_dim is None else nn.Linear(cond_dim, parts.dim)
         folded, n_out = image_channels * patch_size**2, 1 + learned_variance
-        self.stem = nn.Conv2d(folded, width, 3, padding=1)
+        self.stem = with_planes(nn.Conv2d(folded, width, 3, padding=1), plane_channels * patch_size**2)
         self.down, skips = _way_down(parts, width, widths, n_blocks, at)
         n = widths[-1]
-        self.middle = nn.ModuleList([parts.block(n, n, attends) for attends in (True, False)])
+        self.middle = nn.ModuleList([parts.block(n, n, depth) for depth in (middle, 0)])
         self.up = _way_up(parts, skips, widths, n_blocks, at)
         n = widths[0]
         self.pixels = PixelHead(n, image_channels, patch_size, parts.dim, n_out) if folded > width else None
@@ -104,29 +117,33 @@ class UNet(nn.Module):
         self.head = nn.Sequential(parts.norm(n), nn.SiLU(), last)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
-        """x (B, C, H, W), time (B,), cond with a vector (B, cond_dim) or None -> (B, C or 2 C, H, W)."""
+        """x (B, C, H, W), time (B,), cond with what `cond_sizes` names, or None -> (B, C or 2 C, H, W)."""
         embedding = self.time(time)                                        # (B, D)
         if self.cond is not None:
             embedding = embedding + self.cond(cond.vector)                     # (B, D)
         embedding = F.silu(embedding)
-        h = self.stem(F.pixel_unshuffle(x, self.patch_size))               # (B, C, H / patch, W / patch)
+        given = torch.cat([x, cond.planes], dim=1) if "planes" in self.cond_sizes else x       # (B, C + F, H, W)
+        tokens = (cond.tokens, cond.mask) if "tokens" in self.cond_sizes else ()
+        h = self.stem(F.pixel_unshuffle(given, self.patch_size))           # (B, C, H / patch, W / patch)
         skips = [h]
         for layer in self.down:
-            h = self._run(layer, h, embedding)
+            h = self._run(layer, h, embedding, *tokens)
             skips.append(h)
         for layer in self.middle:
-            h = self._run(layer, h, embedding)
+            h = self._run(layer, h, embedding, *tokens)
         for layer in self.up:
             h = torch.cat([h, skips.pop()], dim=1) if isinstance(layer, UNetBlock) else h
-            h = self._run(layer, h, embedding)
+            h = self._run(layer, h, embedding, *tokens)
         h = self.head(h)                                                   # (B, C, H / patch, W / patch)
         if self.pixels is not None:
             return self.pixels(h, x, embedding)                            # (B, C or 2 C, H, W)
         return F.pixel_shuffle(h, self.patch_size)                         # (B, C or 2 C, H, W)
 
-    def _run(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-        """What a layer makes of h (B, C, H, W), those that hear the embedding with it."""
-        if isinstance(layer, UNetBlock | ResBlock):
+    def _run(self, layer: nn.Module, h: Tensor, embedding: Tensor, *tokens: Tensor) -> Tensor:
+        """What a layer makes of h (B, C, H, W), those that hear the embedding or tokens and their mask with them."""
+        if isinstance(layer, UNetBlock):
+            return checkpointed(layer, self.checkpointing)(h, embedding, *tokens)
+        if isinstance(layer, ResBlock):
             return checkpointed(layer, self.checkpointing)(h, embedding)
         return layer(h)
 
@@ -136,6 +153,7 @@ class UNetParts:
     """What all blocks of a U-Net share; its fields are arguments of `UNet`, `dim` the size of the embedding."""
 
     dim: int
+    token_dim: int | None
     heads: int
     head_width: int | None
     dropout: float
@@ -145,8 +163,11 @@ class UNetParts:
     norm_groups: int | None
     norm_eps: float
 
+    def groups_of(self, channels: int) -> int:
+        return self.norm_groups or n_groups(channels)
+
     def norm(self, channels: int) -> nn.GroupNorm:
-        return nn.GroupNorm(self.norm_groups or n_groups(channels), channels, eps=self.norm_eps)
+        return nn.GroupNorm(self.groups_of(channels), channels, eps=self.norm_eps)
 
     def heads_of(self, channels: int) -> int:
         return self.heads if self.head_width is None else channels // self.head_width
@@ -154,9 +175,14 @@ class UNetParts:
     def residual(self, n_in: int, n_out: int, resample: nn.Module | None = None) -> ResBlock:
         return ResBlock(n_in, n_out, self.dim, self.dropout, self.scale_shift, self.norm, resample)
 
-    def block(self, n_in: int, n_out: int, attends: bool) -> UNetBlock:
-        residual = self.residual(n_in, n_out)
-        return UNetBlock(residual, SelfAttention(n_out, self.heads_of(n_out), self.norm) if attends else nn.Identity())
+    def block(self, n_in: int, n_out: int, depth: int) -> UNetBlock:
+        return UNetBlock(self.residual(n_in, n_out), self.attention(n_out, depth) if depth else nn.Identity())
+
+    def attention(self, channels: int, depth: int) -> nn.Module:
+        if self.token_dim is None:
+            return SelfAttention(channels, self.heads_of(channels), self.norm)
+        groups = self.groups_of(channels)
+        return SpatialTransformer(channels, self.heads_of(channels), self.token_dim, depth, groups)
 
     def half(self, channels: int) -> nn.Module:
         if self.resample_in_blocks:
@@ -170,13 +196,13 @@ class UNetParts:
 
 
 def _way_down(
-    parts: UNetParts, width: int, widths: list[int], n_blocks: int, attends: list[bool]
+    parts: UNetParts, width: int, widths: list[int], n_blocks: int, depths: list[int]
 ) -> tuple[nn.ModuleList, list[int]]:
     """The layers of the way down, and the channels of what came before and behind each."""
     layers, skips = nn.ModuleList(), [width]
     for level, n_out in enumerate(widths):
         for _ in range(n_blocks):
-            layers.append(parts.block(skips[-1], n_out, attends[level]))
+            layers.append(parts.block(skips[-1], n_out, depths[level]))
             skips.append(n_out)
         if level < len(widths) - 1:
             layers.append(parts.half(n_out))
@@ -185,13 +211,13 @@ def _way_down(
 
 
 def _way_up(
-    parts: UNetParts, skips: list[int], widths: list[int], n_blocks: int, attends: list[bool]
+    parts: UNetParts, skips: list[int], widths: list[int], n_blocks: int, depths: list[int]
 ) -> nn.ModuleList:
     """The layers of the way up, whose blocks take what was skipped, the last first."""
     layers, n, skips = nn.ModuleList(), widths[-1], list(skips)
     for level in range(len(widths) - 1, -1, -1):
         for _ in range(n_blocks + 1):
-            layers.append(parts.block(n + skips.pop(), widths[level], attends[level]))
+            layers.append(parts.block(n + skips.pop(), widths[level], depths[level]))
             n = widths[level]
         if level > 0:
             layers.append(parts.twice(n))
@@ -232,8 +258,10 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.residual, self.attention = residual, attention
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.residual(x, embedding))                 # (B, C, H, W)
+    def forward(self, x: Tensor, embedding: Tensor, *tokens: Tensor) -> Tensor:
+        """x (B, C, H, W), embedding (B, D) activated; where the net takes any, tokens (B, T, E) and their mask."""
+        h = self.residual(x, embedding)                                    # (B, C, H, W)
+        return self.attention(h, *tokens) if isinstance(self.attention, SpatialTransformer) else self.attention(h)
 
 
 def map_sizes(image_size: int, patch_size: int, n_levels: int) -> list[int]:
@@ -271,6 +299,18 @@ def attentive(
             raise UserError(".head_width", head_width, problem, ".head_width=null")
         raise UserError(".heads", heads, problem, ".heads=1")
     return [size in attention for size in sizes]
+
+
+def _depths(depths: list[int] | None, attends: list[bool], token_dim: int | None) -> list[int]:
+    """Blocks of an attention of each level, 0 where it has none, then those of the middle's."""
+    if depths is not None and token_dim is None:
+        raise UserError(".depths", depths, "transformer blocks need tokens to look at", ".depths=null")
+    plain = [1] * len(attends)
+    depths = plain if depths is None else depths
+    if len(depths) != len(attends):
+        problem = f"it says {len(depths)} for {len(attends)} levels"
+        raise UserError(".depths", depths, problem, f".depths=[{','.join(map(str, plain))}]")
+    return [depth * attended for depth, attended in zip(depths, attends, strict=True)] + depths[-1:]
 
 
 def _check_groups(norm_groups: int | None, widths: list[int]) -> None:

@@ -14,6 +14,7 @@ from atelier.data.reading import BadImage, decode, pixels, square
 from atelier.requests.files import MAX_PIXELS
 
 WORDS = ("center", "left", "random")
+OBJECT = "object"  # the mask that a set has beside each image
 LEAST, MOST = 0.3, 0.6  # sides of a random box, in sides of the image
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.core.batch import Batch, rows_of
@@ -18,19 +19,23 @@ from atelier.evaluation.evaluator import sample
 from atelier.images.pictures import beside
 from atelier.images.pixels import to_float, to_uint8
 from atelier.models.base import (
-    UNGUIDED,
-    UNKNOWN,
     Autoencoder,
     Cond,
-    DiffusionModel,
     Generator,
     Latent,
     StyleBased,
 )
-from atelier.requests import files, latents, masks
+from atelier.models.diffusion_model import UNGUIDED, UNKNOWN, DiffusionModel
+from atelier.requests import attention, files, latents, masks, prompts
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
 STRENGTH = 0.5
+TEXTS = {
+    "prompt": "text",
+    "prompts": "text",
+    "instruction": "instruction",
+    "negative": "negative",
+}  # word -> Batch field
 OF_IMAGES = ("project", "edit", "inpaint", "invert")  # verbs that change an image, of the test split or of a file
 
 
@@ -42,6 +47,7 @@ def verbs(model: Generator) -> dict[str, Callable]:
     if isinstance(model, DiffusionModel):
         able |= {"edit": model.edit, "inpaint": model.inpaint, "invert": model.invert}
         able |= {"interpolate": model.sample, "paths": model.denoising}
+        able |= {"attention": model.attending} if model.reads_words else {}
     if isinstance(model, StyleBased):
         able |= {"mix": model.generate, "truncate": model.synthesize}
     if isinstance(model, Autoencoder):
@@ -77,7 +83,7 @@ class Request:
         seed: seed of image k's noise, with k.
         items: test images whose condition the pictures take in turn; None: all of them in order.
         case: direction of a translator, one of `model.cases`.
-        given: Batch fields (1, ...) that stand in place of the test images'.
+        given: Batch fields that stand in place of the test images', one row or several that come in turn.
         strength: time in (0, 1] that `edit` noises its source to.
         mask: place that `inpaint` fills: a word of `masks.WORDS`, a file or a folder.
         resamplings: number of times that `inpaint` takes each step.
@@ -106,9 +112,14 @@ class Request:
         items = _items(words["do"], model, data, words["label"], words["source"] is not None)
         case = _case(words["direction"], model)
         _check_scale(words["scale_factor"], model)
-        given = _given(words["attributes"], model, data)
+        texts = _texts(words, model)
+        given = _given(words["attributes"], model, data) | texts
         _check_words(words, model)
-        unknown = words["source"] is not None and isinstance(model, DiffusionModel) and words["label"] is None
+        if words["mask"] == masks.OBJECT and (words["source"] is not None or "mask" not in data.provides):
+            problem = "files have no mask of their own" if words["source"] is not None else "the set has no masks"
+            raise UserError("mask", masks.OBJECT, problem, f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}")
+        known = words["label"] is not None or bool(texts) or bool(model.source_fields)
+        unknown = words["source"] is not None and isinstance(model, DiffusionModel) and not known
         for name in ("guidance", "guider"):
             if unknown and name in options:
                 raise UserError("label", None, "guidance needs a class to lead to", f"label=0, or leave {name} out")
@@ -127,8 +138,12 @@ class Request:
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
-        batch |= rows_of(self.given, torch.zeros(n, dtype=torch.int64))
-        return self.model.condition(batch, self.case)
+        return self.model.condition(batch | self._given(first, n), self.case)
+
+    def _given(self, first: int, n: int) -> Batch:
+        """What pictures first .. first + n - 1 take of what was given, whose rows come round again."""
+        numbers = torch.arange(first, first + n)
+        return {name: rows_of({name: rows}, numbers % len(rows))[name] for name, rows in self.given.items()}
 
     # ---- verbs
 
@@ -228,6 +243,12 @@ class Request:
         pairs = torch.stack([beside(list(pair)) for pair in denoised])
         return Made(denoised[-1][0], frames={"forward.gif": noised, "reverse.gif": pairs})
 
+    def attention(self, first: int, n: int) -> Made:
+        """Where the net looks for each word of a caption, step by step."""
+        made = attention.sheets(self.model, self.conditions(first, n), self._rngs(first, n), COLUMNS, self.options)
+        height = max(sheet.shape[1] for sheet in made)
+        return Made(torch.stack([F.pad(sheet, (0, 0, 0, height - sheet.shape[1])) for sheet in made]))
+
     # ---- of files
 
     def of_files(self, verb: str, sources: list[files.Source], first: int = 0) -> Iterator[Made]:
@@ -260,8 +281,12 @@ class Request:
         if "target" in self.model.needs and "target" not in self.given:
             fix = f"attributes={self.data.attribute_names[0]}"
             raise UserError("attributes", None, "what are the images to get?", fix)
+        if "instruction" in self.model.needs and "instruction" not in self.given:
+            raise UserError("instruction", None, "what is to be changed?", "instruction='make it blue'")
         for k, (name, path) in enumerate(sources, first):
-            source = pixels(files.opened(path, self.data))[None]
+            image = files.opened(path, self.data)
+            fixed = isinstance(self.model, DiffusionModel)  # its net is for images of one size
+            source = pixels(square(image, self.data.image_size) if fixed else image)[None]
             yield Made(to_uint8(self.translated(to_float(source), k)), source, [name], [path])
 
     def translated(self, x: Tensor, k: int) -> Tensor:
@@ -316,6 +341,8 @@ class Request:
     def _mask(self, first: int, n: int, name: str, sides: tuple[int, int]) -> Tensor:
         """Of n images with these sides, (n, 1, H, W) bool."""
         size = self.data.image_size
+        if self.mask == masks.OBJECT:
+            return self.data.test_batch(first, n)["mask"].to(self.model.device) > 0.5
         if self.mask in masks.WORDS:
             return masks.drawn(self.mask, size, self._rngs(first, n)).to(self.model.device)
         return masks.read(self.mask, name, sides, size).expand(n, -1, -1, -1).to(self.model.device)
@@ -334,7 +361,8 @@ class Request:
         """Sides are continued to what the net takes, which is cut off the result."""
         height, width = x.shape[2:]
         field, factor = self.model.source_fields[self.case], self.model.scale_factor
-        cond = self.model.condition(self.given | {field: files.continued(x, self.model.size_divisor)}, self.case)
+        source = {field: files.continued(x, self.model.size_divisor)}
+        cond = self.model.condition(self._given(k, 1) | source, self.case)
         image = sample(self.model, cond, self._rngs(k, 1), self.options)
         return image[:, :, : factor * height, : factor * width]
 
@@ -420,6 +448,25 @@ def _given(names: list[str] | str | None, model: Generator, data: DataModule) ->
         fix = f"attributes={nearest(unknown[0], known) or known[0]}"
         raise UserError("attributes", unknown[0], f"the set has {', '.join(known)[:90]}", fix)
     return {"target": torch.tensor([[float(name in chosen) for name in known]])}
+
+
+def _texts(words: Mapping[str, Any], model: Generator) -> Batch:
+    """The texts that were typed, or stand in a file, as Batch fields; one is for all pictures, several come in turn.
+
+    Raises:
+        UserError: the model does not read one, or there are two for one thing.
+    """
+    if words["prompt"] is not None and words["prompts"] is not None:
+        raise UserError("prompts", words["prompts"], "prompt says it already", "leave prompt or prompts out")
+    found: Batch = {}
+    for word, name in TEXTS.items():
+        if words[word] is None:
+            continue
+        if not model.needs & ({"text", "instruction"} if name == "negative" else {name}):
+            raise UserError(word, words[word], f"{type(model).__name__} of this run reads none", f"leave {word} out")
+        found[name] = prompts.read(words[word]) if word == "prompts" else [str(words[word])]
+        model.refuse_long("instruction" if "instruction" in model.needs else "text", found[name], word)
+    return found
 
 
 def _check_words(words: Mapping[str, Any], model: Generator) -> None:

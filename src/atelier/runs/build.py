@@ -87,13 +87,20 @@ def parts(cfg: DictConfig) -> list[str]:
 
 def _parts(node: DictConfig) -> list[str]:
     sections = {name: inner for name, inner in node.items() if isinstance(inner, DictConfig)}
-    own = [name for name, inner in sections.items() if "experiment" in inner]
+    own = [name for name, inner in sections.items() if "run" in inner]
     return own + [f"{name}.{part}" for name, inner in sections.items() if name not in own for part in _parts(inner)]
 
 
 def section(cfg: DictConfig, name: str) -> DictConfig:
     """What a config says of one of its `parts`."""
     return OmegaConf.select(cfg.model, name)
+
+
+def contract(cfg: DictConfig, name: str) -> type | None:
+    """What the argument that takes a part asks of it (`nets/contracts.py`)."""
+    owner, _, argument = name.rpartition(".")
+    node = OmegaConf.select(cfg.model, owner) if owner else cfg.model
+    return preflight.contract(node._target_, argument)
 
 
 def on_parts(cfg: DictConfig, nets: dict[str, nn.Module]) -> Model:
@@ -124,31 +131,45 @@ def _standing_on(node: DictConfig, nets: dict[str, Any], key: str) -> Any:
 def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
     """What a finished run lends, with its final weights, from the copy in the folder of the run that stands on it.
 
-    A folder of diffusers, which has a config.json, is read for the images of `cfg`, the config of the run above.
+    What is published, a folder of diffusers or the files of taef2, is read for the images of `cfg`, the config of the
+    run above.
 
     Raises:
-        UserError: the weights are not those that the run was trained on.
+        UserError: the weights are not those that the run was trained on, or not all of them are numbers.
     """
+    from atelier.checkpoints import forms
+
+    if forms.digest(folder) != expected:
+        problem = "these are not the weights that this run stands on"
+        fix = f"put back the files with sha256 {expected[:12]}..., or retrain"
+        raise UserError(f"model.{folder.name}", folder, problem, fix)
+    net = _read(folder, cfg)
+    if broken := [name for name, weight in net.named_parameters() if not weight.isfinite().all()]:
+        problem = f"not all numbers of {broken[0]} are finite"
+        raise UserError(f"model.{folder.name}", folder, problem, f"model.{folder.name}.run=ANOTHER")
+    return net
+
+
+def _read(folder: Path, cfg: DictConfig) -> nn.Module:
+    """The net of a folder, of whichever form."""
     from safetensors.torch import load_file
 
-    from atelier.checkpoints import diffusers_folder
-    from atelier.checkpoints.store import sha256
+    from atelier.checkpoints import diffusers_folder, forms, taesd_files, transformers_folder
 
-    names = ("weights.safetensors", diffusers_folder.WEIGHTS)
-    weights = next((folder / name for name in names if (folder / name).exists()), None)
-    if weights is None or sha256(weights) != expected:
-        problem = "these are not the weights that this run stands on"
-        fix = f"put back the file with sha256 {expected[:12]}..., or retrain"
-        raise UserError(f"model.{folder.name}", weights or folder, problem, fix)
-    if (folder / diffusers_folder.CONFIG).exists():
-        return diffusers_folder.read(folder, cfg.data.image_size, cfg.data.image_channels)
+    names, images = forms.files(folder), (cfg.data.image_size, cfg.data.image_channels)
+    if names == forms.DIFFUSERS:
+        return diffusers_folder.read(folder, *images)
+    if names == forms.TAEF2:
+        return taesd_files.read(folder, *images)
+    if names == forms.TRANSFORMERS:
+        return transformers_folder.text_encoder(str(folder))
     finished = model(without_perceptual(safe_config(folder)), folder)
-    finished.load_state_dict(renamed.weights(load_file(weights)))
+    finished.load_state_dict(renamed.weights(load_file(folder / names[1])))
     return finished.part()
 
 
-def lent(node: DictConfig, key: str, below: DictConfig) -> nn.Module:
-    """What the finished run lends that a request names as `key` (`guider.classifier`), for a run of another config.
+def lent(node: DictConfig, key: str, data: DictConfig | None) -> nn.Module:
+    """What the finished run lends that a request names as `key` (`guider.classifier`), for a run on this `data`.
 
     Raises:
         UserError: no finished run lies there, or it was trained on other images or labels.
@@ -162,7 +183,8 @@ def lent(node: DictConfig, key: str, below: DictConfig) -> nn.Module:
     if not weights.exists() or not (folder / "config.yaml").exists():
         raise UserError(f"{key}.run", folder, "no finished run lies there", fix)
     finished = stored_config(folder)
-    same_images(f"{key}.run", folder, finished.data, below.data, fix, labels=True)
+    if data is not None:
+        same_images(f"{key}.run", folder, finished.data, data, fix, labels=key.endswith("classifier"))
     return part(folder, sha256(weights), finished)
 
 
@@ -205,13 +227,13 @@ def without_perceptual(cfg: DictConfig) -> DictConfig:
 
 
 def metrics(cfg: DictConfig) -> Suite:
-    return instantiate(cfg.metrics, _convert_="all")
+    return _standing_on(cfg.metrics, _judges(cfg, cfg.get("data"), ""), "metrics")
 
 
 def callbacks(cfg: DictConfig) -> Callbacks:
     from atelier.callbacks.order import Callbacks
 
-    return Callbacks(instantiate(cfg.callbacks, _convert_="all"))
+    return Callbacks(_standing_on(cfg.callbacks, _judges(cfg, cfg.data, "evaluation.evaluator.suite."), "callbacks"))
 
 
 def trainer(cfg: DictConfig, model: Model, callbacks: Callbacks, loggers: list[Logger]) -> Trainer:
@@ -259,8 +281,29 @@ def described(cfg: DictConfig) -> dict[str, Any]:
     return {**every["choices"], "seed": every["seed"], "settings": sections}
 
 
-def evaluator(cfg: DictConfig) -> Evaluator:
-    return instantiate(cfg.evaluator, _convert_="all")
+def evaluator(cfg: DictConfig, trained: DictConfig | None = None) -> Evaluator:
+    """What judges the samples of a run; `trained` is its config, which the runs that the metrics stand on must fit."""
+    below = None if trained is None else trained.data
+    return _standing_on(cfg.evaluator, _judges(cfg, below, "suite."), "evaluator")
+
+
+def _judges(cfg: DictConfig, data: DictConfig | None, place: str) -> dict[str, nn.Module]:
+    """The finished runs that the metrics of a config stand on, by where they stand in another object."""
+    return {f"{place}{name}": _judge(cfg.metrics[name], f"metrics.{name}", data) for name in _parts(cfg.metrics)}
+
+
+def _judge(node: DictConfig, key: str, data: DictConfig | None) -> nn.Module:
+    """What a finished run lends to metrics, or a CLIP in a folder of transformers."""
+    from atelier.metrics.clip_score import ClipEncoder, TransformersClip
+
+    if (Path(node.run) / "config.json").exists():
+        with within(key):
+            return TransformersClip(node.run)
+    found = lent(node, key, data)
+    if not isinstance(found, ClipEncoder):
+        fix = f"{key}.run=DIR of a run of experiment={node.experiment}"
+        raise UserError(f"{key}.run", node.run, f"{type(found).__name__} does not encode images and texts", fix)
+    return found
 
 
 def options(cfg: DictConfig, model: Model, maker: Callable, trained: DictConfig | None = None) -> dict[str, Any]:
@@ -292,4 +335,6 @@ def _option(value: Any, name: str, kind: Any, trained: DictConfig | None) -> Any
     """An object that a page describes, on the finished runs that it names, or a number."""
     if not isinstance(value, DictConfig):
         return preflight.fitted(value, name, kind)
-    return _standing_on(value, {part: lent(value[part], f"{name}.{part}", trained) for part in _parts(value)}, name)
+    return _standing_on(
+        value, {part: lent(value[part], f"{name}.{part}", trained.data) for part in _parts(value)}, name
+    )

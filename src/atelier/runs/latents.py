@@ -50,6 +50,10 @@ def _can_be_kept(asked: str, model: Model, data: DataModule) -> None:
             none = "false" if value is True else 0
             problem = "pixels are drawn anew each epoch, so their latents cannot be kept"
             raise UserError(f"data.{name}", value, problem, f"data.{name}={none}, or {off}")
+    if (masks := getattr(data, "masks", "none")) != "none":
+        why = "drawn anew each epoch" if masks == "lama" else "read with the pixels"
+        problem = f"masks are {why}, which a cache of latents has not"
+        raise UserError("data.masks", masks, problem, f"data.masks=none, or {off}")
     images = data.split("train")
     if not isinstance(images, OnlyMirrored):
         problem = "training cuts or changes its images anew each epoch"

@@ -20,7 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
-from atelier.core.ranges import Name, NonNegInt, PositiveInt, Seed, Share
+from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share
 from atelier.nets.contracts import contract_of
 from atelier.runs.pages import known_keys, placed
 
@@ -79,7 +79,16 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "ema": bool | PositiveInt,
     "precision": Precision | None,
 }
-PART: dict[str, Any] = {"run": Name, "experiment": Name, "images": PositiveInt | None, "sha256": Name}
+PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
+    "run": Name,
+    "experiment": Name,
+    "images": PositiveInt | None,
+    "fetch": bool,
+    "scale": PositiveFloat | None,  # of latents, as the codec takes these three
+    "shift": float,
+    "n_measured": PositiveInt,
+    "sha256": Name,
+}
 
 
 def check(cfg: DictConfig) -> None:
@@ -209,6 +218,11 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
 
 
+def contract(target: str, argument: str) -> type | None:
+    """The contract that an argument of a class names, by the class's path; None where it names none."""
+    return contract_of(_arguments(_target(target, argument))[argument].annotation)
+
+
 def _check_word(node: dict[str, Any], key: str, place: str) -> None:
     """No value that has another name since."""
     _, today = renamed.argument(node["_target_"], key, node[key])
@@ -218,8 +232,10 @@ def _check_word(node: dict[str, Any], key: str, place: str) -> None:
 
 def _check_part(given: Any, prefix: str) -> None:
     """What `pretrained.link_pretrained` turns into a net: which run, or which experiment to train, and how long."""
-    if not isinstance(given, dict) or not {"run", "experiment"} <= given.keys():
-        raise UserError(prefix, given, "it needs a run and an experiment", f"{prefix}.run=auto")
+    if not isinstance(given, dict) or "run" not in given:
+        raise UserError(prefix, given, "it needs a run", f"{prefix}.run=auto")
+    if given["run"] == "auto" and "experiment" not in given:
+        raise UserError(f"{prefix}.run", "auto", "what is published is not trained", f"{prefix}.run=FOLDER")
     for key, value in given.items():
         if key not in PART:
             raise UserError(f"{prefix}.{key}", value, "there is no such key", f"leave {key} out")
@@ -270,6 +286,9 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
     if isinstance(value, dict) and "_target_" in value:
         _fits_object(value, name, expected)
         return value
+    if isinstance(value, dict) and get_origin(expected) is dict:
+        kind = get_args(expected)[1]
+        return {key: fitted(child, f"{name}.{key}", kind) for key, child in value.items()}
     adapter = _adapter(expected)
     if adapter is None:
         raise UserError(name, value, f"it must be built: a {expected.__name__}", _built(name, value))
@@ -381,6 +400,12 @@ def _typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def texts_of(split: Any, name: str) -> list[str]:
+    """All texts of a split under a name, of those images that have several all; none where it keeps no such list."""
+    values = getattr(split, "fields", {}).get(name, [])
+    return [text for value in values for text in ([value] if isinstance(value, str) else value)]
+
+
 def match(model: Any, data: Any) -> None:
     """A model trains on what a set provides.
 
@@ -399,6 +424,8 @@ def match(model: Any, data: Any) -> None:
         else:
             fix = "data=shapes has every field; or data.conditions=[]"
         raise UserError("model", type(model).__name__, problem, fix)
+    for name in sorted(model.needs & {"text", "instruction"}):
+        model.refuse_long(name, texts_of(data.split("train"), name), "data")
 
 
 def writable(folder: Path) -> None:

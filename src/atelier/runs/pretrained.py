@@ -1,7 +1,7 @@
 """The finished runs that a run stands on: found or trained, linked into its folder, hashed.
 
 A part is an argument of the model whose annotation is a contract of `nets/contracts.py`; in the config it is a section
-with a `run` and an `experiment`. A model may have several.
+with a `run`, and an `experiment` where it can be trained. A model may have several.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,16 +28,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from atelier.checkpoints import forms, hub
 from atelier.core import stopping
+from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError
+from atelier.nets.contracts import TextEncoder
 from atelier.runs import build, folders, preflight
 from atelier.runs.pages import key_of
 
 ROOT = Path(__file__).parents[3]
-FORMS = {  # what describes a part in its folder, and its weights beside it: a run of ours, or diffusers' folder
-    "config.yaml": "weights.safetensors",
-    "config.json": "diffusion_pytorch_model.safetensors",
-}
 GROUND = "ground.json"  # which images a run was trained on
 PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training gets too
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
@@ -71,7 +70,7 @@ class Plan:
 
     def identity(self, idle: set[str]) -> dict[str, Any]:
         """What decides what comes out of it and of what it stands on; `idle`: fields of the set that do not."""
-        below = {name: plan(name, self.cfg).identity(idle) for name in build.parts(self.cfg)}
+        below = _below(self.cfg, lambda name: plan(name, self.cfg).identity(idle))
         return _identity(self.cfg, idle, below)
 
     @property
@@ -94,27 +93,51 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
         _try_untrained(cfg, {name: plans[name] for name in missing})
     for name in build.parts(cfg):
         part = build.section(cfg, name)
-        source = Path(part.run) if name not in plans else found[name] or _train(name, plans[name], folder / "lock")
+        source = found[name] or _train(name, plans[name], folder / "lock") if name in plans else _given(name, part)
         _take(name, source, cfg, folder)
 
 
-def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
-    """Link a finished run as a part, and note where it came from."""
-    from atelier.checkpoints.store import sha256
+def _given(name: str, part: DictConfig) -> Path:
+    """The folder that a part names: one of this machine, or of the hub where the part may be fetched from there."""
+    if "fetch" not in part or Path(part.run).exists():
+        return Path(part.run)
+    return hub.folder(part.run, part.fetch, f"model.{name}")
 
-    files = _files(source)
-    if files is None:
-        raise UserError(f"model.{name}.run", source, "no finished run lies there", f"model.{name}.run=auto")
-    if files[0] == "config.yaml":
+
+def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
+    """Link a finished run, or what is published, as a part, and note where it came from."""
+    names, part = forms.files(source), build.section(cfg, name)
+    if names is None:
+        fix = f"model.{name}.run={'auto' if part.get('experiment') else 'FOLDER'}"
+        raise UserError(f"model.{name}.run", source, "no finished run lies there", fix)
+    contract = build.contract(cfg, name)
+    if names == forms.OURS and contract is not TextEncoder:  # which no image reaches
         trained, fix = build.stored_config(source).data, f"model.{name}.run=auto"
-        build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=name.endswith("classifier"))
+        build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=contract is GuidingClassifier)
+    if names == forms.DIFFUSERS:
+        _as_published(name, part, source / names[0])
     target = folder / "frozen" / name
     shutil.rmtree(target, ignore_errors=True)
     _link(source, target)
-    part = build.section(cfg, name)
     OmegaConf.set_struct(part, False)
-    part.run, part.sha256 = str(source), sha256(source / files[1])
+    part.run, part.sha256 = str(source) if part.run == "auto" else part.run, forms.digest(source)
     print(f"{name}: {folders.shorter(source)}{_reached(source)}", flush=True)
+
+
+def _as_published(name: str, part: DictConfig, config: Path) -> None:
+    """Refuse numbers of latents other than those that the config.json of the first stage says, where any are given.
+
+    Raises:
+        UserError: they differ.
+    """
+    if part.get("scale") is None:
+        return
+    told = json.loads(config.read_text())
+    for key, theirs, default in (("scale", "scaling_factor", part.scale), ("shift", "shift_factor", 0.0)):
+        value = default if told.get(theirs) is None else told[theirs]
+        if abs(value - part[key]) > 1e-4 * abs(value):
+            fix = f"model.{name}.{key}={value}, or model.{name}.scale=null measures it"
+            raise UserError(f"model.{name}.{key}", part[key], f"its {config.name} says {theirs} {value}", fix)
 
 
 def _reached(source: Path) -> str:
@@ -125,22 +148,17 @@ def _reached(source: Path) -> str:
     return f" ({', '.join([*seen, *best[:3]])})" if seen or best else ""
 
 
-def _files(source: Path) -> tuple[str, str] | None:
-    """What describes a finished run, and its weights; None where none lies there."""
-    return next((pair for pair in FORMS.items() if all((source / name).exists() for name in pair)), None)
-
-
 def _link(source: Path, target: Path) -> None:
     """Hard links, or copies on another disk, so that the run above outlives the one it stands on.
 
     What that one stands on itself comes with it: its own config has the hash of each.
     """
     target.mkdir(parents=True)
-    for name in (*(_files(source) or ()), GROUND):
+    for name in (*(forms.files(source) or ()), GROUND):
         if not (source / name).exists():
             continue
         try:
-            os.link(source / name, target / name)
+            os.link((source / name).resolve(), target / name)
         except OSError:  # another disk
             (target / name).write_bytes((source / name).read_bytes())
     for below in source.glob("frozen/*"):
@@ -283,8 +301,15 @@ def _identity(cfg: DictConfig, idle: set[str], below: dict[str, Any]) -> dict[st
         "model": _on_identities(values["model"], below),
         "data": data,
         "images": values["budget"]["images"],
+        "start_from": values.get("start_from"),
         "ema": values["callbacks"]["ema"],
     }
+
+
+def _below(cfg: DictConfig, identity: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
+    """What each part is: a run by its `identity`, what is published by its place."""
+    sections = {name: build.section(cfg, name) for name in build.parts(cfg)}
+    return {name: identity(name) if "experiment" in one else {"run": one.run} for name, one in sections.items()}
 
 
 def _on_identities(model: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +326,7 @@ def _stored_identity(folder: Path, idle: set[str]) -> dict[str, Any] | None:
     if not (folder / "config.yaml").exists():
         return None
     cfg = build.stored_config(folder)
-    below = {name: _stored_identity(folder / "frozen" / name, idle) for name in build.parts(cfg)}
+    below = _below(cfg, lambda name: _stored_identity(folder / "frozen" / name, idle))
     return _identity(cfg, idle, below)
 
 
@@ -332,7 +357,7 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
     what = f"going on with {run_dir}" if begun else f"none is finished, so {plan.name} is trained first"
     print(
         f"{name}: {what}, {plan.cfg.budget.images:,} images (how long that takes follows);"
-        f" model.{name}.run=DIR takes one of yours, model.{name}.images=N another budget",
+        f" model.{name}.run=DIR takes one of yours, model.{name}.images=N another budget{_offered(name)}",
         flush=True,
     )
     command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
@@ -349,6 +374,15 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
         problem = f"the training of {plan.name} failed, see above"
         raise UserError(f"model.{name}.run", "auto", problem, shlex.join(["python", "train.py", *plan.words]))
     return run_dir
+
+
+def _offered(name: str) -> str:
+    """What is published and could be taken instead, as it is typed; "" where the part's page knows of nothing."""
+    word = f"{name}@model.{name}"
+    if word not in HydraConfig.get().runtime.choices:
+        return ""
+    others = sorted(path.stem for path in (ROOT / "conf" / name).glob("*.yaml") if path.stem != "own")
+    return f", {word}={'|'.join(others)} a pretrained one"
 
 
 def _new_folder(group: Path) -> Path:

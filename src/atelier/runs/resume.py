@@ -52,7 +52,12 @@ def _as_stored(part: DictConfig, stored: DictConfig | None) -> None:
     if stored is not None and (part.run == "auto" or Path(part.run).resolve() == Path(stored.run).resolve()):
         OmegaConf.set_struct(part, False)
         part.run, part.sha256 = stored.run, stored.sha256
-        stored.setdefault("images", None)  # runs from before there was this key
+        stored.setdefault("images", None)  # runs from before there were these keys; the codec's own are compared
+        for key in ("scale", "shift", "n_measured"):
+            if key in part:
+                stored.setdefault(key, part[key])
+        if "fetch" in part and "fetch" in stored:
+            part.fetch = stored.fetch  # what was downloaded lies in the folder
 
 
 def _wait(path: Path, lock: Path, patience: float) -> None:

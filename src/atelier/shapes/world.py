@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atelier.images.masks import squared_distances
+
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 SIZES = ("small", "large")
@@ -46,6 +48,9 @@ ATTRIBUTES = ("shape", "colour", "size", "fill", "ground")
 COUNTS = (len(SHAPES), len(COLOURS), len(SIZES), len(FILLS), len(GROUNDS))
 KEYS = torch.tensor([7, 5, 3, 11, 13])  # a combination c is unseen where KEYS . c = 0 mod 10
 COMBINATIONS = torch.cartesian_prod(*(torch.arange(n) for n in COUNTS))  # (576, 5)
+
+MASK_KINDS = ("box", "stroke")
+LEAST_HIDDEN, MOST_HIDDEN = 0.3, 0.7  # of the object's pixels, by a stroke
 
 PIXELS_AT_ONCE = 1 << 15  # rendered in one go: what a core's cache holds
 
@@ -322,26 +327,48 @@ def box_mask(scenes: Scenes, image_size: int) -> Tensor:
 
 
 def stroke_mask(seed: int, indices: Sequence[int] | Tensor, split: Split, image_size: int) -> Tensor:
-    """(N, 1, S, S) float32 of 0 and 1: a free-form mask, a brush led through five points; a pure function of
-    (seed, index, split)."""
-    numbers = _numbers(indices, split)
-    u = torch.stack([uniform(seed, numbers, 300 + k) for k in range(11)], dim=1).float()  # (N, 11)
-    points, width = 1.8 * u[:, :10].view(-1, 5, 2) - 0.9, 0.12 + 0.13 * u[:, 10]
-    axis = (torch.arange(image_size) + 0.5) * 2 / image_size - 1
-    here = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).view(1, -1, 2)  # (1, S*S, 2)
-    mask = torch.zeros(len(numbers), image_size**2, dtype=torch.bool)
-    for a, b in zip(points.unbind(1)[:-1], points.unbind(1)[1:], strict=True):
-        way, off = (b - a)[:, None], here - a[:, None]
-        along = ((off * way).sum(-1) / (way * way).sum(-1).clamp(min=1e-12)).clamp_(0, 1)
-        mask |= (off - along[..., None] * way).square().sum(-1) < width[:, None] ** 2
-    return mask.view(-1, 1, image_size, image_size).float()
+    """(N, 1, S, S) float32 of 0 and 1: free-form masks that cover 30 to 70 % of the object's pixels, which are those
+    that it covers by half at least.
+
+    A brush is led through two to five points about the object, and is as wide as the share that it is to cover asks
+    for: half as wide as that share of the object's pixels lies from its way. A pure function of (seed, index, split).
+    """
+    numbers, here = _numbers(indices, split), scenes(seed, indices, split)
+    u = torch.stack([uniform(seed, numbers, 300 + k) for k in (*range(11), 12)], dim=1).float()  # (N, 12)
+    centre, radius = torch.stack([here.cx, here.cy], dim=1), RADII[here.size]
+    points = centre[:, None] + radius[:, None, None] * (2 * u[:, :10].view(-1, 5, 2) - 1)
+    n_points, share = 2 + (4 * u[:, 11]).long(), LEAST_HIDDEN + (MOST_HIDDEN - LEAST_HIDDEN) * u[:, 10]
+    last = points[torch.arange(len(points)), n_points - 1]
+    points = torch.where((torch.arange(5) < n_points[:, None])[..., None], points, last[:, None])
+    mask = torch.empty(len(numbers), image_size, image_size)
+    for rows in torch.arange(len(numbers)).split(max(1, PIXELS_AT_ONCE // image_size**2)):
+        inside = coverage_map(here[rows], image_size) >= 0.5
+        ways = [squared_distances(*points[rows, k : k + 2].unbind(1), image_size) for k in range(points.shape[1] - 1)]
+        off = torch.stack(ways).amin(0)
+        mask[rows] = (off < reach_of_share(off, inside, share[rows])[:, None, None]).float()
+    return mask[:, None]
+
+
+def reach_of_share(distances: Tensor, inside: Tensor, share: Tensor) -> Tensor:
+    """(N,): the distance below which that share (N,) of the pixels inside (N, S, S) lies, as near as whole pixels come
+    without leaving LEAST_HIDDEN to MOST_HIDDEN."""
+    n = inside.flatten(1).sum(1)
+    fewest, most = (LEAST_HIDDEN * n).ceil().long(), (MOST_HIDDEN * n).floor().long()
+    count = (share * n).round().long().clamp(min=fewest, max=most)
+    ordered = distances.masked_fill(~inside, math.inf).flatten(1).sort(dim=1).values
+    return ordered.gather(1, torch.stack([count - 1, count], dim=1)).mean(1)
+
+
+def mask_kinds(seed: int, indices: Sequence[int] | Tensor, split: Split) -> Tensor:
+    """(N,) int64: which of MASK_KINDS `masks` gives, either in half of the scenes."""
+    return (uniform(seed, _numbers(indices, split), 311) >= 0.5).long()
 
 
 def masks(seed: int, indices: Sequence[int] | Tensor, split: Split, image_size: int) -> Tensor:
-    """(N, 1, S, S) float32 of 0 and 1: the bounding box in half of the scenes, free-form in the others."""
-    box = uniform(seed, _numbers(indices, split), 311) < 0.5
+    """(N, 1, S, S) float32 of 0 and 1, 1 = to fill: `box_mask` or `stroke_mask`, as `mask_kinds` says."""
     boxes = box_mask(scenes(seed, indices, split), image_size)
-    return torch.where(box[:, None, None, None], boxes, stroke_mask(seed, indices, split, image_size))
+    strokes = mask_kinds(seed, indices, split)[:, None, None, None] == MASK_KINDS.index("stroke")
+    return torch.where(strokes, stroke_mask(seed, indices, split, image_size), boxes)
 
 
 def low_resolution(images: Tensor, scale_factor: int) -> Tensor:

@@ -1,0 +1,208 @@
+"""CLIP's text encoder in the folder format of transformers: config.json, model.safetensors and the tokenizer's files.
+
+Reads what transformers calls CLIPTextModel, CLIPTextModelWithProjection and the text half of CLIPModel, by keys alone:
+transformers itself is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from atelier.core.errors import UserError
+from atelier.core.ranges import Name
+from atelier.nets.transformers_text import Layer, TransformersText
+from atelier.nets.words import BytePairs
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+KINDS = ("clip", "clip_text_model")
+DEFAULTS = {  # of transformers' CLIPTextConfig, for what a config leaves out
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+NAMES = (  # our parts -> theirs
+    (r"^rows\.", "embeddings.token_embedding."),
+    (r"^places\.", "embeddings.position_embedding."),
+    (r"^norm\.", "final_layer_norm."),
+    (r"^out\.", "text_projection."),
+    (r"^blocks\.", "encoder.layers."),
+    (r"\.norm(\d)\.", r".layer_norm\1."),
+    (r"\.mlp_in\.", ".mlp.fc1."),
+    (r"\.mlp_out\.", ".mlp.fc2."),
+    (r"(layers\.\d+)\.(qkv|out)\.", r"\1.self_attn.\2_proj."),
+)
+
+
+def text_encoder(folder: Name, layer: Layer = "last", final_norm: bool = True, fetch: bool = False) -> TransformersText:
+    """The text encoder of a folder, float32, in eval mode and without gradients.
+
+    Args:
+        folder: folder on disk, `text_encoder` of a diffusers folder for instance, or OWNER/NAME of the hub, with a
+            folder in it behind a third slash: OWNER/NAME/text_encoder.
+        layer: block whose states are the tokens (`TransformersText`).
+        final_norm: whether the last norm follows it.
+        fetch: may download what the hub's cache on disk lacks.
+
+    Raises:
+        UserError: it is not there, a file is absent, cut or pickled, or it is no CLIP.
+    """
+    place = located(folder, fetch)
+    config = _config(place)
+    theirs, words = _weights(place), _tokenizer(place)
+    projection = theirs.get("text_projection.weight")
+    net = TransformersText(
+        words=words,
+        width=config["hidden_size"],
+        n_layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        hidden_dim=config["intermediate_size"],
+        max_tokens=config["max_position_embeddings"],
+        n_rows=config["vocab_size"],
+        vector_dim=None if projection is None else len(projection),
+        activation=config["hidden_act"],
+        eps=config["layer_norm_eps"],
+        end=config["eos_token_id"],
+        layer=layer,
+        final_norm=final_norm,
+    )
+    net.load_state_dict({name: _one(place, theirs, name, value) for name, value in net.state_dict().items()})
+    return net.eval().requires_grad_(False)
+
+
+def located(folder: Name, fetch: bool) -> Path:
+    """The folder on disk, that of the hub's cache, or the one that is downloaded where `fetch` allows it.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = Path(folder).expanduser()
+    if place.is_dir():
+        return place
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", str(folder)) or str(folder).startswith("."):
+        raise _refused(folder, "there is no such folder")
+    owner, name, *inside = str(folder).split("/")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise _refused(folder, "there is no such folder, and huggingface-hub is not installed") from error
+    wanted = [f"{part}{file}" for part in _parts(inside) for file in (CONFIG, WEIGHTS, *TOKENIZER)]
+    for local in (True, False) if fetch else (True,):
+        try:
+            found = Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted, local_files_only=local))
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+            continue
+        if (found.joinpath(*inside) / WEIGHTS).exists():
+            return found.joinpath(*inside)
+    if fetch:
+        raise _refused(folder, f"the hub could not be reached, or has no {WEIGHTS} there")
+    raise UserError(
+        ".folder", folder, "no such folder, and the hub's cache on disk lacks it", ".fetch=true downloads it"
+    )
+
+
+def _parts(inside: list[str]) -> list[str]:
+    """The folder of the encoder in a snapshot and that of its tokenizer, with their slash."""
+    return [f"{inside[0]}/", f"{_tokenizers(inside[0])}/"] if inside else [""]
+
+
+def _tokenizers(name: str) -> str:
+    """`tokenizer_2` of `text_encoder_2`, as diffusers names them."""
+    return name.replace("text_encoder", "tokenizer")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What CLIPTextConfig says, by its names."""
+    found = _json(folder, folder / CONFIG)
+    if found.get("model_type") not in KINDS:
+        raise _refused(folder, f"it holds a {found.get('model_type')}, no CLIP text encoder")
+    found = DEFAULTS | found.get("text_config", found)
+    if found["hidden_act"] not in ("quick_gelu", "gelu"):
+        raise _refused(folder, f"hidden_act={found['hidden_act']} is not supported, only quick_gelu and gelu")
+    return found
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the text half, float32, under their names in CLIPTextModel."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise _refused(folder, f"it has no {WEIGHTS}; pickled weights (.bin) are not read")
+    try:
+        with safe_open(path, "pt") as file:
+            names = [n for n in file.keys() if not n.startswith(("vision_model.", "visual_projection."))]
+            return {name.removeprefix("text_model."): file.get_tensor(name).float() for name in names}
+    except SafetensorError as error:
+        raise _refused(folder, f"{WEIGHTS} is cut ({error})") from error
+
+
+def _one(folder: Path, theirs: dict[str, Tensor], name: str, ours: Tensor) -> Tensor:
+    """One of our tensors, made of theirs."""
+    for own, other in NAMES:
+        name = re.sub(own, other, name)
+    names = [name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv"] if ".qkv_proj." in name else [name]
+    if missing := [part for part in names if part not in theirs]:
+        raise _refused(folder, f"{WEIGHTS} lacks {missing[0]}")
+    found = torch.cat([theirs[part] for part in names])
+    if found.shape != ours.shape:
+        raise _refused(folder, f"{names[0]} has another shape than {CONFIG} says: {list(theirs[names[0]].shape)}")
+    return found
+
+
+def _tokenizer(folder: Path) -> BytePairs:
+    """The tokenizer beside the weights, or in the folder that diffusers has for it, with its padding.
+
+    Where that is "!", as of Stable Diffusion 2, a "!" in a text stays the word that it was in training; transformers
+    makes padding of it.
+    """
+    places = [folder, folder.parent / _tokenizers(folder.name)]
+    for place in places:
+        pad = _pad(place)
+        if (place / "vocab.json").exists() and (place / "merges.txt").exists():
+            rows = _json(folder, place / "vocab.json")
+            lines = [line.split() for line in (place / "merges.txt").read_text(encoding="utf-8").split("\n")]
+            pairs = [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"]
+        elif (place / "tokenizer.json").exists():
+            model = _json(folder, place / "tokenizer.json")["model"]
+            rows = model["vocab"]
+            pairs = [tuple(pair.split() if isinstance(pair, str) else pair) for pair in model["merges"]]
+        else:
+            continue
+        return BytePairs(rows, pairs, rows.get(pad))
+    raise _refused(folder, "it has no vocab.json and merges.txt, and no tokenizer.json")
+
+
+def _pad(place: Path) -> str:
+    """The padding that a tokenizer's config names; else the end mark, as transformers has it."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (place / name).exists():
+            pad = _json(place, place / name).get("pad_token")
+            if pad is not None:
+                return pad["content"] if isinstance(pad, dict) else pad
+    return "<|endoftext|>"
+
+
+def _json(folder: Path, path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _refused(folder, f"it has no readable {path.name} ({error.strerror})") from error
+    except ValueError as error:
+        raise _refused(folder, f"{path.name} is no JSON") from error
+
+
+def _refused(folder: Path | str, problem: str) -> UserError:
+    return UserError(".folder", folder, problem, ".folder=FOLDER with a CLIP text encoder of transformers")
