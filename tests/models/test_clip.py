@@ -149,6 +149,24 @@ def test_a_search_is_among_so_many_different_texts() -> None:
     assert model_of().concluded(facts_of(300, 200, 0.0)) == {"accuracy/1_of_64": 1.0, "accuracy/5_of_100": 1.0}
 
 
+def test_as_many_are_drawn_as_the_name_says() -> None:
+    """Of 200 texts n - 1 beside the own one, by the seed of the image: looked up one by one."""
+    facts = facts_of(1000, 200, 0.6)
+    drawn = [torch.randperm(200, generator=torch.Generator().manual_seed(int(seed))).tolist() for seed in facts["seed"]]
+    likeness = (facts["image"] @ facts["text"][:200].T).tolist()
+
+    def searched(k: int, n: int) -> float:
+        right = 0
+        for i, order in enumerate(drawn):
+            candidates = [j for j in order if j != i % 200][: n - 1]
+            right += sum(likeness[i][j] >= likeness[i][i % 200] for j in candidates) < k
+        return right / 1000
+
+    found = model_of().concluded(facts)
+    assert found == {name: pytest.approx(searched(k, n)) for name, (k, n) in SEARCHES.items()}
+    assert searched(1, 65) != searched(1, 64)
+
+
 def test_too_few_different_texts_tell_nothing() -> None:
     found = model_of().concluded(facts_of(640, 64, 0.0))
     assert found["accuracy/1_of_64"] == 1.0 and math.isnan(found["accuracy/5_of_100"])

@@ -32,7 +32,9 @@ def codec(scale: float = 2.0) -> LatentCodec:
     return LatentCodec(Frozen(Means()), scale, 0.5, "sample")
 
 
-@pytest.mark.parametrize("planes", [FoldedSource(source_size=SIZE, source_channels=3), SourceLatents(), MaskedImage()])
+@pytest.mark.parametrize(
+    "planes", [FoldedSource(source_size=SIZE, source_channels=3, n_frequencies=0), SourceLatents(), MaskedImage()]
+)
 def test_planes_are_as_many_as_they_say_and_as_large_as_latents(planes: LatentPlanes) -> None:
     cond = {name: torch.rand(2, 1 if name == "mask" else 3, SIZE, SIZE) for name in planes.fields}
     made = planes(cond, codec())
@@ -42,10 +44,20 @@ def test_planes_are_as_many_as_they_say_and_as_large_as_latents(planes: LatentPl
 
 def test_a_folded_source_keeps_every_pixel() -> None:
     x = torch.rand(2, 3, SIZE, SIZE)
-    planes = FoldedSource(source_size=SIZE, source_channels=3)({"source": x}, codec())
+    planes = FoldedSource(source_size=SIZE, source_channels=3, n_frequencies=0)({"source": x}, codec())
     assert torch.equal(F.pixel_shuffle(planes, FACTOR), x)
     with pytest.raises(UserError, match="does not divide"):
-        FoldedSource(source_size=SIZE + 2, source_channels=3).channels(Means.latent_shape)
+        FoldedSource(source_size=SIZE + 2, source_channels=3, n_frequencies=0).channels(Means.latent_shape)
+
+
+def test_numbers_of_classes_that_are_close_have_waves_that_are_not() -> None:
+    x = torch.rand(2, 3, SIZE, SIZE)
+    planes = F.pixel_shuffle(
+        FoldedSource(source_size=SIZE, source_channels=3, n_frequencies=2)({"source": x}, codec()), 4
+    )
+    torch.testing.assert_close(planes[:, 9:12], (2 * torch.pi * x).sin())
+    torch.testing.assert_close(planes[:, 12:], (2 * torch.pi * x).cos())
+    assert torch.equal(planes[:, :3], x)
 
 
 def test_latents_of_a_source_are_neither_shifted_nor_scaled_nor_drawn() -> None:

@@ -109,7 +109,7 @@ def test_texts_that_are_longer_than_what_is_read_are_counted_and_the_first_shown
         def n_tokens(self, texts: list[str]) -> list[int]:
             return [2 + len(text.split()) for text in texts]
 
-    long = " ".join(["word"] * 9)
+    long = " ".join(["w"] * 9)
     refuse_long(Ten(), ["a red star"] * 5, "data", "cut")
     with pytest.raises(UserError) as error:
         refuse_long(Ten(), ["a red star", *[f"{k} {long}" for k in range(5)]], "data", "cut")

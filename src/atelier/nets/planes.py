@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from atelier.core.batch import Cond
 from atelier.core.errors import UserError
-from atelier.core.ranges import PositiveInt
+from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.nets.codec import LatentCodec
 
 
@@ -36,27 +37,36 @@ class LatentPlanes(Protocol):
 class FoldedSource:
     """The source itself, as a label map, whose pixels are folded into channels until it is as small as the latents.
 
+    Values that number classes lie close together and mean very different things, so beside them stand the sines and
+    cosines of pi 2^k times each, k < K, which a convolution can tell apart (Tancik et al. 2020, Fourier features).
+
     Args:
         source_size: height and width of the source.
         source_channels: channels C' of it.
+        n_frequencies: number K; 0: the source alone.
     """
 
     fields = ("source",)
 
-    def __init__(self, *, source_size: PositiveInt, source_channels: PositiveInt) -> None:
-        self.source_size, self.source_channels = source_size, source_channels
+    def __init__(
+        self, *, source_size: PositiveInt, source_channels: PositiveInt, n_frequencies: NonNegInt
+    ) -> None:
+        self.source_size, self.source_channels, self.n_frequencies = source_size, source_channels, n_frequencies
 
     def channels(self, latent_shape: tuple[int, int, int]) -> int:
-        """C' f^2, f the factor between source and latents."""
+        """C' (1 + 2 K) f^2, f the factor between source and latents."""
         factor, rest = divmod(self.source_size, latent_shape[1])
         if rest:
             problem = f"latents are {latent_shape[1]} wide, which does not divide it"
             raise UserError(".source_size", self.source_size, problem, "another first stage")
-        return self.source_channels * factor**2
+        return self.source_channels * (1 + 2 * self.n_frequencies) * factor**2
 
     def __call__(self, cond: Cond, codec: LatentCodec) -> Tensor:
         factor = self.source_size // codec.latent_shape[1]
-        return F.pixel_unshuffle(cond["source"], factor)                   # (B, C' f^2, h, w)
+        x = cond["source"]
+        angles = [math.pi * 2**k * x for k in range(self.n_frequencies)]
+        waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+        return F.pixel_unshuffle(torch.cat([x, *waves], dim=1), factor)    # (B, C' (1 + 2 K) f^2, h, w)
 
     def finished(self, x: Tensor, cond: Cond) -> Tensor:
         return x
