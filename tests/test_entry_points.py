@@ -79,7 +79,8 @@ def test_help_is_quick_and_lists_every_page(tmp_path: Path) -> None:
             text = page.read_text()
             first = " ".join(text.splitlines()[0].lstrip("# ").split()[:5])
             assert f"  {page.stem:<22}{first}" in section, page
-            needs = any(f"\n{key}:" in text for key in ("root", "first_stage", "  - /first_stage@first_stage"))
+            stands = ("root", "first_stage", "  - /first_stage@first_stage")
+            needs = any(f"\n{key}:" in text for key in stands) or "\n  - ldm\n" in text
             assert needs == ("\n# Needs: " in text), page
     assert "[needs: its files, 170 MB (data.download=true fetches them)]" in " ".join(told.split())
     assert "trainer.precision=auto|32-true" in told

@@ -181,6 +181,7 @@ def test_images_of_a_label_are_found_without_a_look_at_any(monkeypatch: pytest.M
     data = made()
     monkeypatch.setattr(MemoryImages, "read", lambda *_: pytest.fail("read"))
     left_out = ("direction", "scale_factor", "attributes", "source", "strength", "mask", "resamplings")
+    left_out += ("prompt", "prompts", "negative", "instruction")
     words = dict.fromkeys(left_out) | {"do": "sample", "label": 9, "seed": 0}
     found = Request.of(Mirror.__new__(Mirror), data, {}, words).items
     assert sorted(found) == list(range(9 * EACH, 10 * EACH)) and found != sorted(found)

@@ -61,36 +61,17 @@ class LDM(DiffusionModel):
         if objective.loss != "simple":
             problem = "the bound counts grey levels, which latents have not"
             raise UserError(".objective.loss", objective.loss, problem, ".objective.loss=simple")
+        shape = first_stage.latent_shape
+        known = _embedder(embedder, planes, shape)
+        self.net = _net(net, known, shape)  # first: an optimizer knows weights by their order
         self.codec: LatentCodec = codec(Frozen(first_stage))
-        self.planes = planes
-        self.embedder = self._embedder(embedder)
-        self.net = self._net(net)
-        self.objective, self.cond_dropout = objective, cond_dropout
+        self.objective, self.embedder, self.cond_dropout, self.planes = objective, known, cond_dropout, planes
         self.optimizer, self.grad_clip = optimizer, grad_clip
         self.diffusion_sampler = DiffusionSampler(objective, self.net, self.embedder, sampler, guider, clip=False)
         fields = frozenset() if planes is None else frozenset(planes.fields)
         self.needs = self.diffusion_sampler.conditions - {"planes"} | fields
         if "source" in self.needs:
             self.source_fields, self.answer_fields = {"": "source"}, {"": "image"}
-
-    def _embedder(self, embedder: Callable | Embedder) -> Embedder:
-        if isinstance(embedder, nn.Module):
-            return embedder
-        shape = self.codec.latent_shape
-        channels = 0 if self.planes is None else self.planes.channels(shape)
-        with within(".embedder"):
-            return embedder(plane_channels=channels, plane_size=shape[1])
-
-    def _net(self, net: Callable | DenoisingNet) -> DenoisingNet:
-        channels, _, size = self.codec.latent_shape
-        names = {"tokens": "token_dim", "planes": "plane_channels"}
-        given = self.embedder.cond_sizes
-        sizes = {names[field]: n for field, n in given.items() if field in names}
-        with within(".net"):
-            made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels, **sizes)
-        denoises(made, ".net")
-        conditioned_by(made, self.embedder, ".net")
-        return made
 
     def condition(self, batch: Batch, case: str) -> Cond:
         negative = {NEGATIVE: batch[NEGATIVE]} if NEGATIVE in batch else {}
@@ -162,3 +143,26 @@ class LDM(DiffusionModel):
             return super().inpaint(x, mask, cond, rngs, resamplings, sampler=sampler, guidance=guidance, guider=guider)
         cond = self._with_planes(cond | {"image": x, "mask": mask.float()})
         return self.sample(cond, rngs, sampler=sampler, guidance=guidance, guider=guider)
+
+
+def _embedder(
+    embedder: Callable | Embedder, planes: LatentPlanes | None, latent_shape: tuple[int, int, int]
+) -> Embedder:
+    """The embedder, which gets the number and the size of planes where it is not built yet."""
+    if isinstance(embedder, nn.Module):
+        return embedder
+    channels = 0 if planes is None else planes.channels(latent_shape)
+    with within(".embedder"):
+        return embedder(plane_channels=channels, plane_size=latent_shape[1])
+
+
+def _net(net: Callable | DenoisingNet, embedder: Embedder, latent_shape: tuple[int, int, int]) -> DenoisingNet:
+    """The net, which gets the sizes of latents, tokens and planes where it is not built yet."""
+    channels, _, size = latent_shape
+    names = {"tokens": "token_dim", "planes": "plane_channels"}
+    sizes = {names[field]: n for field, n in embedder.cond_sizes.items() if field in names}
+    with within(".net"):
+        made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels, **sizes)
+    denoises(made, ".net")
+    conditioned_by(made, embedder, ".net")
+    return made

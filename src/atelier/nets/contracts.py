@@ -4,7 +4,7 @@
     CodeStage    images to codes and back        VQGANNet, VQNet
     Upscaler     images to larger ones           SRResNet, RRDBNet
     Denoiser     noisy images to clean ones      TrainedDenoiser (DDPM)
-    TextEncoder  texts to a vector and tokens    ClipNet (Clip), WordEncoder, TransformersText
+    TextEncoder  texts to a vector and tokens    ClipNet (Clip), TransformersText
     ImageEncoder images to a vector and tokens   ClipNet (Clip)
     GuidingClassifier   noisy images to labels   TrainedClassifier (NoisyClassifier); see core/classifier.py
 
