@@ -23,7 +23,7 @@ def train(cfg: DictConfig) -> float | None:
     from lightning import seed_everything
 
     from atelier.checkpoints.store import newest
-    from atelier.runs import report
+    from atelier.runs import latents, report
 
     preflight.check(cfg)
     if cfg.check:
@@ -36,6 +36,8 @@ def train(cfg: DictConfig) -> float | None:
         resume.check_same_data(cfg, folder, data)
         model = build.model(cfg, folder)
         preflight.match(model, data)
+        if cfg.latent_cache is not None:
+            latents.keep(cfg, model, data)
         callbacks = build.callbacks(cfg)
         callbacks.evaluation.asked["objective"] = cfg.objective
         with build.loggers(cfg) as loggers:

@@ -14,6 +14,7 @@ from atelier.core.errors import UserError
 from atelier.core.rng import generator
 from atelier.data.captioned import Captioned
 from atelier.data.captions import captions_under
+from atelier.images.masks import lama_mask
 from tests.data.test_folders import data, image_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -223,6 +224,17 @@ def test_lama_masks_are_drawn_anew_in_training_and_stay_at_test(tmp_path):
         plain.split("train").read([0], [generator(1)])["image"], train.read([0], [generator(1)])["image"]
     )
     assert plain.fingerprint("train") == module.fingerprint("train")  # the images are the same
+
+
+def test_a_turn_is_drawn_first_then_a_text_then_a_mask(tmp_path):
+    root = captioned(tmp_path, "1.png\ta\n1.png\tb\n1.png\tc\n")
+    split = data(Captioned, root, masks="lama", image_size=16, flip=True).split("train")
+    for k in range(8):
+        rng, read = generator(k), split.read([0], [generator(k)])
+        turned = bool(torch.rand((), generator=rng) < 0.5)
+        assert split.beside([0], [generator(k)])[1].tolist() == [turned]
+        assert read["text"] == ["abc"[int(torch.randint(3, (), generator=rng))]]
+        assert torch.equal(read["mask"][0], lama_mask(16, rng))
 
 
 @pytest.mark.skipif(not (SHARED / "fluent_emoji128").is_dir(), reason="no ../shared/data/fluent_emoji128")

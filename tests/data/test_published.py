@@ -378,7 +378,7 @@ def test_a_limit_is_all_that_is_looked_at(tmp_path):
     module.prepare_data()
     assert list(module.checked) == [first, "000005.jpg", "000006.jpg"]
     assert len(module.split("train")) == 3 and module.n_train == 1
-    assert module.chosen("train", range(1))["index"].tolist() == [int(first[:6]) - 1] == list(module._trained_on())
+    assert module.chosen("train", range(1))["index"].tolist() == [int(first[:6]) - 1] == list(module.trained_on())
     for limit, told in ((2, f"1 of 4 photographs cannot be read, first {damaged}"), (3, "1 of 5 images are not in")):
         with pytest.raises(UserError, match=told):
             data(CelebA, tmp_path, limit=limit).prepare_data()

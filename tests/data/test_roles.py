@@ -16,6 +16,7 @@ KEPT = {
     " memory_mb cache max_pixels on_bad_image",
     Role.MAY_CHANGE: "budget num_workers root download memory_mb on_bad_image cache",
     Role.OWN: "batch_size budget flip jitter turn num_workers seed conditions label_factors masks",
+    Role.DRAWN: "jitter turn",
     Role.NOT_PART: "seed budget num_workers root download memory_mb cache conditions label_factors masks",
 }
 

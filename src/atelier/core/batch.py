@@ -9,9 +9,13 @@ Cond = dict[str, Tensor | list[str]]  # what is asked of B images, by the names 
 
 
 class Batch(TypedDict, total=False):
-    """Images are float32 in [-1, 1]; `image` and `index` are always there, the rest where a set has them."""
+    """Images are float32 in [-1, 1]; `image` and `index` are always there, the rest where a set has them.
+
+    Where latents are kept on disk, `moments` stands in training in place of `image`.
+    """
 
     image: Tensor  # (B, C, H, W)
+    moments: Tensor  # (B, 2 Z, h, w) float32, mean and log-variance of the latents of `image`
     index: Tensor  # (B,) int64, number of the image in its split
     label: Tensor  # (B,) int64
     attributes: Tensor  # (B, A) float32, 0 or 1

@@ -43,6 +43,15 @@ def mean_learned(x: Tensor) -> Tensor:
     return _Summed.apply(x) / dist.get_world_size() if many() else x
 
 
+def everyones(x: Any) -> list[Any]:
+    """What each rank gives, any object that can be pickled, in the order of the ranks; all of them must ask."""
+    if not many():
+        return [x]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, x)
+    return found
+
+
 def from_first(x: Tensor) -> Tensor:
     """x on rank 0 and zeros elsewhere: summed over ranks, all hold what rank 0 chose."""
     return torch.zeros_like(x) if many() and dist.get_rank() > 0 else x

@@ -27,12 +27,18 @@ class AttributeTransfer:
     def __len__(self) -> int:
         return len(self.files)
 
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
+        batch, chosen = self.files.beside(indices, rngs)
+        return self._with_target(batch, rngs), chosen
+
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
-        batch = self.files.read(indices, rngs)
+        return self._with_target(self.files.read(indices, rngs), rngs)
+
+    def _with_target(self, batch: Batch, rngs: list[torch.Generator] | None) -> Batch:
         if rngs is None:
             batch["target"] = self.changed(batch["attributes"], batch["index"])
         else:
-            others = [self._other(index, rng) for index, rng in zip(indices, rngs, strict=True)]
+            others = [self._other(index, rng) for index, rng in zip(batch["index"].tolist(), rngs, strict=True)]
             batch["target"] = self.files.fields["attributes"][others]
         return batch
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Flag, auto
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -43,6 +43,7 @@ class Role(Flag):
     MAY_CHANGE = auto()  # may differ when a run resumes
     OWN = auto()  # a part keeps its own recipe's value unless one was typed
     NOT_PART = auto()  # ignored when a finished run is sought as a part
+    DRAWN = auto()  # where it is on, training draws more of an image than whether it is mirrored
     READING = NOT_PIXELS | MAY_CHANGE | NOT_PART
 
 
@@ -56,6 +57,15 @@ class Images(Protocol):
 
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
         """A whole batch; rngs[i] augments image i, None means no augmentation."""
+        ...
+
+
+@runtime_checkable
+class OnlyMirrored(Protocol):
+    """A split of which training draws no more of an image than whether it is mirrored."""
+
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
+        """All of a batch but pixels and masks, and which images are mirrored, (B,) bool, as `read` draws them."""
         ...
 
 
@@ -84,13 +94,16 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
         where = torch.tensor(indices)
-        batch: Batch = {"image": to_float(self.images[where]), "index": where}
+        batch: Batch = {"index": where}
         for name, values in self.fields.items():
             batch[name] = values[where] if isinstance(values, Tensor) else [values[i] for i in indices]
-        if self.flip and rngs is not None:
-            batch["image"] = mirrored(batch["image"], tossed(rngs))
+        return batch, turned(self.flip, indices, rngs)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        batch, chosen = self.beside(indices, rngs)
+        batch["image"] = mirrored(to_float(self.images[batch["index"]]), chosen)
         return batch
 
 
@@ -99,8 +112,15 @@ def tossed(rngs: list[torch.Generator]) -> Tensor:
     return torch.tensor([bool(torch.rand((), generator=rng) < 0.5) for rng in rngs])
 
 
+def turned(flip: bool, indices: list[int], rngs: list[torch.Generator] | None) -> Tensor:
+    """Which images of a batch are mirrored, (B,) bool: half of them in training, where the set flips."""
+    return tossed(rngs) if flip and rngs is not None else torch.zeros(len(indices), dtype=torch.bool)
+
+
 def mirrored(images: Tensor, chosen: Tensor) -> Tensor:
     """Those of the images (B, C, H, W) that are `chosen` (B,) turned left to right."""
+    if not chosen.any():
+        return images
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
@@ -227,6 +247,8 @@ class DataModule(LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
         self.position: Callable[[], int] = lambda: 0
+        self.latents: Callable[[Trainer], Images] | None = None  # gives what training reads in place of its images
+        self._kept: Images | None = None
         self._splits: dict[str, Images] = {}
         self._orders: dict[str, list[int]] = {}
 
@@ -294,6 +316,8 @@ class DataModule(LightningDataModule, ABC):
             raise UserError("data.batch_size", self.batch_size, f"it does not divide by {ranks} ranks", fix)
         for split in ("train", "test"):  # a split without images is refused before training
             self.split(split)
+        if self.latents is not None:
+            self._kept = self.latents(self.trainer)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -306,7 +330,7 @@ class DataModule(LightningDataModule, ABC):
             lambda: self.position(),
         )
         return DataLoader(
-            _Places(self.split("train"), self._trained_on(), self.seed),
+            _Places(self.split("train") if self._kept is None else self._kept, self.trained_on(), self.seed),
             batch_sampler=stream,
             collate_fn=_as_is,
             num_workers=self.num_workers,
@@ -316,7 +340,7 @@ class DataModule(LightningDataModule, ABC):
             worker_init_fn=stopping.follow_parent,
         )
 
-    def _trained_on(self) -> Sequence[int]:
+    def trained_on(self) -> Sequence[int]:
         """The indices of the training images; all of them in their own order, since the stream draws another."""
         return range(self.n_train) if self.limit is None else self.order("train")[: self.limit]
 

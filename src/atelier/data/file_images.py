@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
-from atelier.data.base import mirrored, tossed
+from atelier.data.base import mirrored, tossed, turned
 from atelier.data.finding import printable
 from atelier.data.reading import BadImage
 from atelier.images.masks import lama_mask
@@ -62,17 +62,21 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
-        where, pixels = torch.tensor(indices), self._pixels(indices)
-        if self.flip and rngs is not None:
-            pixels = mirrored(pixels, tossed(rngs))
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
+        chosen = turned(self.flip, indices, rngs)
+        where = torch.tensor(indices)
         batch: Batch = {"index": where}
+        for name, values in self.fields.items():
+            batch[name] = values[where] if isinstance(values, Tensor) else one_of_each(values, indices, rngs)
+        return batch, chosen
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        batch, chosen = self.beside(indices, rngs)
+        pixels = mirrored(self._pixels(indices), chosen)
         if self.masks == "alpha":
             pixels, alpha = pixels.tensor_split([-1], dim=1)
             batch["mask"] = (alpha >= LEAST_OPAQUE).float()
         batch["image"] = to_float(pixels)
-        for name, values in self.fields.items():
-            batch[name] = values[where] if isinstance(values, Tensor) else one_of_each(values, indices, rngs)
         if self.masks == "lama":
             rngs = rngs or [generator(MASK_SEED, index) for index in indices]
             batch["mask"] = torch.stack([lama_mask(pixels.shape[-1], rng) for rng in rngs])

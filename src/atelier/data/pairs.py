@@ -63,7 +63,7 @@ class Pairs(ImageFiles):
     """
 
     direction: Direction
-    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
+    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.DRAWN})
 
     provides: ClassVar[frozenset[str]] = frozenset({"source"})
 
@@ -109,7 +109,7 @@ class Edges(ImageFiles):
         threshold: least change of luma (0 .. 1) a pixel that is an edge.
     """
 
-    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
+    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.DRAWN})
     sigma: PositiveFloat
     threshold: PositiveFloat
 

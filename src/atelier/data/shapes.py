@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atelier.core.batch import Batch
 from atelier.core.ranges import PositiveInt
-from atelier.data.base import DataModule, Split, mirrored, tossed
+from atelier.data.base import DataModule, Split, mirrored, turned
 from atelier.images.pixels import to_float, to_uint8
 from atelier.shapes import world
 
@@ -99,14 +99,13 @@ class SceneImages:
     def __len__(self) -> int:
         return self.n
 
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
+        return self._told(torch.tensor(indices)), turned(self.flip, indices, rngs)
+
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
-        where = torch.tensor(indices)
-        batch = self._told(where)
-        pixels = self._pixels(where)
-        if self.flip and rngs is not None:
-            chosen = tossed(rngs)
-            pixels = {name: mirrored(p, chosen) for name, p in pixels.items()}
-        for name, p in pixels.items():
+        batch, chosen = self.beside(indices, rngs)
+        for name, p in self._pixels(batch["index"]).items():
+            p = mirrored(p, chosen)
             batch[name] = p.float() / 255 if name == "mask" else to_float(p)
         return batch
 

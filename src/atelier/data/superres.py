@@ -55,7 +55,7 @@ class SuperRes(ImageFiles):
 
     scale_factor: Literal[2, 3, 4]
     resize: PositiveInt | None
-    turn: bool = field(metadata={"role": Role.OWN})
+    turn: bool = field(metadata={"role": Role.OWN | Role.DRAWN})
 
     provides: ClassVar[frozenset[str]] = frozenset({"source"})
 

@@ -71,7 +71,7 @@ class Unpaired(ImageFiles):
     """
 
     folders: Annotated[list[Name], Len(2, 4)]
-    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN})
+    jitter: NonNegInt = field(metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.DRAWN})
 
     provides: ClassVar[frozenset[str]] = frozenset({"image_a", "image_b"})
     shuffled: ClassVar[bool] = True  # here, each domain by itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +17,7 @@ from atelier.core.batch import Batch, Cond, each
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
+from atelier.nets.contracts import FirstStage
 from atelier.nets.widening import widened
 
 
@@ -228,6 +229,20 @@ class StyleBased(Latent):
 
     def protocol(self) -> dict[str, Any]:
         return {"truncation": self.truncation}
+
+
+@runtime_checkable
+class TrainedOnLatents(Protocol):
+    """A model whose training step takes `moments` of a batch in place of its `image`."""
+
+    @property
+    def first_stage(self) -> FirstStage:
+        """The autoencoder that they are of, which training does not change."""
+        ...
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean and log-variance of the latents of images (B, C, H, W) in [-1, 1], (B, 2 Z, h, w) float32."""
+        ...
 
 
 class Autoencoder(Latent):

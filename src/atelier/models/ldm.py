@@ -81,11 +81,18 @@ class LDM(DiffusionModel):
         return cond if self.planes is None else cond | {"planes": self.planes(cond, self.codec)}
 
     def training_step(self, batch: Batch) -> Tensor:
-        x = batch["image"]
-        cond = self.embedder(self.condition(batch, ""), len(x), self.cond_dropout)
-        loss = self.objective(self.net, self.codec.encode(x), cond, self.images_seen).mean()
+        moments = batch["moments"] if "moments" in batch else self.moments(batch["image"])
+        cond = self.embedder(self.condition(batch, ""), len(moments), self.cond_dropout)
+        loss = self.objective(self.net, self.codec.draw(moments), cond, self.images_seen).mean()
         self.report("loss", loss)
         return loss
+
+    @property
+    def first_stage(self) -> FirstStage:
+        return self.codec.autoencoder.net
+
+    def moments(self, x: Tensor) -> Tensor:
+        return self.codec.moments(x)
 
     def calibrate(self, images: Callable[[int], Iterable[Tensor]]) -> str:
         with within(".codec"):

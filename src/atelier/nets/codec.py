@@ -51,11 +51,20 @@ class LatentCodec(nn.Module):
         """(Z, h, w) of a latent."""
         return self.autoencoder.net.latent_shape
 
-    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images (B, C, H, W)."""
+        return self.draw(self.moments(x))
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean and log-variance (B, 2 Z, h, w), neither shifted nor scaled, of the latents of images (B, C, H, W)."""
         with float32(x.device):
-            mean, logvar = self.autoencoder.net.encode(x)
+            return torch.cat(self.autoencoder.net.encode(x), 1)
+
+    @torch.no_grad()
+    def draw(self, moments: Tensor) -> Tensor:
+        """Latents (B, Z, h, w) of what `moments` gave."""
+        mean, logvar = moments.contiguous().chunk(2, 1)  # noise is drawn in the order of the memory
         z = mean if self.mode == "mode" else mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         return (z - self.shift) * self.scale
 
@@ -88,7 +97,7 @@ class LatentCodec(nn.Module):
         Raises:
             UserError: latents are not finite, or all alike.
         """
-        n, mean, second = self._moments(images(GIVEN_CHECK if self.given else self.n_measured))
+        n, mean, second = self._powers(images(GIVEN_CHECK if self.given else self.n_measured))
         variance = second.mean() - mean.mean() ** 2
         if not variance.isfinite() or variance <= 0:
             why = "all alike" if variance.isfinite() else "not finite"
@@ -105,13 +114,12 @@ class LatentCodec(nn.Module):
             f" {deviations.min().item():.2f} to {deviations.max().item():.2f} by channel ({n:,} images)"
         )
 
-    def _moments(self, batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
+    def _powers(self, batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
         """Number of images of all ranks, and first and second moment of each channel of their latents, (Z,) float64."""
         channels, *places = self.autoencoder.net.latent_shape
         total = torch.zeros(1 + 2 * channels, dtype=torch.float64, device=self.scale.device)
         for x in batches:
-            with float32(x.device):
-                mean, logvar = self.autoencoder.net.encode(x)
+            mean, logvar = self.moments(x).chunk(2, 1)
             second = mean.double() ** 2 + (logvar.double().exp() if self.mode == "sample" else 0)
             total[0] += len(x)
             total[1:] += torch.cat([mean.double().sum((0, 2, 3)), second.sum((0, 2, 3))])

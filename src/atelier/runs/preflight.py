@@ -57,6 +57,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "resume": Literal["auto", "never"],
     "compile": bool,
     "channels_last": bool,
+    "latent_cache": Name | None,
     "start_from": Name | None,
     "check": bool,
     "objective": Name | None,

@@ -1,0 +1,138 @@
+"""The latent cache of a run: whether its training can read one, which, and that all ranks make it together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from atelier.core import ranks
+from atelier.core.errors import UserError
+from atelier.data.base import DataModule, OnlyMirrored, Role, with_role
+from atelier.data.latent_cache import KEY, KeptLatents, LatentCache, check_only_mirrored
+from atelier.models.base import Model, TrainedOnLatents
+
+PLAIN = (bool, int, float, str)  # and tuples of these
+
+
+def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
+    """From here on training reads moments of the first stage that `latent_cache` keeps, which are made where none are.
+
+    Raises:
+        UserError: this model or this set needs pixels in training, or the folder holds a cache of something else.
+    """
+    _can_be_kept(cfg[KEY], model, data)
+    channels, *sides = model.first_stage.latent_shape
+    of = identity(model.first_stage, data)
+    folder = automatic(of | {"flips": data.flip}) if cfg[KEY] == "auto" else Path(cfg[KEY])
+    cache = LatentCache(folder, of, data.trained_on(), (2 * channels, *sides), data.flip)
+    cache.check()
+    data.latents = partial(_made, cache=cache, model=model, data=data)
+
+
+def _can_be_kept(asked: str, model: Model, data: DataModule) -> None:
+    """Refuse what trains on pixels, or on others in each epoch."""
+    off = f"{KEY}=null"
+    if not isinstance(model, TrainedOnLatents):
+        raise UserError(KEY, asked, f"{type(model).__name__} trains on no latents of a first stage", off)
+    for name in sorted(with_role(data, Role.DRAWN)):
+        if value := getattr(data, name):
+            none = "false" if value is True else 0
+            problem = "pixels are drawn anew each epoch, so their latents cannot be kept"
+            raise UserError(f"data.{name}", value, problem, f"data.{name}={none}, or {off}")
+    if (masks := getattr(data, "masks", "none")) != "none":
+        why = "drawn anew each epoch" if masks == "lama" else "read with the pixels"
+        problem = f"masks are {why}, which a cache of latents has not"
+        raise UserError("data.masks", masks, problem, f"data.masks=none, or {off}")
+    images = data.split("train")
+    if not isinstance(images, OnlyMirrored):
+        problem = "training cuts or changes its images anew each epoch"
+        raise UserError("data", type(data).__name__, problem, off)
+    there, _ = images.beside(list(data.trained_on()[:1]), None)
+    if pixels := sorted(model.needs - there.keys()):
+        problem = f"{type(model).__name__} needs {', '.join(pixels)} in training: pixels, which a cache has not"
+        raise UserError(KEY, asked, problem, off)
+    check_only_mirrored(images, data.trained_on(), data.flip)
+
+
+def identity(first_stage: nn.Module, data: DataModule) -> dict[str, Any]:
+    """Name to plain value of all that decides the moments of training images, as a user knows it."""
+    names = [f.name for f in fields(data) if f.name not in with_role(data, Role.NOT_PIXELS)]
+    options = {f"data.{name}": getattr(data, name) for name in [*names, "limit"]}
+    stands_on = {"model.first_stage": net_hash(first_stage), "data": type(data).__name__}
+    return stands_on | options | {"content of the images": data.fingerprint("train")}
+
+
+def net_hash(net: nn.Module) -> str:
+    """sha256 of all that decides what a net computes: its modules' classes and plain attributes, its state dict.
+
+    An attribute may be all that tells two first stages apart: whether one was trained without noise.
+    """
+    found = hashlib.sha256()
+    for name, module in net.named_modules():
+        plain = {k: v for k, v in sorted(vars(module).items()) if k[0] != "_" and k != "training" and _is_plain(v)}
+        found.update(f"{name} {type(module).__name__} {plain}\n".encode())
+    for name, tensor in sorted(net.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(one, PLAIN) for one in value) if isinstance(value, tuple) else isinstance(value, PLAIN)
+
+
+def automatic(of: dict[str, Any]) -> Path:
+    """A folder of its own for each identity, beside what else is kept for all runs."""
+    root = Path(os.environ.get("ATELIER_CACHE", "~/.cache/atelier")).expanduser()
+    name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:24]
+    return root / "latents" / name
+
+
+def _made(trainer: Trainer, cache: LatentCache, model: TrainedOnLatents, data: DataModule) -> KeptLatents:
+    """The training split by its kept latents, once all ranks have made what is missing of them."""
+    images, first, device = data.split("train"), trainer.is_global_zero, trainer.strategy.root_device
+    if not all(_everywhere(cache.check)):
+        _everywhere(cache.begin if first else lambda: None)
+        if first:
+            print(f"making {cache.describe()}", flush=True)
+        model.first_stage.to(device)
+
+        def encode(x: Tensor) -> Tensor:
+            return model.moments(x.to(device))
+
+        batch = data.batch_size // trainer.world_size
+        _everywhere(lambda: cache.fill(images, encode, batch, trainer.global_rank, trainer.world_size))
+        _everywhere(cache.finish if first else lambda: None)
+    _everywhere(cache.check)
+    if first:
+        print(f"training reads {cache.describe()}", flush=True)
+    return KeptLatents(images, cache)
+
+
+def _everywhere(work: Callable[[], Any]) -> list[Any]:
+    """What some work gives on each rank, when all have done it.
+
+    Raises:
+        UserError: that of the first rank that has one, on every rank.
+    """
+    try:
+        told = work()
+    except UserError as error:
+        told = error
+    told = ranks.everyones(told)
+    for one in told:
+        if isinstance(one, UserError):
+            raise one
+    return told
