@@ -584,7 +584,7 @@ def test_what_the_pages_of_diffusion_choose() -> None:
     """A group that a page does not choose would be tested above by its own page alone."""
     for page in DIFFUSION:
         found = {(group, place) for group, place, at in places() if at == page}
-        own = {("first_stage", "model.first_stage"), ("embedder", "model.embedder")} if page == "ldm" else set()
+        own = {(group, f"model.{group}") for group in ("first_stage", "embedder", "planes") if page == "ldm"}
         assert found == own | {(group, f"model.{place}") for group, place in CHOICES.items()}
 
 

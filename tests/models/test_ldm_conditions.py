@@ -172,6 +172,12 @@ def test_a_model_of_holes_begins_as_the_text_to_image_model_that_it_comes_from(
         starting.start_from(model, OmegaConf.merge(below, {"start_from": str(tmp_path / "nothing")}))
 
 
+def test_planes_that_would_reach_no_net_are_refused(parts: dict[str, nn.Module]) -> None:
+    with pytest.raises(UserError, match="ConditionEmbedder hands none on to the net"):
+        cfg = composed("model=ldm", *SMALL, *NET, "planes@model.planes=source_latents")
+        build.on_parts(cfg, {"first_stage": parts["first_stage"]})
+
+
 def test_an_encoder_is_in_no_checkpoint(parts: dict[str, nn.Module]) -> None:
     model, _ = made("inpaint", parts)
     assert not [name for name in model.state_dict() if "encoder" in name or "autoencoder" in name]

@@ -63,6 +63,10 @@ class LDM(DiffusionModel):
             raise UserError(".objective.loss", objective.loss, problem, ".objective.loss=simple")
         shape = first_stage.latent_shape
         known = _embedder(embedder, planes, shape)
+        if planes is not None and "planes" not in known.cond_sizes:
+            problem = f"{type(known).__name__} hands none on to the net"
+            fix = ".embedder of planes_alone, text_and_planes or instruction"
+            raise UserError(".planes", type(planes).__name__, problem, fix)
         self.net = _net(net, known, shape)  # first: an optimizer knows weights by their order
         self.codec: LatentCodec = codec(Frozen(first_stage))
         self.objective, self.embedder, self.cond_dropout, self.planes = objective, known, cond_dropout, planes

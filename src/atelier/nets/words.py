@@ -156,7 +156,7 @@ def refuse_long(encoder: TextEncoder, texts: list[str], key: str, fix: str) -> N
         encoder: encoder that reads them.
         texts: all texts of a set or of a request.
         key: option that they are from.
-        fix: what helps, beside shorter ones.
+        fix: remedy, beside shorter ones.
     """
     if found := too_long(encoder, texts):
         shown = ", ".join(f"{text[:60]!r} ({n})" for text, n in found[:3])
