@@ -490,7 +490,7 @@ def test_of_a_file_nothing_is_known_unless_a_label_says_it(
             expected = to_uint8(run.model.edit(x, cond, rngs.again(), 0.5, guidance=guidance))
         assert torch.equal(pixels(Image.open(tmp_path / "out" / "mine.png")), expected[0])
     told = refused(f"run={finished['ddpm']}", *words[:2], f"out={tmp_path / 'out2'}", "guidance=2")
-    assert "label=None: guidance needs a class to lead to. Fix: label=0, or leave guidance out" in told
+    assert "label=None: guidance needs something to lead to. Fix: label=0, or leave guidance out" in told
 
 
 def test_an_inverted_image_comes_back_under_its_own_condition_and_changes_under_another(

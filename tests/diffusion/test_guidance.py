@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from atelier.core.condition import Condition
+from atelier.core.errors import UserError
 from atelier.diffusion.guidance import Asked, ClassifierFree, Dual, clipped
 from atelier.diffusion.schedules import Flow
 
@@ -66,3 +67,11 @@ def test_text_and_image_each_have_a_weight_of_their_own(text, image):
     torch.testing.assert_close(made, x + 10 * image + text)
     off = Dual(guidance=1.0, image_guidance=1.0)(net, asked)(x, t)
     torch.testing.assert_close(off, net(x, t, known))
+
+
+def test_guidance_by_an_image_that_the_net_does_not_see_is_refused():
+    class Blind:
+        shape, cond_sizes = (3, 8, 8), {"vector": 4}
+
+    with pytest.raises(UserError, match="sees no image beside what it denoises"):
+        Dual(guidance=3.0, image_guidance=1.5).fits(Blind())

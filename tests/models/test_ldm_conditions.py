@@ -15,10 +15,12 @@ from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Dual
+from atelier.images.pixels import to_uint8
 from atelier.models.base import sampling_mode
 from atelier.models.ldm import LDM
 from atelier.nets.conditions import word_spans
 from atelier.requests.attention import sheets
+from atelier.requests.request import Request
 from atelier.runs import build, starting
 from tests.compose import composed
 
@@ -181,3 +183,52 @@ def test_planes_that_would_reach_no_net_are_refused(parts: dict[str, nn.Module])
 def test_an_encoder_is_in_no_checkpoint(parts: dict[str, nn.Module]) -> None:
     model, _ = made("inpaint", parts)
     assert not [name for name in model.state_dict() if "encoder" in name or "autoencoder" in name]
+
+
+WORDS = dict.fromkeys(("label", "direction", "source", "strength", "mask", "resamplings", "prompts", "instruction"))
+WORDS |= dict.fromkeys(("prompt", "negative", "attributes", "scale_factor")) | {"seed": 0}
+
+
+def asked(page: str, parts: dict[str, nn.Module], **words: Any) -> Request:
+    model, _ = made(page, parts)
+    data = build.data(composed(f"model={page}", *SMALL, *TASKS[page]))
+    return Request.of(model, data, {}, WORDS | {"do": "sample"} | words)
+
+
+def test_a_prompt_is_of_all_pictures_and_prompts_come_in_turn(parts: dict[str, nn.Module], tmp_path: Path) -> None:
+    assert asked("text_to_image", parts, prompt="a red star").conditions(3, 2)["text"] == ["a red star"] * 2
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
+    several = asked("text_to_image", parts, prompts=str(tmp_path / "prompts.txt"), negative="a ring")
+    assert several.conditions(2, 3)["text"] == ["three", "one", "two"]
+    assert several.conditions(2, 3)["negative"] == ["a ring"] * 3
+
+
+@pytest.mark.parametrize(("page", "words", "line"), [
+    ("text_to_image", {"instruction": "make it blue"}, "LDM of this run reads none. Fix: leave instruction out"),
+    ("label_map_to_image", {"negative": "a ring"}, "LDM of this run reads none. Fix: leave negative out"),
+    ("text_to_image", {"prompt": "a", "prompts": "b"}, "prompt says it already"),
+    ("text_to_image", {"prompt": "star " * 20}, "it has 22 tokens, of which 14 are read. Fix: shorter"),
+    ("text_to_image", {"do": "inpaint", "mask": "object"}, "mask=object: the set has no masks"),
+    ("inpaint", {"do": "inpaint", "mask": "object", "source": "x.png"}, "files have no mask of their own"),
+    ("inpaint", {"do": "edit"}, "LDM of this run fills holes. Fix: do=inpaint mask=FILE_OR_FOLDER"),
+    ("instruct_pix2pix", {"do": "edit", "source": "x.png"}, "takes no source images. Fix: do=sample"),
+])  # fmt: skip
+def test_words_that_a_run_does_not_read_are_refused(
+    page: str, words: dict[str, str], line: str, parts: dict[str, nn.Module]
+) -> None:
+    with pytest.raises(UserError) as error:
+        asked(page, parts, **words)
+    assert line in error.value.line()
+
+
+def test_a_request_is_about_its_own_image_and_mask(parts: dict[str, nn.Module]) -> None:
+    """Not about those of the test image whose caption it takes."""
+    request = asked("inpaint", parts, do="inpaint", mask="center")
+    batch = request.data.test_batch(0, 1)
+    with sampling_mode(request.model, {}):
+        pair = next(request.pictures("inpaint", 0, 2, 2)).images
+    hole = torch.zeros(16, 16, dtype=torch.bool)
+    hole[4:12, 4:12] = True
+    assert torch.equal(pair[1][:, ~hole], to_uint8(batch["image"])[0][:, ~hole])
+    own = asked("inpaint", parts, do="inpaint", mask="object")
+    assert torch.equal(own._mask(0, 1, "", (16, 16)), batch["mask"] > 0.5)

@@ -114,5 +114,6 @@ def test_texts_that_are_longer_than_what_is_read_are_counted_and_the_first_shown
     with pytest.raises(UserError) as error:
         refuse_long(Ten(), ["a red star", *[f"{k} {long}" for k in range(5)]], "data", "cut")
     shown = ", ".join(repr(f"{k} {long}") + " (12)" for k in range(3))
-    told = f"error: data=6: 5 of 6 texts have more than the 10 tokens that are read: {shown}. Fix: shorter ones, or cut"
+    problem = f"5 of 6 texts have more than the 10 tokens that are read: {shown}"
+    told = f"error: data=0 {long}: {problem}. Fix: shorter ones, or cut"
     assert error.value.line() == told

@@ -26,7 +26,7 @@ class Calibration(Callback):
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         """All that a checkpoint holds has been restored by now."""
-        if self.clock.images_seen:
+        if self.clock.images_seen or model.calibrated:
             return
         with within("model"):
             line = model.calibrate(lambda n: _share(trainer, model, n))

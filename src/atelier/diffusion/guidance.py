@@ -133,9 +133,17 @@ class Dual(Guider):
 
     I are the planes, `image_guidance` is g_I; T is all else, `guidance` is g_T. Both 1: off, one plain call. Where the
     variance is learned, v is that of D(I, T).
+
+    Raises:
+        UserError: the net sees no planes.
     """
 
     image_guidance: NonNegFloat
+
+    def fits(self, net: Any) -> None:
+        if "planes" not in net.cond_sizes:
+            problem = f"{type(net).__name__} of this run sees no image beside what it denoises"
+            raise UserError(".image_guidance", self.image_guidance, problem, "guider=classifier_free")
 
     def __call__(self, denoise: ConditionalDenoise, asked: Asked) -> Denoise:
         if self.guidance == self.image_guidance == 1:

@@ -38,6 +38,7 @@ class Model(LightningModule, ABC):
     needs_double_backward: ClassVar[bool] = False
     grad_clip: float | None = None
     optimizer: Callable
+    calibrated: bool = False  # whether what `calibrate` measures came with weights that it began with
     images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
 
     def __init__(self) -> None:
@@ -84,6 +85,7 @@ class Model(LightningModule, ABC):
             UserError: it is not, `key` being the option that named it.
         """
         self.load_state_dict(widened(state, self, key))
+        self.calibrated = True
 
     def part(self) -> nn.Module:
         """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""

@@ -166,7 +166,9 @@ class DiffusionModel(Generator):
     def refuse_long(self, name: str, texts: list[str], key: str) -> None:
         for reader in readers(self.diffusion_sampler.embedder, name):
             if not reader.cut:
-                refuse_long(reader.frozen.net, texts, key, "cut: true of the embedder, which reads their beginning")
+                refuse_long(
+                    reader.frozen.net, texts, key, "a run with model.embedder...cut=true, which reads their beginning"
+                )
 
     @property
     def reads_words(self) -> bool:

@@ -353,6 +353,6 @@ def word_spans(encoder: TextEncoder, text: str) -> list[tuple[str, range]]:
     """
     words = text.split()
     lengths = encoder.n_tokens([" ".join(words[:k]) for k in range(len(words) + 1)])
-    ends = [min(length - 1, encoder.max_tokens) for length in lengths]
+    ends = [min(length, encoder.max_tokens) - 1 for length in lengths]
     spans = [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
     return [(word, span) for word, span in zip(words, spans, strict=True) if len(span)]

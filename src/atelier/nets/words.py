@@ -160,9 +160,11 @@ def refuse_long(encoder: TextEncoder, texts: list[str], key: str, fix: str) -> N
     """
     if found := too_long(encoder, texts):
         shown = ", ".join(f"{text[:60]!r} ({n})" for text, n in found[:3])
-        many = f"{len(found)} of {len(texts)} texts have" if len(texts) > 1 else "the text has"
-        problem = f"{many} more than the {encoder.max_tokens} tokens that are read: {shown}"
-        raise UserError(key, len(texts), problem, f"shorter ones, or {fix}")
+        many, read = f"{len(found)} of {len(texts)} texts", f"the {encoder.max_tokens} tokens that are read"
+        problem = f"{many} have more than {read}: {shown}"
+        if len(texts) == 1:
+            problem = f"it has {found[0][1]} tokens, of which {encoder.max_tokens} are read"
+        raise UserError(key, found[0][0][:30], problem, f"shorter ones, or {fix}")
 
 
 def _letters() -> dict[int, str]:

@@ -118,11 +118,13 @@ class Request:
         if words["mask"] == masks.OBJECT and (words["source"] is not None or "mask" not in data.provides):
             problem = "files have no mask of their own" if words["source"] is not None else "the set has no masks"
             raise UserError("mask", masks.OBJECT, problem, f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}")
-        known = words["label"] is not None or bool(texts) or bool(model.source_fields)
+        known = words["label"] is not None or bool(texts.keys() - {"negative"}) or bool(model.source_fields)
         unknown = words["source"] is not None and isinstance(model, DiffusionModel) and not known
         for name in ("guidance", "guider"):
             if unknown and name in options:
-                raise UserError("label", None, "guidance needs a class to lead to", f"label=0, or leave {name} out")
+                word, fix = ("prompt", "prompt=TEXT") if "text" in model.needs else ("label", "label=0")
+                problem = "guidance needs something to lead to"
+                raise UserError(word, None, problem, f"{fix}, or leave {name} out")
         own = {name: words[name] for name in ("strength", "mask", "resamplings") if words[name] is not None}
         return replace(cls(model, data, options, words["seed"], items, case, given), **own, unknown=unknown)
 
@@ -131,14 +133,20 @@ class Request:
         for start in range(first, first + n, batch_size):
             yield getattr(self, verb)(start, min(batch_size, first + n - start))
 
-    def conditions(self, first: int, n: int) -> Cond:
-        """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again."""
+    def conditions(self, first: int, n: int, own: Batch | None = None) -> Cond:
+        """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again.
+
+        Args:
+            first: number of the first picture.
+            n: number of pictures.
+            own: Batch fields in place of those.
+        """
         if self.items is None:
             batch = self.data.test_batch(first, n)
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
-        return self.model.condition(batch | self._given(first, n), self.case)
+        return self.model.condition(batch | self._given(first, n) | (own or {}), self.case)
 
     def _given(self, first: int, n: int) -> Batch:
         """What pictures first .. first + n - 1 take of what was given, whose rows come round again."""
@@ -281,8 +289,9 @@ class Request:
         if "target" in self.model.needs and "target" not in self.given:
             fix = f"attributes={self.data.attribute_names[0]}"
             raise UserError("attributes", None, "what are the images to get?", fix)
-        if "instruction" in self.model.needs and "instruction" not in self.given:
-            raise UserError("instruction", None, "what is to be changed?", "instruction='make it blue'")
+        for name, fix in (("instruction", "instruction='make it blue'"), ("text", "prompt=TEXT")):
+            if name in self.model.needs and name not in self.given:
+                raise UserError(fix.partition("=")[0], None, "what are the images to become?", fix)
         for k, (name, path) in enumerate(sources, first):
             image = files.opened(path, self.data)
             fixed = isinstance(self.model, DiffusionModel)  # its net is for images of one size
@@ -327,14 +336,17 @@ class Request:
             first: number of the first image.
             mask: mask of inpainting, (B, 1, H, W) bool.
         """
-        model, cond, rngs = self.model, self.conditions(first, len(x)), self._rngs(first, len(x))
+        seen: Batch = (
+            {"image": x} if mask is None else {"image": x, "mask": mask.float()}
+        )  # where the model looks at it
+        model, cond, rngs = self.model, self.conditions(first, len(x), seen), self._rngs(first, len(x))
         options = self.options | (UNKNOWN if self.unknown else {})
         if verb == "edit":
             return x, model.edit(x, cond, rngs, self.strength, **options)
         if mask is not None:
             return x.masked_fill(mask, 0), model.inpaint(x, mask, cond, rngs, self.resamplings, **options)
         if verb == "invert":
-            back = UNGUIDED if self.items is None else {}
+            back = {} if self.items is not None or self.given else UNGUIDED
             return x, model.invert(x, own, cond, **(back | options))
         return x, latents.projection(model, x, cond, rngs, self.options)
 
@@ -479,6 +491,10 @@ def _check_words(words: Mapping[str, Any], model: Generator) -> None:
     if verb == "inpaint" and words["mask"] is None:
         fix = f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}"
         raise UserError("mask", None, "nothing says what is to be filled", fix)
-    if words["source"] is not None and not model.source_fields and verb not in OF_IMAGES:
-        fix = next((f"do={other}, or leave source out" for other in OF_IMAGES if other in able), "leave source out")
+    changes = verb in OF_IMAGES and not model.source_fields
+    if changes and verb in ("edit", "invert") and "mask" in model.needs:
+        raise UserError("do", verb, f"{type(model).__name__} of this run fills holes", "do=inpaint mask=FILE_OR_FOLDER")
+    if words["source"] is not None and not changes and not (model.source_fields and verb == "sample"):
+        others = ["sample"] if model.source_fields else [other for other in OF_IMAGES if other in able]
+        fix = next((f"do={other}, or leave source out" for other in others), "leave source out")
         raise UserError("source", words["source"], f"do={verb} takes no source images", fix)

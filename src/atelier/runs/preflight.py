@@ -424,13 +424,15 @@ def match(model: Any, data: Any) -> None:
         tasks = [name for name, fields in getattr(data, "tasks", {}).items() if set(missing) <= fields]
         if tasks:
             fix = f"data.task={'|'.join(tasks)}"
+        elif "text" in missing:
+            fix = "data=captioned, or data=shapes"
         elif "target" in missing:
             fix = "data=celeba, data=classes data.n_attributes=N, or data=shapes data.task=attribute_transfer"
         else:
             fix = "data=shapes has every field; or data.conditions=[]"
         raise UserError("model", type(model).__name__, problem, fix)
     for name in sorted(model.needs & {"text", "instruction"}):
-        model.refuse_long(name, texts_of(data.split("train"), name), "data")
+        model.refuse_long(name, texts_of(data.split("train"), name) + texts_of(data.split("test"), name), "data")
 
 
 def writable(folder: Path) -> None:
