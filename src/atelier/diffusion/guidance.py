@@ -143,7 +143,7 @@ class Dual(Guider):
     def fits(self, net: Any) -> None:
         if "planes" not in net.cond_sizes:
             problem = f"{type(net).__name__} of this run sees no image beside what it denoises"
-            raise UserError(".image_guidance", self.image_guidance, problem, "guider=classifier_free")
+            raise UserError(".guider.image_guidance", self.image_guidance, problem, "guider=classifier_free")
 
     def __call__(self, denoise: ConditionalDenoise, asked: Asked) -> Denoise:
         if self.guidance == self.image_guidance == 1:
