@@ -222,6 +222,7 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "data.batch_size=0": "it must be greater than 0",
     "data.n_classes=10": "error: data.n_classes=10: it must be 36. Fix: data.n_classes=36",
     "data.conditions=[labl]": "it must be 'label', 'attributes' or 'text'",
+    "start_from=outputs/nothing": "start_from=outputs/nothing: no finished run lies there. Fix: start_from=DIR",
     "model.net=abc": "error: model.net=abc: it must be an instance of DenoisingNet",
     "model.net._target_=atelier.nets.vae.VAENet": "VAENet: it makes no DenoisingNet. Fix: model=dit net@model.net=",
     "model.embedder._target_=atelier.nets.unet.UNet": "unet.UNet: it makes no Embedder. Fix: model=ldm embedder@",

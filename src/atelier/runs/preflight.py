@@ -118,6 +118,9 @@ def check(cfg: DictConfig) -> None:
         _check_call(node, key, raw)
     if "trainer" in values:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
+    start = values.get("start_from")
+    if start is not None and not (Path(start) / "weights.safetensors").exists():
+        raise UserError("start_from", start, "no finished run lies there", "start_from=DIR of a finished run")
 
 
 @functools.cache
