@@ -19,7 +19,7 @@ from atelier.models.diffusion_model import DiffusionModel
 from atelier.nets.codec import LatentCodec
 from atelier.nets.conditions import NEGATIVE
 from atelier.nets.contracts import FirstStage, keeps
-from atelier.nets.denoising import DenoisingNet, conditioned_by, denoises
+from atelier.nets.denoising import ARGUMENTS, DenoisingNet, conditioned_by, denoises
 from atelier.nets.frozen import Frozen
 from atelier.nets.planes import LatentPlanes
 
@@ -163,8 +163,7 @@ def _embedder(
 def _net(net: Callable | DenoisingNet, embedder: Embedder, latent_shape: tuple[int, int, int]) -> DenoisingNet:
     """The net, which gets the sizes of latents, tokens and planes where it is not built yet."""
     channels, _, size = latent_shape
-    names = {"tokens": "token_dim", "planes": "plane_channels"}
-    sizes = {names[field]: n for field, n in embedder.cond_sizes.items() if field in names}
+    sizes = {ARGUMENTS[field]: n for field, n in embedder.cond_sizes.items() if field != "vector"}  # a page says that
     with within(".net"):
         made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels, **sizes)
     denoises(made, ".net")

@@ -118,9 +118,20 @@ def check(cfg: DictConfig) -> None:
         _check_call(node, key, raw)
     if "trainer" in values:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
-    start = values.get("start_from")
-    if start is not None and not (Path(start) / "weights.safetensors").exists():
-        raise UserError("start_from", start, "no finished run lies there", "start_from=DIR of a finished run")
+    if values.get("start_from") is not None:
+        beginning(values["start_from"])
+
+
+def beginning(place: str) -> Path:
+    """The folder of the finished run that `start_from` names.
+
+    Raises:
+        UserError: none lies there.
+    """
+    folder = Path(place)
+    if not all((folder / name).exists() for name in ("weights.safetensors", "config.yaml")):
+        raise UserError("start_from", place, "no finished run lies there", "start_from=DIR of a finished run")
+    return folder
 
 
 @functools.cache

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from atelier.core.errors import UserError
-from atelier.runs import build
+from atelier.runs import build, preflight
 
 if TYPE_CHECKING:
     from atelier.models.base import Model
@@ -29,17 +28,14 @@ def start_from(model: Model, cfg: DictConfig) -> None:
 
     from atelier.checkpoints import renamed
 
-    folder = Path(cfg.start_from)
-    weights = folder / "weights.safetensors"
-    if not weights.exists() or not (folder / "config.yaml").exists():
-        raise UserError("start_from", folder, "no finished run lies there", "start_from=DIR of a finished run")
+    folder = preflight.beginning(cfg.start_from)
     stored = build.stored_config(folder)
     own, theirs = (_hashes(one) for one in (cfg, stored))
     if own.keys() == theirs.keys() and own != theirs:
         name = next(name for name in own if own[name] != theirs[name])
         problem = f"it stands on another {name}, whose numbers mean something else"
         raise UserError("start_from", folder, problem, f"model.{name}.run={build.section(stored, name).run}")
-    model.begin_with(renamed.weights(load_file(weights)), "start_from")
+    model.begin_with(renamed.weights(load_file(folder / "weights.safetensors")), "start_from")
     print(f"begins with the weights of {folder}", flush=True)
 
 
