@@ -32,6 +32,7 @@ from atelier.runs.pages import chosen as chosen_keys
 from atelier.runs.pages import places
 from tests.compose import CONF, composed
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
+from tests.nets.test_taesd import small, written
 from tests.tiny import task
 
 LINE = re.compile(r"error: (\S+?)=(.*?): .+\. Fix: .+")
@@ -86,9 +87,16 @@ RIGHT = {  # (key, value): values that look wrong and are not
 }
 
 
+def required(experiment: str) -> list[str]:
+    """A word for what an experiment leaves to be said, where taef2's files lie."""
+    published = "first_stage: taef2" in (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    return ["model.first_stage.run=FOLDER"] if published else []
+
+
 def scope(config: str, group: str, page: str) -> tuple[DictConfig, list[str]]:
     """A page in a config, and the dotted keys of its leaves (interpolations and lists are leaves)."""
-    cfg = composed(*([f"{group}={page}"] if group else []), config=config)
+    more = required(page) if group == "experiment" else []
+    cfg = composed(*([f"{group}={page}"] if group else []), *more, config=config)
     if group in SCOPES:
         cfg = OmegaConf.masked_copy(cfg, SCOPES[group])
     OmegaConf.set_struct(cfg, True)
@@ -498,7 +506,8 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 
     def name(*words: str) -> list[str]:
         cfg = composed(*words)
-        parts = {part: build.section(cfg, part).experiment for part in build.parts(cfg)}
+        sections = {part: build.section(cfg, part) for part in build.parts(cfg)}
+        parts = {part: section.experiment for part, section in sections.items() if "experiment" in section}
         same = [word for word in words if word.startswith("data.")]
         for experiment in parts.values():
             key = (experiment, cfg.choices.data, cfg.data.image_size)
@@ -507,7 +516,9 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
                 own = (f"experiment={experiment}", f"data={key[1]}", *BRIEF, *same, f"data.image_size={key[2]}")
                 trained(made[key], *own)
         size = cfg.choices.data, cfg.data.image_size
-        return [f"model.{part}.run={made[(experiment, *size)]}" for part, experiment in parts.items()]
+        files = [written(tmp_path_factory.mktemp(part), small()) for part in sections if part not in parts]  # of taef2
+        published = [f"model.first_stage.run={folder}" for folder in files]
+        return published + [f"model.{part}.run={made[(experiment, *size)]}" for part, experiment in parts.items()]
 
     return name
 
@@ -734,6 +745,7 @@ def data_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
                 noise = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(path)
                 if page == "captioned":
+                    Image.fromarray(noise[..., [0, 1, 2, 0]]).save(path)  # which has alpha
                     path.with_suffix(".txt").write_text(f"number {k}")
             return [f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "data.image_size=16", "data.holdout=0.4"]
         return [f"data.root={root}"]
@@ -765,7 +777,8 @@ def test_an_experiment_trains(
         found += ["data.n_classes=2", f"data.root={tmp_path / 'set' / 'train'}"]
     if data == "unpaired":
         found += ["data.folders=[trainA,trainB,testA,testB]", "data.image_size=24"]
-    trained(tmp_path / "run", f"experiment={page}", *BRIEF, *found, *stands_on(f"experiment={page}", *found))
+    words = [f"experiment={page}", *found]
+    trained(tmp_path / "run", *words, *BRIEF, *stands_on(*words, *required(page)))
 
 
 # What only a built object knows

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
 from atelier.data.captioned import Captioned
 from atelier.data.captions import captions_under
+from atelier.data.pairs import Edges, edge_map
 from atelier.images.masks import lama_mask
+from tests.compose import CONF
 from tests.data.test_folders import data, image_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -235,6 +238,27 @@ def test_a_turn_is_drawn_first_then_a_text_then_a_mask(tmp_path):
         assert split.beside([0], [generator(k)])[1].tolist() == [turned]
         assert read["text"] == ["abc"[int(torch.randint(3, (), generator=rng))]]
         assert torch.equal(read["mask"][0], lama_mask(16, rng))
+
+
+def test_edges_are_those_of_the_set_of_edges_and_of_the_mirror_image(tmp_path):
+    root = captioned(tmp_path, "1.png\ta\n2.png\tb\n")
+    for name in ("1.png", "2.png"):
+        pixels = torch.rand(3, 24, 20, generator=generator(len(name)), dtype=torch.float32).mul(255).byte()
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(root / name)
+    module = data(Captioned, root, source="edges", image_size=16, flip=True)
+    page = OmegaConf.load(CONF / "data/edges.yaml")
+    others = data(Edges, root, image_size=16, jitter=0, sigma=page.sigma, threshold=page.threshold)
+    assert module.provides == {"text", "source"}
+    batch, expected = module.test_batch(0, 2), others.test_batch(0, 2)
+    assert torch.equal(batch["source"], expected["source"]) and torch.equal(batch["image"], expected["image"])
+    seen = {}
+    for k in range(8):
+        read = module.split("train").read([0], [generator(k)])
+        turned = bool(module.split("train").beside([0], [generator(k)])[1])
+        plain = batch["image"][:1].flip(-1) if turned else batch["image"][:1]
+        assert torch.equal(read["source"], edge_map(plain, page.sigma, page.threshold).expand(-1, 3, -1, -1))
+        seen[turned] = True
+    assert len(seen) == 2
 
 
 @pytest.mark.skipif(not (SHARED / "fluent_emoji128").is_dir(), reason="no ../shared/data/fluent_emoji128")

@@ -12,12 +12,13 @@ from atelier.runs import build
 from tests.compose import CONF, composed
 
 KEPT = {
-    Role.NOT_PIXELS: "batch_size seed limit num_workers flip jitter conditions budget label_factors masks root download"
-    " memory_mb cache max_pixels on_bad_image",
+    Role.NOT_PIXELS: "batch_size seed limit num_workers flip jitter conditions budget label_factors masks source root"
+    " download memory_mb cache max_pixels on_bad_image",
     Role.MAY_CHANGE: "budget num_workers root download memory_mb on_bad_image cache",
-    Role.OWN: "batch_size budget flip jitter turn num_workers seed conditions label_factors masks",
+    Role.OWN: "batch_size budget flip jitter turn num_workers seed conditions label_factors masks source",
     Role.DRAWN: "jitter turn",
-    Role.NOT_PART: "seed budget num_workers root download memory_mb cache conditions label_factors masks",
+    Role.NOT_PART: "seed budget num_workers root download memory_mb cache conditions label_factors masks source"
+    " n_test_scenes test_split",
 }
 
 

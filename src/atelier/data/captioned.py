@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
+import torch
 from torch import Tensor
 
+from atelier.core.batch import Batch
 from atelier.core.errors import UserError
-from atelier.data.base import Split
+from atelier.data.base import Role, Split
 from atelier.data.captions import Captions, captions_under
 from atelier.data.checking import fingerprint
+from atelier.data.file_images import FileImages
 from atelier.data.finding import Item, printable
 from atelier.data.folders import SingleFiles, any_images
+from atelier.data.pairs import SIGMA, THRESHOLD, with_edges
 
 N_NAMED = 3  # files that a line names first
 
@@ -24,11 +29,22 @@ class Captioned(SingleFiles):
 
     Where captions stand: data/captions.py. Images and splits are those of `ImageFolder`; the images without a caption
     are left out, and one line says how many.
+
+    Args:
+        source: "edges", black lines on white where the image changes, as `Edges` draws them; "none", there is none.
     """
+
+    source: Literal["none", "edges"] = field(
+        default="none", metadata={"role": Role.NOT_PIXELS | Role.OWN | Role.NOT_PART}
+    )
 
     @property
     def provides(self) -> frozenset[str]:
-        return super().provides | {"text"}
+        return super().provides | {"text"} | ({"source"} if self.source == "edges" else set())
+
+    def images(self, split: Split) -> FileImages | Sketched:
+        images = super().images(split)
+        return Sketched(images) if self.source == "edges" else images
 
     @cached_property
     def captions(self) -> Captions:
@@ -63,6 +79,28 @@ class Captioned(SingleFiles):
     def files_fingerprint(self, split: Split) -> str:
         """The fingerprint of the files of a split: names, captions and contents."""
         return fingerprint([(item.name, self.captions.texts[item.name]) for item in self.index[split]], self.checked)
+
+
+class Sketched:
+    """A split of which each image has its edges as `source`, those of the mirror image where it is mirrored.
+
+    Args:
+        images: split without them.
+    """
+
+    def __init__(self, images: FileImages) -> None:
+        self.images, self.fingerprint, self.labels = images, images.fingerprint, images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
+        return self.images.beside(indices, rngs)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        batch = self.images.read(indices, rngs)
+        batch["image"], batch["source"] = with_edges(batch["image"], SIGMA, THRESHOLD)
+        return batch
 
 
 def _first(names: list[str]) -> str:

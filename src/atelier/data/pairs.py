@@ -25,6 +25,7 @@ from atelier.data.published import GREY
 from atelier.data.reading import Background, BadImage, check, decode, pixels, read, square, upright_size
 
 Direction = Literal["a2b", "b2a"]
+SIGMA, THRESHOLD = 1.0, 0.03  # of edges: those of conf/data/edges.yaml
 
 
 class PairImages:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atelier.core.batch import Batch
 from atelier.core.ranges import PositiveInt
-from atelier.data.base import DataModule, Split, mirrored, turned
+from atelier.data.base import DataModule, Role, Split, mirrored, turned
 from atelier.images.pixels import to_float, to_uint8
 from atelier.shapes import world
 
@@ -53,8 +53,8 @@ class Shapes(DataModule):
     n_classes: Literal[36]
     n_attributes: Literal[14]
     n_train_scenes: PositiveInt = 50_000
-    n_test_scenes: PositiveInt = 10_000
-    test_split: Literal["test", "unseen"] = "test"
+    n_test_scenes: PositiveInt = field(default=10_000, metadata={"role": Role.NOT_PART})
+    test_split: Literal["test", "unseen"] = field(default="test", metadata={"role": Role.NOT_PART})
     task: Task = "image"
 
     @property
