@@ -31,6 +31,7 @@ from atelier.runs import build, preflight
 from atelier.runs.pages import chosen as chosen_keys
 from atelier.runs.pages import places
 from tests.compose import CONF, composed
+from tests.data.test_hugging_face import saved
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
 from tests.nets.test_taesd import small, written
 from tests.tiny import task
@@ -737,6 +738,9 @@ def data_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             write_cifar10(root, monkeypatch)
         elif page == "celeba":
             write_celeba(root)
+        elif page == "hugging_face":
+            saved(root, 12)
+            return [f"data.root={root}", "data.image_size=16", "data.holdout=0.4"]
         else:
             for k in range(12):
                 inside = {"pairs": "train", "unpaired": ("trainA", "trainB", "testA", "testB")[k % 4]}

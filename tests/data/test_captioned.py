@@ -17,6 +17,7 @@ from atelier.data.captioned import Captioned
 from atelier.data.captions import captions_under
 from atelier.data.pairs import Edges, edge_map
 from atelier.images.masks import lama_mask
+from atelier.runs.preflight import texts_of
 from tests.compose import CONF
 from tests.data.test_folders import data, image_file
 
@@ -248,7 +249,7 @@ def test_edges_are_those_of_the_set_of_edges_and_of_the_mirror_image(tmp_path):
     module = data(Captioned, root, source="edges", image_size=16, flip=True)
     page = OmegaConf.load(CONF / "data/edges.yaml")
     others = data(Edges, root, image_size=16, jitter=0, sigma=page.sigma, threshold=page.threshold)
-    assert module.provides == {"text", "source"}
+    assert module.provides == {"text", "source"} and texts_of(module.split("train"), "text") == ["a", "b"]
     batch, expected = module.test_batch(0, 2), others.test_batch(0, 2)
     assert torch.equal(batch["source"], expected["source"]) and torch.equal(batch["image"], expected["image"])
     seen = {}

@@ -224,11 +224,11 @@ def test_no_images_says_what_was_looked_for(tmp_path, files):
 
 
 @pytest.mark.parametrize("file", ["dataset_dict.json", "state.json"])
-def test_a_dataset_saved_to_disk_is_told_to_be_exported(tmp_path, file):
+def test_a_dataset_saved_to_disk_is_told_its_page(tmp_path, file):
     (tmp_path / file).write_text("{}")
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
     error = refusal(ImageFolder, tmp_path)
-    assert error.problem == "a Hugging Face dataset saved to disk, no image files" and "metadata.jsonl" in error.fix
+    assert error.problem == "a Hugging Face dataset saved to disk, no image files" and "data=hugging_face" in error.fix
 
 
 def classes(root: Path, **numbers: int) -> Path:

@@ -89,7 +89,8 @@ class Sketched:
     """
 
     def __init__(self, images: FileImages) -> None:
-        self.images, self.fingerprint, self.labels = images, images.fingerprint, images.labels
+        self.images, self.fingerprint = images, images.fingerprint
+        self.labels, self.fields = images.labels, images.fields
 
     def __len__(self) -> int:
         return len(self.images)

@@ -112,7 +112,7 @@ def other_root(root: str, instead: str) -> str:
 def _refuse_arrow(folder: Path) -> None:
     """Raises UserError where a folder is what `datasets` saves: its images lie within Arrow files."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        fix = "export it: each image saved as a PNG, its text in metadata.jsonl"
+        fix = f"data=hugging_face data.root={printable(folder)}"
         raise UserError("data.root", printable(folder), "a Hugging Face dataset saved to disk, no image files", fix)
 
 

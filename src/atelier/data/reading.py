@@ -14,6 +14,7 @@ damage    every pixel is decoded and every PNG checksum compared, so a file that
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
@@ -33,6 +34,7 @@ Background = Literal["white", "grey", "black"]
 GREYS = {"white": 255, "grey": 128, "black": 0}
 ON_ITS_SIDE = range(5, 9)  # EXIF's orientations where width and height change places
 Decoded = TypeVar("Decoded")
+Source = Path | BytesIO  # a file, or what one holds
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
 
 
@@ -41,7 +43,7 @@ class BadImage(Exception):
 
 
 def read(
-    path: Path,
+    path: Source,
     size: PositiveInt,
     channels: Literal[1, 3],
     background: Background,
@@ -91,7 +93,7 @@ def check(path: Path, max_pixels: PositiveInt) -> str:
     return ""
 
 
-def decode(path: Path, channels: Literal[1, 3], background: Background, max_pixels: PositiveInt) -> Image.Image:
+def decode(path: Source, channels: Literal[1, 3], background: Background, max_pixels: PositiveInt) -> Image.Image:
     """The file as an upright image of mode L or RGB, by the rules at the head of this file; or BadImage."""
     return _opened(path, max_pixels, lambda image: flatten(image, channels, background))
 
@@ -130,15 +132,16 @@ def square(image: Image.Image, size: PositiveInt, crop: Box | None = None) -> Im
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
-def _opened(path: Path, max_pixels: int, change: Callable[[Image.Image], Decoded]) -> Decoded:
+def _opened(path: Source, max_pixels: int, change: Callable[[Image.Image], Decoded]) -> Decoded:
     """What is made of the upright image of a file; anything that goes wrong is a BadImage."""
+    n_bytes = None if isinstance(path, Path) else path.getbuffer().nbytes
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") if isinstance(path, Path) else path as file:
             return change(ImageOps.exif_transpose(_checked(file, max_pixels)))
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        empty = path.stat().st_size == 0 if isinstance(path, Path) else not n_bytes
         raise BadImage("0 bytes" if empty else "not a PNG, JPEG, WebP, BMP or TIFF image") from error
     except Exception as error:  # damaged files make Pillow raise TypeError, SyntaxError and more
         strerror = getattr(error, "strerror", None)

@@ -306,7 +306,10 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
         _fits_object(value, name, expected)
         return value
     if isinstance(value, dict) and get_origin(expected) is dict:
-        kind = get_args(expected)[1]
+        keys, kind = get_args(expected)
+        for key in value:
+            if get_origin(keys) is Literal and key not in get_args(keys):
+                raise UserError(f"{name}.{key}", value[key], "there is no such key", f"{name}.{get_args(keys)[0]}=...")
         return {key: fitted(child, f"{name}.{key}", kind) for key, child in value.items()}
     adapter = _adapter(expected)
     if adapter is None:
