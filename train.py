@@ -26,6 +26,8 @@ def train(cfg: DictConfig) -> float | None:
     from atelier.runs import latents, report
 
     preflight.check(cfg)
+    if cfg.latent_cache is not None:
+        latents.refuse_planes(cfg)
     if cfg.check:
         return print("ok: every key, type and range fits", flush=True)
     with folders.open_run(cfg) as folder:

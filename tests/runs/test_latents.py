@@ -290,6 +290,13 @@ def test_a_condition_that_is_made_of_pixels_is_refused(page: str, task: str, nee
     assert f"LDM needs {needed} in training: pixels, which a cache has not" in line
 
 
+def test_a_page_that_sees_planes_is_refused_before_what_it_stands_on_is_trained(tmp_path: Path) -> None:
+    cfg = composed("model=inpaint", "data.task=inpaint", "latent_cache=x", run_dir=tmp_path / "run")
+    line = line_of(lambda: train.train(cfg))
+    assert line.startswith("error: latent_cache=x: its planes (MaskedImage) are made of pixels in training")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_text_is_read_beside_the_latents(tmp_path: Path) -> None:
     words = ["model=text_to_image", "model.net.width=4", "data.n_train_scenes=20", *FLIP]
     model, data = conditioned(*words), build.data(composed(*words))

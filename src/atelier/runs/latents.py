@@ -40,6 +40,14 @@ def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
     data.latents = partial(_made, cache=cache, model=model, data=data)
 
 
+def refuse_planes(cfg: DictConfig) -> None:
+    """Refuse a page that sees planes, which are made of pixels, before anything that it stands on is trained."""
+    if (planes := cfg.model.get("planes")) is not None:
+        page = planes._target_.rpartition(".")[2]
+        problem = f"its planes ({page}) are made of pixels in training, which a cache of latents has not"
+        raise UserError(KEY, cfg[KEY], problem, f"{KEY}=null")
+
+
 def _can_be_kept(asked: str, model: Model, data: DataModule) -> None:
     """Refuse what trains on pixels, or on others in each epoch."""
     off = f"{KEY}=null"
