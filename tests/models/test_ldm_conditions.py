@@ -28,8 +28,9 @@ SMALL = ["data=shapes", "data.image_size=16", "data.n_train_scenes=20", "data.n_
 NET = ["model.net.width=4", "model.net.attention=[4]", "model.sampler.steps=2"]
 FIRST = ["model=vae", "model.net.width=4", "model.net.n_downs=2", "model.net.latent_channels=2"]
 CLIP = ["model=clip", "model.net.width=4", "model.net.token_dim=8", "model.net.heads=2", "model.net.max_tokens=14"]
+VARIATION = ["model=ldm", "embedder@model.embedder=image", "model.net.cond_dim=null"]  # of an image
 TASKS = {"text_to_image": [], "label_map_to_image": ["data.task=label_map"], "inpaint": ["data.task=inpaint"],
-         "instruct_pix2pix": ["data.task=edit"]}  # fmt: skip
+         "instruct_pix2pix": ["data.task=edit"], "variation": []}  # fmt: skip
 
 
 def lent(page: list[str]) -> nn.Module:
@@ -44,7 +45,8 @@ def parts() -> dict[str, nn.Module]:
 
 def made(page: str, parts: dict[str, nn.Module], *words: str) -> tuple[LDM, Batch]:
     """A model whose net says something of all that it sees, and test images."""
-    cfg = composed(f"model={page}", *SMALL, *NET, *TASKS[page], *words)
+    chosen = VARIATION if page == "variation" else [f"model={page}"]
+    cfg = composed(*chosen, *SMALL, *NET, *TASKS[page], *words)
     torch.manual_seed(0)
     model = build.on_parts(cfg, {name: parts[name.rpartition(".")[2]] for name in build.parts(cfg)})
     model.codec.scale.fill_(1.0)
@@ -61,7 +63,7 @@ def drawn(model: LDM, batch: Batch, **options: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("page", "field"), [
     ("text_to_image", "text"), ("label_map_to_image", "source"), ("inpaint", "text"), ("inpaint", "mask"),
-    ("instruct_pix2pix", "instruction"), ("instruct_pix2pix", "source"),
+    ("instruct_pix2pix", "instruction"), ("instruct_pix2pix", "source"), ("variation", "image"),
 ])  # fmt: skip
 def test_another_condition_is_another_image(page: str, field: str, parts: dict[str, nn.Module]) -> None:
     model, batch = made(page, parts)
@@ -79,9 +81,10 @@ def test_each_page_needs_what_it_looks_at(parts: dict[str, nn.Module]) -> None:
         "label_map_to_image": {"source"},
         "inpaint": {"text", "image", "mask"},
         "instruct_pix2pix": {"instruction", "source"},
+        "variation": {"image"},
     }
-    told = {page: made(page, parts)[0].source_fields for page in ("inpaint", "instruct_pix2pix")}
-    assert told == {"inpaint": {}, "instruct_pix2pix": {"": "source"}}
+    told = {page: made(page, parts)[0].source_fields for page in ("inpaint", "instruct_pix2pix", "variation")}
+    assert told == {"inpaint": {}, "instruct_pix2pix": {"": "source"}, "variation": {"": "image"}}
 
 
 def test_outside_the_mask_nothing_changes_and_below_it_nothing_is_looked_at(parts: dict[str, nn.Module]) -> None:

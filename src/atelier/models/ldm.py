@@ -76,6 +76,8 @@ class LDM(DiffusionModel):
         self.needs = self.diffusion_sampler.conditions - {"planes"} | fields
         if "source" in self.needs:
             self.source_fields, self.answer_fields = {"": "source"}, {"": "image"}
+        elif "image" in self.diffusion_sampler.conditions:  # a variation of an image is compared with it
+            self.source_fields, self.answer_fields = {"": "image"}, {"": "image"}
 
     def condition(self, batch: Batch, case: str) -> Cond:
         negative = {NEGATIVE: batch[NEGATIVE]} if NEGATIVE in batch else {}
