@@ -410,6 +410,12 @@ def test_what_is_passed_on_is_read_as_it_was(value: str) -> None:
     assert composed("data=images", f"data.root={typed}").data.root == value
 
 
+def test_a_dictionary_is_passed_on_as_it_was() -> None:
+    columns = {"image": "a b", "source": None, "text": "it's", "instruction": None, "label": "{n}"}
+    cfg = composed("data=hugging_face", f"data.columns={pretrained.typed_value(columns)}")
+    assert dict(cfg.data.columns) == columns
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_one_node_trains_a_part_also_for_a_run_of_many(plan: Callable, devices: int) -> None:
     """It knows nothing of the other nodes, and would wait for them."""

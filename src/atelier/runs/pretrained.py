@@ -216,6 +216,8 @@ def typed_value(value: Any) -> str:
     """A plain value as Hydra reads it on the command line."""
     if isinstance(value, list):
         return "[" + ",".join(map(typed_value, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{typed_value(one)}" for key, one in value.items()) + "}"
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     if re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and value.lower() not in (
