@@ -9,6 +9,8 @@ Heun                              HeunDiscrete                           trailin
 DPMSolver2M, its SDE              DPMSolverMultistep(order 2, midpoint)  trailing, karras, logsnr, their others
 DPMSolver3M(parity)               DPMSolverMultistep(order 3)            the same
 UniPC(1, 2, bh1, bh2, corrector)  UniPCMultistep                         the same without logsnr
+PLMS                              PNDM(skip_prk_steps)                   leading, eps (of v theirs takes means)
+DDIM, PLMS, Euler, ancestral      the schedulers of Stable Diffusion     leading by one entry, its last level
 Euler, Heun on Flow               FlowMatchEulerDiscrete, ...Heun...     their times
 DPMSolver2M, 3M, UniPC on Flow    the two with use_flow_sigmas           their times
 
@@ -28,9 +30,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Denoise, clipped
-from atelier.diffusion.multistep import DPMSolver2M, DPMSolver3M, UniPC
+from atelier.diffusion.multistep import PLMS, DPMSolver2M, DPMSolver3M, UniPC
 from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, Sampler
 from atelier.diffusion.schedules import Flow, Linear, ScaledLinear, Schedule
 
@@ -80,6 +83,8 @@ def scheduler(kind: str, table: str, prediction: str, steps: int = N, **options:
     made.alphas = 1 - made.betas
     made.alphas_cumprod = torch.cumprod(made.alphas, 0)
     made.one = made.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    if not options.get("set_alpha_to_one", True):
+        made.final_alpha_cumprod = made.alphas_cumprod[0]
     made.set_timesteps(steps)
     if hasattr(made, "sigmas"):
         made.sigmas = made.sigmas.double()
@@ -107,8 +112,56 @@ def assert_same(sampler: Sampler, schedule: Schedule, prediction: str, theirs: I
 def with_times(schedule: Schedule, times: Tensor, monkeypatch: pytest.MonkeyPatch) -> Schedule:
     """The schedule with another's times above 0 as its uniform ones."""
     listed = torch.cat([times.double(), torch.zeros(1, dtype=torch.float64)])
-    monkeypatch.setattr(schedule, "times", lambda steps, spacing="trailing": listed)
+    monkeypatch.setattr(schedule, "times", lambda *_: listed)
     return schedule
+
+
+# ---- Stable Diffusion ----------------------------------------------------------------------------------------------
+
+SD = {"timestep_spacing": "leading", "steps_offset": 1}
+FIRST_LEVEL = {"set_alpha_to_one": False}
+
+
+def plms_way(made: Any, x: Tensor) -> Iterator[Tensor]:
+    """Of their two calls for the first step the second has the result."""
+    way = list(their_way(made, x))
+    return iter(way[1:])
+
+
+@pytest.mark.parametrize("steps", [2, 6, 20, 50])
+@pytest.mark.parametrize(("offset", "to_image"), [(0, True), (1, False)])
+def test_plms_is_pndm(steps: int, offset: int, to_image: bool) -> None:
+    options = {"skip_prk_steps": True, "timestep_spacing": "leading"}
+    made = scheduler("PNDM", "scaled", "eps", steps, **options, steps_offset=offset, set_alpha_to_one=to_image)
+    sampler = PLMS(steps=steps, spacing="leading", offset=offset, to_image=to_image)
+    assert_same(sampler, SCHEDULES["scaled"][0], "eps", plms_way(made, NOISE))
+    assert sampler.nfe == len(made.timesteps) == steps + 1
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_of_stable_diffusion(prediction: str, eta: float) -> None:
+    made = scheduler("DDIM", "scaled", prediction, **SD, **FIRST_LEVEL, clip_sample=False)
+    noise = draws() if eta else None
+    sampler = DDIM(steps=N, spacing="leading", offset=1, to_image=False, eta=eta)
+    assert_same(sampler, SCHEDULES["scaled"][0], prediction, their_way(made, NOISE, noise, eta=eta))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_euler_of_stable_diffusion(prediction: str) -> None:
+    made = scheduler("EulerDiscrete", "scaled", prediction, **SD)
+    start = NOISE * float((made.sigmas[0] ** 2 + 1).sqrt())
+    way = (x / (s**2 + 1).sqrt() for x, s in zip(their_way(made, start), made.sigmas[1:], strict=True))
+    sampler = Euler(steps=N, spacing="leading", offset=1)
+    assert_same(sampler, SCHEDULES["scaled"][0], prediction, way)
+
+
+def test_an_offset_elsewhere_is_refused() -> None:
+    for options in ({"spacing": "trailing"}, {"grid": "karras"}):
+        with pytest.raises(UserError, match="a leading spacing alone has one"):
+            DDIM(steps=N, offset=1, **options).times(SCHEDULES["scaled"][0], torch.device("cpu"))
+    with pytest.raises(UserError, match="leave the 1000 levels"):
+        DDIM(steps=1000, offset=1, spacing="leading").times(SCHEDULES["scaled"][0], torch.device("cpu"))
 
 
 # ---- one-step rules ------------------------------------------------------------------------------------------------

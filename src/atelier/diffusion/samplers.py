@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from atelier.core.errors import UserError
-from atelier.core.ranges import NonNegFloat, PositiveInt, Probability
+from atelier.core.ranges import NonNegFloat, NonNegInt, PositiveInt, Probability
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import Denoise
 from atelier.diffusion.posterior import log_variance_of, posterior, transition
@@ -61,7 +61,9 @@ class StepContext:
 class Sampler(ABC):
     """The loop. `steps`: number of steps from noise to image; on a uniform grid over a table, at most its length.
 
-    `grid`, `spacing`: times of the steps, see `grid_times`. `remembers`: how many of its last steps a step looks back
+    `grid`, `spacing`, `offset`: times of the steps, see `grid_times`. `to_image`: whether the last step leads to the
+    image itself; else to the first level of noise, whose noise is too weak to be seen, as DDIM and PNDM of Stable
+    Diffusion do (diffusers' set_alpha_to_one=False). `remembers`: how many of its last steps a step looks back
     at, as multistep rules do. `needs_grad`: whether a step enables gradients, as one does that corrects x by a
     gradient. `needs_signal`: whether times above `start` become it, as a step from pure noise would be a bad one.
     """
@@ -72,6 +74,15 @@ class Sampler(ABC):
     steps: PositiveInt
     grid: Grid = "uniform"
     spacing: Spacing = "trailing"
+    offset: NonNegInt = 0
+    to_image: bool = True
+
+    def __str__(self) -> str:
+        """As a call; `offset` and `to_image` go without saying where they are the default."""
+        usual = {"offset": 0, "to_image": True}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{name}={value!r}" for name, value in values.items() if usual.get(name) != value]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def nfe(self) -> int:
@@ -126,8 +137,10 @@ class Sampler(ABC):
             yield x.to(dtype), denoised.to(dtype)
 
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
-        """(steps + 1,) float64, falling to 0."""
-        times = grid_times(schedule, self.steps, self.grid, self.spacing, device)
+        """(steps + 1,) float64, falling to 0, or to the time of the first level."""
+        times = grid_times(schedule, self.steps, self.grid, self.spacing, device, self.offset)
+        if not self.to_image:
+            times = torch.cat([times[:-1], schedule.snap(torch.full_like(times[:1], 1e-9))])
         return times.clamp(max=start(schedule, device)) if self.needs_signal else times
 
     @abstractmethod
@@ -292,20 +305,26 @@ def start(schedule: Schedule, device: torch.device) -> float:
     return schedule.snap(schedule.time(logsnr)).item()
 
 
-def grid_times(schedule: Schedule, steps: int, grid: Grid, spacing: Spacing, device: torch.device) -> Tensor:
+def grid_times(
+    schedule: Schedule, steps: int, grid: Grid, spacing: Spacing, device: torch.device, offset: int = 0
+) -> Tensor:
     """Times from noise to image, (steps + 1,) float64, falling to 0.
 
     uniform: evenly spaced in t, on the entries of a table as `spacing` says. quadratic: sqrt(t) evenly spaced
     (Song et al. 2021, DDIM, appendix D.2). logsnr: log(sigma / alpha) evenly spaced from 80 to 0.01, or between the
     nearest levels trained on, then 0 (Lu et al. 2022, DPM-Solver). karras: its exponential to the power
     1/7 evenly spaced, with the same ends (Karras et al. 2022, EDM, eq. 5). All but uniform may fall between the
-    entries of a table.
+    entries of a table. `offset`: entries of the table by which a leading spacing begins and ends nearer to noise, 1 in
+    Stable Diffusion.
 
     Raises:
-        UserError: a spacing that a grid does not have, or more uniform steps than the table has levels.
+        UserError: a spacing or an offset that a grid does not have, or more uniform steps than the table has levels.
     """
+    if offset and (grid, spacing) != ("uniform", "leading"):
+        fix = ".sampler.offset=0, or .sampler.grid=uniform .sampler.spacing=leading"
+        raise UserError(".sampler.offset", offset, "a leading spacing alone has one", fix)
     if grid == "uniform":
-        return schedule.times(steps, spacing).to(device)
+        return schedule.times(steps, spacing, offset).to(device)
     if spacing != "trailing":
         raise UserError(".sampler.spacing", spacing, f"a {grid} grid has none", ".sampler.grid=uniform")
     trained = schedule.snap(torch.tensor([1.0, 1e-9], dtype=torch.float64, device=device))

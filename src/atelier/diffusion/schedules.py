@@ -66,7 +66,7 @@ class Schedule(nn.Module, ABC):
         """The training time that t in (0, 1] stands for: on a grid, the point at or above it."""
 
     @abstractmethod
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+    def times(self, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> Tensor:
         """Sampling times, (steps + 1,) float64 on the CPU, falling to 0, evenly spaced."""
 
     @abstractmethod
@@ -140,20 +140,25 @@ class DiscreteSchedule(Schedule):
     def snap(self, t: Tensor) -> Tensor:
         return (t.double() * self.n_steps - 1e-6).ceil().clamp(min=1) / self.n_steps  # itself, if it is on the grid
 
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+    def times(self, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> Tensor:
         """Times on the table's grid (Lin et al. 2024, Common Diffusion Noise Schedules are Flawed, table 2).
 
         trailing: from t = 1 down to 0 in equal strides, rounded. leading: every (T // steps)-th entry counted
-        from the first, as in DDIM; starts below t = 1. linspace: last to first entry, then t = 0.
+        from the first, as in DDIM, or from `offset` entries further; starts below t = 1. linspace: last to first entry,
+        then t = 0.
         """
         n = self.n_steps
         if steps > n:
             raise UserError(".sampler.steps", steps, f"the schedule has {n} levels", f".sampler.steps={n}")
+        if offset and (steps - 1) * (n // steps) + 1 + offset > n:
+            raise UserError(
+                ".sampler.offset", offset, f"the first step would leave the {n} levels", ".sampler.offset=0"
+            )
         match spacing:
             case "trailing":
                 entries = (n - torch.arange(steps, dtype=torch.float64) * (n / steps)).round()
             case "leading":
-                entries = torch.arange(steps, dtype=torch.float64).flip(0) * (n // steps) + 1
+                entries = torch.arange(steps, dtype=torch.float64).flip(0) * (n // steps) + 1 + offset
             case "linspace":
                 entries = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().flip(0) + 1
         return torch.cat([entries, torch.zeros(1)]) / n
@@ -237,7 +242,7 @@ class ContinuousSchedule(Schedule):
     def snap(self, t: Tensor) -> Tensor:
         return t
 
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+    def times(self, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> Tensor:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
     def prior_std(self, t: Tensor) -> Tensor:
