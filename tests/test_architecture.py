@@ -32,7 +32,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "metrics": {"nets", "shapes"},
     "data": {"shapes"},
     "models": {"nets", "diffusion", "losses"},
-    "checkpoints": {"nets"},
+    "checkpoints": {"nets", "diffusion"},
     "evaluation": {"models.base", "models.diffusion_model", "data.base", "metrics", "shapes"},
     "callbacks": {"models.base", "models.diffusion_model", "data.base", "evaluation", "checkpoints"},
     "requests": {
