@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import train
-from atelier.checkpoints import diffusers_folder, forms, taesd_files
+from atelier.checkpoints import diffusers_folder, forms, taesd_files, transformers_folder
 from atelier.checkpoints.store import newest
 from atelier.cli.messages import user_error
 from atelier.core.errors import UserError
@@ -23,6 +23,7 @@ from atelier.models import first_stage
 from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.taesd import TAESD
 from atelier.runs import build, folders, preflight, pretrained, resume
+from tests.checkpoints import test_transformers_folder as transformers_text
 from tests.compose import composed
 from tests.conftest import overrides
 from tests.nets.test_taesd import shaken, small, written
@@ -87,6 +88,31 @@ def test_a_run_on_taef2_is_whole_by_itself_and_goes_on(tmp_path: Path) -> None:
     assert loaded.images_seen == 16 and not [name for name in loaded.model.state_dict() if "autoencoder" in name]
     cond = loaded.model.condition(loaded.data.test_batch(0, 2), "")
     assert loaded.model.sample(cond, ImageRngs(0, 0, 2)).isfinite().all()
+
+
+def test_a_run_on_a_text_encoder_of_transformers_is_whole_by_itself(tmp_path: Path) -> None:
+    """Its tokenizer, which diffusers keeps in a folder beside it, comes with it, padding included."""
+    pipeline, files = tmp_path / "pipeline", tmp_path / "files"
+    for folder in (pipeline / "tokenizer", files):
+        folder.mkdir(parents=True)
+    transformers_text.written(pipeline / "text_encoder", pad="!")
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (pipeline / "text_encoder" / name).rename(pipeline / "tokenizer" / name)
+    texts = ["a cab", "it's a 9"]
+    wanted = transformers_folder.text_encoder(str(pipeline / "text_encoder")).encode_texts(texts)
+    given = [f"model.first_stage.run={written(files, small())}", "model.net.multipliers=[1,1]", "model.net.width=4"]
+    given += [f"model.embedder.sources.text.encoder.run={pipeline / 'text_encoder'}", "data.image_size=16"]
+    given += ["model=text_to_image", "first_stage@model.first_stage=taef2", "model.net.attention=[]"]
+    kept = [word for word in COMMON if not word.startswith("data.image_size")]
+    train.train(composed(*kept, *given, "budget.images=8", run_dir=tmp_path / "run"))
+    shutil.rmtree(pipeline)
+    train.train(composed(*kept, *given, "budget.images=16", run_dir=tmp_path / "run"))
+    encoder = folders.load(tmp_path / "run", ema=True).model.embedder.sources["text"].frozen.net
+    torch.testing.assert_close(encoder.encode_texts(texts).tokens, wanted.tokens, atol=0, rtol=0)
+    copy = tmp_path / "run/frozen/embedder.sources.text.encoder"
+    (copy / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="these are not the weights that this run stands on"):
+        folders.load(tmp_path / "run", ema=True)
 
 
 def test_a_checkpoint_is_what_is_trained_and_little_else(tmp_path: Path) -> None:

@@ -10,17 +10,24 @@ from atelier.checkpoints.store import sha256
 OURS = "config.yaml", "weights.safetensors"
 DIFFUSERS = diffusers_folder.CONFIG, diffusers_folder.WEIGHTS
 TAEF2 = taesd_files.FILES
-TRANSFORMERS = transformers_folder.CONFIG, transformers_folder.WEIGHTS, "vocab.json", "merges.txt"
+TRANSFORMERS = transformers_folder.CONFIG, transformers_folder.WEIGHTS  # and its tokenizer's, which may lie beside it
 FORMS: tuple[tuple[str, ...], ...] = (OURS, DIFFUSERS, TAEF2, TRANSFORMERS)
 DESCRIPTIONS = OURS[0], DIFFUSERS[0]  # files whose content is not what a part is known by
 
 
-def files(folder: Path) -> tuple[str, ...] | None:
-    """The names of the files that make a part, in `folder`; None where none is whole there."""
-    return next((form for form in FORMS if all((folder / name).exists() for name in form)), None)
+def form(folder: Path) -> tuple[str, ...] | None:
+    """Which of the forms a part has in `folder`; None where none is whole there."""
+    return next((names for names in FORMS if all((folder / name).exists() for name in names)), None)
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The files that make a part, by the names that they have in a copy of it; none where none is whole."""
+    names = form(folder) or ()
+    more = transformers_folder.tokenizer_files(folder) if names == TRANSFORMERS else {}
+    return {name: folder / name for name in names} | more
 
 
 def digest(folder: Path) -> str | None:
-    """The sha256 of all weights of a part, one file behind the other; None where there are none."""
-    names = files(folder)
-    return names and sha256(*(folder / name for name in names if name not in DESCRIPTIONS))
+    """The sha256 of all that a part is known by, one file behind the other; None where there is none."""
+    known = [path for name, path in files(folder).items() if name not in DESCRIPTIONS]
+    return sha256(*known) if known else None

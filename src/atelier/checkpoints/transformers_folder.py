@@ -162,34 +162,40 @@ def _one(folder: Path, theirs: dict[str, Tensor], name: str, ours: Tensor) -> Te
     return found
 
 
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of the tokenizer of an encoder, beside its weights or in the folder that diffusers has for it."""
+    for place in (folder, folder.parent / _tokenizers(folder.name)):
+        found = {name: place / name for name in TOKENIZER if (place / name).exists()}
+        if {"vocab.json", "merges.txt"} <= found.keys() or "tokenizer.json" in found:
+            return found
+    return {}
+
+
 def _tokenizer(folder: Path) -> BytePairs:
-    """The tokenizer beside the weights, or in the folder that diffusers has for it, with its padding.
+    """The tokenizer with its padding.
 
     Where that is "!", as of Stable Diffusion 2, a "!" in a text stays the word that it was in training; transformers
     makes padding of it.
     """
-    places = [folder, folder.parent / _tokenizers(folder.name)]
-    for place in places:
-        pad = _pad(place)
-        if (place / "vocab.json").exists() and (place / "merges.txt").exists():
-            rows = _json(folder, place / "vocab.json")
-            lines = [line.split() for line in (place / "merges.txt").read_text(encoding="utf-8").split("\n")]
-            pairs = [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"]
-        elif (place / "tokenizer.json").exists():
-            model = _json(folder, place / "tokenizer.json")["model"]
-            rows = model["vocab"]
-            pairs = [tuple(pair.split() if isinstance(pair, str) else pair) for pair in model["merges"]]
-        else:
-            continue
-        return BytePairs(rows, pairs, rows.get(pad))
-    raise _refused(folder, "it has no vocab.json and merges.txt, and no tokenizer.json")
+    found = tokenizer_files(folder)
+    if not found:
+        raise _refused(folder, "it has no vocab.json and merges.txt, and no tokenizer.json")
+    if "vocab.json" in found and "merges.txt" in found:
+        rows = _json(folder, found["vocab.json"])
+        lines = [line.split() for line in found["merges.txt"].read_text(encoding="utf-8").split("\n")]
+        pairs = [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"]
+    else:
+        model = _json(folder, found["tokenizer.json"])["model"]
+        rows = model["vocab"]
+        pairs = [tuple(pair.split() if isinstance(pair, str) else pair) for pair in model["merges"]]
+    return BytePairs(rows, pairs, rows.get(_pad(folder, found)))
 
 
-def _pad(place: Path) -> str:
+def _pad(folder: Path, found: dict[str, Path]) -> str:
     """The padding that a tokenizer's config names; else the end mark, as transformers has it."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (place / name).exists():
-            pad = _json(place, place / name).get("pad_token")
+        if name in found:
+            pad = _json(folder, found[name]).get("pad_token")
             if pad is not None:
                 return pad["content"] if isinstance(pad, dict) else pad
     return "<|endoftext|>"

@@ -156,7 +156,7 @@ def _read(folder: Path, cfg: DictConfig) -> nn.Module:
 
     from atelier.checkpoints import diffusers_folder, forms, taesd_files, transformers_folder
 
-    names, images = forms.files(folder), (cfg.data.image_size, cfg.data.image_channels)
+    names, images = forms.form(folder), (cfg.data.image_size, cfg.data.image_channels)
     if names == forms.DIFFUSERS:
         return diffusers_folder.read(folder, *images)
     if names == forms.TAEF2:

@@ -106,7 +106,7 @@ def _given(name: str, part: DictConfig) -> Path:
 
 def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
     """Link a finished run, or what is published, as a part, and note where it came from."""
-    names, part = forms.files(source), build.section(cfg, name)
+    names, part = forms.form(source), build.section(cfg, name)
     if names is None:
         fix = f"model.{name}.run={'auto' if part.get('experiment') else 'FOLDER'}"
         raise UserError(f"model.{name}.run", source, "no finished run lies there", fix)
@@ -154,13 +154,12 @@ def _link(source: Path, target: Path) -> None:
     What that one stands on itself comes with it: its own config has the hash of each.
     """
     target.mkdir(parents=True)
-    for name in (*(forms.files(source) or ()), GROUND):
-        if not (source / name).exists():
-            continue
+    ground = {GROUND: source / GROUND} if (source / GROUND).exists() else {}
+    for name, path in (forms.files(source) | ground).items():
         try:
-            os.link((source / name).resolve(), target / name)
+            os.link(path.resolve(), target / name)
         except OSError:  # another disk
-            (target / name).write_bytes((source / name).read_bytes())
+            (target / name).write_bytes(path.read_bytes())
     for below in source.glob("frozen/*"):
         _link(below, target / "frozen" / below.name)
 
