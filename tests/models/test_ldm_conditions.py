@@ -28,7 +28,7 @@ SMALL = ["data=shapes", "data.image_size=16", "data.n_train_scenes=20", "data.n_
 NET = ["model.net.width=4", "model.net.attention=[4]", "model.sampler.steps=2"]
 FIRST = ["model=vae", "model.net.width=4", "model.net.n_downs=2", "model.net.latent_channels=2"]
 CLIP = ["model=clip", "model.net.width=4", "model.net.token_dim=8", "model.net.heads=2", "model.net.max_tokens=14"]
-VARIATION = ["model=ldm", "embedder@model.embedder=image", "model.net.cond_dim=null"]  # of an image
+VARIATION = ["model=ldm", "embedder@model.embedder=image"]  # of an image
 TASKS = {"text_to_image": [], "label_map_to_image": ["data.task=label_map"], "inpaint": ["data.task=inpaint"],
          "instruct_pix2pix": ["data.task=edit"], "variation": []}  # fmt: skip
 
