@@ -1,9 +1,10 @@
-"""What a finished model can lend to one that stands on it: seven contracts, and who keeps them.
+"""What a finished model can lend to one that stands on it: eight contracts, and who keeps them.
 
     FirstStage   images to latents and back      KLNet, VQGANNet, VQNet, TAESD, LikelihoodAutoencoder (AE, VAE)
     CodeStage    images to codes and back        VQGANNet, VQNet
     Upscaler     images to larger ones           SRResNet, RRDBNet
     Denoiser     noisy images to clean ones      TrainedDenoiser (DDPM)
+    DenoisingNet what a denoiser asks            UNet, DiT (published alone); see nets/denoising.py
     TextEncoder  texts to a vector and tokens    ClipNet (Clip), TransformersText
     ImageEncoder images to a vector and tokens   ClipNet (Clip)
     GuidingClassifier   noisy images to labels   TrainedClassifier (NoisyClassifier); see core/classifier.py
@@ -25,6 +26,7 @@ from atelier.core.batch import Cond
 from atelier.core.classifier import GuidingClassifier
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
+from atelier.nets.denoising import DenoisingNet
 from atelier.nets.quantizers import DETERMINISTIC_LOGVAR
 
 
@@ -119,6 +121,7 @@ class ImageEncoder(Protocol):
 
 
 CONTRACTS: dict[type, tuple[str, str]] = {  # contract -> what is wrong with a part that breaks it, a run that keeps it
+    DenoisingNet: ("it is no denoising net", ""),
     FirstStage: ("it is no autoencoder", "shapes_vae"),
     CodeStage: ("its latents are no codes", "shapes_vqvae"),
     Upscaler: ("it enlarges no images", "shapes_srresnet"),
@@ -128,9 +131,11 @@ CONTRACTS: dict[type, tuple[str, str]] = {  # contract -> what is wrong with a p
     GuidingClassifier: ("it tells no labels of noisy images", "shapes_noisy_classifier"),
 }
 
+BUILT = (DenoisingNet,)  # contracts of arguments that a page may build in place of naming a run
+
 
 def contract_of(annotation: Any) -> type | None:
-    """The contract that an argument's annotation names, alone or as `Contract | None`."""
+    """The contract that an argument's annotation names, alone or with others, as `Contract | None`."""
     return next((kind for kind in (annotation, *get_args(annotation)) if kind in list(CONTRACTS)), None)
 
 
@@ -138,7 +143,8 @@ def keeps(part: Any, contract: type, key: str) -> None:
     """Raises UserError where the part that was given as `key` does not keep its contract."""
     if not isinstance(part, contract):
         problem, experiment = CONTRACTS[contract]
-        raise UserError(key, type(part).__name__, problem, f"{key}.experiment={experiment}")
+        fix = f"{key}.experiment={experiment}" if experiment else f"{key}.run=FOLDER"
+        raise UserError(key, type(part).__name__, problem, fix)
 
 
 class LikelihoodAutoencoder(nn.Module):

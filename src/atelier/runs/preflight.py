@@ -21,7 +21,7 @@ from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share
-from atelier.nets.contracts import contract_of
+from atelier.nets.contracts import BUILT, contract_of
 from atelier.runs.pages import known_keys, placed
 
 ALLOWED = (  # where a config may call what is defined
@@ -226,7 +226,7 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
             fix = f"{prefix}.{close}=VALUE" if close else f"leave {key} out"
             raise UserError(f"{prefix}.{key}", node[key], f"{target.__name__} has no such argument", fix)
     for key in [key for key in takes if key in node]:
-        if contract_of(takes[key].annotation) is not None:
+        if _is_part(takes[key].annotation, node[key]):
             _check_part(node[key], f"{prefix}.{key}")
         else:
             place = _origin(raw, f"{prefix}.{key}")
@@ -235,6 +235,12 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
+
+
+def _is_part(annotation: Any, given: Any) -> bool:
+    """Whether an argument is to be lent by another run, which no `_target_` builds."""
+    asked = contract_of(annotation)
+    return asked is not None and not (asked in BUILT and isinstance(given, dict) and "_target_" in given)
 
 
 def contract(target: str, argument: str) -> type | None:
