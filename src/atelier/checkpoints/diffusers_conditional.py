@@ -166,6 +166,15 @@ def write(net: UNet, folder: Path | str, linear: bool | None = None, size_dim: i
     Raises:
         UserError: the net has a part that diffusers lacks, or no tokens.
     """
+    diffusers_files.write(Path(folder), *exported(net, linear, size_dim))
+
+
+def exported(net: UNet, linear: bool | None = None, size_dim: int = 256) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors that diffusers has for a net; the arguments are those of `write`.
+
+    Raises:
+        UserError: the net has a part that diffusers lacks, or no tokens.
+    """
     linear = net.parts.head_width is not None if linear is None else linear
     config = _their_config(net, linear, size_dim)
     ours = dict(net.state_dict())
@@ -173,7 +182,7 @@ def write(net: UNet, folder: Path | str, linear: bool | None = None, size_dim: i
     theirs = diffusers_files.spread(ours, _names(net))
     if not linear:
         theirs = {n: value[:, :, None, None] if PROJECTION.search(n) else value for n, value in theirs.items()}
-    diffusers_files.write(Path(folder), config, theirs)
+    return config, theirs
 
 
 # ---- names and shapes
