@@ -1,4 +1,4 @@
-"""Stable Diffusion in a single file of the original layout: U-Net, autoencoder and text encoders in one .safetensors.
+"""Stable Diffusion in a single file of the original described: U-Net, autoencoder and text encoders in one .safetensors.
 
 Its parts are read and written as `single_file_layout` has them. Averages of training (`model_ema.`) are passed over, as
 the programs that published such files and diffusers do: one name means one net.
@@ -28,7 +28,7 @@ from atelier.checkpoints.single_file_layout import (
     Naming,
     Shapes,
     Version,
-    layout,
+    described,
     naming_of,
     numbers,
     version_of,
@@ -94,7 +94,7 @@ def read(path: Path | str) -> SingleFile:
     header = _header(path)
     version, sizes, naming, unused = _sizes(path, header)
     try:
-        found = layout(path, sizes, _refused)
+        found = described(path, sizes, _refused)
     except Absent as absent:
         raise _refused(path, f"it lacks {naming.key(absent.part, absent.name)}") from absent
     places = {part: found.places(part) for part in PREFIXES[version]}
@@ -123,7 +123,7 @@ def write(path: Path | str, parts: dict[str, dict[str, Tensor]]) -> None:
     parts = {part: _whole_names(part, state) for part, state in parts.items()}
     sizes = {part: {name: list(value.shape) for name, value in state.items()} for part, state in parts.items()}
     try:
-        found = layout(path, sizes, _refused)
+        found = described(path, sizes, _refused)
     except Absent as absent:
         raise _refused(path, f"{absent.part} lacks {absent.name}") from absent
     if unknown := sorted(set(sizes) - set(found.shapes)):
@@ -241,5 +241,5 @@ def _compare(path: Path, wanted: Shapes, given: Shapes, whose: str) -> None:
 
 
 def _refused(path: Path, problem: str) -> UserError:
-    fix = f"file=PATH of a {SUFFIX} of Stable Diffusion 1, 2 or XL in its original layout"
+    fix = f"file=PATH of a {SUFFIX} of Stable Diffusion 1, 2 or XL in its original described"
     return UserError("file", path, problem, fix)

@@ -81,7 +81,7 @@ class Naming:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Described:
     """All parts of a model.
 
     Args:
@@ -108,7 +108,7 @@ class Layout:
         return [first * len(held), *rest, *([1, 1] if SQUEEZED.search(held[0]) else [])]
 
 
-def layout(place: Path, sizes: dict[str, Shapes], refused: Refused) -> Layout:
+def described(place: Path, sizes: dict[str, Shapes], refused: Refused) -> Described:
     """The model of these shapes; that it has all of them and no others is not looked at.
 
     Args:
@@ -124,12 +124,14 @@ def layout(place: Path, sizes: dict[str, Shapes], refused: Refused) -> Layout:
     version, texts = naming.version, [part for part in PREFIXES[naming.version] if part.startswith("text")]
     configs = {part: _text_config(version, part, sizes.get(part, {})) for part in texts}
     configs["vae"] = vae = _vae_config(version, sizes.get("vae", {}))
-    configs["unet"] = unet = _unet_config(version, sizes.get("unet", {}), configs[texts[-1]].get("projection_dim", 0))
+    configs["unet"] = unet = _unet_config(version, sizes.get("unet", {}))
+    if version == "sdxl":
+        unet |= _vector_config(place, sizes["unet"], configs[texts[-1]]["projection_dim"], refused)
     shapes = {part: _text_shapes(configs[part]) for part in texts}
     shapes["vae"] = diffusers_folder.shapes(place, vae | {"norm_num_groups": 1})  # which no shape depends on
     unet = unet | {"attention_head_dim": 1, "norm_num_groups": 1}
     shapes["unet"] = diffusers_conditional.shapes(place, unet, refused)
-    return Layout(naming, configs, shapes)
+    return Described(naming, configs, shapes)
 
 
 def naming_of(sizes: dict[str, Shapes]) -> Naming:
@@ -147,14 +149,14 @@ def version_of(unet: Shapes) -> Version:
     return "sd2" if linear else "sd1"
 
 
-def _unet_config(version: Version, unet: Shapes, text_dim: int) -> dict[str, Any]:
-    """Of UNet2DConditionModel; `text_dim` numbers of a vector are a text's."""
+def _unet_config(version: Version, unet: Shapes) -> dict[str, Any]:
+    """Of UNet2DConditionModel, but for what XL says of its vector."""
     widths, middle = _widths("unet", unet, ""), "mid_block.attentions.0."
     attends = naming_of({"unet": unet}).attends
     depths = [_depth(unet, f"down_blocks.{level}.attentions.0.") for level in range(len(widths) - 1)]
     depths.append(_depth(unet, middle))
     cross, plain = diffusers_conditional.CROSS, diffusers_conditional.PLAIN
-    config = {
+    return {
         "_class_name": diffusers_conditional.KIND,
         "sample_size": LATENT_SIZE[version],
         "in_channels": _get("unet", unet, "conv_in.weight")[1],
@@ -168,12 +170,18 @@ def _unet_config(version: Version, unet: Shapes, text_dim: int) -> dict[str, Any
         "attention_head_dim": HEADS if version == "sd1" else [max(1, width // HEAD_WIDTH) for width in widths],
         "use_linear_projection": version != "sd1",
     }
-    if version != "sdxl":
-        return config
+
+
+def _vector_config(place: Path, unet: Shapes, text_dim: int, refused: Refused) -> dict[str, Any]:
+    """Of the vector of XL, the first `text_dim` numbers of which are a text's."""
     dim = _get("unet", unet, "add_embedding.linear_1.weight")[1]
-    return config | {
+    each, odd = divmod(dim - text_dim, diffusers_conditional.N_SIZES)
+    if odd or each < 1:
+        problem = f"a vector of {dim} numbers is no text of {text_dim} and {diffusers_conditional.N_SIZES} sizes"
+        raise refused(place, problem)
+    return {
         "addition_embed_type": "text_time",
-        "addition_time_embed_dim": (dim - text_dim) // diffusers_conditional.N_SIZES,
+        "addition_time_embed_dim": each,
         "projection_class_embeddings_input_dim": dim,
     }
 
