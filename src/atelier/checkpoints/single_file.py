@@ -1,4 +1,4 @@
-"""Stable Diffusion in a single file of the original described: U-Net, autoencoder and text encoders in one .safetensors.
+"""Stable Diffusion in a single file of the original layout: U-Net, autoencoder and text encoders in one .safetensors.
 
 Its parts are read and written as `single_file_layout` has them. Averages of training (`model_ema.`) are passed over, as
 the programs that published such files and diffusers do: one name means one net.
@@ -241,5 +241,5 @@ def _compare(path: Path, wanted: Shapes, given: Shapes, whose: str) -> None:
 
 
 def _refused(path: Path, problem: str) -> UserError:
-    fix = f"file=PATH of a {SUFFIX} of Stable Diffusion 1, 2 or XL in its original described"
+    fix = f"file=PATH of a {SUFFIX} of Stable Diffusion 1, 2 or XL in its original layout"
     return UserError("file", path, problem, fix)
