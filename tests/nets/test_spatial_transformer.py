@@ -80,10 +80,10 @@ def test_only_its_last_layer_starts_at_0() -> None:
     (SD1 | {"token_dim": 768}, 859_520_964),
     (SD1 | {"token_dim": 768, "plane_channels": 5}, 859_535_364),
     (SD2, 865_910_724),
-    (SDXL | {"token_dim": 2048, "depths": [1, 2, 10]}, 2_567_463_684 - (2816 + 1 + 1280 + 1) * 1280),
+    (SDXL | {"token_dim": 2048, "depths": [1, 2, 10], "cond_dim": 2816, "deep_cond": True}, 2_567_463_684),
 ], ids=["sd1", "sd1_inpaint", "sd2", "sdxl"])  # fmt: skip
 def test_nets_of_the_published_sizes(options: dict[str, Any], published: int) -> None:
-    """Of Stable Diffusion 1 (text, inpainting), 2 and XL, as their weights count; XL without what embeds its vector."""
+    """Of Stable Diffusion 1 (text, inpainting), 2 and XL, as their weights count."""
     with torch.device("meta"):
         net = UNet(image_size=64, image_channels=4, norm_groups=32, **options)
     assert sum(p.numel() for p in net.parameters()) == published
@@ -191,8 +191,9 @@ def test_every_attention_of_the_net_looks_at_tokens() -> None:
         {"depths": [1, 2], "token_dim": None},
         ".depths=[1, 2]: transformer blocks need tokens to look at. Fix: .depths=null",
     ),
+    ({"deep_cond": True}, ".deep_cond=True: two layers need a vector to read. Fix: .deep_cond=false"),
 ])  # fmt: skip
-def test_depths_that_do_not_fit_are_refused(changes: dict[str, Any], line: str) -> None:
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as caught:
         UNet(**TINY | {"multipliers": [1, 2], "attention": None} | changes)
     assert caught.value.line() == f"error: {line}"

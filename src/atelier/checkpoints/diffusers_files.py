@@ -79,12 +79,31 @@ def gathered(
         raise refused(folder, f"{WEIGHTS} lacks {missing[0]}")
     if more := sorted(given - wanted):
         raise refused(folder, f"{WEIGHTS} also holds {more[0]}")
-    found = {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
-    odd = [name for name, value in found.items() if value.shape != ours[name].shape]
-    if odd:
-        part, shape = names[odd[0]][0], list(theirs[names[odd[0]][0]].shape)
-        raise refused(folder, f"{part} has another shape than {CONFIG} says: {shape}")
-    return found
+    for part, shape in shapes(ours, names).items():
+        if list(theirs[part].shape) != shape:
+            raise refused(folder, f"{part} has another shape than {CONFIG} says: {list(theirs[part].shape)}")
+    return {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
+
+
+def shapes(ours: dict[str, Tensor], names: Names) -> dict[str, list[int]]:
+    """The shapes of their tensors that make ours."""
+    return {
+        part: [size // len(parts) if axis == 0 else size for axis, size in enumerate(ours[name].shape)]
+        for name, parts in names.items()
+        for part in parts
+    }
+
+
+def square(folder: Path, given: Any, refused: Refused) -> int:
+    """The side of images of a `sample_size`, which may be [height, width].
+
+    Raises:
+        UserError: it is of no square.
+    """
+    sides = set(given) if isinstance(given, list) else {given}
+    if len(sides) > 1 or None in sides:
+        raise refused(folder, f"sample_size={given} is no side of a square")
+    return sides.pop()
 
 
 def spread(ours: dict[str, Tensor], names: Names) -> dict[str, Tensor]:

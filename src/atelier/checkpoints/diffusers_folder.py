@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from atelier.checkpoints import diffusers_files
@@ -76,6 +77,21 @@ def read(folder: Path | str, image_size: int | None = None, channels: int | None
     if isinstance(net, VQGANNet):
         net.quantizer.sums.copy_(net.quantizer.codebook)
     return net.eval()
+
+
+def shapes(folder: Path, config: dict[str, Any]) -> dict[str, list[int]]:
+    """The tensors that diffusers has for a config, by name; nothing of their size is made.
+
+    Args:
+        folder: folder or file that it is from.
+        config: config of diffusers.
+
+    Raises:
+        UserError: it has a part that ours lacks.
+    """
+    with torch.device("meta"):
+        state = _net(folder, config, _size(config)).state_dict()
+    return diffusers_files.shapes(state, {name: _their_names(name) for name in state if not _our_own(name)})
 
 
 def fits(net: nn.Module | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from atelier.nets.layers import SelfAttention
 from atelier.nets.unet import UNet
 
 DIT = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is its name of before
-RESIDUAL = ((r"\.embedding\.", ".time_emb_proj."), (r"\.skip\.", ".conv_shortcut."))
-UNET_NAMES = (  # our parts -> theirs
+UNET_NAMES = (  # our parts -> theirs, whatever its attention
     (r"^time\.1\.", "time_embedding.linear_1."),
     (r"^time\.3\.", "time_embedding.linear_2."),
     (r"^stem\.", "conv_in."),
@@ -31,6 +31,10 @@ UNET_NAMES = (  # our parts -> theirs
     (r"^head\.2\.", "conv_out."),
     (r"^middle\.(\d)\.residual\.", r"mid_block.resnets.\1."),
     (r"^middle\.(\d)\.attention\.", r"mid_block.attentions.\1."),
+    (r"\.embedding\.", ".time_emb_proj."),
+    (r"\.skip\.", ".conv_shortcut."),
+)
+ATTENTION = (
     (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(attentions\.\d+)\.out\.", r"\1.to_out.0."),
 )
@@ -85,8 +89,9 @@ def read(folder: Path | str, image_size: int | None = None) -> tuple[UNet | DiT,
     for key, values in (DIT_ONLY if is_dit else UNET_ONLY).items():
         if config.get(key, values[0]) not in values:
             raise _refused(folder, f"{key}={config[key]} is not supported, only {values[0]}")
+    size = image_size or diffusers_files.square(folder, config.get("sample_size", 32), _refused)
     try:
-        return (_read_dit if is_dit else _read_unet)(folder, config, theirs, image_size or _size(folder, config))
+        return (_read_dit if is_dit else _read_unet)(folder, config, theirs, size)
     except UserError as error:
         if error.key.startswith((".", "data.")):
             raise _refused(folder, f"{error.key.strip('.')}={error.value}: {error.problem}") from error
@@ -107,9 +112,9 @@ def write(net: UNet | DiT, embedder: ConditionEmbedder | None, folder: Path | st
         UserError: the net has a part that diffusers lacks.
     """
     if "tokens" in net.cond_sizes:
-        raise _lacking("token_dim", net.cond_sizes["tokens"], "tokens in a net of labels", "null")
+        raise lacking("token_dim", net.cond_sizes["tokens"], "tokens in a net of labels", "null")
     if "planes" in net.cond_sizes:
-        raise _lacking("plane_channels", net.cond_sizes["planes"], "planes in a net of labels", 0)
+        raise lacking("plane_channels", net.cond_sizes["planes"], "planes in a net of labels", 0)
     if isinstance(net, DiT):
         config, theirs = _their_dit(net, embedder)
     else:
@@ -131,7 +136,7 @@ def _read_unet(
     names = {name: _unet_names(name, net.n_blocks) for name in ours}
     found = diffusers_files.gathered(folder, theirs, names, ours, _refused)
     if config.get("flip_sin_to_cos", True):
-        found["time.1.weight"] = _sines_first(found["time.1.weight"])
+        found["time.1.weight"] = sines_first(found["time.1.weight"])
     net.load_state_dict(found, strict=False)
     return net.eval(), None if table is None else _embedder(net, table, torch.zeros(table.shape[1]))
 
@@ -201,19 +206,12 @@ def _their_unet(net: UNet, embedder: ConditionEmbedder | None) -> tuple[dict[str
 
 
 def _unet_config(net: UNet) -> dict[str, Any]:
-    parts, width = net.parts, net.stem.out_channels
-    groups = {layer.num_groups for layer in net.modules() if isinstance(layer, nn.GroupNorm)}
+    parts, groups = net.parts, groups_of(net)
     attention = [layer for layer in net.modules() if isinstance(layer, SelfAttention)]
     heads, head_widths = {a.heads for a in attention}, {a.qkv.in_features // a.heads for a in attention}
-    if net.patch_size != 1:
-        raise _lacking("patch_size", net.patch_size, "patches", 1)
-    if net.widths[0] != width:
-        raise _lacking("multipliers", [w // width for w in net.widths], "first level but of one width", "[1,...]")
-    if len(groups) > 1:
-        raise _lacking("norm_groups", parts.norm_groups, f"norms of {sorted(groups)} groups in one net", min(groups))
     if heads != {1} and len(head_widths) > 1:
         problem = f"heads of {sorted(head_widths)} channels in one net"
-        raise _lacking("head_width", parts.head_width, problem, min(head_widths))
+        raise lacking("head_width", parts.head_width, problem, min(head_widths))
     how = "resnet" if parts.resample_in_blocks else "conv"
     plain = ("ResnetDownsample", "ResnetUpsample") if parts.resample_in_blocks else ("Down", "Up")
     return {
@@ -229,8 +227,8 @@ def _unet_config(net: UNet) -> dict[str, Any]:
         "upsample_type": how,
         "downsample_padding": 0 if parts.pad_below else 1,
         "attention_head_dim": None if heads == {1} else min(head_widths),
-        "norm_num_groups": min(groups),
-        "attn_norm_num_groups": min(groups),
+        "norm_num_groups": groups,
+        "attn_norm_num_groups": groups,
         "norm_eps": parts.norm_eps,
         "dropout": parts.dropout,
         "resnet_time_scale_shift": "scale_shift" if parts.scale_shift else "default",
@@ -239,8 +237,37 @@ def _unet_config(net: UNet) -> dict[str, Any]:
     }
 
 
+def groups_of(net: UNet) -> int:
+    """The groups of all norms of a U-Net whose maps are as diffusers has them.
+
+    Raises:
+        UserError: norms of several groups, patches, or a first level wider than the first layer.
+    """
+    width = net.stem.out_channels
+    groups = {layer.num_groups for layer in net.modules() if isinstance(layer, nn.GroupNorm)}
+    if net.patch_size != 1:
+        raise lacking("patch_size", net.patch_size, "patches", 1)
+    if net.widths[0] != width:
+        raise lacking("multipliers", [w // width for w in net.widths], "first level but of one width", "[1,...]")
+    if len(groups) > 1:
+        problem = f"norms of {sorted(groups)} groups in one net"
+        raise lacking("norm_groups", net.parts.norm_groups, problem, min(groups))
+    return groups.pop()
+
+
 def _unet_names(name: str, n_blocks: int) -> list[str]:
     """Under which names diffusers keeps one of our tensors: three for queries, keys and values together."""
+    name = renamed(unet_name(name, n_blocks), ATTENTION)
+    return [name.replace(".qkv.", f".to_{part}.") for part in "qkv"] if ".qkv." in name else [name]
+
+
+def unet_name(name: str, n_blocks: int) -> str:
+    """Where diffusers keeps one of the tensors of our U-Net, but for the names inside its attention.
+
+    Args:
+        name: name of it here.
+        n_blocks: residual blocks per level on the way down.
+    """
     way, number, rest = re.match(r"(?:(down|up)\.(\d+)\.)?(.*)", name).groups()
     if way:
         level, k = divmod(int(number), n_blocks + (1 if way == "down" else 2))
@@ -248,9 +275,14 @@ def _unet_names(name: str, n_blocks: int) -> list[str]:
         kind, _, last = rest.partition(".")
         inside = f"{kinds[kind]}.{last}" if kind in kinds else f"{way}samplers.0.{rest}"
         name = f"{way}_blocks.{level}.{inside}"
-    for ours, theirs in (*UNET_NAMES, *RESIDUAL):
+    return renamed(name, UNET_NAMES)
+
+
+def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """A name with each pattern replaced, one after the other."""
+    for ours, theirs in rules:
         name = re.sub(ours, theirs, name)
-    return [name.replace(".qkv.", f".to_{part}.") for part in "qkv"] if ".qkv." in name else [name]
+    return name
 
 
 # ---- the transformer
@@ -283,7 +315,7 @@ def _read_dit(
     table = _taken(folder, theirs, DIT_TABLE)
     ours = {name: value for name, value in net.state_dict().items() if not name.startswith("cond.")}
     found = diffusers_files.gathered(folder, theirs, {name: _dit_names(name) for name in ours}, ours, _refused)
-    found["time.1.weight"] = _sines_first(found["time.1.weight"])
+    found["time.1.weight"] = sines_first(found["time.1.weight"])
     net.load_state_dict(found, strict=False)
     return net.eval(), _embedder(net, table[:-1], table[-1])
 
@@ -291,11 +323,11 @@ def _read_dit(
 def _their_dit(net: DiT, embedder: ConditionEmbedder | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     block = net.blocks[0]
     if block.query_norm is not None:
-        raise _lacking("qk_norm", True, "norm of queries and keys", "false")
+        raise lacking("qk_norm", True, "norm of queries and keys", "false")
     if net.time[0].shift != 1:
-        raise _lacking("freq_shift", net.time[0].shift, "such frequencies of the time", 1)
+        raise lacking("freq_shift", net.time[0].shift, "such frequencies of the time", 1)
     ours = {name: value for name, value in net.state_dict().items() if not name.startswith("cond.")}
-    ours["time.1.weight"] = _sines_first(ours["time.1.weight"])
+    ours["time.1.weight"] = sines_first(ours["time.1.weight"])
     theirs = diffusers_files.spread(ours, {name: _dit_names(name) for name in ours})
     rows = _rows(net, embedder)
     theirs[DIT_TABLE] = rows if len(rows) > 1 else rows.repeat(2, 1)  # it has one label or more
@@ -325,8 +357,7 @@ def _dit_names(name: str) -> list[str]:
     for ours, theirs in DIT_TIME.items():
         if name.startswith(ours):
             return [theirs + name.removeprefix(ours)]
-    for ours, theirs in DIT_NAMES:
-        name = re.sub(ours, theirs, name)
+    name = renamed(name, DIT_NAMES)
     return [name.replace(".qkv.", f".to_{part}.") for part in "qkv"] if ".qkv." in name else [name]
 
 
@@ -361,7 +392,7 @@ def _rows(net: UNet | DiT, embedder: ConditionEmbedder | None) -> Tensor:
     return torch.cat([net.cond(embedder({"label": labels}, n).vector), null])  # (n + 1, D)
 
 
-def _sines_first(weight: Tensor) -> Tensor:
+def sines_first(weight: Tensor) -> Tensor:
     """A layer's weight (D, F) behind sines and cosines for one behind cosines and sines, or the other way round."""
     return weight.roll(weight.shape[1] // 2, dims=1)
 
@@ -381,16 +412,8 @@ def _gives_variance(folder: Path, config: dict[str, Any], default: int) -> bool:
     return given == 2 * taken
 
 
-def _size(folder: Path, config: dict[str, Any]) -> int:
-    """`sample_size`, which may be [height, width]."""
-    given = config.get("sample_size", 32)
-    sides = set(given) if isinstance(given, list) else {given}
-    if len(sides) > 1 or None in sides:
-        raise _refused(folder, f"sample_size={given} is no side of a square")
-    return sides.pop()
-
-
-def _lacking(argument: str, value: object, what: str, instead: object) -> UserError:
+def lacking(argument: str, value: object, what: str, instead: object) -> UserError:
+    """What is said of an argument of a net that diffusers has no layer for."""
     return UserError(f"model.net.{argument}", value, f"diffusers has no {what}", f"model.net.{argument}={instead}")
 
 

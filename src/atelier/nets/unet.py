@@ -59,10 +59,12 @@ class UNet(nn.Module):
         plane_channels: number F of the condition's planes, which are seen beside x, at first with weights of 0.
         depths: number of transformer blocks of an attention of each level, the last also of the middle (Podell et al.
             2023, SDXL, table 1), for a net of tokens; None: one.
+        deep_cond: whether the condition's vector goes through two linear layers with a SiLU between, as the time does
+            (SDXL), in place of one.
 
     Raises:
-        UserError: an attention size that no level has, an image size that does not halve evenly, or depths of other
-            levels or without tokens.
+        UserError: an attention size that no level has, an image size that does not halve evenly, depths of other
+            levels or without tokens, or two layers for a vector that is none.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class UNet(nn.Module):
         token_dim: PositiveInt | None = None,
         plane_channels: NonNegInt = 0,
         depths: Levels | None = None,
+        deep_cond: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size = patch_size or max(1, image_size // 16)
@@ -104,12 +107,11 @@ class UNet(nn.Module):
         *at, middle = _depths(depths, self.attends, token_dim)
         time = TimeEmbedding(width, freq_shift)
         self.time = nn.Sequential(time, nn.Linear(width, parts.dim), nn.SiLU(), nn.Linear(parts.dim, parts.dim))
-        self.cond = None if cond_dim is None else nn.Linear(cond_dim, parts.dim)
+        self.cond = _vector_layers(cond_dim, parts.dim, deep_cond)
         folded, n_out = image_channels * patch_size**2, 1 + learned_variance
         self.stem = with_planes(nn.Conv2d(folded, width, 3, padding=1), plane_channels * patch_size**2)
         self.down, skips = _way_down(parts, width, widths, n_blocks, at)
-        n = widths[-1]
-        self.middle = nn.ModuleList([parts.block(n, n, depth) for depth in (middle, 0)])
+        self.middle = nn.ModuleList([parts.block(widths[-1], widths[-1], depth) for depth in (middle, 0)])
         self.up = _way_up(parts, skips, widths, n_blocks, at)
         n = widths[0]
         self.pixels = PixelHead(n, image_channels, patch_size, parts.dim, n_out) if folded > width else None
@@ -311,6 +313,16 @@ def _depths(depths: list[int] | None, attends: list[bool], token_dim: int | None
         problem = f"it says {len(depths)} for {len(attends)} levels"
         raise UserError(".depths", depths, problem, f".depths=[{','.join(map(str, plain))}]")
     return [depth * attended for depth, attended in zip(depths, attends, strict=True)] + depths[-1:]
+
+
+def _vector_layers(cond_dim: int | None, dim: int, deep: bool) -> nn.Module | None:
+    """What makes `dim` numbers of a condition's vector; None where there is none."""
+    if deep and cond_dim is None:
+        raise UserError(".deep_cond", deep, "two layers need a vector to read", ".deep_cond=false")
+    if cond_dim is None:
+        return None
+    first = nn.Linear(cond_dim, dim)
+    return nn.Sequential(first, nn.SiLU(), nn.Linear(dim, dim)) if deep else first
 
 
 def _check_groups(norm_groups: int | None, widths: list[int]) -> None:
