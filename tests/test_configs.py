@@ -33,6 +33,7 @@ from atelier.runs.pages import places
 from tests.compose import CONF, composed
 from tests.data.test_hugging_face import saved
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
+from tests.models import test_diffusers_pipeline as pipeline
 from tests.nets.test_taesd import small, written
 from tests.tiny import task
 
@@ -88,16 +89,17 @@ RIGHT = {  # (key, value): values that look wrong and are not
 }
 
 
-def required(experiment: str) -> list[str]:
-    """A word for what an experiment leaves to be said, where taef2's files lie."""
-    published = "first_stage: taef2" in (CONF / "experiment" / f"{experiment}.yaml").read_text()
+def required(group: str, page: str) -> list[str]:
+    """A word for what a page leaves to be said: where published files lie."""
+    if page == "stable_diffusion":
+        return ["model.net.run=FOLDER"]
+    published = group == "experiment" and "first_stage: taef2" in (CONF / group / f"{page}.yaml").read_text()
     return ["model.first_stage.run=FOLDER"] if published else []
 
 
 def scope(config: str, group: str, page: str) -> tuple[DictConfig, list[str]]:
     """A page in a config, and the dotted keys of its leaves (interpolations and lists are leaves)."""
-    more = required(page) if group == "experiment" else []
-    cfg = composed(*([f"{group}={page}"] if group else []), *more, config=config)
+    cfg = composed(*([f"{group}={page}"] if group else []), *required(group, page), config=config)
     if group in SCOPES:
         cfg = OmegaConf.masked_copy(cfg, SCOPES[group])
     OmegaConf.set_struct(cfg, True)
@@ -507,6 +509,9 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 
     def name(*words: str) -> list[str]:
         cfg = composed(*words)
+        if cfg.choices.model == "stable_diffusion":
+            folder = pipeline.written(tmp_path_factory.mktemp("pipeline"), *pipeline.CASES["SD1 PNDM"][:2])
+            return [f"model.net.run={folder}", "data.image_size=32"]
         sections = {part: build.section(cfg, part) for part in build.parts(cfg)}
         parts = {part: section.experiment for part, section in sections.items() if "experiment" in section}
         same = [word for word in words if word.startswith("data.")]
@@ -782,7 +787,7 @@ def test_an_experiment_trains(
     if data == "unpaired":
         found += ["data.folders=[trainA,trainB,testA,testB]", "data.image_size=24"]
     words = [f"experiment={page}", *found]
-    trained(tmp_path / "run", *words, *BRIEF, *stands_on(*words, *required(page)))
+    trained(tmp_path / "run", *words, *BRIEF, *stands_on(*words, *required("experiment", page)))
 
 
 # What only a built object knows

@@ -26,6 +26,7 @@ from atelier.runs import build, folders, preflight, pretrained, resume
 from tests.checkpoints import test_transformers_folder as transformers_text
 from tests.compose import composed
 from tests.conftest import overrides
+from tests.models import test_diffusers_pipeline as pipeline
 from tests.nets.test_taesd import shaken, small, written
 from tests.tiny import COMMON
 
@@ -113,6 +114,25 @@ def test_a_run_on_a_text_encoder_of_transformers_is_whole_by_itself(tmp_path: Pa
     (copy / "tokenizer_config.json").write_text("{}")
     with pytest.raises(UserError, match="these are not the weights that this run stands on"):
         folders.load(tmp_path / "run", ema=True)
+
+
+def test_a_net_whose_scheduler_says_otherwise_is_refused(tmp_path: Path) -> None:
+    case = pipeline.CASES["SD2 v zero SNR"]
+    folder = pipeline.written(tmp_path / "pipeline", case.kind, case.scheduler)
+    given = ["model=stable_diffusion", f"model.net.run={folder}", "data.image_size=32"]
+    with pytest.raises(UserError) as caught:
+        linked(tmp_path / "run", *given)
+    target = (
+        "error: model.objective.target=Epsilon: its scheduler_config.json says v. Fix: target@model.objective.target=v"
+    )
+    assert caught.value.line() == target
+    with pytest.raises(
+        UserError, match=r"model.objective.schedule=ScaledLinear: its .* other noise levels, ZeroTerminal"
+    ):
+        linked(tmp_path / "run", *given, "target@model.objective.target=v")
+    right = [*given, "target@model.objective.target=v", "schedule@model.objective.schedule=zero_terminal"]
+    cfg = linked(tmp_path / "run", *right)
+    assert sorted(path.name for path in (tmp_path / "run/frozen").iterdir()) == sorted(build.parts(cfg))
 
 
 def test_a_checkpoint_is_what_is_trained_and_little_else(tmp_path: Path) -> None:

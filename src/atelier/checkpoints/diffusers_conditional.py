@@ -6,6 +6,7 @@ XL is a text's and then sines of six sizes, which an embedder makes; here it is 
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ NAMES = (  # our parts -> theirs
     (r"\.mlp\.0\.", ".ff.net.0."),
     (r"\.mlp\.1\.", ".ff.net.2."),
 )
+
+
+def holds(folder: Path | str) -> bool:
+    """Whether the config.json of a folder is of such a net."""
+    return json.loads((Path(folder) / diffusers_files.CONFIG).read_text()).get("_class_name") == KIND
 
 
 def read(folder: Path | str, image_size: int | None = None) -> UNet:

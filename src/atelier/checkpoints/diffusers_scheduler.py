@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.diffusion.multistep import PLMS
 from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Sampler
-from atelier.diffusion.schedules import Cosine, DiscreteSchedule, Linear, ScaledLinear, ZeroTerminal
+from atelier.diffusion.schedules import Cosine, DiscreteSchedule, Linear, ScaledLinear, Schedule, ZeroTerminal
 from atelier.diffusion.targets import X0, Epsilon, Target, Velocity
 
 CONFIG = "scheduler_config.json"
 TARGETS: dict[str, type[Target]] = {"epsilon": Epsilon, "v_prediction": Velocity, "sample": X0}
+PAGES = {Epsilon: "eps", Velocity: "v", X0: "x0"}  # of conf/target
 SPACINGS = ("trailing", "leading", "linspace")
 USUAL = {  # what theirs do where the file does not say; of all of them
     "num_train_timesteps": 1000,
@@ -110,6 +112,28 @@ def write(scheduler: Scheduler, folder: Path | str) -> None:
     config |= _their_sampler(folder, sampler)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def check(folder: Path | str, schedule: Schedule, target: Target) -> None:
+    """Refuse noise levels or a target that the file in a folder says otherwise.
+
+    Raises:
+        UserError: they differ, or as in `read`.
+    """
+    theirs = read(folder)
+    if type(target) is not type(theirs.target):
+        page = PAGES[type(theirs.target)]
+        raise UserError(".target", type(target).__name__, f"its {CONFIG} says {page}", f"target@.target={page}")
+    levels = getattr(schedule, "logsnrs", None)
+    if levels is None or levels.shape != theirs.schedule.logsnrs.shape or not _alike(levels, theirs.schedule.logsnrs):
+        problem = f"its {CONFIG} has other noise levels, {type(theirs.schedule).__name__}"
+        page = "zero_terminal" if isinstance(theirs.schedule, ZeroTerminal) else "scaled_linear"
+        raise UserError(".schedule", type(schedule).__name__, problem, f"schedule@.schedule={page}")
+
+
+def _alike(levels: Tensor, others: Tensor) -> bool:
+    """Whether two tables of log-SNR are the same to float32, a last one of -inf included."""
+    return torch.allclose(levels, others, rtol=1e-4, atol=1e-4)
 
 
 def _schedule(folder: Path, config: dict[str, Any]) -> DiscreteSchedule:

@@ -22,6 +22,7 @@ from atelier.nets.contracts import FirstStage, keeps
 from atelier.nets.denoising import ARGUMENTS, DenoisingNet, conditioned_by, denoises
 from atelier.nets.frozen import Frozen
 from atelier.nets.planes import LatentPlanes
+from atelier.nets.unet import UNet
 
 
 class LDM(DiffusionModel):
@@ -30,7 +31,8 @@ class LDM(DiffusionModel):
     Args:
         codec: frozen net -> LatentCodec.
         net: image_size, image_channels -> denoising net, which get the size and the channels of the latents, and
-            beside them token_dim and plane_channels where the condition has tokens and planes.
+            beside them token_dim and plane_channels where the condition has tokens and planes; or a net that is there
+            already and trained further, as that of Stable Diffusion.
         objective, cond_dropout, sampler, guider, optimizer, grad_clip: arguments of DDPM, for latents.
         embedder: that of DDPM; where there are planes, plane_channels, plane_size -> embedder.
         first_stage: images to latents and back.
@@ -46,7 +48,7 @@ class LDM(DiffusionModel):
         self,
         codec: Callable,
         objective: Objective,
-        net: Callable | DenoisingNet,  # a built net: in configs stored before the first stage gave the sizes
+        net: Callable | DenoisingNet,
         embedder: Callable | Embedder,
         cond_dropout: Probability,
         sampler: Sampler,
@@ -169,5 +171,11 @@ def _net(net: Callable | DenoisingNet, embedder: Embedder, latent_shape: tuple[i
     with within(".net"):
         made = net if isinstance(net, nn.Module) else net(image_size=size, image_channels=channels, **sizes)
     denoises(made, ".net")
+    made.train()  # what is lent is not
+    if isinstance(made, UNet):
+        made.resize(size)
     conditioned_by(made, embedder, ".net")
+    if made.shape != latent_shape:
+        problem = f"it denoises {made.shape}, the latents are {latent_shape}"
+        raise UserError(".net", type(made).__name__, problem, "a net and a first stage that belong together")
     return made

@@ -118,6 +118,15 @@ class UNet(nn.Module):
         last = nn.Identity() if self.pixels else zeroed(nn.Conv2d(n, n_out * folded, 3, padding=1))
         self.head = nn.Sequential(parts.norm(n), nn.SiLU(), last)
 
+    def resize(self, image_size: PositiveInt) -> None:
+        """Denoise maps of another size from here on; attention stays at the levels where it is.
+
+        Raises:
+            UserError: the size does not halve evenly.
+        """
+        map_sizes(image_size, self.patch_size, len(self.widths))
+        self.shape = (self.shape[0], image_size, image_size)
+
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:
         """x (B, C, H, W), time (B,), cond with what `cond_sizes` names, or None -> (B, C or 2 C, H, W)."""
         embedding = self.time(time)                                        # (B, D)

@@ -154,10 +154,12 @@ def _read(folder: Path, cfg: DictConfig) -> nn.Module:
     """The net of a folder, of whichever form."""
     from safetensors.torch import load_file
 
-    from atelier.checkpoints import diffusers_folder, forms, taesd_files, transformers_folder
+    from atelier.checkpoints import diffusers_conditional, diffusers_folder, forms, taesd_files, transformers_folder
 
     names, images = forms.form(folder), (cfg.data.image_size, cfg.data.image_channels)
     if names == forms.DIFFUSERS:
+        if diffusers_conditional.holds(folder):
+            return diffusers_conditional.read(folder)
         return diffusers_folder.read(folder, *images)
     if names == forms.TAEF2:
         return taesd_files.read(folder, *images)

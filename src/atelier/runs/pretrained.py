@@ -28,12 +28,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from atelier.checkpoints import forms, hub
+from atelier.checkpoints import forms
 from atelier.core import stopping
 from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError
 from atelier.nets.contracts import TextEncoder
-from atelier.runs import build, folders, preflight
+from atelier.runs import build, folders, preflight, published
 from atelier.runs.pages import key_of
 
 ROOT = Path(__file__).parents[3]
@@ -92,16 +92,11 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
     if missing := [name for name, run in found.items() if run is None]:
         _try_untrained(cfg, {name: plans[name] for name in missing})
     for name in build.parts(cfg):
-        part = build.section(cfg, name)
-        source = found[name] or _train(name, plans[name], folder / "lock") if name in plans else _given(name, part)
+        if name in plans:
+            source = found[name] or _train(name, plans[name], folder / "lock")
+        else:
+            source = published.folder(name, cfg)
         _take(name, source, cfg, folder)
-
-
-def _given(name: str, part: DictConfig) -> Path:
-    """The folder that a part names: one of this machine, or of the hub where the part may be fetched from there."""
-    if "fetch" not in part or Path(part.run).exists():
-        return Path(part.run)
-    return hub.folder(part.run, part.fetch, f"model.{name}")
 
 
 def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
@@ -115,29 +110,13 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
         trained, fix = build.stored_config(source).data, f"model.{name}.run=auto"
         build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=contract is GuidingClassifier)
     if names == forms.DIFFUSERS:
-        _as_published(name, part, source / names[0])
+        published.check(name, cfg, source)
     target = folder / "frozen" / name
     shutil.rmtree(target, ignore_errors=True)
     _link(source, target)
     OmegaConf.set_struct(part, False)
     part.run, part.sha256 = str(source) if part.run == "auto" else part.run, forms.digest(source)
     print(f"{name}: {folders.shorter(source)}{_reached(source)}", flush=True)
-
-
-def _as_published(name: str, part: DictConfig, config: Path) -> None:
-    """Refuse numbers of latents other than those that the config.json of the first stage says, where any are given.
-
-    Raises:
-        UserError: they differ.
-    """
-    if part.get("scale") is None:
-        return
-    told = json.loads(config.read_text())
-    for key, theirs, default in (("scale", "scaling_factor", part.scale), ("shift", "shift_factor", 0.0)):
-        value = default if told.get(theirs) is None else told[theirs]
-        if abs(value - part[key]) > 1e-4 * abs(value):
-            fix = f"model.{name}.{key}={value}, or model.{name}.scale=null measures it"
-            raise UserError(f"model.{name}.{key}", part[key], f"its {config.name} says {theirs} {value}", fix)
 
 
 def _reached(source: Path) -> str:

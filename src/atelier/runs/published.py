@@ -1,0 +1,69 @@
+"""What others have published and a run stands on: where it lies, and whether it means what the run's config says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from atelier.checkpoints import diffusers_scheduler, forms, hub, transformers_folder
+from atelier.core.errors import UserError, within
+from atelier.nets.contracts import DenoisingNet, FirstStage, TextEncoder
+from atelier.runs import build
+
+PIPELINE = "model_index.json"  # of a folder of diffusers that holds a whole model, a folder for each part
+INSIDE: dict[type | None, str] = {FirstStage: "vae", DenoisingNet: "unet", TextEncoder: "text_encoder"}
+
+
+def folder(name: str, cfg: DictConfig) -> Path:
+    """The folder that a part names: one of this machine, or of the hub where the part may be fetched from there.
+
+    Of a pipeline of diffusers it is the folder in it that holds such a part.
+    """
+    part, inner = build.section(cfg, name), INSIDE.get(build.contract(cfg, name))
+    place = Path(part.run).expanduser()
+    if inner is not None and (place / PIPELINE).exists():
+        place = place / inner
+    if "fetch" not in part or place.exists():
+        return place
+    if inner == INSIDE[TextEncoder]:
+        with within(f"model.{name}"):
+            return transformers_folder.located(part.run, part.fetch)
+    return hub.folder(part.run, part.fetch, f"model.{name}")
+
+
+def check(name: str, cfg: DictConfig, source: Path) -> None:
+    """Refuse a folder of diffusers whose config says otherwise than that of the run.
+
+    Args:
+        name: part that the folder becomes.
+        cfg: config of the run.
+        source: folder of the part.
+
+    Raises:
+        UserError: scale or shift of latents, noise levels or the target differ. The sampler may be any.
+    """
+    _same_latents(name, build.section(cfg, name), source / forms.DIFFUSERS[0])
+    scheduler = source.parent / "scheduler"
+    if build.contract(cfg, name) is DenoisingNet and (scheduler / diffusers_scheduler.CONFIG).exists():
+        with within("model.objective"):
+            objective = cfg.model.objective
+            diffusers_scheduler.check(scheduler, instantiate(objective.schedule), instantiate(objective.target))
+
+
+def _same_latents(name: str, part: DictConfig, config: Path) -> None:
+    """Refuse numbers of latents other than those that the config.json of the first stage says, where any are given.
+
+    Raises:
+        UserError: they differ.
+    """
+    if part.get("scale") is None:
+        return
+    told = json.loads(config.read_text())
+    for key, theirs, default in (("scale", "scaling_factor", part.scale), ("shift", "shift_factor", 0.0)):
+        value = default if told.get(theirs) is None else told[theirs]
+        if abs(value - part[key]) > 1e-4 * abs(value):
+            fix = f"model.{name}.{key}={value}, or model.{name}.scale=null measures it"
+            raise UserError(f"model.{name}.{key}", part[key], f"its {config.name} says {theirs} {value}", fix)

@@ -1,0 +1,131 @@
+"""Whole ways from a prompt to latents and images beside the pipelines of diffusers, on random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atelier.checkpoints import diffusers_conditional, diffusers_folder, transformers_folder
+from atelier.core.rng import ImageRngs
+from atelier.diffusion.multistep import PLMS
+from atelier.diffusion.samplers import DDIM, Euler, Sampler
+from atelier.models.base import sampling_mode
+from atelier.models.ldm import LDM
+from atelier.runs import build
+from tests.checkpoints import test_transformers_folder as texts
+from tests.compose import composed
+
+diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # theirs
+
+PROMPTS, NEGATIVE, N = ["a cab", "cab bac abc"], ["it's a 9", "bac"], 5  # which divides the table: theirs steps evenly
+CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+NETS = {
+    "SD1": {"attention_head_dim": 2},
+    "SD2": {"attention_head_dim": [1, 2, 4], "use_linear_projection": True},
+}
+
+
+def unet(kind: str, in_channels: int = 4) -> nn.Module:
+    return diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=in_channels, out_channels=4, block_out_channels=(8, 16, 32), layers_per_block=1,
+        norm_num_groups=4, cross_attention_dim=texts.SIZES["hidden_size"], **NETS[kind],
+        down_block_types=[CROSS.format("Down"), CROSS.format("Down"), PLAIN.format("Down")],
+        up_block_types=[PLAIN.format("Up"), CROSS.format("Up"), CROSS.format("Up")],
+    )  # fmt: skip
+
+
+def written(folder: Path, kind: str, scheduler: Any, pad: str | None = None) -> Path:
+    """A pipeline of random weights as diffusers saves it."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(4, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=64,
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+    )  # fmt: skip
+    encoder = texts.written(folder / "made", pad=pad)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "made", model_max_length=10)
+    net = unet(kind)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight += 0.02 * torch.randn_like(weight)
+    parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": net, "scheduler": scheduler}
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    diffusers.StableDiffusionPipeline(**parts, **none).save_pretrained(folder)
+    return folder
+
+
+def ours(folder: Path, *words: str) -> LDM:
+    cfg = composed("model=stable_diffusion", f"model.net.run={folder}", "data.image_size=64", *words)
+    parts = {
+        "net": diffusers_conditional.read(folder / "unet"),
+        "first_stage": diffusers_folder.read(folder / "vae", 64, 3),
+        "embedder.sources.text.encoder": transformers_folder.text_encoder(str(folder / "text_encoder")),
+    }
+    return build.on_parts(cfg, parts).eval()
+
+
+class Case(NamedTuple):
+    """A scheduler of theirs, the sampler that it is here, and words that say the rest."""
+
+    kind: str
+    scheduler: Any
+    sampler: Sampler
+    words: tuple[str, ...] = ()
+    pad: str | None = None
+
+
+V = ("target@model.objective.target=v",)
+CASES = {
+    "SD1 PNDM": Case(
+        "SD1", diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
+        PLMS(steps=N, spacing="leading", offset=1, to_image=False),
+    ),
+    "SD1 DDIM": Case(
+        "SD1", diffusers.DDIMScheduler(**BETAS, **LEADING, clip_sample=False, set_alpha_to_one=False),
+        DDIM(steps=N, spacing="leading", offset=1, to_image=False),
+    ),
+    "SD1 Euler": Case(
+        "SD1", diffusers.EulerDiscreteScheduler(**BETAS, **LEADING), Euler(steps=N, spacing="leading", offset=1)
+    ),
+    "SD2 v DDIM": Case(
+        "SD2", diffusers.DDIMScheduler(**BETAS, **LEADING, clip_sample=False, set_alpha_to_one=False,
+                                       prediction_type="v_prediction"),
+        DDIM(steps=N, spacing="leading", offset=1, to_image=False), V, "!",
+    ),
+    "SD2 v zero SNR": Case(
+        "SD2", diffusers.DDIMScheduler(**BETAS, timestep_spacing="trailing", clip_sample=False,
+                                       prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        DDIM(steps=N), (*V, "schedule@model.objective.schedule=zero_terminal"), "!",
+    ),
+}  # fmt: skip
+
+
+def assert_same(a: Tensor, b: Tensor) -> None:
+    """Within 1e-5 of the largest number: guidance makes latents of random weights large."""
+    assert float((a - b).abs().max() / b.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_text_to_image(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    folder = written(tmp_path, case.kind, case.scheduler, case.pad)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    model = ours(folder, *case.words)
+    for negative in (None, NEGATIVE):
+        noise = model.noise(ImageRngs(0, 0, 2))
+        options = {"num_inference_steps": N, "guidance_scale": 7.5, "height": 64, "width": 64}
+        theirs = pipeline(PROMPTS, negative_prompt=negative, latents=noise, output_type="latent", **options).images
+        cond = {"text": PROMPTS} | ({"negative": negative} if negative else {})
+        with sampling_mode(model, {}), torch.no_grad():
+            how = model.diffusion_sampler.asked(case.sampler, 7.5, None)
+            latents = how(cond, noise, ImageRngs(0, 0, 2))
+            assert_same(latents, theirs)
+            image = pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample
+            torch.testing.assert_close(model.decode(latents), image, atol=1e-4, rtol=0)
