@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from atelier.checkpoints import single_file
+from atelier.checkpoints import diffusers_conditional, diffusers_folder, single_file, transformers_folder
 from atelier.checkpoints.single_file_layout import PREFIXES, Version, described
 from atelier.core.errors import UserError
 from tests.checkpoints.test_diffusers_unet_conditional import FULL, SDXL, SMALL, TINY, blocks, equal, same
@@ -275,16 +275,59 @@ WIDE: dict[str, dict[str, Any]] = {  # of widths that the published heads and gr
 }
 
 
+WIDE_TEXT = {"hidden_size": 64, "num_attention_heads": 1, "vocab_size": len(ROWS)}
+WIDE_TEXT_2 = {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": "gelu"}
+
+
+@cache
+def wide(name: Version) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    vae = SMALL_VAE | BOTH_VAE | {"block_out_channels": [32] * 4, "norm_num_groups": 32}
+    texts = {"text_encoder": text("text_encoder", SMALL_CLIP | WIDE_TEXT | {"hidden_act": ACTIVATIONS[name]})}
+    if name == "sdxl":
+        texts["text_encoder_2"] = text("text_encoder_2", SMALL_G | WIDE_TEXT_2)
+    unet = diffusers.UNet2DConditionModel(**WIDE[name] | {"layers_per_block": 1})
+    model = {"unet": unet, "vae": diffusers.AutoencoderKL(**vae), **texts}
+    return {part: shaken(net.eval()) for part, net in model.items()}
+
+
+ACTIVATIONS = {"sd1": "quick_gelu", "sd2": "gelu", "sdxl": "quick_gelu"}
+
+
 @pytest.mark.parametrize("name", WIDE)
 def test_its_u_net_gives_the_same(name: Version, tmp_path: Path) -> None:
     """With the heads and groups that were published, which no shape tells."""
-    torch.manual_seed(0)
-    net = shaken(diffusers.UNet2DConditionModel(**WIDE[name] | {"layers_per_block": 1}).eval())
-    single_file.write(tmp_path / "a.safetensors", parts_of({**tiny(name), "unet": net}))
+    single_file.write(tmp_path / "a.safetensors", parts_of(wide(name)))
     found = single_file.read(tmp_path / "a.safetensors")
     assert found.task == ("inpaint" if name == "sd1" else "text")
     assert found.unet().shape == (4, *[{"sd1": 64, "sd2": 96, "sdxl": 128}[name]] * 2)
-    same(found.unet(image_size=8), net)
+    same(found.unet(image_size=8), wide(name)["unet"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", WIDE)
+def test_folders_of_its_parts_give_the_same(name: Version, tmp_path: Path) -> None:
+    """Read by us, and by diffusers and transformers with nothing missing and nothing more."""
+    model = wide(name)
+    single_file.write(tmp_path / "a.safetensors", parts_of(model))
+    single_file.read(tmp_path / "a.safetensors").unpack(tmp_path)
+    same(diffusers_conditional.read(tmp_path / "unet", image_size=8), model["unet"])
+    z = torch.randn(1, 4, 2, 2)
+    pixels = model["vae"].decode(z).sample
+    torch.testing.assert_close(diffusers_folder.read(tmp_path / "vae").decode(z), pixels, rtol=0, atol=1e-5)
+    made = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    equal(made.state_dict(), model["vae"].state_dict())
+    assert made.config.scaling_factor == {"sdxl": 0.13025}.get(name, 0.18215)
+    rows = torch.tensor([[5, 6, 7, 2]])
+    for part in [part for part in model if "text" in part]:
+        made, told = getattr(transformers, CLASSES[part]).from_pretrained(tmp_path / part, output_loading_info=True)
+        assert not [names for names in told.values() if names]
+        states = model[part](rows, output_hidden_states=True)
+        torch.testing.assert_close(made(rows, output_hidden_states=True).hidden_states, states.hidden_states)
+        (tmp_path / part / "vocab.json").write_text(json.dumps(ROWS))
+        (tmp_path / part / "merges.txt").write_text("\n".join(MERGES))
+        ours = transformers_folder.text_encoder(str(tmp_path / part), layer="penultimate", final_norm=False)
+        torch.testing.assert_close(ours(rows).tokens, states.hidden_states[-2], rtol=0, atol=1e-5)
 
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]

@@ -115,10 +115,10 @@ def spread(ours: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
     return theirs
 
 
-def write(folder: Path, config: dict[str, Any], theirs: dict[str, Tensor]) -> None:
-    """Both files; the folder is made if it is not there."""
+def write(folder: Path, config: dict[str, Any], theirs: dict[str, Tensor], weights: str = WEIGHTS) -> None:
+    """Both files, the second of which is named `weights`; the folder is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(theirs, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(theirs, folder / weights, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

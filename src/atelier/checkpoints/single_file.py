@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from atelier.checkpoints import diffusers_conditional
+from atelier.checkpoints import diffusers_conditional, diffusers_files, transformers_folder
 from atelier.checkpoints import single_file_names as names
 from atelier.checkpoints.single_file_layout import (
     PREFIXES,
@@ -82,6 +82,18 @@ class SingleFile:
         """
         given = self.configs["unet"], self.tensors("unet")
         return diffusers_conditional.built(self.path, *given, image_size, _refused)
+
+    def unpack(self, folder: Path | str) -> None:
+        """Make the folders of its parts as diffusers has them, which the readers of folders take, one after the other.
+
+        The tokenizer, which a text encoder needs beside it, is not in the file.
+
+        Args:
+            folder: place, made if it is not there; the files of the parts are replaced.
+        """
+        for part, config in self.configs.items():
+            weights = transformers_folder.WEIGHTS if part.startswith("text") else diffusers_files.WEIGHTS
+            diffusers_files.write(Path(folder) / part, config, self.tensors(part), weights)
 
 
 def read(path: Path | str) -> SingleFile:
