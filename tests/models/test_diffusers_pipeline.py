@@ -26,6 +26,7 @@ PROMPTS, NEGATIVE, N = ["a cab", "cab bac abc"], ["it's a 9", "bac"], 5  # which
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+WITHOUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 NETS = {
     "SD1": {"attention_head_dim": 2},
     "SD2": {"attention_head_dim": [1, 2, 4], "use_linear_projection": True},
@@ -41,7 +42,7 @@ def unet(kind: str, in_channels: int = 4) -> nn.Module:
     )  # fmt: skip
 
 
-def written(folder: Path, kind: str, scheduler: Any, pad: str | None = None) -> Path:
+def written(folder: Path, kind: str, scheduler: Any, pad: str | None = None, in_channels: int = 4) -> Path:
     """A pipeline of random weights as diffusers saves it."""
     torch.manual_seed(0)
     vae = diffusers.AutoencoderKL(
@@ -50,14 +51,20 @@ def written(folder: Path, kind: str, scheduler: Any, pad: str | None = None) -> 
     )  # fmt: skip
     encoder = texts.written(folder / "made", pad=pad)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "made", model_max_length=10)
-    net = unet(kind)
+    net = unet(kind, in_channels)
     with torch.no_grad():
         for weight in net.parameters():
             weight += 0.02 * torch.randn_like(weight)
     parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": net, "scheduler": scheduler}
-    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    diffusers.StableDiffusionPipeline(**parts, **none).save_pretrained(folder)
+    diffusers.StableDiffusionPipeline(**parts, **WITHOUT).save_pretrained(folder)
     return folder
+
+
+def pipeline_of(folder: Path, kind: str) -> Any:
+    """Theirs, which draws nothing of the posterior of an image."""
+    made = getattr(diffusers, f"StableDiffusion{kind}Pipeline").from_pretrained(folder, **WITHOUT)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def ours(folder: Path, *words: str) -> LDM:
@@ -115,8 +122,7 @@ def assert_same(a: Tensor, b: Tensor) -> None:
 def test_text_to_image(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     folder = written(tmp_path, case.kind, case.scheduler, case.pad)
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_of(folder, "")
     model = ours(folder, *case.words)
     for negative in (None, NEGATIVE):
         noise = model.noise(ImageRngs(0, 0, 2))
@@ -129,3 +135,69 @@ def test_text_to_image(name: str, tmp_path: Path) -> None:
             assert_same(latents, theirs)
             image = pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample
             torch.testing.assert_close(model.decode(latents), image, atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Theirs takes the mean of a posterior where it would draw from it."""
+    kind = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
+    monkeypatch.setattr(f"{kind}.sample", lambda self, generator=None: self.mode())
+
+
+def test_inpainting(modes: None, tmp_path: Path) -> None:
+    """Noisy latents, mask, masked image: nine channels in this order, on a mask that halves evenly."""
+    case = CASES["SD1 DDIM"]
+    folder = written(tmp_path, case.kind, case.scheduler, in_channels=9)
+    model = ours(folder, "planes@model.planes=masked_image", "embedder@model.embedder=text_and_planes")
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[:, :, 16:40, 24:56] = 1
+    noise = model.noise(ImageRngs(0, 0, 2))
+    options = {"num_inference_steps": N, "guidance_scale": 7.5, "height": 64, "width": 64, "output_type": "latent"}
+    theirs = pipeline_of(folder, "Inpaint")(
+        PROMPTS, image=image, mask_image=mask, latents=noise, strength=1.0, **options
+    ).images
+    with sampling_mode(model, {}), torch.no_grad():
+        planes = torch.cat([mask[:, :, ::8, ::8], model.encode((2 * image - 1) * (mask < 0.5))], 1)
+        how = model.diffusion_sampler.asked(case.sampler, 7.5, None)
+        assert_same(how({"text": PROMPTS, "planes": planes}, noise, ImageRngs(0, 0, 2)), theirs)
+
+
+def test_editing_by_instruction(modes: None, tmp_path: Path) -> None:
+    """Eight channels, the source's latents as they are; guided by text and by image."""
+    case = CASES["SD1 Euler"]
+    folder = written(tmp_path, case.kind, case.scheduler, in_channels=8)
+    words = ["planes@model.planes=source_latents", "embedder@model.embedder=instruction", "guider@model.guider=dual"]
+    model = ours(folder, *words)
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    noise = model.noise(ImageRngs(0, 0, 2))
+    pipeline = pipeline_of(folder, "InstructPix2Pix")
+    theirs = pipeline(
+        PROMPTS, image=image, latents=noise, num_inference_steps=N, guidance_scale=7.5, image_guidance_scale=1.5,
+        output_type="latent",
+    ).images  # fmt: skip
+    with sampling_mode(model, {}), torch.no_grad():
+        cond = model._with_planes({"instruction": PROMPTS, "source": 2 * image - 1})
+        how = model.diffusion_sampler.asked(case.sampler, 7.5, None, 1.5)
+        assert_same(how(cond, noise, ImageRngs(0, 0, 2)), theirs)
+
+
+def test_image_to_image(modes: None, tmp_path: Path) -> None:
+    """Noised to the level of the first step that is left, then denoised from there."""
+    case = CASES["SD1 DDIM"]
+    folder = written(tmp_path, case.kind, case.scheduler)
+    model, steps = ours(folder), 10
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    sampler = DDIM(steps=steps, spacing="leading", offset=1, to_image=False)
+    first = sampler.times(model.objective.schedule, torch.device("cpu"))[4]  # strength 0.6 of ten steps leaves six
+    rngs = ImageRngs(0, 0, 2)
+    drawn = rngs.randn(*model.net.shape)
+    pipeline = pipeline_of(folder, "Img2Img")
+    patched = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.randn_tensor"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patched, lambda *_, **__: drawn)
+        theirs = pipeline(PROMPTS, image=image, strength=0.6, num_inference_steps=steps, output_type="latent").images
+    with sampling_mode(model, {}), torch.no_grad():
+        how = model.diffusion_sampler.asked(sampler, 7.5, None)
+        latents = how.edit({"text": PROMPTS}, model.encode(2 * image - 1), ImageRngs(0, 0, 2), float(first))
+        assert_same(latents, theirs)
