@@ -71,6 +71,9 @@ SCOPES = {  # group -> the parts of a config that a page of it refers to, which 
     "logger": ["run_dir", "logger"],
     "metrics": ["metrics"],
 }
+PUBLISHED = [
+    page for page in pages("model") if page.startswith(("stable_diffusion", "sdxl"))
+]  # on pipelines of diffusers
 WHOLE = ("experiment", "debug", "hparams_search")  # pages that change other pages
 PAGES = [
     *(("train", group, page) for group in SCOPES for page in pages(group)),
@@ -91,7 +94,7 @@ RIGHT = {  # (key, value): values that look wrong and are not
 
 def required(group: str, page: str) -> list[str]:
     """A word for what a page leaves to be said: where published files lie."""
-    if page == "stable_diffusion":
+    if page in PUBLISHED:
         return ["model.net.run=FOLDER"]
     published = group == "experiment" and "first_stage: taef2" in (CONF / group / f"{page}.yaml").read_text()
     return ["model.first_stage.run=FOLDER"] if published else []
@@ -509,9 +512,8 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
 
     def name(*words: str) -> list[str]:
         cfg = composed(*words)
-        if cfg.choices.model == "stable_diffusion":
-            folder = pipeline.written(tmp_path_factory.mktemp("pipeline"), *pipeline.CASES["SD1 PNDM"][:2])
-            return [f"model.net.run={folder}", "data.image_size=32"]
+        if cfg.choices.model in PUBLISHED:
+            return pipeline.made_for(cfg.choices.model, tmp_path_factory.mktemp("pipeline"))
         sections = {part: build.section(cfg, part) for part in build.parts(cfg)}
         parts = {part: section.experiment for part, section in sections.items() if "experiment" in section}
         same = [word for word in words if word.startswith("data.")]

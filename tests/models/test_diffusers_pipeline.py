@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +68,8 @@ def pipeline_of(folder: Path, kind: str) -> Any:
     return made
 
 
-def ours(folder: Path, *words: str) -> LDM:
-    cfg = composed("model=stable_diffusion", f"model.net.run={folder}", "data.image_size=64", *words)
+def ours(folder: Path, *words: str, page: str = "stable_diffusion") -> LDM:
+    cfg = composed(f"model={page}", f"model.net.run={folder}", "data.image_size=64", *words)
     parts = {
         "net": diffusers_conditional.read(folder / "unet"),
         "first_stage": diffusers_folder.read(folder / "vae", 64, 3),
@@ -113,6 +114,17 @@ CASES = {
 }  # fmt: skip
 
 
+def made_for(page: str, folder: Path) -> list[str]:
+    """Words for a page of conf/model, with the pipeline that it asks for."""
+    case = CASES["SD2 v DDIM" if page == "stable_diffusion_2" else "SD1 PNDM"]
+    channels = {"stable_diffusion_inpaint": 9, "stable_diffusion_edit": 8}.get(page, 4)
+    if page == "sdxl":
+        xl(folder)
+    else:
+        written(folder, case.kind, case.scheduler, case.pad, channels)
+    return [f"model.net.run={folder}", "data.image_size=32", *(["model.embedder.size_dim=8"] if page == "sdxl" else [])]
+
+
 def assert_same(a: Tensor, b: Tensor) -> None:
     """Within 1e-5 of the largest number: guidance makes latents of random weights large."""
     assert float((a - b).abs().max() / b.abs().max()) <= 1e-5
@@ -148,7 +160,7 @@ def test_inpainting(modes: None, tmp_path: Path) -> None:
     """Noisy latents, mask, masked image: nine channels in this order, on a mask that halves evenly."""
     case = CASES["SD1 DDIM"]
     folder = written(tmp_path, case.kind, case.scheduler, in_channels=9)
-    model = ours(folder, "planes@model.planes=masked_image", "embedder@model.embedder=text_and_planes")
+    model = ours(folder, page="stable_diffusion_inpaint")
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(2, 1, 64, 64)
     mask[:, :, 16:40, 24:56] = 1
@@ -167,8 +179,7 @@ def test_editing_by_instruction(modes: None, tmp_path: Path) -> None:
     """Eight channels, the source's latents as they are; guided by text and by image."""
     case = CASES["SD1 Euler"]
     folder = written(tmp_path, case.kind, case.scheduler, in_channels=8)
-    words = ["planes@model.planes=source_latents", "embedder@model.embedder=instruction", "guider@model.guider=dual"]
-    model = ours(folder, *words)
+    model = ours(folder, page="stable_diffusion_edit")
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     noise = model.noise(ImageRngs(0, 0, 2))
     pipeline = pipeline_of(folder, "InstructPix2Pix")
@@ -201,3 +212,57 @@ def test_image_to_image(modes: None, tmp_path: Path) -> None:
         how = model.diffusion_sampler.asked(sampler, 7.5, None)
         latents = how.edit({"text": PROMPTS}, model.encode(2 * image - 1), ImageRngs(0, 0, 2), float(first))
         assert_same(latents, theirs)
+
+
+def xl(folder: Path) -> Path:
+    """A pipeline of SDXL's topology: no attention at the first level, two text encoders, sizes beside the vector."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(4, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=64,
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, scaling_factor=0.13025,
+    )  # fmt: skip
+    width, out = texts.SIZES["hidden_size"], 7
+    net = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16, 32), layers_per_block=1,
+        norm_num_groups=4, cross_attention_dim=2 * width, attention_head_dim=(1, 2, 4), use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 3), addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=out + 6 * 8,
+        down_block_types=[PLAIN.format("Down"), CROSS.format("Down"), CROSS.format("Down")],
+        up_block_types=[CROSS.format("Up"), CROSS.format("Up"), PLAIN.format("Up")],
+    )  # fmt: skip
+    second = texts.written(folder / "made_2", "CLIPTextModelWithProjection", pad="!")
+    encoders = [texts.written(folder / "made"), second]
+    with torch.no_grad():
+        for weight in [*net.parameters(), *encoders[1].parameters()]:
+            weight += 0.02 * torch.randn_like(weight)
+    words = [transformers.CLIPTokenizer.from_pretrained(folder / n, model_max_length=10) for n in ("made", "made_2")]
+    scheduler = diffusers.EulerDiscreteScheduler(**BETAS, **LEADING)
+    diffusers.StableDiffusionXLPipeline(
+        vae=vae, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=words[0], tokenizer_2=words[1],
+        unet=net, scheduler=scheduler, add_watermarker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_text_to_image_xl(tmp_path: Path) -> None:
+    folder = xl(tmp_path)
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    cfg = composed("model=sdxl", f"model.net.run={folder}", "data.image_size=64", "model.embedder.size_dim=8")
+    read = partial(transformers_folder.text_encoder, layer="penultimate", final_norm=False)
+    parts = {
+        "net": diffusers_conditional.read(folder / "unet"),
+        "first_stage": diffusers_folder.read(folder / "vae", 64, 3),
+        "embedder.encoder": read(str(folder / "text_encoder")),
+        "embedder.second": read(str(folder / "text_encoder_2")),
+    }
+    model = build.on_parts(cfg, parts).eval()
+    noise = model.noise(ImageRngs(0, 0, 2))
+    sampler = Euler(steps=N, spacing="leading", offset=1)
+    for negative in (None, NEGATIVE):
+        options = {"num_inference_steps": N, "guidance_scale": 5.0, "height": 64, "width": 64}
+        theirs = pipeline(PROMPTS, negative_prompt=negative, latents=noise, output_type="latent", **options).images
+        cond = {"text": PROMPTS} | ({"negative": negative} if negative else {})
+        with sampling_mode(model, {}), torch.no_grad():
+            how = model.diffusion_sampler.asked(sampler, 5.0, None)
+            assert_same(how(cond, noise, ImageRngs(0, 0, 2)), theirs)

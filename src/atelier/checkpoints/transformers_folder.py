@@ -17,7 +17,8 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
-from atelier.nets.transformers_text import Layer, TransformersText
+from atelier.nets.contracts import Layer
+from atelier.nets.transformers_text import TransformersText
 from atelier.nets.words import BytePairs
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -343,7 +343,8 @@ def text_reader(embedder: Embedder) -> TextEmbedder | None:
 def readers(embedder: Embedder, field: str) -> list[TextEmbedder]:
     """What reads the texts of a field."""
     sources = embedder.sources.values() if isinstance(embedder, Several) else [embedder]
-    return [source for source in sources if isinstance(source, TextEmbedder) and source.conditions == (field,)]
+    of_field = [source for source in sources if source.conditions == (field,)]
+    return [source for source in of_field if isinstance(getattr(source, "frozen", None), Frozen)]
 
 
 def word_spans(encoder: TextEncoder, text: str) -> list[tuple[str, range]]:

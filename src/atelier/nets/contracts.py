@@ -17,7 +17,7 @@ somebody has published.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,9 @@ class TextEncoder(Protocol):
     def encode_texts(self, texts: list[str]) -> Condition:
         """Vectors (B, P), tokens (B, T, E) and their mask (B, T); of a longer text, the first `max_tokens`."""
         ...
+
+
+Layer = Literal["last", "penultimate"]  # block of a text encoder whose states are the tokens
 
 
 @runtime_checkable

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from atelier.core.condition import Condition
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
+from atelier.nets.contracts import Layer
 from atelier.nets.layers import attended
 from atelier.nets.words import BytePairs, padded
 
-Layer = Literal["last", "penultimate"]
 OLD_END = 2  # what configs of before 2023 call the end token, which then is the highest number of a text
 
 

@@ -73,8 +73,8 @@ def model(cfg: DictConfig, folder: Path) -> Model:
 
 
 def _model(cfg: DictConfig, folder: Path) -> Model:
-    frozen = {name: part(folder / "frozen" / name, section(cfg, name).sha256, cfg) for name in parts(cfg)}
-    return on_parts(cfg, frozen)
+    nodes = {name: section(cfg, name) for name in parts(cfg)}
+    return on_parts(cfg, {name: part(folder / "frozen" / name, node.sha256, cfg, node) for name, node in nodes.items()})
 
 
 def parts(cfg: DictConfig) -> list[str]:
@@ -128,11 +128,11 @@ def _standing_on(node: DictConfig, nets: dict[str, Any], key: str) -> Any:
         return made if node.get("_partial_") else made()
 
 
-def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
+def part(folder: Path, expected: str, cfg: DictConfig, node: DictConfig | None = None) -> nn.Module:
     """What a finished run lends, with its final weights, from the copy in the folder of the run that stands on it.
 
     What is published, a folder of diffusers or the files of taef2, is read for the images of `cfg`, the config of the
-    run above.
+    run above; of a text encoder of transformers, the states that `node` names, the section of the part.
 
     Raises:
         UserError: the weights are not those that the run was trained on, or not all of them are numbers.
@@ -143,14 +143,14 @@ def part(folder: Path, expected: str, cfg: DictConfig) -> nn.Module:
         problem = "these are not the weights that this run stands on"
         fix = f"put back the files with sha256 {expected[:12]}..., or retrain"
         raise UserError(f"model.{folder.name}", folder, problem, fix)
-    net = _read(folder, cfg)
+    net = _read(folder, cfg, node or OmegaConf.create())
     if broken := [name for name, weight in net.named_parameters() if not weight.isfinite().all()]:
         problem = f"not all numbers of {broken[0]} are finite"
         raise UserError(f"model.{folder.name}", folder, problem, f"model.{folder.name}.run=ANOTHER")
     return net
 
 
-def _read(folder: Path, cfg: DictConfig) -> nn.Module:
+def _read(folder: Path, cfg: DictConfig, node: DictConfig) -> nn.Module:
     """The net of a folder, of whichever form."""
     from safetensors.torch import load_file
 
@@ -164,7 +164,7 @@ def _read(folder: Path, cfg: DictConfig) -> nn.Module:
     if names == forms.TAEF2:
         return taesd_files.read(folder, *images)
     if names == forms.TRANSFORMERS:
-        return transformers_folder.text_encoder(str(folder))
+        return transformers_folder.text_encoder(str(folder), node.get("layer", "last"), node.get("final_norm", True))
     finished = model(without_perceptual(safe_config(folder)), folder)
     finished.load_state_dict(renamed.weights(load_file(folder / names[1])))
     return finished.part()

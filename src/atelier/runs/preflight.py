@@ -21,7 +21,7 @@ from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share
-from atelier.nets.contracts import BUILT, contract_of
+from atelier.nets.contracts import BUILT, Layer, contract_of
 from atelier.runs.pages import known_keys, placed
 
 ALLOWED = (  # where a config may call what is defined
@@ -92,6 +92,8 @@ PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is pub
     "scale": PositiveFloat | None,  # of latents, as the codec takes these three
     "shift": float,
     "n_measured": PositiveInt,
+    "layer": Layer,  # of a text encoder of transformers, which states are its tokens
+    "final_norm": bool,
     "sha256": Name,
 }
 
