@@ -34,11 +34,19 @@ from atelier.checkpoints.single_file_layout import (
     version_of,
 )
 from atelier.core.errors import UserError
+from atelier.core.ranges import Name
 from atelier.nets.unet import UNet
+from atelier.nets.words import BytePairs
 
 Task = Literal["text", "inpaint", "edit"]
 SUFFIX = ".safetensors"
 TASKS: dict[int, Task] = {0: "text", 5: "inpaint", 4: "edit"}  # by the channels beside the noisy ones
+PADS = {  # padding of the texts of each encoder
+    ("sd1", "text_encoder"): "<|endoftext|>",
+    ("sd2", "text_encoder"): "!",
+    ("sdxl", "text_encoder"): "<|endoftext|>",
+    ("sdxl", "text_encoder_2"): "!",
+}
 PASSED_OVER = re.compile(  # averages, the numbers of a schedule, and what no image comes from
     r"model_ema\..*|(log_one_minus_|sqrt_one_minus_|sqrt_recipm1_|sqrt_recip_|sqrt_)?alphas_cumprod(_prev)?|betas|logvar"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])|scale_factor|denoiser\.sigmas|.*\.logit_scale"
@@ -83,14 +91,21 @@ class SingleFile:
         given = self.configs["unet"], self.tensors("unet")
         return diffusers_conditional.built(self.path, *given, image_size, _refused)
 
-    def unpack(self, folder: Path | str) -> None:
+    def unpack(self, folder: Path | str, vocabulary: Name | None = None) -> None:
         """Make the folders of its parts as diffusers has them, which the readers of folders take, one after the other.
-
-        The tokenizer, which a text encoder needs beside it, is not in the file.
 
         Args:
             folder: place, made if it is not there; the files of the parts are replaced.
+            vocabulary: path of CLIP's bpe_simple_vocab_16e6.txt.gz, of which the tokenizers are made that its text encoders
+                need and no such file has; None: they are put there later.
+
+        Raises:
+            UserError: the vocabulary cannot be read.
         """
+        words = None if vocabulary is None else BytePairs.published(vocabulary)
+        for part in (part for part in self.configs if part.startswith("text") and words is not None):
+            pad = PADS[self.version, part]
+            transformers_folder.write_tokenizer(words, Path(folder) / part.replace("text_encoder", "tokenizer"), pad)
         for part, config in self.configs.items():
             weights = transformers_folder.WEIGHTS if part.startswith("text") else diffusers_files.WEIGHTS
             diffusers_files.write(Path(folder) / part, config, self.tensors(part), weights)

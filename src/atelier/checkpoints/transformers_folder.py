@@ -172,6 +172,17 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return {}
 
 
+def write_tokenizer(words: BytePairs, folder: Path, pad: str) -> None:
+    """Make the folder of a tokenizer, with the name of its padding; it is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = "\n".join(" ".join(pair) for pair in words.order)
+    (folder / "vocab.json").write_text(json.dumps(words.rows, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{pairs}\n", encoding="utf-8")
+    told = {"tokenizer_class": "CLIPTokenizer", "pad_token": pad, "bos_token": "<|startoftext|>"}
+    told |= {"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told, indent=2))
+
+
 def _tokenizer(folder: Path) -> BytePairs:
     """The tokenizer with its padding.
 

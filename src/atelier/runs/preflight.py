@@ -94,6 +94,7 @@ PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is pub
     "n_measured": PositiveInt,
     "layer": Layer,  # of a text encoder of transformers, which states are its tokens
     "final_norm": bool,
+    "vocabulary": Name | None,  # of Stable Diffusion in a single file, the tokenizer that it lacks
     "sha256": Name,
 }
 

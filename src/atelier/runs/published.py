@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from atelier.checkpoints import diffusers_scheduler, forms, hub, transformers_folder
+from atelier.checkpoints import diffusers_scheduler, forms, hub, single_file, transformers_folder
+from atelier.checkpoints.store import sha256
 from atelier.core.errors import UserError, within
 from atelier.nets.contracts import DenoisingNet, FirstStage, TextEncoder
 from atelier.runs import build
@@ -20,10 +23,14 @@ INSIDE: dict[type | None, str] = {FirstStage: "vae", DenoisingNet: "unet", TextE
 def folder(name: str, cfg: DictConfig) -> Path:
     """The folder that a part names: one of this machine, or of the hub where the part may be fetched from there.
 
-    Of a pipeline of diffusers it is the folder in it that holds such a part.
+    Of a pipeline of diffusers it is the folder in it that holds such a part; a single file of Stable Diffusion becomes
+    a pipeline once, beneath ATELIER_CACHE.
     """
     part, inner = build.section(cfg, name), INSIDE.get(build.contract(cfg, name))
     place = Path(part.run).expanduser()
+    file = next((path for path in (place, *place.parents) if path.suffix == single_file.SUFFIX and path.is_file()), None)
+    if file is not None:
+        place = unpacked(file, cfg.model.net.get("vocabulary")) / place.relative_to(file)
     if inner is not None and (place / PIPELINE).exists():
         place = place / inner
     if "fetch" not in part or place.exists():
@@ -32,6 +39,28 @@ def folder(name: str, cfg: DictConfig) -> Path:
         with within(f"model.{name}"):
             return transformers_folder.located(part.run, part.fetch)
     return hub.folder(part.run, part.fetch, f"model.{name}")
+
+
+def unpacked(file: Path, vocabulary: str | None) -> Path:
+    """The folder with the parts of a single file, made where it is not there yet; known by the content of the file.
+
+    Raises:
+        UserError: it is no such file, or there is no tokenizer for it.
+    """
+    folder = Path(os.environ.get("ATELIER_CACHE", "~/.cache/atelier")).expanduser() / "single_files" / sha256(file)[:24]
+    if (folder / PIPELINE).exists():
+        return folder
+    key, fix = "model.net.vocabulary", "PATH of CLIP's bpe_simple_vocab_16e6.txt.gz"
+    if vocabulary is None:
+        raise UserError(key, None, "a single file has no tokenizer", f"{key}={fix}")
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    print(f"unpacking {file} into {folder}", flush=True)
+    with within("model.net"):
+        single_file.read(file).unpack(part, vocabulary)
+    (part / PIPELINE).write_text("{}")
+    with contextlib.suppress(OSError):  # another has made it
+        part.rename(folder)
+    return folder
 
 
 def check(name: str, cfg: DictConfig, source: Path) -> None:
