@@ -46,12 +46,14 @@ class Known:
         diffusers: place of `nets/lora.py` -> name of that layer in diffusers or transformers.
         original: place -> its name in a U-Net's single file, behind `model.diffusion_model.`; None: it is not known.
         convolutions: ends of diffusers' names of layers that are linear here and 1x1 convolutions there.
+        cosines_first: diffusers' names of layers behind a time's sines and cosines, where the cosines are first there.
     """
 
     net: nn.Module
     diffusers: Callable[[str], str] = str
     original: Callable[[str], str] | None = None
     convolutions: tuple[str, ...] = ()
+    cosines_first: tuple[str, ...] = ()
 
 
 def by_tensors(names: Callable[[str], list[str]]) -> Callable[[str], str]:
@@ -97,7 +99,7 @@ def read(path: Path | str, nets: dict[Component, Known], name: str) -> None:
             lora.attach(one.net, name, sizes)
         for place, block in lora.adapters(one.net, name).items():
             down, up = made[component, place]
-            block.down.weight.data.copy_(down)
+            block.down.weight.data.copy_(_turned(one, place, down))
             block.up.weight.data.copy_(up)
 
 
@@ -119,6 +121,7 @@ def write(path: Path | str, nets: dict[Component, Known], name: str, layout: Lay
         for place, block in blocks.items():
             stem = _stem(layout, component, one, place, several="text_encoder_2" in nets)
             down, up = (half.weight.detach().cpu().clone() for half in (block.down, block.up))
+            down = _turned(one, place, down)
             if down.ndim == 2 and one.diffusers(place).endswith(one.convolutions):
                 down, up = down[:, :, None, None], up[:, :, None, None]
             a, b = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
@@ -230,6 +233,11 @@ def _pair(path: Path, net: nn.Module, place: str, halves: dict[str, tuple[str, T
             raise _refused(path, f"{key} is not finite")
         found.append(value.reshape(shape))
     return found[0], found[1]
+
+
+def _turned(one: Known, place: str, down: Tensor) -> Tensor:
+    """A with its columns in the order of the other side, where cosines and sines change places."""
+    return down.roll(down.shape[1] // 2, dims=1) if one.diffusers(place) in one.cosines_first else down
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -151,10 +151,13 @@ def add(net: nn.Module, *, name: str, targets: list[str], rank: PositiveInt, alp
         UserError: a target that no layer has, or one of another kind of layer; a name that is no word.
     """
     attach(net, name, {place: (rank, alpha) for target in targets for place in _meant(net, target)})
+    train_only(net, name)
 
 
 def attach(net: nn.Module, name: str, sizes: dict[str, tuple[int, float]]) -> None:
-    """`add` for places that are known, each with its own rank and alpha.
+    """Put an adapter on places that are known, each with its own rank and alpha.
+
+    Which weights of the net take gradients stays: torch may take another kernel where they do not, with other bits.
 
     Raises:
         UserError: a name that is no word, or that one of these places has.
@@ -165,7 +168,6 @@ def attach(net: nn.Module, name: str, sizes: dict[str, tuple[int, float]]) -> No
     taken = adapters(net, name)
     if twice := [place for place in sizes if place in taken]:
         raise UserError(".name", name, f"{twice[0]} has an adapter of this name", f".name={name}_2")
-    net.requires_grad_(False)
     for place, (rank, alpha) in sizes.items():
         layer, part, parts = known[place].layer, known[place].part, known[place].parts
         if not hasattr(layer, "lora"):
@@ -173,6 +175,11 @@ def attach(net: nn.Module, name: str, sizes: dict[str, tuple[int, float]]) -> No
         if name not in layer.lora:
             layer.lora[name], layer.lora.weights[name] = Blocks(parts), 1.0
         layer.lora[name][part] = LowRank(layer, known[place].shape[0], rank, alpha)
+
+
+def train_only(net: nn.Module, name: str) -> None:
+    """Of all weights of a net, those of one adapter alone take gradients from here on."""
+    net.requires_grad_(False)
     for block in adapters(net, name).values():
         block.requires_grad_()
 
