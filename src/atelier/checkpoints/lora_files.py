@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from atelier.core.errors import UserError, nearest
+from atelier.core.errors import UserError
 from atelier.nets import lora
 
 Component = Literal["unet", "text_encoder", "text_encoder_2"]  # a net of a pipeline, as diffusers calls it
@@ -84,12 +84,13 @@ def read(path: Path | str, nets: dict[Component, Known], name: str) -> None:
     tensors, config = _opened(path)
     found: dict[tuple[Component, str], dict[str, tuple[str, Tensor]]] = {}
     known = _known(nets)
-    for key, value in tensors.items():
+    for key, value in sorted(tensors.items()):
         component, place, kind = _placed(path, key, known, nets)
         other = found.setdefault((component, place), {}).setdefault(kind, (key, value))[0]
         if other != key:
             raise _refused(path, f"{key} and {other} are of one layer")
-    made = {at: _pair(path, nets[at[0]].net, at[1], halves) for at, halves in found.items()}
+    layers = {component: lora.places(one.net) for component, one in nets.items()}
+    made = {at: _pair(path, layers[at[0]][at[1]].shape, halves) for at, halves in found.items()}
     alphas = {at: _alpha(path, config, nets, at, halves) for at, halves in found.items()}
     if any(name in lora.names(one.net) for one in nets.values()):
         raise UserError(".name", name, "an adapter has this name already", f".name={name}_2")
@@ -186,8 +187,7 @@ def _placed(
     if len(meant) > 1:
         raise _refused(path, f"{key} can mean {' and '.join(place for _, place in sorted(meant))}")
     if not meant:
-        close = nearest(stem, known)
-        raise _refused(path, f"{key} fits no layer of {' or '.join(nets)}{f'; {close} would' if close else ''}")
+        raise _refused(path, f"{key} fits no layer of {' or '.join(nets)}")
     return *next(iter(meant)), alpha or HALVES[half]
 
 
@@ -216,19 +216,19 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, found if isinstance(found, dict) else {}
 
 
-def _pair(path: Path, net: nn.Module, place: str, halves: dict[str, tuple[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A and B in the shapes that the layer has them in."""
+def _pair(path: Path, weight: tuple[int, ...], halves: dict[str, tuple[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A and B in the shapes that they have beside a layer's weight of that shape."""
     for half, other in (("A", "B"), ("B", "A")):
         if half not in halves:
             raise _refused(path, f"{halves.get(other, next(iter(halves.values())))[0]} lacks its {half}")
     (key_a, a), (key_b, b) = halves["A"], halves["B"]
-    rows, *others = lora.places(net)[place].shape
+    rows, *others = weight
     rank = a.shape[0] if a.ndim else 0
     shapes = {key_a: (a, (rank, *others)), key_b: (b, (rows, rank, *[1] * (len(others) - 1)))}
     found = []
     for key, (value, shape) in shapes.items():
         if not rank or _trimmed(value.shape) != _trimmed(shape):
-            raise _refused(path, f"{key} is {_sized(value.shape)}, this net takes {_sized((rank or 'r', *shape[1:]))}")
+            raise _refused(path, f"{key} is {_sized(value.shape)}, this net takes {_sized([n or 'r' for n in shape])}")
         if not value.isfinite().all():
             raise _refused(path, f"{key} is not finite")
         found.append(value.reshape(shape))
@@ -245,7 +245,7 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 
-def _sized(shape: tuple[Any, ...]) -> str:
+def _sized(shape: Sequence[int | str]) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
@@ -302,4 +302,4 @@ def _first_name(nets: dict[Component, Known]) -> str:
 
 
 def _refused(path: Path, problem: str) -> UserError:
-    return UserError("lora", path, problem, "lora=FILE.safetensors of adapters of this net")
+    return UserError("lora", path, problem, "lora=FILE for this net")

@@ -143,7 +143,8 @@ def add(net: nn.Module, *, name: str, targets: list[str], rank: PositiveInt, alp
     Args:
         net: net of linear layers and convolutions.
         name: name of the adapter, a word.
-        targets: ends of names (`to_q`, `attn1.to_q`, `qkv.q`), or regular expressions of whole names.
+        targets: ends of names (`to_q`, `attn1.to_q`, `qkv.q`); with other signs than dots, regular expressions of whole
+            names.
         rank: r.
         alpha: strength at which it is trained, alpha / r.
 
@@ -261,22 +262,19 @@ def _meant(net: nn.Module, target: str) -> list[str]:
         UserError: it names none, or a layer that can have no adapter.
     """
     try:
-        pattern = re.compile(target)
+        pattern = re.compile(rf"(.*\.)?{re.escape(target)}" if re.fullmatch(r"[\w.]+", target) else target)
     except re.error as error:
         fix = f".targets=[{target.lstrip('*.') or 'qkv'}]"
         raise UserError(".targets", target, f"no end of a name, and no regular expression: {error}", fix) from error
-
-    def meant(name: str) -> bool:
-        return f".{name}".endswith(f".{target}") or pattern.fullmatch(name) is not None
-
     known = places(net)
     fitting = {at.layer for at in known.values()}
     for name, layer in _layers(net):
         weight = getattr(layer, "weight", None)
-        if meant(name) and layer not in fitting and isinstance(weight, Tensor) and weight.ndim > 1:
+        if pattern.fullmatch(name) and layer not in fitting and isinstance(weight, Tensor) and weight.ndim > 1:
             problem = f"{name} is of {type(layer).__name__}; adapters go on Linear, and Conv2d without groups"
             raise UserError(".targets", target, problem, f".targets=[{_offered(target, known)}]")
-    found = [name for name, at in known.items() if meant(name) or at.parts != WHOLE and meant(name.rpartition(".")[0])]
+    layers = {name: name if at.parts == WHOLE else name.rpartition(".")[0] for name, at in known.items()}
+    found = [name for name, layer in layers.items() if pattern.fullmatch(name) or pattern.fullmatch(layer)]
     if not found:
         problem = "no Linear or Conv2d of the net is called so"
         raise UserError(".targets", target, problem, f".targets=[{_offered(target, known)}]")
