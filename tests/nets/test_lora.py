@@ -164,7 +164,12 @@ def test_merged_is_the_same_and_unmerged_the_same_bits() -> None:
         torch.testing.assert_close(given(net), merged, rtol=0, atol=1e-5)
         lora.weigh(net, {})
         assert torch.equal(given(net), plain)
+        lora.merge(net)
+        lora.weigh(net, {"style": 1})
+        lora.attach(net, "third", {"stem": (2, 1.0)})
+        torch.testing.assert_close(given(net), merged, rtol=0, atol=1e-5)
         block, key = lora.adapters(net, "other")["middle.0.attention.proj_out"], "middle.0.attention.proj_out.weight"
+        assert torch.equal(net.state_dict()[key], state[key])
         assert not torch.equal(state[key] + block.change(1.0) - block.change(1.0), state[key])
 
 
@@ -219,6 +224,33 @@ def test_parts_of_a_layer_have_adapters_of_their_own() -> None:
     torch.testing.assert_close(net[0].qkv.weight, single[0].qkv.weight)
 
 
+def test_stopped_and_resumed_is_exact(tmp_path: Path) -> None:
+    """From the weights that are trained, the optimizer's state and the plain net."""
+
+    def trained(steps: int, file: Path | None = None) -> dict[str, Tensor]:
+        net = unet()
+        lora.add(net, name="style", targets=["qkv", "cross.kv", "conv1"], rank=2, alpha=3)
+        own = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+        optimizer = torch.optim.AdamW(own.values(), lr=0.01)
+        if file is not None and file.exists():
+            kept = torch.load(file, weights_only=True)
+            assert not net.load_state_dict(kept["weights"], strict=False).unexpected_keys
+            optimizer.load_state_dict(kept["optimizer"])
+        for _ in range(steps):
+            optimizer.zero_grad()
+            given(net).square().mean().backward()
+            optimizer.step()
+        if file is not None:
+            torch.save({"weights": own, "optimizer": optimizer.state_dict()}, file)
+        return net.state_dict()
+
+    whole = trained(4)
+    trained(2, tmp_path / "half.pt")
+    halves = trained(2, tmp_path / "half.pt")
+    assert all(torch.equal(whole[name], weight) for name, weight in halves.items())
+    assert not torch.equal(whole["middle.0.attention.blocks.0.qkv.lora.style.v.up.weight"], torch.zeros(16, 2))
+
+
 def test_half_precision_stays_and_is_near() -> None:
     net = adapted(checkpointing=False)
     expected = given(net)
@@ -228,8 +260,9 @@ def test_half_precision_stays_and_is_near() -> None:
         found = given(net)
     assert seen["out"].dtype == torch.bfloat16
     assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
-    net = net.bfloat16()
-    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    net = nn.Sequential(nn.Linear(4, 4)).bfloat16()
+    lora.add(net, name="style", targets=["0"], rank=2, alpha=1)
+    assert net(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_two_ranks_and_checkpoints_give_the_gradients_of_one(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def add(net: nn.Module, *, name: str, targets: list[str], rank: PositiveInt, alp
 
 
 def attach(net: nn.Module, name: str, sizes: dict[str, tuple[int, float]]) -> None:
-    """Put an adapter on places that are known, each with its own rank and alpha.
+    """Put an adapter on places that are known, each with its own rank and alpha; a merged net is unmerged first.
 
     Which weights of the net take gradients stays: torch may take another kernel where they do not, with other bits.
 
@@ -169,6 +169,7 @@ def attach(net: nn.Module, name: str, sizes: dict[str, tuple[int, float]]) -> No
     taken = adapters(net, name)
     if twice := [place for place in sizes if place in taken]:
         raise UserError(".name", name, f"{twice[0]} has an adapter of this name", f".name={name}_2")
+    unmerge(net)
     for place, (rank, alpha) in sizes.items():
         layer, part, parts = known[place].layer, known[place].part, known[place].parts
         if not hasattr(layer, "lora"):
