@@ -195,7 +195,7 @@ def adapted_unet(theirs: nn.Module, alpha_of_values: int) -> UNet:
     lora.add(ours, name="style", targets=["qkv.q", "qkv.k", "cross.q", "cross.kv.k", "out", "proj"], rank=4, alpha=3)
     lora.add(ours, name="style", targets=["qkv.v", "cross.kv.v"], rank=2, alpha=alpha_of_values)
     lora.add(ours, name="style", targets=["mlp.1", "time.1"], rank=2, alpha=5)
-    lora.add(ours, name="style", targets=["proj_in", "proj_out", r".*\.conv\d?", "skip", "stem"], rank=3, alpha=3)
+    lora.add(ours, name="style", targets=["proj_in", "proj_out", r".*\.conv\d?", "skip", "stem"], rank=5, alpha=3)
     return moved(ours, "style")
 
 
