@@ -304,8 +304,14 @@ def test_two_text_encoders_are_told_apart(tmp_path: Path) -> None:
     for net, rank in ((first, 1), (second, 2)):
         lora.add(net, name="style", targets=["mlp_in"], rank=rank, alpha=1)
     nets = {"text_encoder": Known(first, TEXT), "text_encoder_2": Known(second, TEXT)}
-    for layout in ("diffusers", "kohya", "comfyui"):
+    fc1 = "text_model.encoder.layers.0.mlp.fc1"
+    for layout, stem in (
+        ("diffusers", f"text_encoder.{fc1}"),
+        ("kohya", f"lora_te1_{fc1.replace('.', '_')}"),
+        ("comfyui", f"text_encoder.{fc1}"),
+    ):
         lora_files.write(tmp_path / "a.safetensors", nets, "style", layout)
+        assert any(key.startswith(f"{stem}.lora_") for key in load_file(tmp_path / "a.safetensors"))
         lora_files.read(tmp_path / "a.safetensors", nets, layout)
         assert [{b.rank for b in lora.adapters(net, layout).values()} for net in (first, second)] == [{1}, {2}]
     state = load_file(tmp_path / "a.safetensors")

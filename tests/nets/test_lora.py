@@ -19,7 +19,7 @@ from atelier.nets import lora
 from atelier.nets.layers import SelfAttention
 from atelier.nets.unet import UNet
 from tests.nets.lora_ranks import adapted, gradients
-from tests.nets.test_spatial_transformer import TINY, shaken
+from tests.nets.test_spatial_transformer import SD1, SDXL, TINY, shaken
 from tests.programs import ROOT, Program
 
 LAYERS = {
@@ -186,6 +186,18 @@ def test_taken_off_it_is_a_plain_net() -> None:
     lora.add(net, name="style", targets=["qkv"], rank=2, alpha=4)
     lora.remove(net)
     assert (given(net) - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("options", "published"), [
+    (SD1 | {"token_dim": 768}, 797_184),
+    (SDXL | {"token_dim": 2048, "depths": [1, 2, 10]}, 5_806_080),
+], ids=["sd1", "sdxl"])  # fmt: skip
+def test_adapters_of_the_published_sizes(options: dict, published: int) -> None:
+    """Of rank 4 on all attention of Stable Diffusion, as the script of diffusers trains them."""
+    with torch.device("meta"):
+        net = UNet(image_size=64, image_channels=4, norm_groups=32, **options)
+    lora.add(net, name="style", targets=["qkv", "cross.q", "kv", "out"], rank=4, alpha=4)
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == published
 
 
 def test_several_add_by_weight() -> None:
