@@ -190,6 +190,20 @@ MUTATIONS = [
         "x[0].numel() * math.log(LEVEL / 2)",
         "tests/losses/test_likelihood.py",
     ),
+    Mutation(
+        "adapters are unmerged by subtraction",
+        "nets/lora.py",
+        "layer.weight.copy_(layer.lora.kept)",
+        "layer.weight.sub_(sum(blocks.change(weight) for blocks, weight in layer.lora.active()))",
+        "tests/nets/test_lora.py",
+    ),
+    Mutation(
+        "a file of adapters says the rank for alpha",
+        "checkpoints/lora_files.py",
+        "torch.tensor(float(block.alpha))",
+        "torch.tensor(float(block.rank))",
+        "tests/checkpoints/test_diffusers_lora.py",
+    ),
 ]
 
 

@@ -150,11 +150,16 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         raise _refused(folder, f"{WEIGHTS} is cut ({error})") from error
 
 
-def _one(folder: Path, theirs: dict[str, Tensor], name: str, ours: Tensor) -> Tensor:
-    """One of our tensors, made of theirs."""
+def their_names(name: str) -> list[str]:
+    """Under which names CLIPTextModel keeps one of our tensors: three for queries, keys and values together."""
     for own, other in NAMES:
         name = re.sub(own, other, name)
-    names = [name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv"] if ".qkv_proj." in name else [name]
+    return [name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv"] if ".qkv_proj." in name else [name]
+
+
+def _one(folder: Path, theirs: dict[str, Tensor], name: str, ours: Tensor) -> Tensor:
+    """One of our tensors, made of theirs."""
+    names = their_names(name)
     if missing := [part for part in names if part not in theirs]:
         raise _refused(folder, f"{WEIGHTS} lacks {missing[0]}")
     found = torch.cat([theirs[part] for part in names])
