@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import train
-from atelier.checkpoints import diffusers_folder, forms, taesd_files, transformers_folder
+from atelier.checkpoints import diffusers_folder, forms, single_file, taesd_files, transformers_folder
 from atelier.checkpoints.store import newest
 from atelier.cli.messages import user_error
 from atelier.core.errors import UserError
@@ -22,7 +22,9 @@ from atelier.core.rng import ImageRngs
 from atelier.models import first_stage
 from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.taesd import TAESD
+from atelier.nets.words import BytePairs
 from atelier.runs import build, folders, preflight, pretrained, resume
+from tests.checkpoints import test_single_file as files
 from tests.checkpoints import test_transformers_folder as transformers_text
 from tests.compose import composed
 from tests.conftest import overrides
@@ -133,6 +135,29 @@ def test_a_net_whose_scheduler_says_otherwise_is_refused(tmp_path: Path) -> None
     right = [*given, "target@model.objective.target=v", "schedule@model.objective.schedule=zero_terminal"]
     cfg = linked(tmp_path / "run", *right)
     assert sorted(path.name for path in (tmp_path / "run/frozen").iterdir()) == sorted(build.parts(cfg))
+
+
+def test_a_single_file_is_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("ATELIER_CACHE", str(tmp_path / "cache"))
+    rows, merges = transformers_text.ROWS, [tuple(line.split()) for line in transformers_text.MERGES]
+    monkeypatch.setattr(BytePairs, "published", lambda path: BytePairs(rows, merges))
+    model = files.wide("sd1")
+    single_file.write(tmp_path / "sd.safetensors", files.parts_of(model))
+    given = ["model=stable_diffusion", f"model.net.run={tmp_path / 'sd.safetensors'}", "data.image_size=32"]
+    with pytest.raises(UserError, match=r"error: model.net.vocabulary=None: a single file has no tokenizer. Fix: "):
+        linked(tmp_path / "run", *given)
+    cfg = linked(tmp_path / "run", *given, "model.net.vocabulary=PATH")
+    unpacked = f"unpacking {tmp_path / 'sd.safetensors'} into "
+    assert unpacked in capsys.readouterr().out
+    net = build.part(tmp_path / "run/frozen/net", cfg.model.net.sha256, cfg)
+    files.same(net, model["unet"])
+    words = ["vocab.json", "merges.txt", "tokenizer_config.json"]
+    copy = tmp_path / "run/frozen/embedder.sources.text.encoder"
+    assert sorted(path.name for path in copy.iterdir()) == sorted(["config.json", "model.safetensors", *words])
+    linked(tmp_path / "again", *given)
+    assert unpacked not in capsys.readouterr().out
 
 
 def test_a_checkpoint_is_what_is_trained_and_little_else(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ class SingleFile:
 
         Args:
             folder: place, made if it is not there; the files of the parts are replaced.
-            vocabulary: path of CLIP's bpe_simple_vocab_16e6.txt.gz, of which the tokenizers are made that its text encoders
-                need and no such file has; None: they are put there later.
+            vocabulary: path of CLIP's bpe_simple_vocab_16e6.txt.gz, for the tokenizers, which text encoders need and no
+                such file has; None: they are put there later.
 
         Raises:
             UserError: the vocabulary cannot be read.
@@ -268,5 +268,5 @@ def _compare(path: Path, wanted: Shapes, given: Shapes, whose: str) -> None:
 
 
 def _refused(path: Path, problem: str) -> UserError:
-    fix = f"file=PATH of a {SUFFIX} of Stable Diffusion 1, 2 or XL in its original layout"
-    return UserError("file", path, problem, fix)
+    fix = f".run=PATH of a {SUFFIX} of Stable Diffusion 1, 2 or XL in its original layout"
+    return UserError(".run", path, problem, fix)

@@ -28,8 +28,8 @@ def folder(name: str, cfg: DictConfig) -> Path:
     """
     part, inner = build.section(cfg, name), INSIDE.get(build.contract(cfg, name))
     place = Path(part.run).expanduser()
-    file = next((path for path in (place, *place.parents) if path.suffix == single_file.SUFFIX and path.is_file()), None)
-    if file is not None:
+    files = [path for path in (place, *place.parents) if path.suffix == single_file.SUFFIX and path.is_file()]
+    for file in files:
         place = unpacked(file, cfg.model.net.get("vocabulary")) / place.relative_to(file)
     if inner is not None and (place / PIPELINE).exists():
         place = place / inner
