@@ -16,7 +16,7 @@ from atelier.diffusion.multistep import PLMS
 from atelier.diffusion.samplers import DDIM, Euler, Sampler
 from atelier.models.base import sampling_mode
 from atelier.models.ldm import LDM
-from atelier.runs import build
+from atelier.runs import build, folders
 from tests.checkpoints import test_transformers_folder as texts
 from tests.compose import composed
 
@@ -266,3 +266,27 @@ def test_text_to_image_xl(tmp_path: Path) -> None:
         with sampling_mode(model, {}), torch.no_grad():
             how = model.diffusion_sampler.asked(sampler, 5.0, None)
             assert_same(how(cond, noise, ImageRngs(0, 0, 2)), theirs)
+
+
+@pytest.mark.parametrize("name", ["SD1 PNDM", "SD2 v zero SNR"])
+def test_a_pipeline_is_asked_as_a_run_is(name: str, tmp_path: Path) -> None:
+    """`sample.py run=FOLDER prompt=TEXT`: with the sampler, the levels and the target that its scheduler says."""
+    case = CASES[name]
+    folder = written(tmp_path, case.kind, case.scheduler, case.pad)
+    run = folders.load_generator(folders.find(str(folder)), True, None)
+    assert type(run.model.diffusion_sampler.sampler) is type(case.sampler) and not run.model.training
+    options = {"num_inference_steps": 50, "guidance_scale": 7.5, "height": 64, "width": 64, "output_type": "latent"}
+    noise = run.model.noise(ImageRngs(0, 0, 2))
+    theirs = pipeline_of(folder, "")(PROMPTS, latents=noise, **options).images
+    with sampling_mode(run.model, {}), torch.no_grad():
+        batch = run.data.test_batch(0, 2) | {"text": PROMPTS}
+        image = run.model.sample(run.model.condition(batch, ""), ImageRngs(0, 0, 2))
+        torch.testing.assert_close(image, run.model.decode(theirs), atol=1e-4, rtol=0)
+
+
+def test_a_pipeline_xl_is_asked_as_a_run_is(tmp_path: Path) -> None:
+    run = folders.load_generator(folders.find(str(xl(tmp_path))), True, None)
+    batch = run.data.test_batch(0, 2) | {"text": PROMPTS}
+    with sampling_mode(run.model, {}), torch.no_grad():
+        image = run.model.sample(run.model.condition(batch, ""), ImageRngs(0, 0, 2), sampler=Euler(steps=2))
+    assert image.shape == (2, 3, 64, 64) and image.isfinite().all()

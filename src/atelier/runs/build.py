@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
@@ -18,6 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core.errors import UserError, within
 from atelier.core.launchers import rank
 from atelier.runs import preflight
+from atelier.runs.pages import CONF
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -34,6 +37,20 @@ if TYPE_CHECKING:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain values, everything resolved."""
     return OmegaConf.to_container(cfg, resolve=True)
+
+
+def composed(words: list[str]) -> DictConfig:
+    """The config of `python train.py words`, without a folder; everything in it is resolved."""
+    with contextlib.ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # outside of a command
+            stack.enter_context(initialize_config_dir(str(CONF), version_base="1.3"))
+        cfg = compose("train", words, return_hydra_config=True)
+    chosen = cfg.hydra.runtime.choices
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    cfg.choices = {key: chosen[key] for key in cfg.choices}
+    cfg.run_dir = ""
+    return OmegaConf.create(plain(cfg))
 
 
 def stored_config(folder: Path) -> DictConfig:

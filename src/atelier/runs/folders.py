@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, srun_tasks
-from atelier.runs import build, preflight
+from atelier.runs import build, preflight, published
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
@@ -173,7 +173,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def find(run: str) -> Path:
-    """A run folder by path, or `last` for the newest that has a checkpoint.
+    """A run folder by path, or `last` for the newest that has a checkpoint; a pipeline of diffusers is one too.
 
     Raises:
         UserError: there is none.
@@ -184,7 +184,7 @@ def find(run: str) -> Path:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
         return newest
     folder = Path(run)
-    if not (folder / "config.yaml").exists():
+    if not (folder / "config.yaml").exists() and not published.is_pipeline(folder):
         beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
         close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
         raise UserError("run", run, "no run folder (it has no config.yaml)", f"run={close}")
@@ -238,6 +238,9 @@ def load(folder: Path, ema: bool | int, root: str | None = None) -> LoadedRun:
     from atelier.checkpoints.store import load as load_checkpoint
     from atelier.checkpoints.store import newest
 
+    if published.is_pipeline(folder):
+        cfg, model = published.pipeline(folder)
+        return LoadedRun(folder, cfg, build.data(cfg), model.eval(), 0, [])
     cfg = build.safe_config(folder)
     path = newest(folder / "checkpoints")
     if path is None:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -22,8 +21,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -34,7 +31,7 @@ from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError
 from atelier.nets.contracts import TextEncoder
 from atelier.runs import build, folders, preflight, published
-from atelier.runs.pages import key_of
+from atelier.runs.pages import key_of, typed_value
 
 ROOT = Path(__file__).parents[3]
 GROUND = "ground.json"  # which images a run was trained on
@@ -180,47 +177,14 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     words += [word for word in typed if key_of(word) not in ("data", *(f"data.{key}" for key in cfg.data))]
     images = part.get("images")
     words += [f"seed={cfg.seed}", *([] if images is None else [f"budget.images={images}"])]
-    composed = _composed(words)
+    composed = build.composed(words)
     own = build.plain(composed.data)
     asked, recipe = {key_of(word) for word in typed}, build.data_fields(cfg, "OWN")
     for key, value in build.plain(cfg.data).items():
         if f"data.{key}" in asked or (key not in recipe and value != own.get(key)):
             words.append(f"data.{key}={typed_value(value)}")
     words += ["trainer.num_nodes=1"] * (composed.trainer.num_nodes != 1)
-    return Plan(words, _composed(words))
-
-
-def typed_value(value: Any) -> str:
-    """A plain value as Hydra reads it on the command line."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(typed_value, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{typed_value(one)}" for key, one in value.items()) + "}"
-    if not isinstance(value, str):
-        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and value.lower() not in (
-        "null",
-        "true",
-        "false",
-        "nan",
-        "inf",
-    ):
-        return value
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"\\+$", lambda m: 2 * m[0], value)) + "'"
-
-
-def _composed(words: list[str]) -> DictConfig:
-    """The config of `python train.py words`, without a folder; everything in it is resolved."""
-    with contextlib.ExitStack() as stack:
-        if not GlobalHydra.instance().is_initialized():  # outside of a command
-            stack.enter_context(initialize_config_dir(str(ROOT / "conf"), version_base="1.3"))
-        cfg = compose("train", words, return_hydra_config=True)
-    chosen = cfg.hydra.runtime.choices
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
-    cfg.choices = {key: chosen[key] for key in cfg.choices}
-    cfg.run_dir = ""
-    return OmegaConf.create(build.plain(cfg))
+    return Plan(words, build.composed(words))
 
 
 def _recipe(page: Path, data: str) -> tuple[Path, str]:

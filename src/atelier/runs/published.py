@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -15,6 +17,10 @@ from atelier.checkpoints.store import sha256
 from atelier.core.errors import UserError, within
 from atelier.nets.contracts import DenoisingNet, FirstStage, TextEncoder
 from atelier.runs import build
+from atelier.runs.pages import typed_value
+
+if TYPE_CHECKING:
+    from atelier.models.base import Model
 
 PIPELINE = "model_index.json"  # of a folder of diffusers that holds a whole model, a folder for each part
 INSIDE: dict[type | None, str] = {FirstStage: "vae", DenoisingNet: "unet", TextEncoder: "text_encoder"}
@@ -39,6 +45,48 @@ def folder(name: str, cfg: DictConfig) -> Path:
         with within(f"model.{name}"):
             return transformers_folder.located(part.run, part.fetch)
     return hub.folder(part.run, part.fetch, f"model.{name}")
+
+
+def is_pipeline(place: Path) -> bool:
+    """Whether a pipeline of diffusers lies there."""
+    return (place / PIPELINE).exists()
+
+
+def pipeline(place: Path) -> tuple[DictConfig, Model]:
+    """The config and the model of a pipeline of diffusers as it was published; its conditions are those of shapes.
+
+    Raises:
+        UserError: it is of another kind, or a part of it cannot be read.
+    """
+    theirs = diffusers_scheduler.read(place / "scheduler")
+    cfg = build.composed([*_page(place), *_objective(theirs), f"model.net.run={typed_value(str(place))}"])
+    parts = {name: folder(name, cfg) for name in build.parts(cfg)}
+    nodes = {name: build.section(cfg, name) for name in parts}
+    nets = {name: build.part(path, forms.digest(path), cfg, nodes[name]) for name, path in parts.items()}
+    model = build.on_parts(cfg, nets)
+    model.diffusion_sampler = replace(model.diffusion_sampler, sampler=theirs.sampler)
+    return cfg, model
+
+
+def _page(place: Path) -> list[str]:
+    """The page of conf/model that is a pipeline's, with its sizes."""
+    unet, vae = (json.loads((place / part / forms.DIFFUSERS[0]).read_text()) for part in ("unet", "vae"))
+    size = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    words = [f"data.image_size={size}", "data.n_test_scenes=64", f"model.first_stage.scale={vae['scaling_factor']}"]
+    if unet.get("addition_embed_type") == "text_time":
+        return ["model=sdxl", f"model.embedder.size_dim={unet['addition_time_embed_dim']}", *words]
+    task = {
+        9: ["model=stable_diffusion_inpaint", "data.task=inpaint"],
+        8: ["model=stable_diffusion_edit", "data.task=edit"],
+    }
+    return task.get(unet["in_channels"], ["model=stable_diffusion"]) + words
+
+
+def _objective(theirs: diffusers_scheduler.Scheduler) -> list[str]:
+    """The pages of its scheduler's schedule and target."""
+    schedule = "zero_terminal" if theirs.schedule.logsnrs[-1].isinf() else "scaled_linear"
+    target = diffusers_scheduler.PAGES[type(theirs.target)]
+    return [f"schedule@model.objective.schedule={schedule}", f"target@model.objective.target={target}"]
 
 
 def unpacked(file: Path, vocabulary: str | None) -> Path:
