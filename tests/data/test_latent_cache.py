@@ -16,11 +16,12 @@ from torch import Tensor
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
-from atelier.data import latent_cache
+from atelier.data import kept_rows
 from atelier.data.attribute_transfer import AttributeTransfer, another
 from atelier.data.base import Images, MemoryImages, OnlyMirrored
 from atelier.data.file_images import FileImages
-from atelier.data.latent_cache import MANIFEST, KeptLatents, LatentCache, check_only_mirrored
+from atelier.data.kept_rows import MANIFEST
+from atelier.data.latent_cache import KeptLatents, LatentCache, check_only_mirrored
 from atelier.data.shapes import SceneImages
 from atelier.images.pixels import to_float
 
@@ -151,7 +152,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, point: int | None) -> tuple[list[
         at("encoding")
         return encode(x)
 
-    monkeypatch.setattr(latent_cache.os, "fsync", fsync)
+    monkeypatch.setattr(kept_rows.os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", renamed)
     return seen, told
 
@@ -256,7 +257,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
 
 def test_time_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     clock = itertools.count(0, 10)  # 10 s for each look: at the start, after each batch of 2 or 1
-    monkeypatch.setattr(latent_cache.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(kept_rows.time, "monotonic", lambda: float(next(clock)))
     made(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "latents: 3 of 10 images, 0/s, 47 s left"  # 20 s for 3, 7 are left
