@@ -58,7 +58,7 @@ class KeptRows:
         folder: place of the files, which all ranks see.
         wording: words of errors and of progress.
         identity: name to plain value of all that decides the numbers: where one is another, what lies there is stale.
-        layout: the same of how they lie, as the manifest tells it beside its own.
+        layout: name to plain value of how they lie, which the manifest tells beside its own.
         n: number of rows N.
         shape: shape of a row.
         rows: rows of a shard.
