@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,7 +128,9 @@ class Killed(BaseException):
     """Nothing tidies up after it."""
 
 
-def killed_at(monkeypatch: pytest.MonkeyPatch, point: int | None) -> tuple[list[str], Callable[[Tensor], Tensor]]:
+def killed_at(
+    monkeypatch: pytest.MonkeyPatch, point: int | None, encode: Callable[[Any], Any]
+) -> tuple[list[str], Callable[[Any], Any]]:
     """The moments of what follows with this encoder; it ends at that one of them, and leaves half of an open file."""
     seen: list[str] = []
 
@@ -148,7 +151,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, point: int | None) -> tuple[list[
         replace(self, target)
         at("after a name")
 
-    def told(x: Tensor) -> Tensor:
+    def told(x: Any) -> Any:
         at("encoding")
         return encode(x)
 
@@ -163,13 +166,13 @@ def test_killed_anywhere_it_goes_on_and_nothing_is_lost_or_wrong(
     """At each of 32 moments; the last is after the manifest has called it finished."""
     whole = contents(made(tmp_path / "whole").folder)
     with monkeypatch.context() as patch:
-        moments, told = killed_at(patch, None)
+        moments, told = killed_at(patch, None, encode)
         made(tmp_path / "counted", encoder=told)
     assert set(moments) == {"half a file", "before a name", "after a name", "encoding"} and len(moments) == 32
     for point in range(len(moments)):
         folder = tmp_path / f"killed_{point}"
         with monkeypatch.context() as patch:
-            _, told = killed_at(patch, point)
+            _, told = killed_at(patch, point, encode)
             with pytest.raises(Killed):
                 made(folder, encoder=told)
         before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.bin")}
@@ -187,6 +190,38 @@ def test_a_cache_is_finished_by_its_manifest_alone(tmp_path: Path) -> None:
     assert not cache(tmp_path).check()
     (tmp_path / "moments_000002.bin").unlink()
     assert "moments_000002.bin is not there" in line_of(kept.finish) and not cache(tmp_path).check()
+
+
+BEFORE = """{
+ "format": 1,
+ "dtype": "float32",
+ "shape": [
+  6,
+  4,
+  4
+ ],
+ "images": 10,
+ "flips": true,
+ "rows": 3,
+ "shards": 4,
+ "finished": true,
+ "of": {
+  "model.first_stage": "0123456789abcdef01",
+  "data.image_size": 4,
+  "content of the images": "a"
+ }
+}"""  # as it was written before rows had a page of their own
+
+
+def test_a_cache_of_before_is_read(tmp_path: Path) -> None:
+    assert (made(tmp_path / "now").folder / MANIFEST).read_text() == BEFORE
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / MANIFEST).write_text(BEFORE)
+    sides = truth([*range(N)], [False] * N), truth([*range(N)], [True] * N)
+    for k, rows in enumerate(torch.stack(sides, 1).split(ROWS)):
+        (tmp_path / "before" / f"moments_{k:06d}.bin").write_bytes(rows.contiguous().numpy().tobytes())
+    kept = cache(tmp_path / "before")
+    assert kept.check() and torch.equal(kept.read([9, 4], torch.tensor([True, False])), truth([9, 4], [True, False]))
 
 
 # ---- refused
