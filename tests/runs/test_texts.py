@@ -94,6 +94,7 @@ def kept(cfg: DictConfig, model: LDM, data: DataModule, cache: Path) -> TextCach
     found = asked(cfg, model, data, cache)
     for work in data.beforehand:
         work(rank_of())
+    assert found.check()
     return found
 
 
