@@ -185,7 +185,7 @@ def test_two_ranks_make_what_one_does(folder: Path, tmp_path: Path) -> None:
     for rank in (1, 0):  # the first one calls it finished
         found = asked(cfg, model, data, tmp_path / "two")
         found.begin()
-        found.fill(reader(model).encode, 8, rank, 2)
+        found.fill(reader(model).encode, texts.AT_ONCE, rank, 2)
     found.finish()
     (one,), (two,) = ((tmp_path / name).iterdir() for name in ("one", "two"))
     assert one.name == two.name == "embedder.sources.text"

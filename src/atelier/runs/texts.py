@@ -20,6 +20,8 @@ from atelier.nets.contracts import TextReader
 from atelier.runs import keeping
 from atelier.runs.preflight import texts_of
 
+AT_ONCE = 32  # texts that are encoded at once, on however many ranks: rounding depends on it
+
 
 def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
     """From here on training looks its texts up in what `text_cache` keeps, which is made where there is none.
@@ -34,7 +36,7 @@ def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
     for name, reader in readers.items():
         cache = _cache(cfg[KEY], name, reader, data)
         cache.check()
-        data.beforehand.append(partial(_made, cache=cache, reader=reader, data=data))
+        data.beforehand.append(partial(_made, cache=cache, reader=reader))
 
 
 def _cache(asked: str, name: str, reader: TextReader, data: DataModule) -> TextCache:
@@ -78,13 +80,12 @@ def _tokenizers_hash(encoder: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _made(trainer: Trainer, cache: TextCache, reader: TextReader, data: DataModule) -> None:
+def _made(trainer: Trainer, cache: TextCache, reader: TextReader) -> None:
     """Hand the reader its kept texts, once all ranks have made what is missing of them."""
 
     def fill() -> None:
         reader.encoder.to(trainer.strategy.root_device)
-        batch = data.batch_size // trainer.world_size
-        cache.fill(reader.encode, batch, trainer.global_rank, trainer.world_size)
+        cache.fill(reader.encode, AT_ONCE, trainer.global_rank, trainer.world_size)
 
     keeping.made(trainer, cache, fill)
     reader.kept = cache
