@@ -23,7 +23,7 @@ def train(cfg: DictConfig) -> float | None:
     from lightning import seed_everything
 
     from atelier.checkpoints.store import newest
-    from atelier.runs import latents, report
+    from atelier.runs import latents, report, texts
 
     preflight.check(cfg)
     if cfg.latent_cache is not None:
@@ -40,6 +40,8 @@ def train(cfg: DictConfig) -> float | None:
         preflight.match(model, data)
         if cfg.latent_cache is not None:
             latents.keep(cfg, model, data)
+        if cfg.text_cache is not None:
+            texts.keep(cfg, model, data)
         callbacks = build.callbacks(cfg)
         callbacks.evaluation.asked["objective"] = cfg.objective
         with build.loggers(cfg) as loggers:

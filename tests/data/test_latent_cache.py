@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
-from atelier.data import latent_cache
+from atelier.data import kept_rows
 from atelier.data.attribute_transfer import AttributeTransfer, another
 from atelier.data.base import Images, MemoryImages, OnlyMirrored
 from atelier.data.file_images import FileImages
-from atelier.data.latent_cache import MANIFEST, KeptLatents, LatentCache, check_only_mirrored
+from atelier.data.kept_rows import MANIFEST
+from atelier.data.latent_cache import KeptLatents, LatentCache, check_only_mirrored
 from atelier.data.shapes import SceneImages
 from atelier.images.pixels import to_float
 
@@ -126,7 +128,9 @@ class Killed(BaseException):
     """Nothing tidies up after it."""
 
 
-def killed_at(monkeypatch: pytest.MonkeyPatch, point: int | None) -> tuple[list[str], Callable[[Tensor], Tensor]]:
+def killed_at(
+    monkeypatch: pytest.MonkeyPatch, point: int | None, encode: Callable[[Any], Any]
+) -> tuple[list[str], Callable[[Any], Any]]:
     """The moments of what follows with this encoder; it ends at that one of them, and leaves half of an open file."""
     seen: list[str] = []
 
@@ -147,11 +151,11 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, point: int | None) -> tuple[list[
         replace(self, target)
         at("after a name")
 
-    def told(x: Tensor) -> Tensor:
+    def told(x: Any) -> Any:
         at("encoding")
         return encode(x)
 
-    monkeypatch.setattr(latent_cache.os, "fsync", fsync)
+    monkeypatch.setattr(kept_rows.os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", renamed)
     return seen, told
 
@@ -162,13 +166,13 @@ def test_killed_anywhere_it_goes_on_and_nothing_is_lost_or_wrong(
     """At each of 32 moments; the last is after the manifest has called it finished."""
     whole = contents(made(tmp_path / "whole").folder)
     with monkeypatch.context() as patch:
-        moments, told = killed_at(patch, None)
+        moments, told = killed_at(patch, None, encode)
         made(tmp_path / "counted", encoder=told)
     assert set(moments) == {"half a file", "before a name", "after a name", "encoding"} and len(moments) == 32
     for point in range(len(moments)):
         folder = tmp_path / f"killed_{point}"
         with monkeypatch.context() as patch:
-            _, told = killed_at(patch, point)
+            _, told = killed_at(patch, point, encode)
             with pytest.raises(Killed):
                 made(folder, encoder=told)
         before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.bin")}
@@ -186,6 +190,38 @@ def test_a_cache_is_finished_by_its_manifest_alone(tmp_path: Path) -> None:
     assert not cache(tmp_path).check()
     (tmp_path / "moments_000002.bin").unlink()
     assert "moments_000002.bin is not there" in line_of(kept.finish) and not cache(tmp_path).check()
+
+
+BEFORE = """{
+ "format": 1,
+ "dtype": "float32",
+ "shape": [
+  6,
+  4,
+  4
+ ],
+ "images": 10,
+ "flips": true,
+ "rows": 3,
+ "shards": 4,
+ "finished": true,
+ "of": {
+  "model.first_stage": "0123456789abcdef01",
+  "data.image_size": 4,
+  "content of the images": "a"
+ }
+}"""  # as it was written before rows had a page of their own
+
+
+def test_a_cache_of_before_is_read(tmp_path: Path) -> None:
+    assert (made(tmp_path / "now").folder / MANIFEST).read_text() == BEFORE
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / MANIFEST).write_text(BEFORE)
+    sides = truth([*range(N)], [False] * N), truth([*range(N)], [True] * N)
+    for k, rows in enumerate(torch.stack(sides, 1).split(ROWS)):
+        (tmp_path / "before" / f"moments_{k:06d}.bin").write_bytes(rows.contiguous().numpy().tobytes())
+    kept = cache(tmp_path / "before")
+    assert kept.check() and torch.equal(kept.read([9, 4], torch.tensor([True, False])), truth([9, 4], [True, False]))
 
 
 # ---- refused
@@ -256,7 +292,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
 
 def test_time_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     clock = itertools.count(0, 10)  # 10 s for each look: at the start, after each batch of 2 or 1
-    monkeypatch.setattr(latent_cache.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(kept_rows.time, "monotonic", lambda: float(next(clock)))
     made(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "latents: 3 of 10 images, 0/s, 47 s left"  # 20 s for 3, 7 are left

@@ -23,7 +23,7 @@ from atelier.data.latent_cache import KeptLatents, LatentCache
 from atelier.models.ldm import LDM
 from atelier.nets import conditioning
 from atelier.nets.codec import LatentCodec
-from atelier.runs import build, latents
+from atelier.runs import build, keeping, latents
 from tests.campaign import differences, flat
 from tests.compose import composed
 from tests.conftest import overrides, shared, train_once
@@ -182,9 +182,9 @@ def test_auto_is_a_folder_for_each_identity(tmp_path: Path, monkeypatch: pytest.
 def test_an_error_of_one_rank_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     other = UserError("latent_cache", "x", "the other rank's", "y")
     monkeypatch.setattr(ranks, "everyones", lambda x: [x, other])
-    assert "the other rank's" in line_of(lambda: latents._everywhere(lambda: True))
+    assert "the other rank's" in line_of(lambda: keeping.everywhere(lambda: True))
     monkeypatch.setattr(ranks, "everyones", lambda x: [x, True])
-    assert latents._everywhere(lambda: False) == [False, True]
+    assert keeping.everywhere(lambda: False) == [False, True]
 
 
 # ---- what makes it stale
@@ -228,11 +228,11 @@ def test_other_pixels_options_and_weights_are_others(pictures: Path, tmp_path: P
     now = of_folder(pictures, tmp_path)
     assert [key for key in now if now[key] != before[key]] == ["content of the images"]
     net = torch.nn.Conv2d(1, 1, 1)
-    hashed = latents.net_hash(net)
-    assert latents.net_hash(net.to(torch.float64)) != hashed
+    hashed = keeping.net_hash(net)
+    assert keeping.net_hash(net.to(torch.float64)) != hashed
     with torch.no_grad():
         net.float().bias.add_(1e-6)
-    assert latents.net_hash(net) != hashed
+    assert keeping.net_hash(net) != hashed
 
 
 def test_a_stale_cache_is_refused_before_a_run_begins(tmp_path: Path) -> None:

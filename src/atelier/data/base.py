@@ -248,6 +248,7 @@ class DataModule(LightningDataModule, ABC):
         super().__init__()
         self.position: Callable[[], int] = lambda: 0
         self.latents: Callable[[Trainer], Images] | None = None  # gives what training reads in place of its images
+        self.beforehand: list[Callable[[Trainer], None]] = []  # what all ranks do together before training
         self._kept: Images | None = None
         self._splits: dict[str, Images] = {}
         self._orders: dict[str, list[int]] = {}
@@ -318,6 +319,8 @@ class DataModule(LightningDataModule, ABC):
             self.split(split)
         if self.latents is not None:
             self._kept = self.latents(self.trainer)
+        for work in self.beforehand:
+            work(self.trainer)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer

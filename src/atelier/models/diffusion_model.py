@@ -167,7 +167,7 @@ class DiffusionModel(Generator):
         for reader in readers(self.diffusion_sampler.embedder, name):
             if not reader.cut:
                 refuse_long(
-                    reader.frozen.net, texts, key, "a run with model.embedder...cut=true, which reads their beginning"
+                    reader.encoder, texts, key, "a run with model.embedder...cut=true, which reads their beginning"
                 )
 
     @property
@@ -178,7 +178,7 @@ class DiffusionModel(Generator):
     def words(self, cond: Cond) -> list[list[tuple[str, range]]]:
         """The words of each text of a condition, and the numbers of each one's tokens."""
         reader = text_reader(self.diffusion_sampler.embedder)
-        return [word_spans(reader.frozen.net, text) for text in cond[reader.conditions[0]]]
+        return [word_spans(reader.encoder, text) for text in cond[reader.conditions[0]]]
 
     def attending(
         self,

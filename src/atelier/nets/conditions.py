@@ -14,7 +14,7 @@ from atelier.core.batch import Cond
 from atelier.core.condition import Condition, Embedder, dropped_rows
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt, Span
-from atelier.nets.contracts import ImageEncoder, TextEncoder, keeps
+from atelier.nets.contracts import ImageEncoder, KeptTexts, TextEncoder, keeps
 from atelier.nets.dit import sines_of_places
 from atelier.nets.frozen import Frozen
 
@@ -24,6 +24,8 @@ NEGATIVE = "negative"  # texts that stand in place of the null, by name in a `Co
 
 class TextEmbedder(nn.Module):
     """Texts as a frozen encoder reads them: a map of its vector, its tokens, or both.
+
+    Texts that are all in `kept` are looked up there, where it is set; others are encoded.
 
     Args:
         encoder: encoder of texts.
@@ -51,6 +53,7 @@ class TextEmbedder(nn.Module):
         keeps(encoder, TextEncoder, ".encoder")
         self.conditions, self.frozen, self.null_kind, self.cut = (field,), Frozen(encoder), null_kind, cut
         self.read = Reader(reads, encoder.vector_dim, dim, encoder.token_dim, null_kind == "learned")
+        self.kept: KeptTexts | None = None
 
     @property
     def cond_sizes(self) -> dict[str, int]:
@@ -58,9 +61,14 @@ class TextEmbedder(nn.Module):
         return self.read.sizes
 
     @property
+    def encoder(self) -> TextEncoder:
+        """What it reads texts by."""
+        return self.frozen.net
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of a text that are read."""
-        return self.frozen.net.max_tokens
+        return self.encoder.max_tokens
 
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """Vector (n, D), tokens (n, `max_tokens`, E) and their mask of n texts."""
@@ -75,12 +83,18 @@ class TextEmbedder(nn.Module):
             return self._encoded([""]).rows([0] * n)
         return self.read.null(n, self.max_tokens)
 
-    def _encoded(self, texts: list[str]) -> Condition:
-        with torch.no_grad():
-            known = self.frozen.net.encode_texts(texts)
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Condition:
+        """What the encoder gives of B texts: vectors (B, P), tokens (B, `max_tokens`, E) and their mask."""
+        known = self.encoder.encode_texts(texts)
         missing = self.max_tokens - known.tokens.shape[1]
         tokens, mask = F.pad(known.tokens, (0, 0, 0, missing)), F.pad(known.mask, (0, missing))
-        return self.read(replace(known, tokens=tokens, mask=mask))
+        return replace(known, tokens=tokens, mask=mask)
+
+    def _encoded(self, texts: list[str]) -> Condition:
+        if self.kept is None or not all(text in self.kept for text in texts):
+            return self.read(self.encode(texts))
+        return self.read(self.kept.read(texts).to(next(self.encoder.parameters()).device))
 
 
 class ImageEmbedder(nn.Module):

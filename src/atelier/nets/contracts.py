@@ -110,6 +110,33 @@ class TextEncoder(Protocol):
 Layer = Literal["last", "penultimate"]  # block of a text encoder whose states are the tokens
 
 
+class KeptTexts(Protocol):
+    """What `TextReader.encode` once gave of some texts."""
+
+    def __contains__(self, text: str) -> bool: ...
+
+    def read(self, texts: list[str]) -> Condition:
+        """The same of some of them, on the CPU; tokens (B, 0, E) and mask (B, 0) where the vector alone was kept."""
+        ...
+
+
+@runtime_checkable
+class TextReader(Protocol):
+    """Reads a Batch field, its only one of `conditions`, by a frozen encoder, or looks its texts up in `kept`.
+
+    `cond_sizes` are those of an `Embedder` (core/condition.py).
+    """
+
+    conditions: tuple[str, ...]
+    cond_sizes: dict[str, int]
+    encoder: TextEncoder
+    kept: KeptTexts | None
+
+    def encode(self, texts: list[str]) -> Condition:
+        """What the encoder gives of B texts: vectors (B, P), tokens (B, `max_tokens`, E) and their mask."""
+        ...
+
+
 @runtime_checkable
 class ImageEncoder(Protocol):
     """A trained encoder of images in [-1, 1]: P numbers for each, and E for each of its T places."""

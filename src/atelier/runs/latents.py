@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
-from atelier.core import ranks
 from atelier.core.errors import UserError
 from atelier.data.base import DataModule, OnlyMirrored, Role, with_role
 from atelier.data.latent_cache import KEY, KeptLatents, LatentCache, check_only_mirrored
 from atelier.models.base import Model, TrainedOnLatents
-
-PLAIN = (bool, int, float, str)  # and tuples of these
+from atelier.runs import keeping
 
 
 def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
@@ -34,7 +27,7 @@ def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
     _can_be_kept(cfg[KEY], model, data)
     channels, *sides = model.first_stage.latent_shape
     of = identity(model.first_stage, data)
-    folder = automatic(of | {"flips": data.flip}) if cfg[KEY] == "auto" else Path(cfg[KEY])
+    folder = keeping.automatic("latents", of | {"flips": data.flip}) if cfg[KEY] == "auto" else Path(cfg[KEY])
     cache = LatentCache(folder, of, data.trained_on(), (2 * channels, *sides), data.flip)
     cache.check()
     data.latents = partial(_made, cache=cache, model=model, data=data)
@@ -77,70 +70,18 @@ def identity(first_stage: nn.Module, data: DataModule) -> dict[str, Any]:
     """Name to plain value of all that decides the moments of training images, as a user knows it."""
     names = [f.name for f in fields(data) if f.name not in with_role(data, Role.NOT_PIXELS)]
     options = {f"data.{name}": getattr(data, name) for name in [*names, "limit"]}
-    stands_on = {"model.first_stage": net_hash(first_stage), "data": type(data).__name__}
+    stands_on = {"model.first_stage": keeping.net_hash(first_stage), "data": type(data).__name__}
     return stands_on | options | {"content of the images": data.fingerprint("train")}
-
-
-def net_hash(net: nn.Module) -> str:
-    """sha256 of all that decides what a net computes: its modules' classes and plain attributes, its state dict.
-
-    An attribute may be all that tells two first stages apart: whether one was trained without noise.
-    """
-    found = hashlib.sha256()
-    for name, module in net.named_modules():
-        plain = {k: v for k, v in sorted(vars(module).items()) if k[0] != "_" and k != "training" and _is_plain(v)}
-        found.update(f"{name} {type(module).__name__} {plain}\n".encode())
-    for name, tensor in sorted(net.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
-
-
-def _is_plain(value: Any) -> bool:
-    return all(isinstance(one, PLAIN) for one in value) if isinstance(value, tuple) else isinstance(value, PLAIN)
-
-
-def automatic(of: dict[str, Any]) -> Path:
-    """A folder of its own for each identity, beside what else is kept for all runs."""
-    root = Path(os.environ.get("ATELIER_CACHE", "~/.cache/atelier")).expanduser()
-    name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:24]
-    return root / "latents" / name
 
 
 def _made(trainer: Trainer, cache: LatentCache, model: TrainedOnLatents, data: DataModule) -> KeptLatents:
     """The training split by its kept latents, once all ranks have made what is missing of them."""
-    images, first, device = data.split("train"), trainer.is_global_zero, trainer.strategy.root_device
-    if not all(_everywhere(cache.check)):
-        _everywhere(cache.begin if first else lambda: None)
-        if first:
-            print(f"making {cache.describe()}", flush=True)
+    images, device = data.split("train"), trainer.strategy.root_device
+
+    def fill() -> None:
         model.first_stage.to(device)
-
-        def encode(x: Tensor) -> Tensor:
-            return model.moments(x.to(device))
-
         batch = data.batch_size // trainer.world_size
-        _everywhere(lambda: cache.fill(images, encode, batch, trainer.global_rank, trainer.world_size))
-        _everywhere(cache.finish if first else lambda: None)
-    _everywhere(cache.check)
-    if first:
-        print(f"training reads {cache.describe()}", flush=True)
+        cache.fill(images, lambda x: model.moments(x.to(device)), batch, trainer.global_rank, trainer.world_size)
+
+    keeping.made(trainer, cache, fill)
     return KeptLatents(images, cache)
-
-
-def _everywhere(work: Callable[[], Any]) -> list[Any]:
-    """What some work gives on each rank, when all have done it.
-
-    Raises:
-        UserError: that of the first rank that has one, on every rank.
-    """
-    try:
-        told = work()
-    except UserError as error:
-        told = error
-    told = ranks.everyones(told)
-    for one in told:
-        if isinstance(one, UserError):
-            raise one
-    return told

@@ -58,6 +58,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "compile": bool,
     "channels_last": bool,
     "latent_cache": Name | None,
+    "text_cache": Name | None,
     "start_from": Name | None,
     "check": bool,
     "objective": Name | None,
@@ -431,9 +432,17 @@ def _typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def texts_of(split: Any, name: str) -> list[str]:
-    """All texts of a split under a name, of those images that have several all; none where it keeps no such list."""
+def texts_of(split: Any, name: str, indices: Iterable[int] | None = None) -> list[str]:
+    """All texts of a split under a name, of those images that have several all; none where it keeps no such list.
+
+    Args:
+        split: images that they are of.
+        name: Batch field.
+        indices: numbers of the images that they are of; None: all.
+    """
     values = getattr(split, "fields", {}).get(name, [])
+    if indices is not None and values:
+        values = [values[index] for index in indices]
     return [text for value in values for text in ([value] if isinstance(value, str) else value)]
 
 

@@ -22,7 +22,9 @@ from atelier.runs.pretrained import link_pretrained
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
 
-FREE = "budget eval checkpoint metrics logger trainer run_dir resume check objective compile latent_cache".split()
+FREE = (
+    "budget eval checkpoint metrics logger trainer run_dir resume check objective compile latent_cache text_cache"
+).split()
 PATIENCE = 1800.0  # seconds without a sign of life of rank 0
 
 
