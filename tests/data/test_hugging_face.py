@@ -100,7 +100,8 @@ def test_which_split_is_which(tmp_path: Path) -> None:
 def test_a_set_is_its_content(tmp_path: Path) -> None:
     first = opened(saved(tmp_path / "a", 4)).fingerprint("train")
     assert opened(saved(tmp_path / "b", 4)).fingerprint("train") == first
-    assert opened(saved(tmp_path / "c", 5)).fingerprint("train") != first
+    datasets.DatasetDict({"train": table(4, first=1)}).save_to_disk(tmp_path / "c")
+    assert opened(tmp_path / "c").fingerprint("train") != first, "as many, with other pixels and texts"
     assert opened(tmp_path / "a", {"text": "many"}).fingerprint("train") != first
 
 
@@ -109,10 +110,11 @@ def test_a_set_is_its_content(tmp_path: Path) -> None:
     [
         ({"text": "txt"}, {}, "data.columns.text=txt: no such column, but image, before, text, many, kind. Fix: "
          "data.columns.text=text"),
-        ({"image": "text"}, {}, "data.columns.image=text: it holds no images. Fix: data.columns.image=null"),
+        ({"image": "text"}, {}, "data.columns.image=text: it holds no images. Fix: data.columns.image=image"),
         ({"text": "kind"}, {}, "data.columns.text=kind: a row that has no text there. Fix: data.columns.text=null"),
-        ({"label": "kind"}, {}, "data.columns.label=kind: a label that is no number below data.n_classes=0. "
+        ({"label": "kind"}, {}, "data.columns.label=kind: a label that is no number from 0 up to data.n_classes=0. "
          "Fix: data.n_classes=2"),
+        ({"image": None}, {}, "data.columns.image=None: a set needs images. Fix: data.columns.image=image"),
         ({}, {"max_pixels": 100}, "the image of row 0 of train cannot be read: 480 pixels, data.max_pixels is 100"),
     ],
 )  # fmt: skip
@@ -120,6 +122,13 @@ def test_a_mistake_is_one_line(tmp_path: Path, columns: dict, options: dict, lin
     with pytest.raises(UserError) as caught:
         opened(saved(tmp_path, 2), columns, **options).split("train")
     assert line in caught.value.line()
+
+
+def test_rows_without_images_are_refused_before_training(tmp_path: Path) -> None:
+    rows = table(3).to_dict() | {"image": [None, Image.fromarray(pixels(0)), None]}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(KINDS)).save_to_disk(tmp_path)
+    with pytest.raises(UserError, match=r"data.columns.image=image: 2 of 3 rows have none. Fix: leave those rows out"):
+        opened(tmp_path).split("train")
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.checkpoints import diffusers_conditional, diffusers_folder, transformers_folder
+from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.multistep import PLMS
 from atelier.diffusion.samplers import DDIM, Euler, Sampler
@@ -282,6 +283,51 @@ def test_a_pipeline_is_asked_as_a_run_is(name: str, tmp_path: Path) -> None:
         batch = run.data.test_batch(0, 2) | {"text": PROMPTS}
         image = run.model.sample(run.model.condition(batch, ""), ImageRngs(0, 0, 2))
         torch.testing.assert_close(image, run.model.decode(theirs), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [9, 8])
+def test_which_page_a_pipeline_is(channels: int, tmp_path: Path) -> None:
+    case = CASES["SD1 DDIM"]
+    run = folders.load_generator(written(tmp_path, case.kind, case.scheduler, in_channels=channels), True, None)
+    assert run.cfg.choices.model == {9: "stable_diffusion_inpaint", 8: "stable_diffusion_edit"}[channels]
+    batch = run.data.test_batch(0, 2)
+    with sampling_mode(run.model, {}), torch.no_grad():
+        image = run.model.sample(run.model.condition(batch, ""), ImageRngs(0, 0, 2), sampler=Euler(steps=2))
+    assert image.shape == (2, 3, 64, 64) and image.isfinite().all()
+
+
+BETAS_OF = {
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "half as many": BETAS | {"num_train_timesteps": 500, "beta_end": 0.02},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+}
+
+
+@pytest.mark.parametrize("name", BETAS_OF)
+def test_a_pipeline_has_the_levels_that_its_scheduler_says(name: str, tmp_path: Path, capsys: Any) -> None:
+    """Also where no sampler here is its own, which one line says."""
+    theirs = diffusers.DPMSolverMultistepScheduler(**BETAS_OF[name])
+    run = folders.load_generator(written(tmp_path, "SD1", theirs), True, None)
+    levels = run.model.objective.schedule.logsnrs.sigmoid()
+    torch.testing.assert_close(levels, theirs.alphas_cumprod.double(), atol=1e-6, rtol=1e-4)
+    assert "it holds a DPMSolverMultistepScheduler" in capsys.readouterr().err
+
+
+def test_a_pipeline_without_weights_that_are_read_is_refused(tmp_path: Path) -> None:
+    case = CASES["SD1 DDIM"]
+    folder = written(tmp_path, case.kind, case.scheduler)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    with pytest.raises(
+        UserError, match=r"error: run=.*: unet/ has no weights in one .safetensors beside its config.json"
+    ):
+        folders.load(folder, True)
+    (folder / "unet/config.json").unlink()
+    with pytest.raises(UserError, match=r"error: run=.*: unet/ has no readable config.json. Fix: run=FOLDER"):
+        folders.load(folder, True)
+    for ema, root, line in ((4000, None, "ema=4000: the run has no averages"), (True, "x", "root=x: a pipeline of ")):
+        with pytest.raises(UserError, match=line):
+            folders.load(folder, ema, root)
 
 
 def test_a_pipeline_xl_is_asked_as_a_run_is(tmp_path: Path) -> None:

@@ -137,6 +137,19 @@ def test_a_net_whose_scheduler_says_otherwise_is_refused(tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "run/frozen").iterdir()) == sorted(build.parts(cfg))
 
 
+@pytest.mark.parametrize(("page", "channels", "right"), [
+    ("stable_diffusion", 9, "stable_diffusion_inpaint"), ("stable_diffusion_inpaint", 8, "stable_diffusion_edit"),
+    ("sdxl", 4, "stable_diffusion"),
+])  # fmt: skip
+def test_a_net_of_another_page_is_told_its_own(page: str, channels: int, right: str, tmp_path: Path) -> None:
+    case = pipeline.CASES["SD1 PNDM"]
+    folder = pipeline.written(tmp_path / "pipeline", case.kind, case.scheduler, in_channels=channels)
+    with pytest.raises(UserError) as caught:
+        linked(tmp_path / "run", f"model={page}", f"model.net.run={folder}", "data.image_size=32")
+    assert caught.value.line().startswith(f"error: model={page}: the net in ")
+    assert caught.value.line().endswith(f"is one of {right}. Fix: model={right}")
+
+
 def test_a_single_file_is_unpacked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -145,12 +158,12 @@ def test_a_single_file_is_unpacked_once(
     monkeypatch.setattr(BytePairs, "published", lambda path: BytePairs(rows, merges))
     model = files.wide("sd1")
     single_file.write(tmp_path / "sd.safetensors", files.parts_of(model))
-    given = ["model=stable_diffusion", f"model.net.run={tmp_path / 'sd.safetensors'}", "data.image_size=32"]
+    given = ["model=stable_diffusion_inpaint", f"model.net.run={tmp_path / 'sd.safetensors'}", "data.image_size=32"]
     with pytest.raises(UserError, match=r"error: model.net.vocabulary=None: a single file has no tokenizer. Fix: "):
         linked(tmp_path / "run", *given)
-    cfg = linked(tmp_path / "run", *given, "model.net.vocabulary=PATH")
     unpacked = f"unpacking {tmp_path / 'sd.safetensors'} into "
-    assert unpacked in capsys.readouterr().out
+    assert capsys.readouterr().out.count(unpacked) == 1
+    cfg = linked(tmp_path / "run", *given, "model.net.vocabulary=PATH")
     net = build.part(tmp_path / "run/frozen/net", cfg.model.net.sha256, cfg)
     files.same(net, model["unet"])
     words = ["vocab.json", "merges.txt", "tokenizer_config.json"]

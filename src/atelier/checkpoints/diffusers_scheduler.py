@@ -52,12 +52,18 @@ NEEDED = {  # the values that ours can be
     "clip_sample": (False,),
     "skip_prk_steps": (True,),
     "timestep_spacing": SPACINGS,
-    "prediction_type": tuple(TARGETS),
     "final_sigmas_type": ("zero",),
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),
     "variance_type": ("fixed_small", "fixed_large"),
 }
+
+
+class Meaning(NamedTuple):
+    """How noisy each time is, and what a net answers."""
+
+    schedule: DiscreteSchedule
+    target: Target
 
 
 class Scheduler(NamedTuple):
@@ -81,20 +87,44 @@ def read(folder: Path | str, steps: int = 50) -> Scheduler:
         UserError: there is no such file, or it asks for what no sampler here does.
     """
     folder = Path(folder)
+    told = config(folder)
+    kind = told.get("_class_name")
+    if kind not in OWN:
+        raise _refused(folder, f"it holds a {kind}, not {', '.join(OWN)}")
+    known = OWN[kind] | told
+    for name, values in NEEDED.items():
+        if name in known and known[name] not in values:
+            raise _refused(folder, f"{name} is {known[name]}, not {' or '.join(map(str, values))}")
+    return Scheduler(*meaning(folder), _sampler(kind, known, steps))
+
+
+def meaning(folder: Path | str) -> Meaning:
+    """What the net beside a scheduler means by its times and its answer, whatever the sampler.
+
+    Raises:
+        UserError: there is no such file, or its levels or its target are none of ours.
+    """
+    folder = Path(folder)
+    told = config(folder)
+    if told["prediction_type"] not in TARGETS:
+        raise _refused(folder, f"prediction_type is {told['prediction_type']}, not {' or '.join(TARGETS)}")
+    return Meaning(_schedule(folder, told), TARGETS[told["prediction_type"]]())
+
+
+def config(folder: Path | str) -> dict[str, Any]:
+    """What the file in a folder says, with theirs for what it leaves out.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    folder = Path(folder)
     try:
         told = json.loads((folder / CONFIG).read_text())
     except OSError as error:
         raise _refused(folder, f"it has no readable {CONFIG} ({error.strerror})") from error
     except ValueError as error:
         raise _refused(folder, f"{CONFIG} is no JSON") from error
-    kind = told.get("_class_name")
-    if kind not in OWN:
-        raise _refused(folder, f"it holds a {kind}, not {', '.join(OWN)}")
-    config = USUAL | OWN[kind] | {name: value for name, value in told.items() if value is not None}
-    for name, values in NEEDED.items():
-        if name in config and config[name] not in values:
-            raise _refused(folder, f"{name} is {config[name]}, not {' or '.join(map(str, values))}")
-    return Scheduler(_schedule(folder, config), TARGETS[config["prediction_type"]](), _sampler(kind, config, steps))
+    return USUAL | {name: value for name, value in told.items() if value is not None}
 
 
 def write(scheduler: Scheduler, folder: Path | str) -> None:
@@ -120,15 +150,19 @@ def check(folder: Path | str, schedule: Schedule, target: Target) -> None:
     Raises:
         UserError: they differ, or as in `read`.
     """
-    theirs = read(folder)
+    theirs = meaning(folder)
     if type(target) is not type(theirs.target):
         page = PAGES[type(theirs.target)]
         raise UserError(".target", type(target).__name__, f"its {CONFIG} says {page}", f"target@.target={page}")
     levels = getattr(schedule, "logsnrs", None)
     if levels is None or levels.shape != theirs.schedule.logsnrs.shape or not _alike(levels, theirs.schedule.logsnrs):
-        problem = f"its {CONFIG} has other noise levels, {type(theirs.schedule).__name__}"
-        page = "zero_terminal" if isinstance(theirs.schedule, ZeroTerminal) else "scaled_linear"
-        raise UserError(".schedule", type(schedule).__name__, problem, f"schedule@.schedule={page}")
+        kind = type(theirs.schedule)
+        problem = f"its {CONFIG} has other noise levels, {kind.__name__}"
+        page = {ZeroTerminal: "zero_terminal", Linear: "linear", Cosine: "cosine"}.get(kind, "scaled_linear")
+        fix = (
+            f"schedule@.schedule={page}" if kind is not type(schedule) else ".schedule with its beta_start and beta_end"
+        )
+        raise UserError(".schedule", type(schedule).__name__, problem, fix)
 
 
 def _alike(levels: Tensor, others: Tensor) -> bool:

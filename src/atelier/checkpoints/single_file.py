@@ -91,24 +91,32 @@ class SingleFile:
         given = self.configs["unet"], self.tensors("unet")
         return diffusers_conditional.built(self.path, *given, image_size, _refused)
 
-    def unpack(self, folder: Path | str, vocabulary: Name | None = None) -> None:
+    def unpack(self, folder: Path | str) -> None:
         """Make the folders of its parts as diffusers has them, which the readers of folders take, one after the other.
+
+        The tokenizers, which text encoders need beside them, are not in the file.
 
         Args:
             folder: place, made if it is not there; the files of the parts are replaced.
-            vocabulary: path of CLIP's bpe_simple_vocab_16e6.txt.gz, for the tokenizers, which text encoders need and no
-                such file has; None: they are put there later.
-
-        Raises:
-            UserError: the vocabulary cannot be read.
         """
-        words = None if vocabulary is None else BytePairs.published(vocabulary)
-        for part in (part for part in self.configs if part.startswith("text") and words is not None):
-            pad = PADS[self.version, part]
-            transformers_folder.write_tokenizer(words, Path(folder) / part.replace("text_encoder", "tokenizer"), pad)
         for part, config in self.configs.items():
             weights = transformers_folder.WEIGHTS if part.startswith("text") else diffusers_files.WEIGHTS
             diffusers_files.write(Path(folder) / part, config, self.tensors(part), weights)
+
+    def write_tokenizers(self, folder: Path | str, vocabulary: Name) -> None:
+        """Put the tokenizers of its text encoders beside what `unpack` made.
+
+        Args:
+            folder: place of the parts.
+            vocabulary: path of CLIP's bpe_simple_vocab_16e6.txt.gz.
+
+        Raises:
+            UserError: that cannot be read.
+        """
+        words = BytePairs.published(vocabulary)
+        for part in (part for part in self.configs if part.startswith("text")):
+            place = Path(folder) / part.replace("text_encoder", "tokenizer")
+            transformers_folder.write_tokenizer(words, place, PADS[self.version, part])
 
 
 def read(path: Path | str) -> SingleFile:

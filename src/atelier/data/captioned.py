@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.data.base import Role, Split
 from atelier.data.captions import Captions, captions_under
 from atelier.data.checking import fingerprint
-from atelier.data.file_images import FileImages
+from atelier.data.file_images import FileImages, Sourced
 from atelier.data.finding import Item, printable
 from atelier.data.folders import SingleFiles, any_images
 from atelier.data.pairs import SIGMA, THRESHOLD, with_edges
@@ -42,9 +40,10 @@ class Captioned(SingleFiles):
     def provides(self) -> frozenset[str]:
         return super().provides | {"text"} | ({"source"} if self.source == "edges" else set())
 
-    def images(self, split: Split) -> FileImages | Sketched:
+    def images(self, split: Split) -> FileImages | Sourced:
         images = super().images(split)
-        return Sketched(images) if self.source == "edges" else images
+        drawn = partial(with_edges, sigma=SIGMA, threshold=THRESHOLD)
+        return Sourced(images, drawn) if self.source == "edges" else images
 
     @cached_property
     def captions(self) -> Captions:
@@ -79,29 +78,6 @@ class Captioned(SingleFiles):
     def files_fingerprint(self, split: Split) -> str:
         """The fingerprint of the files of a split: names, captions and contents."""
         return fingerprint([(item.name, self.captions.texts[item.name]) for item in self.index[split]], self.checked)
-
-
-class Sketched:
-    """A split of which each image has its edges as `source`, those of the mirror image where it is mirrored.
-
-    Args:
-        images: split without them.
-    """
-
-    def __init__(self, images: FileImages) -> None:
-        self.images, self.fingerprint = images, images.fingerprint
-        self.labels, self.fields = images.labels, images.fields
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
-        return self.images.beside(indices, rngs)
-
-    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
-        batch = self.images.read(indices, rngs)
-        batch["image"], batch["source"] = with_edges(batch["image"], SIGMA, THRESHOLD)
-        return batch
 
 
 def _first(names: list[str]) -> str:

@@ -96,6 +96,30 @@ class FileImages:
         return decoded(self.paths[index], self.read_file)
 
 
+class Sourced:
+    """A split of which each image has its `source`, made of what is read, as both are mirrored.
+
+    Args:
+        images: split without them.
+        apart: what is read (B, C', H, W) to image and source, (B, C, H, W) each.
+    """
+
+    def __init__(self, images: FileImages, apart: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.images, self.apart, self.fingerprint = images, apart, images.fingerprint
+        self.labels, self.fields = images.labels, images.fields
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
+        return self.images.beside(indices, rngs)
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        batch = self.images.read(indices, rngs)
+        batch["image"], batch["source"] = self.apart(batch["image"])
+        return batch
+
+
 def one_of_each(texts: list[list[str]], indices: list[int], rngs: list[torch.Generator] | None) -> list[str]:
     """A text of each image: drawn by its generator, the first where there are none."""
     of = [texts[index] for index in indices]

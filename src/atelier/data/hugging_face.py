@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from atelier.core.batch import Batch
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, PositiveInt, Probability
 from atelier.data.base import DataModule, Role, Split
-from atelier.data.file_images import FileImages
+from atelier.data.file_images import FileImages, Sourced
 from atelier.data.finding import Item, must_be_folder, printable
 from atelier.data.folders import hold_out
 from atelier.data.reading import Background, BadImage, read
@@ -86,13 +85,20 @@ class HuggingFace(DataModule):
 
     def _columns_of(self, table: Dataset) -> Dataset:
         datasets, kinds = _library(), table.features
+        if "image" not in self.there:
+            raise UserError("data.columns.image", None, "a set needs images", "data.columns.image=image")
         for name, column in self.there.items():
             if column not in kinds:
                 has = ", ".join(map(printable, list(kinds)[:N_NAMED]))
                 fix = f"data.columns.{name}={nearest(column, list(kinds)) or 'null'}"
                 raise UserError(f"data.columns.{name}", column, f"no such column, but {has}", fix)
             if name in PICTURES and not isinstance(kinds[column], datasets.Image):
-                raise UserError(f"data.columns.{name}", column, "it holds no images", f"data.columns.{name}=null")
+                pictures = [other for other in kinds if isinstance(kinds[other], datasets.Image)]
+                fix = f"data.columns.{name}={pictures[0]}" if pictures else "another data.root"
+                raise UserError(f"data.columns.{name}", column, "it holds no images", fix)
+            if n := table.data.column(column).null_count:
+                problem = f"{n} of {len(table)} rows have none"
+                raise UserError(f"data.columns.{name}", column, problem, "leave those rows out before it is saved")
             if name in PICTURES:
                 table = table.cast_column(column, datasets.Image(decode=False))
         return table.select_columns(list(dict.fromkeys(self.there.values())))
@@ -112,7 +118,7 @@ class HuggingFace(DataModule):
         held = hold_out([Item(str(row)) for row in rows[train]], self.holdout)
         return {split: (train, [int(item.name) for item in items]) for split, items in held.items()}
 
-    def images(self, split: Split) -> FileImages | Paired:
+    def images(self, split: Split) -> FileImages | Sourced:
         name, rows = self.index[split]
         table, pictures = self.tables[name], [one for one in PICTURES if one in self.there]
         places = [Path(self.root, f"row {row} of {name}") for row in rows]
@@ -126,7 +132,7 @@ class HuggingFace(DataModule):
             self._content(table, rows),
         )
         self._refuse_unreadable(files, places)
-        return Paired(files) if "source" in pictures else files
+        return Sourced(files, lambda both: both.chunk(2, dim=1)) if "source" in pictures else files
 
     def _pixels(self, place: Path, bytes_of: Callable[[Path, str], BytesIO]) -> Tensor:
         """The image of a row, and behind it its source, (C or 2 C, S, S) uint8. Raises BadImage."""
@@ -158,35 +164,15 @@ class HuggingFace(DataModule):
         values, key = table[column][:], f"data.columns.{name}"
         if name == "label":
             if not all(type(value) is int and 0 <= value < self.n_classes for value in values):
-                problem = f"a label that is no number below data.n_classes={self.n_classes}"
-                kind = table.features[column]
-                n = getattr(kind, "num_classes", None)
-                raise UserError(key, column, problem, f"data.n_classes={n}" if n else "data.columns.label=null")
+                problem = f"a label that is no number from 0 up to data.n_classes={self.n_classes}"
+                n = getattr(table.features[column], "num_classes", None) or 0
+                fix = f"data.n_classes={n}" if n > self.n_classes else f"{key}=null"
+                raise UserError(key, column, problem, fix)
             return torch.tensor(values)
         texts = [[value] if isinstance(value, str) else value for value in values]
         if not all(isinstance(some, list) and some and all(isinstance(one, str) for one in some) for some in texts):
             raise UserError(key, column, "a row that has no text there", f"{key}=null, or drop such rows")
         return texts
-
-
-class Paired:
-    """A split whose images carry their sources behind their channels.
-
-    Args:
-        images: split of both.
-    """
-
-    def __init__(self, images: FileImages) -> None:
-        self.images, self.fingerprint = images, images.fingerprint
-        self.labels, self.fields = images.labels, images.fields
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
-        batch = self.images.read(indices, rngs)
-        batch["image"], batch["source"] = batch["image"].chunk(2, dim=1)
-        return batch
 
 
 def _bytes(table: Dataset, rows: dict[Path, int], place: Path, column: str) -> BytesIO:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from atelier.core.batch import Cond
 from atelier.core.condition import Condition, Embedder, dropped_rows
@@ -179,9 +179,7 @@ class Reader(nn.Module):
         vector = None if self.null_vector is None else self.null_vector.expand(n, -1)
         if self.null_token is None:
             return Condition(vector)
-        tokens = self.null_token.expand(n, n_tokens, -1)                    # (n, T, E)
-        mask = torch.arange(n_tokens, device=tokens.device) == 0           # (T,)
-        return Condition(vector, tokens, mask.expand(n, -1))
+        return Condition(vector, *first_alone(self.null_token, n, n_tokens))
 
 
 class MapTokens(nn.Module):
@@ -228,9 +226,7 @@ class MapTokens(nn.Module):
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
         """The learned token alone."""
-        there = torch.arange(len(self.positions), device=self.null_token.device) == 0    # (T,)
-        tokens = self.null_token.expand(n, len(there), -1)                               # (n, T, E)
-        return Condition(tokens=tokens, mask=there.expand(n, -1))
+        return Condition(None, *first_alone(self.null_token, n, len(self.positions)))
 
 
 class Planes(nn.Module):
@@ -313,6 +309,12 @@ class Several(nn.Module):
         return _together(parts)
 
 
+def first_alone(token: Tensor, n: int, n_tokens: int) -> tuple[Tensor, Tensor]:
+    """A token (E,) as the only one of T that is there: tokens (n, T, E) and their mask (n, T)."""
+    mask = torch.arange(n_tokens, device=token.device) == 0                # (T,)
+    return token.expand(n, n_tokens, -1), mask.expand(n, -1)
+
+
 def left_out(known: Condition, drop: float, null: Condition) -> Condition:
     """The condition, of each image with probability `drop` the null in its place."""
     return known.drop(dropped_rows(len(known), drop, known.device), null)
@@ -354,8 +356,8 @@ def text_reader(embedder: Embedder) -> TextEmbedder | None:
     return found[0] if len(found) == 1 and isinstance(found[0], TextEmbedder) else None
 
 
-def readers(embedder: Embedder, field: str) -> list[TextEmbedder]:
-    """What reads the texts of a field."""
+def readers(embedder: Embedder, field: str) -> list[Embedder]:
+    """What reads the texts of a field by a `frozen` encoder."""
     sources = embedder.sources.values() if isinstance(embedder, Several) else [embedder]
     of_field = [source for source in sources if source.conditions == (field,)]
     return [source for source in of_field if isinstance(getattr(source, "frozen", None), Frozen)]

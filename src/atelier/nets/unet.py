@@ -124,7 +124,10 @@ class UNet(nn.Module):
         Raises:
             UserError: the size does not halve evenly.
         """
-        map_sizes(image_size, self.patch_size, len(self.widths))
+        step = self.patch_size * 2 ** (len(self.widths) - 1)
+        if image_size % step:
+            problem = f"{len(self.widths)} levels need maps of a multiple of {step}"
+            raise UserError(".image_size", image_size, problem, "a larger data.image_size")
         self.shape = (self.shape[0], image_size, image_size)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition | None = None) -> Tensor:

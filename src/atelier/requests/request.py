@@ -491,7 +491,7 @@ def _check_words(words: Mapping[str, Any], model: Generator) -> None:
     if verb == "inpaint" and words["mask"] is None:
         fix = f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}"
         raise UserError("mask", None, "nothing says what is to be filled", fix)
-    changes = verb in OF_IMAGES and not model.source_fields
+    changes = verb in OF_IMAGES and set(model.source_fields.values()) <= {"image"}
     if changes and verb in ("edit", "invert") and "mask" in model.needs:
         raise UserError("do", verb, f"{type(model).__name__} of this run fills holes", "do=inpaint mask=FILE_OR_FOLDER")
     if words["source"] is not None and not changes and not (model.source_fields and verb == "sample"):

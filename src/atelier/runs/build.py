@@ -160,7 +160,11 @@ def part(folder: Path, expected: str, cfg: DictConfig, node: DictConfig | None =
         problem = "these are not the weights that this run stands on"
         fix = f"put back the files with sha256 {expected[:12]}..., or retrain"
         raise UserError(f"model.{folder.name}", folder, problem, fix)
-    net = _read(folder, cfg, node or OmegaConf.create())
+    node = OmegaConf.create() if node is None else node
+    try:
+        net = _read(folder, cfg, node)
+    except UserError as error:  # told of the copy
+        raise UserError(f"model.{folder.name}.run", node.get("run", folder), error.problem, error.fix) from error
     if broken := [name for name, weight in net.named_parameters() if not weight.isfinite().all()]:
         problem = f"not all numbers of {broken[0]} are finite"
         raise UserError(f"model.{folder.name}", folder, problem, f"model.{folder.name}.run=ANOTHER")

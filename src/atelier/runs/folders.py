@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, srun_tasks
-from atelier.runs import build, preflight, published
+from atelier.runs import build, pipelines, preflight
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
@@ -184,7 +184,7 @@ def find(run: str) -> Path:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
         return newest
     folder = Path(run)
-    if not (folder / "config.yaml").exists() and not published.is_pipeline(folder):
+    if not (folder / "config.yaml").exists() and not pipelines.lies_in(folder):
         beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
         close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
         raise UserError("run", run, "no run folder (it has no config.yaml)", f"run={close}")
@@ -208,6 +208,12 @@ class LoadedRun:
     model: Model
     images_seen: int
     ema: list[int]  # half-life of the averaged weights, in images; [] for the raw ones
+
+    @property
+    def pictures(self) -> Path:
+        """Where its pictures go: with the run, or under outputs/ where it is a pipeline that others published."""
+        published = pipelines.lies_in(self.folder)
+        return (OUTPUTS / "published" / self.folder.name if published else self.folder) / "pictures"
 
 
 @contextlib.contextmanager
@@ -238,8 +244,11 @@ def load(folder: Path, ema: bool | int, root: str | None = None) -> LoadedRun:
     from atelier.checkpoints.store import load as load_checkpoint
     from atelier.checkpoints.store import newest
 
-    if published.is_pipeline(folder):
-        cfg, model = published.pipeline(folder)
+    if pipelines.lies_in(folder):
+        _average(ema, [])  # it has none
+        if root is not None:
+            raise UserError("root", root, "a pipeline of diffusers has no set", "leave root out")
+        cfg, model = pipelines.as_run(folder)
         return LoadedRun(folder, cfg, build.data(cfg), model.eval(), 0, [])
     cfg = build.safe_config(folder)
     path = newest(folder / "checkpoints")

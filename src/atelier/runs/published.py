@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import diffusers_scheduler, forms, hub, single_file, transformers_folder
-from atelier.checkpoints.store import sha256
 from atelier.core.errors import UserError, within
 from atelier.nets.contracts import DenoisingNet, FirstStage, TextEncoder
-from atelier.runs import build
-from atelier.runs.pages import typed_value
+from atelier.runs import build, pipelines
 
-if TYPE_CHECKING:
-    from atelier.models.base import Model
-
-PIPELINE = "model_index.json"  # of a folder of diffusers that holds a whole model, a folder for each part
-INSIDE: dict[type | None, str] = {FirstStage: "vae", DenoisingNet: "unet", TextEncoder: "text_encoder"}
+INSIDE: dict[type | None, str] = {FirstStage: "vae", DenoisingNet: "unet", TextEncoder: "text_encoder"}  # of a pipeline
 
 
 def folder(name: str, cfg: DictConfig) -> Path:
@@ -34,10 +24,10 @@ def folder(name: str, cfg: DictConfig) -> Path:
     """
     part, inner = build.section(cfg, name), INSIDE.get(build.contract(cfg, name))
     place = Path(part.run).expanduser()
-    files = [path for path in (place, *place.parents) if path.suffix == single_file.SUFFIX and path.is_file()]
-    for file in files:
-        place = unpacked(file, cfg.model.net.get("vocabulary")) / place.relative_to(file)
-    if inner is not None and (place / PIPELINE).exists():
+    for file in [path for path in (place, *place.parents) if path.suffix == single_file.SUFFIX and path.is_file()]:
+        vocabulary = OmegaConf.select(cfg, "model.net.vocabulary") if inner == INSIDE[TextEncoder] else ""
+        place = pipelines.unpacked(file, vocabulary) / place.relative_to(file)
+    if inner is not None and pipelines.lies_in(place):
         place = place / inner
     if "fetch" not in part or place.exists():
         return place
@@ -45,70 +35,6 @@ def folder(name: str, cfg: DictConfig) -> Path:
         with within(f"model.{name}"):
             return transformers_folder.located(part.run, part.fetch)
     return hub.folder(part.run, part.fetch, f"model.{name}")
-
-
-def is_pipeline(place: Path) -> bool:
-    """Whether a pipeline of diffusers lies there."""
-    return (place / PIPELINE).exists()
-
-
-def pipeline(place: Path) -> tuple[DictConfig, Model]:
-    """The config and the model of a pipeline of diffusers as it was published; its conditions are those of shapes.
-
-    Raises:
-        UserError: it is of another kind, or a part of it cannot be read.
-    """
-    theirs = diffusers_scheduler.read(place / "scheduler")
-    cfg = build.composed([*_page(place), *_objective(theirs), f"model.net.run={typed_value(str(place))}"])
-    parts = {name: folder(name, cfg) for name in build.parts(cfg)}
-    nodes = {name: build.section(cfg, name) for name in parts}
-    nets = {name: build.part(path, forms.digest(path), cfg, nodes[name]) for name, path in parts.items()}
-    model = build.on_parts(cfg, nets)
-    model.diffusion_sampler = replace(model.diffusion_sampler, sampler=theirs.sampler)
-    return cfg, model
-
-
-def _page(place: Path) -> list[str]:
-    """The page of conf/model that is a pipeline's, with its sizes."""
-    unet, vae = (json.loads((place / part / forms.DIFFUSERS[0]).read_text()) for part in ("unet", "vae"))
-    size = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    words = [f"data.image_size={size}", "data.n_test_scenes=64", f"model.first_stage.scale={vae['scaling_factor']}"]
-    if unet.get("addition_embed_type") == "text_time":
-        return ["model=sdxl", f"model.embedder.size_dim={unet['addition_time_embed_dim']}", *words]
-    task = {
-        9: ["model=stable_diffusion_inpaint", "data.task=inpaint"],
-        8: ["model=stable_diffusion_edit", "data.task=edit"],
-    }
-    return task.get(unet["in_channels"], ["model=stable_diffusion"]) + words
-
-
-def _objective(theirs: diffusers_scheduler.Scheduler) -> list[str]:
-    """The pages of its scheduler's schedule and target."""
-    schedule = "zero_terminal" if theirs.schedule.logsnrs[-1].isinf() else "scaled_linear"
-    target = diffusers_scheduler.PAGES[type(theirs.target)]
-    return [f"schedule@model.objective.schedule={schedule}", f"target@model.objective.target={target}"]
-
-
-def unpacked(file: Path, vocabulary: str | None) -> Path:
-    """The folder with the parts of a single file, made where it is not there yet; known by the content of the file.
-
-    Raises:
-        UserError: it is no such file, or there is no tokenizer for it.
-    """
-    folder = Path(os.environ.get("ATELIER_CACHE", "~/.cache/atelier")).expanduser() / "single_files" / sha256(file)[:24]
-    if (folder / PIPELINE).exists():
-        return folder
-    key, fix = "model.net.vocabulary", "PATH of CLIP's bpe_simple_vocab_16e6.txt.gz"
-    if vocabulary is None:
-        raise UserError(key, None, "a single file has no tokenizer", f"{key}={fix}")
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    print(f"unpacking {file} into {folder}", flush=True)
-    with within("model.net"):
-        single_file.read(file).unpack(part, vocabulary)
-    (part / PIPELINE).write_text("{}")
-    with contextlib.suppress(OSError):  # another has made it
-        part.rename(folder)
-    return folder
 
 
 def check(name: str, cfg: DictConfig, source: Path) -> None:
@@ -120,11 +46,17 @@ def check(name: str, cfg: DictConfig, source: Path) -> None:
         source: folder of the part.
 
     Raises:
-        UserError: scale or shift of latents, noise levels or the target differ. The sampler may be any.
+        UserError: it is a net of another page, or scale or shift of latents, noise levels or the target differ. The
+            sampler may be any.
     """
     _same_latents(name, build.section(cfg, name), source / forms.DIFFUSERS[0])
+    if build.contract(cfg, name) is not DenoisingNet:
+        return
+    own, page = cfg.choices.model, pipelines.page(source)
+    if own in pipelines.PAGES and own.removesuffix("_2") != page:
+        raise UserError("model", own, f"the net in {source} is one of {page}", f"model={page}")
     scheduler = source.parent / "scheduler"
-    if build.contract(cfg, name) is DenoisingNet and (scheduler / diffusers_scheduler.CONFIG).exists():
+    if (scheduler / diffusers_scheduler.CONFIG).exists():
         with within("model.objective"):
             objective = cfg.model.objective
             diffusers_scheduler.check(scheduler, instantiate(objective.schedule), instantiate(objective.target))
