@@ -101,7 +101,7 @@ class Sourced:
 
     Args:
         images: split without them.
-        apart: what is read (B, C', H, W) to image and source, (B, C, H, W) each.
+        apart: map of what is read (B, C', H, W) to image and source, (B, C, H, W) each.
     """
 
     def __init__(self, images: FileImages, apart: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
