@@ -7,7 +7,7 @@ pictures that the judge finds valid, and of those that are what their caption sa
 hole left grey and with the hole in the colour of the ground. Then the object's box of each under another caption
 (shape, colour and fill drawn anew, size and ground as they are): the share in which all of that is seen. Last, by the
 distance of a pixel from the hole: the mean difference from the image, in grey levels, before it is pasted, beside that
-of the first stage alone. Two tables in Markdown.
+of the first stage alone. Two tables in Markdown, the second also as a figure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from atelier.core.batch import Batch, Cond
 from atelier.core.rng import ImageRngs
+from atelier.images.charts import line_chart
 from atelier.images.pixels import to_float, to_uint8
 from atelier.models.base import sampling_mode
 from atelier.models.ldm import LDM
@@ -122,11 +124,18 @@ def measured(run: folders.LoadedRun, n: int, seed: int) -> tuple[dict[str, dict[
     return shares, {name: (total / count).tolist() for name, (total, count) in changed.items()}
 
 
+def figure(changed: dict[str, list[float]]) -> str:
+    """An SVG of the differences outside the hole."""
+    curves = {name: [(ring, value) for ring, value in enumerate(values) if ring] for name, values in changed.items()}
+    return line_chart(curves, "pixels from the hole", "grey levels changed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a finished run of model=inpaint on data=shapes, or last")
     parser.add_argument("--n", type=int, default=1000, help="test scenes")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--figure", help="file of the second table as an SVG")
     asked = parser.parse_args()
     run = folders.load_generator(folders.find(asked.run), True, None)
     run.model.to(device())
@@ -140,6 +149,8 @@ def main() -> None:
     print("| --- " * (FURTHEST + 2) + "|")
     for name, values in changed.items():
         print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
+    if asked.figure:
+        Path(asked.figure).write_text(figure(changed))
 
 
 if __name__ == "__main__":

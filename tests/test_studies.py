@@ -25,7 +25,7 @@ from atelier.metrics.shapes import judge_values
 from atelier.metrics.suite import Suite
 from atelier.runs import build, folders
 from atelier.shapes.judge import judge
-from studies import overfitting, pixel_mixture, samplers_by_nfe, temperatures, whole_images
+from studies import inpainting, overfitting, pixel_mixture, samplers_by_nfe, temperatures, whole_images
 from tests.compose import composed
 
 
@@ -191,3 +191,15 @@ def test_curves_of_a_run_with_their_intervals(
     overfitting.main()
     drawn = (tmp_path / "a.svg").read_text()
     assert drawn.count("<polygon") == 2 and ">ldm</text>" in drawn
+
+
+def test_how_far_pixels_lie_from_a_hole_and_the_figure_of_it() -> None:
+    mask = torch.zeros(1, 1, 12, 12)
+    mask[..., 5:7, 5:7] = 1
+    distance = inpainting.rings(mask)[0, 0]
+    rows, columns = torch.arange(12)[:, None], torch.arange(12)
+    off = torch.stack([5 - rows, rows - 6, torch.zeros_like(rows)]).amax(0)
+    beside = torch.stack([5 - columns, columns - 6, torch.zeros_like(columns)]).amax(0)
+    assert torch.equal(distance.long(), torch.maximum(off, beside).clamp(max=inpainting.FURTHEST))
+    drawn = inpainting.figure({"model": [9.0, 3.0, 1.0], "first stage alone": [5.0, 2.0, 1.0]})
+    assert drawn.startswith("<svg") and drawn.count("<polyline") == 2 and "first stage alone" in drawn
