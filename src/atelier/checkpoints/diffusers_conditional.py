@@ -20,11 +20,11 @@ from atelier.checkpoints.diffusers_nets import groups_of, lacking, renamed, sine
 from atelier.core.errors import UserError
 from atelier.nets.layers import TimeEmbedding
 from atelier.nets.spatial_transformer import SpatialTransformer
+from atelier.nets.two_texts import N_SIZES
 from atelier.nets.unet import UNet
 
 KIND = "UNet2DConditionModel"
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
-N_SIZES = 6  # of XL: height and width, top and left of the crop, height and width that are asked for
 DEFAULTS: dict[str, Any] = {  # of diffusers, for what a config leaves out
     "sample_size": None,
     "in_channels": 4,

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from atelier.checkpoints import diffusers_scheduler, forms, single_file, transformers_folder
 from atelier.checkpoints.store import sha256
 from atelier.core.errors import UserError, within
-from atelier.runs import build
+from atelier.runs import build, keeping
 from atelier.runs.pages import typed_value
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ def unpacked(file: Path, vocabulary: str | None) -> Path:
     Raises:
         UserError: it is no such file, or there is no tokenizer for it.
     """
-    root = Path(os.environ.get("ATELIER_CACHE", "~/.cache/atelier")).expanduser() / "single_files"
-    folder = root / sha256(file)[:24]
+    folder = keeping.automatic("single_files", {"sha256": sha256(file)})
     if not lies_in(folder):
         part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         print(f"unpacking {file} into {folder}", flush=True)
