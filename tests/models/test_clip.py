@@ -107,7 +107,7 @@ def test_matrices_alone_decay_and_the_factor_stays_within_its_limits() -> None:
 def test_it_learns_which_sentence_is_of_which_picture() -> None:
     model = model_of(grad_clip=1.0)
     optimizer = model.configure_optimizers()
-    for _ in range(60):
+    for _ in range(80):
         loss = model.training_step(pictures(torch.arange(16) % 4))
         optimizer.zero_grad()
         loss.backward()

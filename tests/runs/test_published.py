@@ -146,8 +146,8 @@ def test_a_net_of_another_page_is_told_its_own(page: str, channels: int, right: 
     folder = pipeline.written(tmp_path / "pipeline", case.kind, case.scheduler, in_channels=channels)
     with pytest.raises(UserError) as caught:
         linked(tmp_path / "run", f"model={page}", f"model.net.run={folder}", "data.image_size=32")
-    assert caught.value.line().startswith(f"error: model={page}: the net in ")
-    assert caught.value.line().endswith(f"is one of {right}. Fix: model={right}")
+    assert (caught.value.key, caught.value.value, caught.value.fix) == ("model", page, f"model={right}")
+    assert caught.value.problem.startswith("the net in ") and caught.value.problem.endswith(f" is one of {right}")
 
 
 def test_a_single_file_is_unpacked_once(

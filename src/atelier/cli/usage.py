@@ -11,7 +11,7 @@ from pathlib import Path
 
 from atelier.runs.pages import CONF, offered
 
-NAME = 22  # columns for the name of a page
+NAME = 25  # columns for the name of a page
 WORDS = """\
 seed=0                        of everything random
 run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped

@@ -62,6 +62,11 @@ class TwoTexts(nn.Module):
         self.cond_sizes = {"vector": vector, "tokens": tokens}
         self.register_buffer("sizes", _sizes(image_size, size_dim), persistent=False)  # (6 * size_dim,)
 
+    @property
+    def encoder(self) -> TextEncoder:
+        """What says how long a text is: both encoders read as many tokens."""
+        return self.frozen.net
+
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """Vector (n, D) and tokens (n, T, E) with their mask, of n texts."""
         known = self._encoded(cond[self.conditions[0]])

@@ -244,7 +244,9 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
 def _is_part(annotation: Any, given: Any) -> bool:
     """Whether an argument is to be lent by another run, which no `_target_` builds."""
     asked = contract_of(annotation)
-    return asked is not None and not (asked in BUILT and isinstance(given, dict) and "_target_" in given)
+    if asked in BUILT:
+        return isinstance(given, dict) and "_target_" not in given
+    return asked is not None
 
 
 def contract(target: str, argument: str) -> type | None:
