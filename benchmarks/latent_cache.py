@@ -30,7 +30,6 @@ from atelier.data.base import DataModule, Images
 from atelier.data.latent_cache import KeptLatents, LatentCache
 from atelier.models.ldm import LDM
 
-ROOT = Path(__file__).parents[1]
 WARM = 2  # steps of each that are left out
 N = 256  # images
 F8 = [
@@ -41,13 +40,10 @@ F8 = [
 
 
 def composed(words: list[str]) -> DictConfig:
-    from hydra import compose, initialize_config_dir
-
-    from atelier.runs import folders
+    from atelier.runs import build, folders
 
     folders.register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", [*words, "run_dir=unused"])
+    return build.composed(words)
 
 
 def built(args: argparse.Namespace) -> tuple[LDM, DataModule]:

@@ -6,7 +6,6 @@ XL is a text's and then sines of six sizes, which an embedder makes; here it is 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,8 @@ NAMES = (  # our parts -> theirs
 
 def holds(folder: Path | str) -> bool:
     """Whether the config.json of a folder is of such a net."""
-    return json.loads((Path(folder) / diffusers_files.CONFIG).read_text()).get("_class_name") == KIND
+    folder = Path(folder)
+    return diffusers_files.told(folder, folder / diffusers_files.CONFIG, _refused).get("_class_name") == KIND
 
 
 def read(folder: Path | str, image_size: int | None = None) -> UNet:

@@ -20,18 +20,27 @@ Refused = Callable[[Path, str], UserError]  # the folder and the problem -> one 
 Names = dict[str, list[str]]  # one of our tensors -> theirs that make it, one below the other
 
 
+def told(folder: Path, path: Path, refused: Refused) -> dict[str, Any]:
+    """What a JSON file of a folder, or beside it, says.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise refused(folder, f"it has no readable {path.name} ({error.strerror})") from error
+    except ValueError as error:
+        raise refused(folder, f"{path.name} is no JSON") from error
+
+
 def config(folder: Path, kinds: Collection[str], refused: Refused) -> dict[str, Any]:
     """The config.json of a folder, of a net of one of these classes.
 
     Raises:
         UserError: there is none, or it is of another class.
     """
-    try:
-        found = json.loads((folder / CONFIG).read_text())
-    except OSError as error:
-        raise refused(folder, f"it has no readable {CONFIG} ({error.strerror})") from error
-    except ValueError as error:
-        raise refused(folder, f"{CONFIG} is no JSON") from error
+    found = told(folder, folder / CONFIG, refused)
     kind = found.get("_class_name")
     if kind not in kinds:
         raise refused(folder, f"it holds a {kind}, not {_one_of(kinds)}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from atelier.checkpoints import diffusers_files
 from atelier.core.errors import UserError
 from atelier.diffusion.multistep import PLMS
 from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Sampler
@@ -118,12 +119,7 @@ def config(folder: Path | str) -> dict[str, Any]:
         UserError: there is no such file.
     """
     folder = Path(folder)
-    try:
-        told = json.loads((folder / CONFIG).read_text())
-    except OSError as error:
-        raise _refused(folder, f"it has no readable {CONFIG} ({error.strerror})") from error
-    except ValueError as error:
-        raise _refused(folder, f"{CONFIG} is no JSON") from error
+    told = diffusers_files.told(folder, folder / CONFIG, _refused)
     return USUAL | {name: value for name, value in told.items() if value is not None}
 
 

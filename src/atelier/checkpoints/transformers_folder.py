@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from atelier.checkpoints import diffusers_files
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
 from atelier.nets.contracts import Layer
@@ -128,7 +129,7 @@ def _tokenizers(name: str) -> str:
 
 def _config(folder: Path) -> dict[str, Any]:
     """What CLIPTextConfig says, by its names."""
-    found = _json(folder, folder / CONFIG)
+    found = diffusers_files.told(folder, folder / CONFIG, _refused)
     if found.get("model_type") not in KINDS:
         raise _refused(folder, f"it holds a {found.get('model_type')}, no CLIP text encoder")
     found = DEFAULTS | found.get("text_config", found)
@@ -198,11 +199,11 @@ def _tokenizer(folder: Path) -> BytePairs:
     if not found:
         raise _refused(folder, "it has no vocab.json and merges.txt, and no tokenizer.json")
     if "vocab.json" in found and "merges.txt" in found:
-        rows = _json(folder, found["vocab.json"])
+        rows = diffusers_files.told(folder, found["vocab.json"], _refused)
         lines = [line.split() for line in found["merges.txt"].read_text(encoding="utf-8").split("\n")]
         pairs = [(line[0], line[1]) for line in lines if len(line) == 2 and line[0] != "#version:"]
     else:
-        model = _json(folder, found["tokenizer.json"])["model"]
+        model = diffusers_files.told(folder, found["tokenizer.json"], _refused)["model"]
         rows = model["vocab"]
         pairs = [tuple(pair.split() if isinstance(pair, str) else pair) for pair in model["merges"]]
     return BytePairs(rows, pairs, rows.get(_pad(folder, found)))
@@ -212,19 +213,10 @@ def _pad(folder: Path, found: dict[str, Path]) -> str:
     """The padding that a tokenizer's config names; else the end mark, as transformers has it."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if name in found:
-            pad = _json(folder, found[name]).get("pad_token")
+            pad = diffusers_files.told(folder, found[name], _refused).get("pad_token")
             if pad is not None:
                 return pad["content"] if isinstance(pad, dict) else pad
     return "<|endoftext|>"
-
-
-def _json(folder: Path, path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _refused(folder, f"it has no readable {path.name} ({error.strerror})") from error
-    except ValueError as error:
-        raise _refused(folder, f"{path.name} is no JSON") from error
 
 
 def _refused(folder: Path | str, problem: str) -> UserError:

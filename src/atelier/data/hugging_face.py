@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Column = Literal["image", "source", "text", "instruction", "label"]
-PICTURES, TEXTS = ("image", "source"), ("text", "instruction")
+PICTURES = ("image", "source")
 TEST_SPLITS = ("test", "validation", "val", "valid")
 N_NAMED = 5  # columns that a line names first
 ROWS_AT_ONCE = 256

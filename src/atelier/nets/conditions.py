@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Literal
 
@@ -22,7 +23,57 @@ Read = Literal["vector", "tokens"]
 NEGATIVE = "negative"  # texts that stand in place of the null, by name in a `Cond`
 
 
-class TextEmbedder(nn.Module):
+class Texts(nn.Module, ABC):
+    """Texts that a frozen encoder reads, and what stands for none: what all embedders of texts share.
+
+    Args:
+        encoder: encoder of texts.
+        field: name of the texts.
+        null_kind: stand-in for no text: "empty", the empty prompt (Rombach et al. 2022), or another of the embedder's.
+        cut: whether of a text with more tokens than the encoder reads its beginning will do; else it is refused.
+
+    Raises:
+        UserError: the encoder is none.
+    """
+
+    def __init__(self, encoder: TextEncoder, field: str, null_kind: str, cut: bool) -> None:
+        super().__init__()
+        keeps(encoder, TextEncoder, ".encoder")
+        self.conditions, self.frozen, self.null_kind, self.cut = (field,), Frozen(encoder), null_kind, cut
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """What it reads texts by."""
+        return self.frozen.net
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are read."""
+        return self.encoder.max_tokens
+
+    def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
+        """What `cond_sizes` names, of n texts; tokens are (n, `max_tokens`, E), with their mask."""
+        known = self._encoded(cond[self.conditions[0]])
+        return known if drop is None else left_out(known, drop, self.null(n))
+
+    def null(self, n: int, cond: Cond | None = None) -> Condition:
+        """That of n images without text, or with the texts that are named `negative`."""
+        if cond is not None and NEGATIVE in cond:
+            return self._encoded(cond[NEGATIVE])
+        if self.null_kind == "empty":
+            return self._encoded([""]).rows([0] * n)
+        return self._nothing(n)
+
+    @abstractmethod
+    def _encoded(self, texts: list[str]) -> Condition:
+        """The condition of texts."""
+
+    @abstractmethod
+    def _nothing(self, n: int) -> Condition:
+        """That of n images without text, where it is not the empty prompt."""
+
+
+class TextEmbedder(Texts):
     """Texts as a frozen encoder reads them: a map of its vector, its tokens, or both.
 
     Texts that are all in `kept` are looked up there, where it is set; others are encoded.
@@ -49,9 +100,7 @@ class TextEmbedder(nn.Module):
         null_kind: Literal["empty", "learned", "zeros"],
         cut: bool = False,
     ) -> None:
-        super().__init__()
-        keeps(encoder, TextEncoder, ".encoder")
-        self.conditions, self.frozen, self.null_kind, self.cut = (field,), Frozen(encoder), null_kind, cut
+        super().__init__(encoder, field, null_kind, cut)
         self.read = Reader(reads, encoder.vector_dim, dim, encoder.token_dim, null_kind == "learned")
         self.kept: KeptTexts | None = None
 
@@ -59,29 +108,6 @@ class TextEmbedder(nn.Module):
     def cond_sizes(self) -> dict[str, int]:
         """Of a vector, D, and of tokens, the encoder's E, as far as they are read."""
         return self.read.sizes
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """What it reads texts by."""
-        return self.frozen.net
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a text that are read."""
-        return self.encoder.max_tokens
-
-    def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
-        """Vector (n, D), tokens (n, `max_tokens`, E) and their mask of n texts."""
-        known = self._encoded(cond[self.conditions[0]])
-        return known if drop is None else left_out(known, drop, self.null(n))
-
-    def null(self, n: int, cond: Cond | None = None) -> Condition:
-        """That of n images without text, or with the texts that are named `negative`."""
-        if cond is not None and NEGATIVE in cond:
-            return self._encoded(cond[NEGATIVE])
-        if self.null_kind == "empty":
-            return self._encoded([""]).rows([0] * n)
-        return self.read.null(n, self.max_tokens)
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Condition:
@@ -95,6 +121,9 @@ class TextEmbedder(nn.Module):
         if self.kept is None or not all(text in self.kept for text in texts):
             return self.read(self.encode(texts))
         return self.read(self.kept.read(texts).to(next(self.encoder.parameters()).device))
+
+    def _nothing(self, n: int) -> Condition:
+        return self.read.null(n, self.max_tokens)
 
 
 class ImageEmbedder(nn.Module):
@@ -356,11 +385,10 @@ def text_reader(embedder: Embedder) -> TextEmbedder | None:
     return found[0] if len(found) == 1 and isinstance(found[0], TextEmbedder) else None
 
 
-def readers(embedder: Embedder, field: str) -> list[Embedder]:
-    """What reads the texts of a field by a `frozen` encoder."""
+def readers(embedder: Embedder, field: str) -> list[Texts]:
+    """What reads the texts of a field."""
     sources = embedder.sources.values() if isinstance(embedder, Several) else [embedder]
-    of_field = [source for source in sources if source.conditions == (field,)]
-    return [source for source in of_field if isinstance(getattr(source, "frozen", None), Frozen)]
+    return [source for source in sources if isinstance(source, Texts) and source.conditions == (field,)]
 
 
 def word_spans(encoder: TextEncoder, text: str) -> list[tuple[str, range]]:

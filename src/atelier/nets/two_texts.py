@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from atelier.core.batch import Cond
 from atelier.core.condition import Condition
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt
-from atelier.nets.conditions import NEGATIVE, left_out
+from atelier.nets.conditions import Texts
 from atelier.nets.contracts import TextEncoder, keeps
 from atelier.nets.frozen import Frozen
 from atelier.nets.layers import TimeEmbedding
@@ -19,7 +18,7 @@ from atelier.nets.layers import TimeEmbedding
 N_SIZES = 6  # height and width of the original, top and left of the crop, height and width that are asked for
 
 
-class TwoTexts(nn.Module):
+class TwoTexts(Texts):
     """Texts as two frozen encoders read them (Podell et al. 2023, SDXL, section 2.1 and 2.2).
 
     Tokens of both stand beside one another, number by number; the vector is that of the second, and behind it sines of
@@ -49,45 +48,28 @@ class TwoTexts(nn.Module):
         null_kind: Literal["zeros", "empty"] = "zeros",
         cut: bool = False,
     ) -> None:
-        super().__init__()
-        keeps(encoder, TextEncoder, ".encoder")
+        super().__init__(encoder, field, null_kind, cut)
         keeps(second, TextEncoder, ".second")
         if encoder.max_tokens != second.max_tokens:
             problem = f"it reads {second.max_tokens} tokens, the first {encoder.max_tokens}"
             raise UserError(".second", type(second).__name__, problem, ".second.run=FOLDER of the same model")
-        self.conditions, self.null_kind, self.cut = (field,), null_kind, cut
-        self.frozen, self.second = Frozen(encoder), Frozen(second)
-        self.max_tokens = encoder.max_tokens
+        self.second = Frozen(second)
         tokens, vector = encoder.token_dim + second.token_dim, second.vector_dim + N_SIZES * size_dim
         self.cond_sizes = {"vector": vector, "tokens": tokens}
         self.register_buffer("sizes", _sizes(image_size, size_dim), persistent=False)  # (6 * size_dim,)
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """What says how long a text is: both encoders read as many tokens."""
-        return self.frozen.net
-
-    def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
-        """Vector (n, D) and tokens (n, T, E) with their mask, of n texts."""
-        known = self._encoded(cond[self.conditions[0]])
-        return known if drop is None else left_out(known, drop, self.null(n))
-
-    def null(self, n: int, cond: Cond | None = None) -> Condition:
-        """That of n images without text, whose sizes stay, or with the texts that are named `negative`."""
-        if cond is not None and NEGATIVE in cond:
-            return self._encoded(cond[NEGATIVE])
-        if self.null_kind == "empty":
-            return self._encoded([""]).rows([0] * n)
-        vector, tokens = self.cond_sizes["vector"], self.cond_sizes["tokens"]
-        zeros = self.sizes.new_zeros(n, vector - len(self.sizes))
-        there = torch.ones(n, self.max_tokens, dtype=torch.bool, device=zeros.device)
-        return Condition(self._with_sizes(zeros), zeros.new_zeros(n, self.max_tokens, tokens), there)
 
     @torch.no_grad()
     def _encoded(self, texts: list[str]) -> Condition:
         first, second = (one.net.encode_texts(texts) for one in (self.frozen, self.second))
         tokens = torch.cat([first.tokens, second.tokens], dim=2)           # (B, T, E)
         return Condition(self._with_sizes(second.vector), tokens, second.mask)
+
+    def _nothing(self, n: int) -> Condition:
+        """Zeros, but for the sizes, which stay."""
+        vector, tokens = self.cond_sizes["vector"], self.cond_sizes["tokens"]
+        zeros = self.sizes.new_zeros(n, vector - len(self.sizes))
+        there = torch.ones(n, self.max_tokens, dtype=torch.bool, device=zeros.device)
+        return Condition(self._with_sizes(zeros), zeros.new_zeros(n, self.max_tokens, tokens), there)
 
     def _with_sizes(self, vector: Tensor) -> Tensor:
         return torch.cat([vector, self.sizes.expand(len(vector), -1)], dim=1)

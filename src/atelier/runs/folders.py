@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, srun_tasks
-from atelier.runs import build, pipelines, preflight
+from atelier.runs import build, pipelines, preflight, published
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
@@ -184,7 +184,7 @@ def find(run: str) -> Path:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
         return newest
     folder = Path(run)
-    if not (folder / "config.yaml").exists() and not pipelines.lies_in(folder):
+    if not (folder / "config.yaml").exists() and not published.lies_in(folder):
         beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
         close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
         raise UserError("run", run, "no run folder (it has no config.yaml)", f"run={close}")
@@ -212,8 +212,8 @@ class LoadedRun:
     @property
     def pictures(self) -> Path:
         """Where its pictures go: with the run, or under outputs/ where it is a pipeline that others published."""
-        published = pipelines.lies_in(self.folder)
-        return (OUTPUTS / "published" / self.folder.name if published else self.folder) / "pictures"
+        of_others = published.lies_in(self.folder)
+        return (OUTPUTS / "published" / self.folder.name if of_others else self.folder) / "pictures"
 
 
 @contextlib.contextmanager
@@ -244,7 +244,7 @@ def load(folder: Path, ema: bool | int, root: str | None = None) -> LoadedRun:
     from atelier.checkpoints.store import load as load_checkpoint
     from atelier.checkpoints.store import newest
 
-    if pipelines.lies_in(folder):
+    if published.lies_in(folder):
         _average(ema, [])  # it has none
         if root is not None:
             raise UserError("root", root, "a pipeline of diffusers has no set", "leave root out")

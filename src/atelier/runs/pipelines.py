@@ -1,29 +1,22 @@
-"""Whole models that others have published: pipelines of diffusers, and single files, which become pipelines."""
+"""Pipelines of diffusers, whole models that others have published, asked as runs are."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from atelier.checkpoints import diffusers_scheduler, forms, single_file, transformers_folder
-from atelier.checkpoints.store import sha256
-from atelier.core.errors import UserError, within
-from atelier.runs import build, keeping
+from atelier.checkpoints import diffusers_scheduler, forms
+from atelier.core.errors import UserError
+from atelier.runs import build, published
 from atelier.runs.pages import typed_value
 
 if TYPE_CHECKING:
     from atelier.models.base import Model
 
-INDEX = "model_index.json"  # of a folder of diffusers that holds a whole model, a folder for each part
-CHANNELS = {9: "stable_diffusion_inpaint", 8: "stable_diffusion_edit"}  # of a net's input; others: noisy latents alone
-PAGES = ("stable_diffusion", "stable_diffusion_2", "sdxl", *CHANNELS.values())
 TASKS = {"stable_diffusion_inpaint": ["data.task=inpaint"], "stable_diffusion_edit": ["data.task=edit"]}
 SCALE, SIZE = 0.18215, 64  # of latents, where a config does not say
 TABLES = {
@@ -31,19 +24,6 @@ TABLES = {
     "scaled_linear": "scaled_linear",
     "squaredcos_cap_v2": "cosine",
 }  # theirs -> conf/schedule
-
-
-def lies_in(place: Path) -> bool:
-    """Whether a pipeline of diffusers is there."""
-    return (place / INDEX).exists()
-
-
-def page(unet: Path) -> str:
-    """The page of conf/model that the net in a folder is of; that of version 2 is version 1's with another target."""
-    config = _config(unet)
-    if config.get("addition_embed_type") == "text_time":
-        return "sdxl"
-    return CHANNELS.get(config.get("in_channels", 4), "stable_diffusion")
 
 
 def as_run(place: Path) -> tuple[DictConfig, Model]:
@@ -67,8 +47,6 @@ def as_run(place: Path) -> tuple[DictConfig, Model]:
 
 
 def _part(place: Path, name: str, cfg: DictConfig) -> Path:
-    from atelier.runs import published
-
     found = published.folder(name, cfg)
     if forms.form(found) is None:
         problem = f"{found.name}/ has no weights in one .safetensors beside its config.json"
@@ -78,10 +56,10 @@ def _part(place: Path, name: str, cfg: DictConfig) -> Path:
 
 def _words(place: Path) -> list[str]:
     """What train.py would be told of a pipeline."""
-    unet, vae = _config(place / "unet"), _config(place / "vae")
+    unet, vae = published.config(place / "unet"), published.config(place / "vae")
     side = unet.get("sample_size") or SIZE
     size = (side[0] if isinstance(side, list) else side) * 2 ** (len(vae["block_out_channels"]) - 1)
-    kind = page(place / "unet")
+    kind = published.page(place / "unet")
     words = [f"model={kind}", *TASKS.get(kind, []), f"data.image_size={size}", "data.n_test_scenes=64"]
     words += [
         f"model.net.run={typed_value(str(place))}",
@@ -110,45 +88,3 @@ def _objective(scheduler: Path) -> list[str]:
     if told["beta_schedule"] != "squaredcos_cap_v2":
         numbers |= {"beta_min": told["beta_start"], "beta_max": told["beta_end"]}
     return words + [f"{key}.{name}={number}" for name, number in numbers.items()]
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """The config.json of a part. Raises UserError where there is none."""
-    try:
-        return json.loads((folder / forms.DIFFUSERS[0]).read_text())
-    except (OSError, ValueError) as error:
-        problem = f"{folder.name}/ has no readable {forms.DIFFUSERS[0]}"
-        raise UserError("run", folder.parent, problem, "run=FOLDER of a whole pipeline of diffusers") from error
-
-
-def unpacked(file: Path, vocabulary: str | None) -> Path:
-    """The pipeline that a single file becomes, made where it is not there yet; known by the content of the file.
-
-    Args:
-        file: single file.
-        vocabulary: path of CLIP's vocabulary, for the tokenizers; "": they are not needed now.
-
-    Raises:
-        UserError: it is no such file, or there is no tokenizer for it.
-    """
-    folder = keeping.automatic("single_files", {"sha256": sha256(file)})
-    if not lies_in(folder):
-        part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        print(f"unpacking {file} into {folder}", flush=True)
-        with within("model.net"):
-            single_file.read(file).unpack(part)
-        (part / INDEX).write_text("{}")
-        try:
-            part.rename(folder)
-        except OSError:
-            shutil.rmtree(part, ignore_errors=True)
-            if not lies_in(folder):  # else another has made it
-                raise
-    if vocabulary != "" and not transformers_folder.tokenizer_files(folder / "text_encoder"):
-        if vocabulary is None:
-            key = "model.net.vocabulary"
-            fix = f"{key}=PATH of CLIP's bpe_simple_vocab_16e6.txt.gz"
-            raise UserError(key, None, "a single file has no tokenizer", fix)
-        with within("model.net"):
-            single_file.read(file).write_tokenizers(folder, vocabulary)
-    return folder

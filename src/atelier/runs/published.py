@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import diffusers_scheduler, forms, hub, single_file, transformers_folder
+from atelier.checkpoints.store import sha256
 from atelier.core.errors import UserError, within
 from atelier.nets.contracts import DenoisingNet, FirstStage, TextEncoder
-from atelier.runs import build, pipelines
+from atelier.runs import build, keeping
 
+INDEX = "model_index.json"  # of a folder of diffusers that holds a whole model, a folder for each part
+CHANNELS = {9: "stable_diffusion_inpaint", 8: "stable_diffusion_edit"}  # of a net's input; others: noisy latents alone
+PAGES = ("stable_diffusion", "stable_diffusion_2", "sdxl", *CHANNELS.values())
 INSIDE: dict[type | None, str] = {FirstStage: "vae", DenoisingNet: "unet", TextEncoder: "text_encoder"}  # of a pipeline
 
 
@@ -26,8 +34,8 @@ def folder(name: str, cfg: DictConfig) -> Path:
     place = Path(part.run).expanduser()
     for file in [path for path in (place, *place.parents) if path.suffix == single_file.SUFFIX and path.is_file()]:
         vocabulary = OmegaConf.select(cfg, "model.net.vocabulary") if inner == INSIDE[TextEncoder] else ""
-        place = pipelines.unpacked(file, vocabulary) / place.relative_to(file)
-    if inner is not None and pipelines.lies_in(place):
+        place = unpacked(file, vocabulary) / place.relative_to(file)
+    if inner is not None and lies_in(place):
         place = place / inner
     if "fetch" not in part or place.exists():
         return place
@@ -35,6 +43,71 @@ def folder(name: str, cfg: DictConfig) -> Path:
         with within(f"model.{name}"):
             return transformers_folder.located(part.run, part.fetch)
     return hub.folder(part.run, part.fetch, f"model.{name}")
+
+
+def lies_in(place: Path) -> bool:
+    """Whether a pipeline of diffusers is there."""
+    return (place / INDEX).exists()
+
+
+def page(unet: Path) -> str:
+    """The page of conf/model that the net in a folder is of; that of version 2 is version 1's with another target."""
+    told = config(unet)
+    if told.get("addition_embed_type") == "text_time":
+        return "sdxl"
+    return CHANNELS.get(told.get("in_channels", 4), "stable_diffusion")
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """The config.json of a part of a pipeline.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return json.loads((folder / forms.DIFFUSERS[0]).read_text())
+    except (OSError, ValueError) as error:
+        problem = f"{folder.name}/ has no readable {forms.DIFFUSERS[0]}"
+        raise UserError("run", folder.parent, problem, "run=FOLDER of a whole pipeline of diffusers") from error
+
+
+def unpacked(file: Path, vocabulary: str | None) -> Path:
+    """The pipeline that a single file becomes, made where it is not there yet; known by the content of the file.
+
+    Args:
+        file: single file.
+        vocabulary: path of CLIP's vocabulary, for the tokenizers; "": they are not needed now.
+
+    Raises:
+        UserError: it is no such file, or there is no tokenizer for it.
+    """
+    folder = keeping.automatic("single_files", {"sha256": _digest(file, file.stat().st_size, file.stat().st_mtime_ns)})
+    if not lies_in(folder):
+        part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        print(f"unpacking {file} into {folder}", flush=True)
+        with within("model.net"):
+            single_file.read(file).unpack(part)
+        (part / INDEX).write_text("{}")
+        try:
+            part.rename(folder)
+        except OSError:
+            shutil.rmtree(part, ignore_errors=True)
+            if not lies_in(folder):  # else another has made it
+                raise
+    if vocabulary != "" and not transformers_folder.tokenizer_files(folder / "text_encoder"):
+        if vocabulary is None:
+            key = "model.net.vocabulary"
+            fix = f"{key}=PATH of CLIP's bpe_simple_vocab_16e6.txt.gz"
+            raise UserError(key, None, "a single file has no tokenizer", fix)
+        with within("model.net"):
+            single_file.read(file).write_tokenizers(folder, vocabulary)
+    return folder
+
+
+@functools.cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    """The sha256 of a file, read once for all parts that lie in it while it has this size and time."""
+    return sha256(file)
 
 
 def check(name: str, cfg: DictConfig, source: Path) -> None:
@@ -52,9 +125,9 @@ def check(name: str, cfg: DictConfig, source: Path) -> None:
     _same_latents(name, build.section(cfg, name), source / forms.DIFFUSERS[0])
     if build.contract(cfg, name) is not DenoisingNet:
         return
-    own, page = cfg.choices.model, pipelines.page(source)
-    if own in pipelines.PAGES and own.removesuffix("_2") != page:
-        raise UserError("model", own, f"the net in {source} is one of {page}", f"model={page}")
+    own, right = cfg.choices.model, page(source)
+    if own in PAGES and own.removesuffix("_2") != right:
+        raise UserError("model", own, f"the net in {source} is one of {right}", f"model={right}")
     scheduler = source.parent / "scheduler"
     if (scheduler / diffusers_scheduler.CONFIG).exists():
         with within("model.objective"):
