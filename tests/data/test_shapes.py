@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from atelier.core.errors import UserError
 from atelier.data import shapes
 from atelier.data.shapes import EXTRA, Shapes
 from atelier.shapes import world
@@ -16,6 +17,7 @@ from atelier.shapes.judge import judge
 
 PAGE = Path(__file__).parents[2] / "conf" / "data" / "shapes.yaml"
 HALF_LEVEL = 0.5 / 127.5 + 1e-6
+FINGERPRINT = "ce751a128ce24012"  # of the training split of `shapes_set`, as it was before `shapes`
 FIELDS = ("image", "source", "image_a", "image_b", "mask", "mask_kind", "label", "attributes", "target", "index")
 
 
@@ -187,3 +189,28 @@ def test_large_images_cost_nothing_before_they_are_read() -> None:
     images = shapes_set(image_size=64, n_train_scenes=50000).split("train")
     images.read([49999], None)
     assert images.drawn.sum() == 1 and images.kept["image"].shape == (50000, 3, 64, 64)
+
+
+@pytest.mark.parametrize("task", [task for task in EXTRA if task not in ("fill", "edit")])
+def test_some_shapes_are_the_first_scenes_that_show_them(task: shapes.Task) -> None:
+    some = shapes_set(task=task, shapes=["star", "ring"])
+    whole = shapes_set(task=task, n_train_scenes=2000, n_test_scenes=600)
+    for split, n in (("train", 300), ("test", 100)):
+        every = whole.split(split)
+        rows = [i for i, shape in enumerate(every.scenes.shape) if world.SHAPES[shape] in ("star", "ring")][:n]
+        batch, expected = some.split(split).read(list(range(n)), None), every.read(rows, None)
+        for name in set(batch) - {"index"}:
+            same = batch[name] == expected[name]
+            assert same if isinstance(same, bool) else same.all(), name
+        assert batch["index"].tolist() == list(range(n))
+    assert len({data.fingerprint("train") for data in (some, shapes_set(task=task), shapes_set(shapes=["star"]))}) == 3
+
+
+def test_a_run_of_before_there_was_a_choice_of_shapes_finds_its_images() -> None:
+    assert shapes_set().fingerprint("train") == FINGERPRINT
+
+
+@pytest.mark.parametrize("task", ["fill", "edit"])
+def test_some_shapes_are_refused_where_further_scenes_are_drawn(task: shapes.Task) -> None:
+    with pytest.raises(UserError, match=f"data.shapes=.*task={task} draws further scenes"):
+        shapes_set(task=task, shapes=["star"])
