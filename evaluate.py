@@ -6,12 +6,14 @@ from atelier.core import stopping
 usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
+for key in ("adapters", "adapter_weights"):
+    usage.listed_value(key)
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from atelier.cli import jobs, messages  # noqa: E402
-from atelier.runs import build, folders, preflight  # noqa: E402
+from atelier.runs import adapted, build, folders, preflight  # noqa: E402
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -31,6 +33,7 @@ def evaluate(cfg: DictConfig) -> None:
     run = folders.load_generator(folders.find(cfg.run), cfg.ema, cfg.root)
     if cfg.eval.record:
         ledger.check(run, cfg.eval.n_samples)
+    worn = adapted.put_on(run.model, *adapted.asked(cfg))
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample, run.cfg)
     evaluator = build.evaluator(cfg, run.cfg)
@@ -40,7 +43,9 @@ def evaluate(cfg: DictConfig) -> None:
     precision = resolved(cfg.precision or run.cfg.trainer.precision, model.device.type == "cuda")
     raw: dict[str, float] = {}
     if cfg.eval.raw:
-        other = folders.load_generator(run.folder, False, cfg.root).model.to(device())
+        other = folders.load_generator(run.folder, False, cfg.root).model
+        adapted.put_on(other, *adapted.asked(cfg))
+        other = other.to(device())
         raw, _ = evaluator(other, run.data, options, lambda: autocast(other, precision), show_progress)
     values, protocol = evaluator(model, run.data, options, lambda: autocast(model, precision), show_progress)
     intervals = evaluator.intervals(values, protocol)
@@ -48,7 +53,7 @@ def evaluate(cfg: DictConfig) -> None:
     if evaluator.curve and evaluator.suite.rate_distortion:
         evaluator.curve.write(run.folder)
         print(evaluator.curve.table(), file=sys.stderr, flush=True)
-    protocol |= {"ema": run.ema, "precision": precision}
+    protocol |= {"ema": run.ema, "precision": precision} | worn
     printed = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
     printed |= {"intervals": intervals}
     line = json.dumps(printed)

@@ -6,13 +6,14 @@ from atelier.core import stopping
 usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
-usage.listed_value("attributes")
+for key in ("attributes", "adapters", "adapter_weights"):
+    usage.listed_value(key)
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from atelier.cli import jobs, messages  # noqa: E402
-from atelier.runs import build, folders, like, preflight  # noqa: E402
+from atelier.runs import adapted, build, folders, like, preflight  # noqa: E402
 
 
 def sample(cfg: DictConfig) -> None:
@@ -29,6 +30,7 @@ def sample(cfg: DictConfig) -> None:
     preflight.check(cfg)
     words = build.plain(cfg)
     run = folders.load_generator(folders.find(words["run"]), words["ema"], words["root"])
+    adapted.put_on(run.model, words["adapters"], words["adapter_weights"])
     model = run.model.to(device())
     words["do"] = verb(words["do"], model)
     options = build.options(cfg, model, verbs(model)[words["do"]], run.cfg)

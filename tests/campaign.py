@@ -67,17 +67,17 @@ def killed_at(owner: type, name: str, count: int) -> Callable[[], None]:
     return patch
 
 
-def kills(folder: Path, family: str, n: int, seed: int) -> int:
+def kills(folder: Path, family: str, n: int, seed: int, *more: str) -> int:
     """Start, kill at a random moment, start again, ... and let it finish; gives how often it was killed."""
     rng, done = random.Random(seed), 0
     points = [point for point in KILL_POINTS if point[1] != "_facts" or family not in PICTURELESS]
     for _ in range(n):
         owner, name = rng.choice(points)
         patch = killed_at(owner, name, rng.randint(1, 3))
-        code = forked(lambda patch=patch: (patch(), run(folder, family)))
+        code = forked(lambda patch=patch: (patch(), run(folder, family, *more)))
         done += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), code
-    code = forked(lambda: run(folder, family))
+    code = forked(lambda: run(folder, family, *more))
     assert code == 0, code
     return done
 
@@ -128,14 +128,15 @@ def prepare(root: Path, family: str) -> None:
         assert code == 0
 
 
-def campaign(root: Path, family: str, chains: int, per_chain: int) -> dict[str, Any]:
+def campaign(root: Path, name: str, chains: int, per_chain: int, family: str, *more: str) -> dict[str, Any]:
+    """Chains of kills of a family, with these words too, beside the same run without kills."""
     prepare(root, family)
-    assert forked(lambda: run(root / family, family)) == 0
-    straight = final(root / family)
+    assert forked(lambda: run(root / name, family, *more)) == 0
+    straight = final(root / name)
     told: dict[str, Any] = {"entries": len(straight), "kills": 0, "differ": []}
     for chain in range(chains):
-        folder = root / f"{family}_{chain}"
-        told["kills"] += kills(folder, family, per_chain, seed=chain)
+        folder = root / f"{name}_{chain}"
+        told["kills"] += kills(folder, family, per_chain, chain, *more)
         told["differ"] += differences(straight, final(folder))
     return told
 
@@ -182,7 +183,9 @@ def main() -> None:
     root, chains, per_chain = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     told: dict[str, Any] = {}
     for family in TINY:
-        told[family] = campaign(root, family, chains if family in FOUR else 1, per_chain)
+        told[family] = campaign(root, family, chains if family in FOUR else 1, per_chain, family)
+    words = ["lora=blocks", f"start_from={root}/ldm"]
+    told["adapters"] = campaign(root, "adapters", 1, per_chain, "ldm", *words)
     told["dropped"] = dropped(root / "drops", "ddpm")
     told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)
     told["sigterm while judging"] = stopped(root / "judging", "gan", (Evaluator, "_facts"), signal.SIGTERM)

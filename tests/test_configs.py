@@ -70,6 +70,7 @@ SCOPES = {  # group -> the parts of a config that a page of it refers to, which 
     "trainer": ["trainer"],
     "logger": ["run_dir", "logger"],
     "metrics": ["metrics"],
+    "lora": ["seed", "data", "budget", "model", "lora", "start_from", "text_cache", "choices"],
 }
 PUBLISHED = [
     page for page in pages("model") if page.startswith(("stable_diffusion", "sdxl"))
@@ -82,6 +83,7 @@ PAGES = [
     ("train", "", ""), ("sample", "", ""), ("evaluate", "", ""),
 ]  # fmt: skip
 RIGHT = {  # (key, value): values that look wrong and are not
+    ("adapter_weights", "-1"): "away from what an adapter has learned",
     ("model.objective.time_distribution.logit_mean", "-1"): "a logit has either sign",
     ("model.objective.time_distribution.logit_mean_end", "-1"): "a logit has either sign",
     ("model.codec.shift", "-1"): "a shift has either sign",
@@ -92,10 +94,22 @@ RIGHT = {  # (key, value): values that look wrong and are not
 }
 
 
+@functools.cache
+def a_finished_run() -> Path:
+    """A folder that looks like one."""
+    folder = Path(os.environ["ATELIER_CACHE"]) / "a_finished_run"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "weights.safetensors"):
+        (folder / name).touch()
+    return folder
+
+
 def required(group: str, page: str) -> list[str]:
-    """A word for what a page leaves to be said: where published files lie."""
+    """A word for what a page leaves to be said: where published files lie, what adapters are of."""
     if page in PUBLISHED:
         return ["model.net.run=FOLDER"]
+    if group == "lora" or group == "experiment" and "/lora:" in (CONF / group / f"{page}.yaml").read_text():
+        return [f"start_from={a_finished_run()}"]
     published = group == "experiment" and "first_stage: taef2" in (CONF / group / f"{page}.yaml").read_text()
     return ["model.first_stage.run=FOLDER"] if published else []
 
@@ -525,8 +539,14 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
                 trained(made[key], *own)
         size = cfg.choices.data, cfg.data.image_size
         files = [written(tmp_path_factory.mktemp(part), small()) for part in sections if part not in parts]  # of taef2
-        published = [f"model.first_stage.run={folder}" for folder in files]
-        return published + [f"model.{part}.run={made[(experiment, *size)]}" for part, experiment in parts.items()]
+        found = [f"model.first_stage.run={folder}" for folder in files]
+        found += [f"model.{part}.run={made[(experiment, *size)]}" for part, experiment in parts.items()]
+        if "lora" not in cfg:
+            return found
+        base = tmp_path_factory.mktemp("base")
+        plain = [f"model={cfg.choices.model}", f"data={cfg.choices.data}", f"data.image_size={cfg.data.image_size}"]
+        trained(base, *plain, *FEW, *BRIEF, *found)
+        return [*found, f"start_from={base}"]
 
     return name
 
@@ -543,6 +563,13 @@ def test_a_net_trains(page: str, tmp_path: Path) -> None:
     words = ["model=dit", f"net@model.net={page}"]
     small = [f"model.net.width={4 * composed(*words).model.net.heads}", "model.net.n_layers=2"]
     assert trained(tmp_path, *words, *small, *FEW, *BRIEF)["images_seen"] == 8
+
+
+@pytest.mark.parametrize("page", pages("lora"))
+def test_adapters_train(page: str, tmp_path: Path, stands_on: Callable) -> None:
+    words = ["model=ldm", *FEW, f"lora={page}"]
+    assert trained(tmp_path, *words, *BRIEF, *stands_on(*words))["images_seen"] == 8
+    assert (tmp_path / "lora.safetensors").exists()
 
 
 DIFFUSION = ("ddpm", "iddpm", "edm", "flow", "flow_tiny", "ldm")

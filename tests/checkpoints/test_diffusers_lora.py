@@ -376,8 +376,8 @@ def test_a_file_that_does_not_fit_is_refused_whole(
     save_file({key: value.clone().contiguous() for key, value in state.items()}, path, metadata=said)
     with pytest.raises(UserError) as caught:
         lora_files.read(path, {"unet": Known(net)}, "style")
-    assert problem in str(caught.value) and caught.value.key == "lora"
-    assert len(caught.value.line()) <= 200 and caught.value.fix == "lora=FILE for this net"
+    assert problem in str(caught.value) and caught.value.key == "adapters"
+    assert len(caught.value.line()) <= 200 and caught.value.fix == "adapters=FILE for this net"
     assert not lora.names(net)
 
 

@@ -30,7 +30,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "told.json").read_text())
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", [*TINY, "adapters"])
 def test_kills_change_no_bit(told: dict[str, Any], family: str) -> None:
     assert told[family]["kills"] == (CHAINS if family in FOUR else 1) * KILLS
     assert told[family]["entries"] > 100

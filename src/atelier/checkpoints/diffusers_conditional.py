@@ -195,11 +195,16 @@ def exported(net: UNet, linear: bool | None = None, size_dim: int = 256) -> tupl
 
 
 def _names(net: UNet) -> diffusers_files.Names:
-    return {name: _their_names(name, net.n_blocks) for name in net.state_dict()}
+    return {name: their_names(name, net.n_blocks) for name in net.state_dict()}
 
 
-def _their_names(name: str, n_blocks: int) -> list[str]:
-    """Under which names diffusers keeps one of our tensors: several for queries, keys and values together."""
+def their_names(name: str, n_blocks: int) -> list[str]:
+    """Under which names diffusers keeps one of our tensors: several for queries, keys and values together.
+
+    Args:
+        name: name of it here.
+        n_blocks: residual blocks per level on the way down.
+    """
     name = renamed(unet_name(name, n_blocks), NAMES)
     together = re.search(r"\.(qkv|kv)\.", name)
     return [name.replace(together[0], f".to_{part}.") for part in together[1]] if together else [name]

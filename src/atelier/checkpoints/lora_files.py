@@ -302,4 +302,4 @@ def _first_name(nets: dict[Component, Known]) -> str:
 
 
 def _refused(path: Path, problem: str) -> UserError:
-    return UserError("lora", path, problem, "lora=FILE for this net")
+    return UserError("adapters", path, problem, "adapters=FILE for this net")

@@ -38,6 +38,8 @@ class Model(LightningModule, ABC):
     needs_double_backward: ClassVar[bool] = False
     grad_clip: float | None = None
     optimizer: Callable
+    given: frozenset[str] = frozenset()  # names of weights that adapters are trained on, which no checkpoint holds
+    takes_adapters: ClassVar[bool] = False  # whether `adapt` puts some on its `net` and its `embedder`
     calibrated: bool = False  # whether what `calibrate` measures came with weights that it began with
     images_seen: int = 0  # the clock writes it before each batch: what scheduled weights are functions of
 
@@ -86,6 +88,24 @@ class Model(LightningModule, ABC):
         """
         self.load_state_dict(widened(state, self, key))
         self.calibrated = True
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """All weights and buffers but those that are `given`."""
+        return {name: value for name, value in self.state_dict().items() if name not in self.given}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Load what `kept_state` gave. Raises RuntimeError where it is of another model."""
+        self.load_state_dict(self._with_given(state))
+
+    def _with_given(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = self.state_dict() if self.given else {}
+        return {name: own[name] for name in self.given} | state
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.kept_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self._with_given(checkpoint["state_dict"])
 
     def part(self) -> nn.Module:
         """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""

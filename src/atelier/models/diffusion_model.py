@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from atelier.core.batch import Cond
+from atelier.core.condition import Embedder
+from atelier.core.errors import within
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
 from atelier.diffusion import diagnostics
@@ -17,8 +19,9 @@ from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
 from atelier.diffusion.guidance import ClassifierFree, Guider
 from atelier.diffusion.samplers import Sampler
 from atelier.models.base import Generator
+from atelier.nets import lora
 from atelier.nets.attention_maps import attention_maps, joined
-from atelier.nets.conditions import readers, text_reader, word_spans
+from atelier.nets.conditions import Texts, readers, text_reader, word_spans
 from atelier.nets.denoising import DenoisingNet
 from atelier.nets.planes import latent_mask
 from atelier.nets.words import refuse_long
@@ -33,7 +36,9 @@ class DiffusionModel(Generator):
     `net` has the shape of what it denoises; `diffusion_sampler` asks it for images.
     """
 
+    takes_adapters = True
     net: DenoisingNet
+    embedder: Embedder
     diffusion_sampler: DiffusionSampler
 
     @abstractmethod
@@ -43,6 +48,22 @@ class DiffusionModel(Generator):
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of what was denoised, (B, *net.shape)."""
+
+    def adapt(self, recipe: lora.Recipe) -> None:
+        """Put adapters on the net and on what reads texts, which from here on are all that is trained.
+
+        Raises:
+            UserError: the recipe names layers that they have not.
+        """
+        self.given = frozenset(dict(self.named_parameters()))
+        self.requires_grad_(False)
+        texts = [source for source in self.embedder.modules() if isinstance(source, Texts)]
+        with within("lora"):
+            recipe.on(self.net)
+            for source in texts:
+                source.adapt(recipe)
+            if not texts:
+                recipe.refuse_no_texts(self.embedder)
 
     @property
     def needs_grad(self) -> bool:

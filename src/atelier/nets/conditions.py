@@ -15,6 +15,7 @@ from atelier.core.batch import Cond
 from atelier.core.condition import Condition, Embedder, dropped_rows
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt, Span
+from atelier.nets import lora
 from atelier.nets.contracts import ImageEncoder, KeptTexts, TextEncoder, keeps
 from atelier.nets.dit import sines_of_places
 from atelier.nets.frozen import Frozen
@@ -40,6 +41,7 @@ class Texts(nn.Module, ABC):
         super().__init__()
         keeps(encoder, TextEncoder, ".encoder")
         self.conditions, self.frozen, self.null_kind, self.cut = (field,), Frozen(encoder), null_kind, cut
+        self.adapters = nn.ModuleDict()  # of the encoders' layers, by encoder and layer, where they are trained
 
     @property
     def encoder(self) -> TextEncoder:
@@ -50,6 +52,18 @@ class Texts(nn.Module, ABC):
     def max_tokens(self) -> int:
         """Tokens of a text that are read."""
         return self.encoder.max_tokens
+
+    @property
+    def encoders(self) -> list[TextEncoder]:
+        """All that reads the texts, in order."""
+        return [self.encoder]
+
+    def adapt(self, recipe: lora.Recipe) -> None:
+        """Train adapters of the encoders from here on, which become weights of this embedder."""
+        for k, encoder in enumerate(self.encoders):
+            recipe.on_text(encoder)
+            own = {layer: module.lora for layer, module in encoder.named_modules() if hasattr(module, "lora")}
+            self.adapters.update({f"{k}-{layer.replace('.', '-')}": adapters for layer, adapters in own.items()})
 
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """What `cond_sizes` names, of n texts; tokens are (n, `max_tokens`, E), with their mask."""
@@ -109,7 +123,6 @@ class TextEmbedder(Texts):
         """Of a vector, D, and of tokens, the encoder's E, as far as they are read."""
         return self.read.sizes
 
-    @torch.no_grad()
     def encode(self, texts: list[str]) -> Condition:
         """What the encoder gives of B texts: vectors (B, P), tokens (B, `max_tokens`, E) and their mask."""
         known = self.encoder.encode_texts(texts)

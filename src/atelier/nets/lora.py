@@ -21,13 +21,53 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from atelier.core.errors import UserError, nearest
-from atelier.core.ranges import PositiveFloat, PositiveInt
+from atelier.core.ranges import Name, Names, PositiveFloat, PositiveInt
 from atelier.nets.layers import zeroed
 from atelier.nets.widening import PlanesConv2d
 
 KINDS = (nn.Linear, nn.Conv2d, PlanesConv2d)  # exactly these: others use their weight in ways of their own
+TRAINED = "trained"  # name of what a run trains
 WHOLE = ("all",)
 PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}  # last word of a linear layer's name -> what it holds
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which layers of a model get an adapter, which alone is trained.
+
+    Args:
+        rank: r.
+        alpha: strength, which is alpha / r.
+        targets: layers of the denoising net, as `add` takes them.
+        text_targets: layers of each text encoder, in the same words; []: none is adapted.
+    """
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    targets: Names
+    text_targets: list[Name]
+
+    def on(self, net: nn.Module) -> None:
+        """Put the adapter, called `TRAINED`, on a denoising net."""
+        add(net, name=TRAINED, targets=self.targets, rank=self.rank, alpha=self.alpha)
+
+    def refuse_no_texts(self, embedder: nn.Module) -> None:
+        """Raises UserError where text encoders are to be adapted of an embedder, which has none."""
+        if self.text_targets:
+            problem = f"{type(embedder).__name__} reads no texts"
+            raise UserError(".text_targets", self.text_targets, problem, ".text_targets=[]")
+
+    def on_text(self, net: nn.Module) -> None:
+        """The same on a text encoder, if any of its layers are named.
+
+        Raises:
+            UserError: a target that it has not.
+        """
+        try:
+            add(net, name=TRAINED, targets=self.text_targets, rank=self.rank, alpha=self.alpha)
+        except UserError as error:
+            key, fix = (word.replace(".targets", ".text_targets") for word in (error.key, error.fix))
+            raise UserError(key, error.value, error.problem, fix) from error
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,10 @@ class TwoTexts(Texts):
         self.cond_sizes = {"vector": vector, "tokens": tokens}
         self.register_buffer("sizes", _sizes(image_size, size_dim), persistent=False)  # (6 * size_dim,)
 
-    @torch.no_grad()
+    @property
+    def encoders(self) -> list[TextEncoder]:
+        return [self.frozen.net, self.second.net]
+
     def _encoded(self, texts: list[str]) -> Condition:
         first, second = (one.net.encode_texts(texts) for one in (self.frozen, self.second))
         tokens = torch.cat([first.tokens, second.tokens], dim=2)           # (B, T, E)

@@ -22,10 +22,12 @@ from atelier.core.launchers import rank
 from atelier.runs import preflight
 from atelier.runs.pages import CONF
 
+BASE = "base"  # the copy of the run that adapters are trained on, beside those of parts
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import Logger
-    from torch import nn
+    from torch import Tensor, nn
 
     from atelier.callbacks.order import Callbacks
     from atelier.data.base import DataModule
@@ -91,7 +93,32 @@ def model(cfg: DictConfig, folder: Path) -> Model:
 
 def _model(cfg: DictConfig, folder: Path) -> Model:
     nodes = {name: section(cfg, name) for name in parts(cfg)}
-    return on_parts(cfg, {name: part(folder / "frozen" / name, node.sha256, cfg, node) for name, node in nodes.items()})
+    nets = {name: part(folder / "frozen" / name, node.sha256, cfg, node) for name, node in nodes.items()}
+    made = on_parts(cfg, nets)
+    if cfg.get("lora") is not None:
+        if cfg.start_from is not None:
+            made.begin_with(_base(folder / "frozen" / BASE, cfg), "start_from")
+        if not made.takes_adapters:
+            problem = f"{type(made).__name__} takes no adapters, diffusion models do"
+            raise UserError("lora", cfg.choices.lora, problem, "lora=null")
+        made.adapt(instantiate(cfg.lora, _convert_="all"))
+    return made
+
+
+def _base(copied: Path, cfg: DictConfig) -> dict[str, Tensor]:
+    """The weights that a run's adapters are trained on, from the copy in its folder.
+
+    Raises:
+        UserError: they are others than those that training began on.
+    """
+    from safetensors.torch import load_file
+
+    from atelier.checkpoints import forms
+
+    if forms.digest(copied) != cfg.base_sha256:
+        problem = "these are not the weights that the adapters were trained on"
+        raise UserError("start_from", copied, problem, f"put back the file with sha256 {cfg.base_sha256[:12]}...")
+    return renamed.weights(load_file(copied / "weights.safetensors"))
 
 
 def parts(cfg: DictConfig) -> list[str]:
@@ -187,7 +214,7 @@ def _read(folder: Path, cfg: DictConfig, node: DictConfig) -> nn.Module:
     if names == forms.TRANSFORMERS:
         return transformers_folder.text_encoder(str(folder), node.get("layer", "last"), node.get("final_norm", True))
     finished = model(without_perceptual(safe_config(folder)), folder)
-    finished.load_state_dict(renamed.weights(load_file(folder / names[1])))
+    finished.restore(renamed.weights(load_file(folder / names[1])))
     return finished.part()
 
 

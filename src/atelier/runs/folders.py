@@ -261,7 +261,7 @@ def load(folder: Path, ema: bool | int, root: str | None = None) -> LoadedRun:
         cfg.data.root = root
     with _of_this_version(folder):
         data, model = build.data(cfg), build.model(build.without_perceptual(cfg), folder)
-        model.load_state_dict(checkpoint["state_dict"])
+        model.restore(checkpoint["state_dict"])
     averages = checkpoint["callbacks"]["EMA"]["nets"]
     chosen = _average(ema, list(averages))
     for half_life in chosen:

@@ -46,6 +46,7 @@ OBJECTS = (
     "sampler",
     "guider",
     "evaluator",
+    "lora",
 )  # what is built from a page
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
@@ -60,6 +61,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "latent_cache": Name | None,
     "text_cache": Name | None,
     "start_from": Name | None,
+    "base_sha256": Name,
     "check": bool,
     "objective": Name | None,
     "run": Name,
@@ -82,6 +84,8 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "strength": Share | None,
     "mask": Name | None,
     "resamplings": PositiveInt | None,
+    "adapters": list[Name] | Name | None,
+    "adapter_weights": list[float] | float | None,
     "ema": bool | PositiveInt,
     "precision": Precision | None,
 }
@@ -124,18 +128,37 @@ def check(cfg: DictConfig) -> None:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
     if values.get("start_from") is not None:
         beginning(values["start_from"])
+    if values.get("lora") is not None:
+        _adaptable(values)
 
 
 def beginning(place: str) -> Path:
     """The folder of the finished run that `start_from` names.
 
     Raises:
-        UserError: none lies there.
+        UserError: none lies there, or one of adapters alone.
     """
     folder = Path(place)
     if not all((folder / name).exists() for name in ("weights.safetensors", "config.yaml")):
         raise UserError("start_from", place, "no finished run lies there", "start_from=DIR of a finished run")
+    if OmegaConf.load(folder / "config.yaml").get("lora") is not None:
+        raise UserError("start_from", place, "it holds adapters, not a whole model", "start_from=THE_RUN_THEY_ARE_OF")
     return folder
+
+
+def _adaptable(values: dict[str, Any]) -> None:
+    """Refuse adapters on weights that nobody has trained, and a cache of what their training changes.
+
+    Raises:
+        UserError: they would be.
+    """
+    net = values["model"].get("net")
+    if values["start_from"] is None and not (isinstance(net, dict) and "run" in net):
+        problem = "they would be trained on a net of random weights"
+        raise UserError("lora", values["choices"]["lora"], problem, "start_from=RUN")
+    if values["text_cache"] is not None and values["lora"]["text_targets"]:
+        problem = "training changes what the text encoder says"
+        raise UserError("text_cache", values["text_cache"], problem, "text_cache=null, or lora.text_targets=[]")
 
 
 @functools.cache

@@ -84,6 +84,9 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
     Raises:
         UserError: there is none, its training failed, or the model cannot stand on it.
     """
+    base = None if cfg.start_from is None else preflight.beginning(cfg.start_from)
+    for name in [] if base is None else build.parts(cfg):
+        _as_in_base(name, cfg, base)
     plans = {name: plan(name, cfg) for name in build.parts(cfg) if build.section(cfg, name).run == "auto"}
     found = {name: _finished(one) for name, one in plans.items()}
     if missing := [name for name, run in found.items() if run is None]:
@@ -94,6 +97,34 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
         else:
             source = published.folder(name, cfg)
         _take(name, source, cfg, folder)
+    if base is not None and cfg.get("lora") is not None:
+        refuse_other_parts(cfg, build.stored_config(base), base)
+        shutil.rmtree(folder / "frozen" / build.BASE, ignore_errors=True)
+        _link(base, folder / "frozen" / build.BASE)
+        OmegaConf.set_struct(cfg, False)
+        cfg.base_sha256 = forms.digest(base)
+
+
+def _as_in_base(name: str, cfg: DictConfig, base: Path) -> None:
+    """Where nobody says which, a part is that of the run that this one begins with."""
+    part, theirs = build.section(cfg, name), base / "frozen" / name
+    if part.run == "auto" and forms.form(theirs) is not None:
+        part.run = str(theirs)
+
+
+def refuse_other_parts(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
+    """Refuse to begin with the weights of a run, in `folder`, that stands on other parts than this config's.
+
+    Raises:
+        UserError: it does.
+    """
+    own, theirs = (
+        {name: build.section(one, name).get("sha256", "") for name in build.parts(one)} for one in (cfg, stored)
+    )
+    if own.keys() == theirs.keys() and own != theirs:
+        name = next(name for name in own if own[name] != theirs[name])
+        problem = f"it stands on another {name}, whose numbers mean something else"
+        raise UserError("start_from", folder, problem, f"model.{name}.run={build.section(stored, name).run}")
 
 
 def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
@@ -246,6 +277,7 @@ def _identity(cfg: DictConfig, idle: set[str], below: dict[str, Any]) -> dict[st
         "data": data,
         "images": values["budget"]["images"],
         "start_from": values.get("start_from"),
+        "lora": values.get("lora"),
         "ema": values["callbacks"]["ema"],
     }
 

@@ -14,21 +14,26 @@ from safetensors.torch import save_file
 
 from atelier.callbacks.order import Callbacks
 from atelier.callbacks.progress import Progress, duration
-from atelier.checkpoints import diffusers_folder
+from atelier.checkpoints import adapters, diffusers_folder
 from atelier.checkpoints.store import warn
 from atelier.core.errors import UserError
 from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import intervals
 from atelier.models.base import Generator, Model
+from atelier.runs.adapted import FILE
 from atelier.runs.folders import summary
 
 
 def announce(progress: Progress, cfg: DictConfig, model: Model, data: DataModule) -> None:
     """One line: what is about to be trained on what, for how long."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    few = sum(p.numel() for p in model.trained().values()) / 1e6
+    trained = f", of which {few:.3g} M in adapters are trained" if model.given else ""
     size = f"{data.image_channels} x {data.image_size} x {data.image_size}"
     conditioning = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
-    progress.say(f"{type(model).__name__}, {millions:.2f} M parameters; {type(data).__name__} {size}, {conditioning};")
+    progress.say(
+        f"{type(model).__name__}, {millions:.2f} M parameters{trained}; {type(data).__name__} {size}, {conditioning};"
+    )
     progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
     if line := _long_memory(cfg.callbacks.ema.half_lives, cfg.callbacks.ema.ramp, cfg.budget.images):
         progress.say(line)
@@ -66,7 +71,8 @@ def finish(callbacks: Callbacks, trainer: Trainer, model: Model, folder: Path, o
 def _export(callbacks: Callbacks, model: Model, folder: Path) -> None:
     """weights.safetensors: the averaged weights, for runs that stand on this one and for sharing.
 
-    Of a net that diffusers has as well, its folder diffusers/ too. A full disk costs them and not the run, whose
+    Of a net that diffusers has as well, its folder diffusers/ too; of adapters, lora.safetensors, as diffusers reads
+    them. A full disk costs them and not the run, whose
     checkpoint holds them too.
     """
     if callbacks.clock.images_seen < callbacks.clock.images:
@@ -74,7 +80,9 @@ def _export(callbacks: Callbacks, model: Model, folder: Path) -> None:
     temporary = folder / "weights.safetensors.tmp"
     try:
         with callbacks.ema.averaged(model):
-            state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+            state = {name: tensor.cpu().contiguous() for name, tensor in model.kept_state().items()}
+            if model.given:
+                adapters.write(model.net, model.embedder, folder / FILE, "diffusers")
             if diffusers_folder.fits(net := getattr(model, "net", None)):
                 diffusers_folder.write(net, folder / "diffusers")
         save_file(state, temporary)

@@ -40,6 +40,9 @@ def reconcile_config(cfg: DictConfig, folder: Path) -> DictConfig:
         stored = stored_config(folder)
         for name in parts(cfg):
             _as_stored(section(cfg, name), section(stored, name))
+        if "base_sha256" in stored:
+            OmegaConf.set_struct(cfg, False)
+            cfg.base_sha256 = stored.base_sha256
         _same(cfg, stored, folder)
         return cfg
     link_pretrained(cfg, folder)

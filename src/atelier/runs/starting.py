@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from atelier.core.errors import UserError
-from atelier.runs import build, preflight
+from atelier.runs import build, preflight, pretrained
 
 if TYPE_CHECKING:
     from atelier.models.base import Model
@@ -22,7 +21,7 @@ def start_from(model: Model, cfg: DictConfig) -> None:
     Raises:
         UserError: no finished run lies there, or the two are not alike.
     """
-    if cfg.start_from is None:
+    if cfg.start_from is None or cfg.get("lora") is not None:  # adapters: `build.model` has them
         return
     from safetensors.torch import load_file
 
@@ -30,15 +29,6 @@ def start_from(model: Model, cfg: DictConfig) -> None:
 
     folder = preflight.beginning(cfg.start_from)
     stored = build.stored_config(folder)
-    own, theirs = (_hashes(one) for one in (cfg, stored))
-    if own.keys() == theirs.keys() and own != theirs:
-        name = next(name for name in own if own[name] != theirs[name])
-        problem = f"it stands on another {name}, whose numbers mean something else"
-        raise UserError("start_from", folder, problem, f"model.{name}.run={build.section(stored, name).run}")
+    pretrained.refuse_other_parts(cfg, stored, folder)
     model.begin_with(renamed.weights(load_file(folder / "weights.safetensors")), "start_from")
     print(f"begins with the weights of {folder}", flush=True)
-
-
-def _hashes(cfg: DictConfig) -> dict[str, str]:
-    """Part -> hash of its weights."""
-    return {name: build.section(cfg, name).get("sha256", "") for name in build.parts(cfg)}

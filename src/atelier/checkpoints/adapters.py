@@ -1,0 +1,84 @@
+"""The adapters of a diffusion model in files: which of its nets have some, and what files call their layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from atelier.checkpoints import diffusers_conditional, lora_files, single_file_names, transformers_folder
+from atelier.checkpoints.lora_files import Component, Known, Layout, by_tensors
+from atelier.core.condition import Embedder
+from atelier.core.errors import within
+from atelier.nets import lora
+from atelier.nets.conditions import Texts
+from atelier.nets.transformers_text import TransformersText
+from atelier.nets.unet import UNet
+
+TEXTS: tuple[Component, ...] = ("text_encoder", "text_encoder_2")
+
+
+def known(net: nn.Module, embedder: Embedder) -> dict[Component, Known]:
+    """The nets of a diffusion model that adapters go on, with the names of their layers in files.
+
+    A net that diffusers or transformers does not have goes by our own names.
+    """
+    encoders = [encoder for part in embedder.modules() if isinstance(part, Texts) for encoder in part.encoders]
+    return {"unet": _denoising(net)} | dict(zip(TEXTS, map(_reading, encoders), strict=False))
+
+
+def read(net: nn.Module, embedder: Embedder, files: dict[str, Path], weights: dict[str, float]) -> None:
+    """Put the adapters of files on a model, beside those that it has, which count as they did.
+
+    Args:
+        net: denoising net of the model.
+        embedder: embedder of the model, whose text encoders may be adapted too.
+        files: files of any layout, by the names that their adapters get.
+        weights: numbers by which each of these counts, by name.
+
+    Raises:
+        UserError: a file does not fit the model.
+    """
+    nets = known(net, embedder)
+    before = {component: lora.names(one.net) for component, one in nets.items()}
+    for name, path in files.items():
+        lora_files.read(path, nets, name)
+    for component, one in nets.items():
+        here = {name: weights[name] for name in lora.names(one.net) if name in files}
+        if here:
+            lora.weigh(one.net, dict.fromkeys(before[component], 1.0) | here)
+
+
+def write(net: nn.Module, embedder: Embedder, path: Path, layout: Layout) -> None:
+    """Write the adapters that a run has trained into a file, which is replaced.
+
+    Raises:
+        UserError: its layers have no names in this layout.
+    """
+    with within("lora"):
+        lora_files.write(path, known(net, embedder), lora.TRAINED, layout)
+
+
+def merge(net: nn.Module, embedder: Embedder) -> None:
+    """Add all adapters of a model to its weights, for good; it is one without adapters from here on."""
+    for one in known(net, embedder).values():
+        lora.merge(one.net)
+        lora.remove(one.net)
+
+
+def _denoising(net: nn.Module) -> Known:
+    if not isinstance(net, UNet) or "tokens" not in net.cond_sizes:
+        return Known(net)
+    theirs = by_tensors(lambda name: diffusers_conditional.their_names(name, net.n_blocks))
+    return Known(
+        net,
+        theirs,
+        lambda place: single_file_names.unet_to_file(theirs(place), net.n_blocks, net.attends),
+        convolutions=() if net.parts.head_width is not None else ("proj_in", "proj_out"),
+        cosines_first=("time_embedding.linear_1",),
+    )
+
+
+def _reading(encoder: nn.Module) -> Known:
+    is_theirs = isinstance(encoder, TransformersText)
+    return Known(encoder, by_tensors(transformers_folder.their_names)) if is_theirs else Known(encoder)
