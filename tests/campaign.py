@@ -32,8 +32,11 @@ from atelier.checkpoints.store import load, newest
 from atelier.evaluation.evaluator import Evaluator
 from tests import warm  # noqa: F401  (or each child would import as much)
 from tests.compose import composed
+from tests.models import test_diffusers_pipeline as pipeline
 from tests.programs import forked
-from tests.tiny import FOUR, PICTURELESS, STANDS_ON, TINY, tiny
+from tests.tiny import COMMON, FOUR, PICTURELESS, STANDS_ON, TINY, tiny
+
+SHORT = ["budget.images=24", "eval.every_images=8", "checkpoint.every_images=6", "model.sampler.steps=2"]
 
 KILL_POINTS = (
     (Clock, "on_train_batch_start"),
@@ -44,8 +47,12 @@ KILL_POINTS = (
 )
 
 
-def run(folder: Path, family: str, *more: str) -> None:
-    entry.train(composed(*tiny(family, folder.parent / "first"), *more, run_dir=folder))
+def run(folder: Path, words: list[str]) -> None:
+    entry.train(composed(*words, run_dir=folder))
+
+
+def words_of(root: Path, family: str) -> list[str]:
+    return tiny(family, root / "first")
 
 
 def killed_at(owner: type, name: str, count: int) -> Callable[[], None]:
@@ -67,17 +74,18 @@ def killed_at(owner: type, name: str, count: int) -> Callable[[], None]:
     return patch
 
 
-def kills(folder: Path, family: str, n: int, seed: int, *more: str) -> int:
+def kills(folder: Path, words: list[str], n: int, seed: int) -> int:
     """Start, kill at a random moment, start again, ... and let it finish; gives how often it was killed."""
     rng, done = random.Random(seed), 0
-    points = [point for point in KILL_POINTS if point[1] != "_facts" or family not in PICTURELESS]
+    judged = not {f"model={family}" for family in PICTURELESS} & set(words)
+    points = [point for point in KILL_POINTS if judged or point[1] != "_facts"]
     for _ in range(n):
         owner, name = rng.choice(points)
         patch = killed_at(owner, name, rng.randint(1, 3))
-        code = forked(lambda patch=patch: (patch(), run(folder, family, *more)))
+        code = forked(lambda patch=patch: (patch(), run(folder, words)))
         done += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), code
-    code = forked(lambda: run(folder, family, *more))
+    code = forked(lambda: run(folder, words))
     assert code == 0, code
     return done
 
@@ -121,22 +129,21 @@ DROPS: dict[str, tuple[tuple[type, str, int], Callable[[], None]]] = {
 
 def prepare(root: Path, family: str) -> None:
     """Its config is composed once for all children, and what it stands on is trained first."""
-    composed(*tiny(family, root / "first"))
+    composed(*words_of(root, family))
     first = STANDS_ON.get(family)
     if first and not (root / "first" / first / "weights.safetensors").exists():
-        code = forked(lambda: run(root / "first" / first, first))
+        code = forked(lambda: run(root / "first" / first, words_of(root, first)))
         assert code == 0
 
 
-def campaign(root: Path, name: str, chains: int, per_chain: int, family: str, *more: str) -> dict[str, Any]:
-    """Chains of kills of a family, with these words too, beside the same run without kills."""
-    prepare(root, family)
-    assert forked(lambda: run(root / name, family, *more)) == 0
+def campaign(root: Path, name: str, words: list[str], chains: int, per_chain: int) -> dict[str, Any]:
+    """Chains of kills of a run beside the same run without kills."""
+    assert forked(lambda: run(root / name, words)) == 0
     straight = final(root / name)
     told: dict[str, Any] = {"entries": len(straight), "kills": 0, "differ": []}
     for chain in range(chains):
         folder = root / f"{name}_{chain}"
-        told["kills"] += kills(folder, family, per_chain, chain, *more)
+        told["kills"] += kills(folder, words, per_chain, chain)
         told["differ"] += differences(straight, final(folder))
     return told
 
@@ -144,12 +151,13 @@ def campaign(root: Path, name: str, chains: int, per_chain: int, family: str, *m
 def dropped(root: Path, family: str) -> dict[str, int]:
     """How many entries differ when one saved item is not restored."""
     prepare(root, family)
-    forked(lambda: run(root / family, family))
+    words = words_of(root, family)
+    forked(lambda: run(root / family, words))
     straight, told = final(root / family), {}
     for name, (where, drop) in DROPS.items():
         folder = root / f"dropped_{name.split()[0]}"
-        forked(lambda folder=folder, where=where: (killed_at(*where)(), run(folder, family)))
-        forked(lambda folder=folder, drop=drop: (drop(), run(folder, family)))
+        forked(lambda folder=folder, where=where: (killed_at(*where)(), run(folder, words)))
+        forked(lambda folder=folder, drop=drop: (drop(), run(folder, words)))
         told[name] = len(differences(straight, final(folder)))
     return told
 
@@ -157,7 +165,8 @@ def dropped(root: Path, family: str) -> dict[str, int]:
 def stopped(root: Path, family: str, where: tuple[type, str], number: int) -> dict[str, Any]:
     """A signal at a hook: how it ended, how fast, and what differs after going on."""
     prepare(root, family)
-    forked(lambda: run(root / family, family))
+    words = words_of(root, family)
+    forked(lambda: run(root / family, words))
     folder = root / f"stopped_{where[1]}"
     mark = root / "signalled"
 
@@ -173,19 +182,34 @@ def stopped(root: Path, family: str, where: tuple[type, str], number: int) -> di
 
         setattr(*where, wrapped)
 
-    code = forked(lambda: (patch(), run(folder, family)))
+    code = forked(lambda: (patch(), run(folder, words)))
     seconds = time.time() - mark.stat().st_mtime
-    forked(lambda: run(folder, family))
+    forked(lambda: run(folder, words))
     return {"code": code, "seconds": seconds, "differ": differences(final(root / family), final(folder))}
+
+
+def on_others(root: Path) -> dict[str, list[str]]:
+    """Runs that train what others have: adapters of a run, a published pipeline, adapters of that."""
+    written = root / "pipeline"
+    assert forked(lambda: pipeline.written(written, "SD1", pipeline.CASES["SD1 DDIM"].scheduler)) == 0
+    published = ["model=stable_diffusion", f"model.net.run={written}", "model.embedder.sources.text.cut=true"]
+    published = [*COMMON, *published, "data.image_size=64", "data.batch_size=2", *SHORT]
+    return {
+        "adapters": [*words_of(root, "ldm"), "lora=blocks", f"start_from={root}/ldm"],
+        "stable_diffusion": published,
+        "stable_diffusion_adapters": [*published, "lora=attention", "lora.text_targets=[qkv]"],
+    }
 
 
 def main() -> None:
     root, chains, per_chain = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     told: dict[str, Any] = {}
     for family in TINY:
-        told[family] = campaign(root, family, chains if family in FOUR else 1, per_chain, family)
-    words = ["lora=blocks", f"start_from={root}/ldm"]
-    told["adapters"] = campaign(root, "adapters", 1, per_chain, "ldm", *words)
+        prepare(root, family)
+        words = words_of(root, family)
+        told[family] = campaign(root, family, words, chains if family in FOUR else 1, per_chain)
+    for name, words in on_others(root).items():
+        told[name] = campaign(root, name, words, 1, per_chain)
     told["dropped"] = dropped(root / "drops", "ddpm")
     told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)
     told["sigterm while judging"] = stopped(root / "judging", "gan", (Evaluator, "_facts"), signal.SIGTERM)

@@ -528,6 +528,7 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
         cfg = composed(*words)
         if cfg.choices.model in PUBLISHED:
             return pipeline.made_for(cfg.choices.model, tmp_path_factory.mktemp("pipeline"))
+        plain = [f"model={cfg.choices.model}", f"data={cfg.choices.data}", f"data.image_size={cfg.data.image_size}"]
         sections = {part: build.section(cfg, part) for part in build.parts(cfg)}
         parts = {part: section.experiment for part, section in sections.items() if "experiment" in section}
         same = [word for word in words if word.startswith("data.")]
@@ -544,7 +545,6 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
         if "lora" not in cfg:
             return found
         base = tmp_path_factory.mktemp("base")
-        plain = [f"model={cfg.choices.model}", f"data={cfg.choices.data}", f"data.image_size={cfg.data.image_size}"]
         trained(base, *plain, *FEW, *BRIEF, *found)
         return [*found, f"start_from={base}"]
 

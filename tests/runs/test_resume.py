@@ -17,6 +17,7 @@ from tests.tiny import FOUR, TINY
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)  # of the campaign, three minutes on 2 cores
 CHAINS, KILLS = 4, 5  # 20 kills for each of the four shapes of module, 5 for every other family
+ON_OTHERS = ("adapters", "stable_diffusion", "stable_diffusion_adapters")
 DROPPED = ("position and clock", "averages", "reseeding", "evaluation due")
 
 
@@ -30,7 +31,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "told.json").read_text())
 
 
-@pytest.mark.parametrize("family", [*TINY, "adapters"])
+@pytest.mark.parametrize("family", [*TINY, *ON_OTHERS])
 def test_kills_change_no_bit(told: dict[str, Any], family: str) -> None:
     assert told[family]["kills"] == (CHAINS if family in FOUR else 1) * KILLS
     assert told[family]["entries"] > 100
