@@ -184,7 +184,7 @@ def their_picture(args: argparse.Namespace) -> Work:
     from diffusers import StableDiffusionPipeline
 
     kind = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    pipeline = StableDiffusionPipeline.from_pretrained(args.folder, torch_dtype=kind, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(args.folder, dtype=kind, safety_checker=None)
     pipeline.to(args.device).set_progress_bar_config(disable=True)
     if args.compile:
         pipeline.unet.compile()
@@ -293,33 +293,39 @@ def gflop(work: Work) -> float:
 
 def run(role: str, folder: Path, args: argparse.Namespace, count: bool = False) -> dict[str, Any]:
     """What a process of its own prints in a role: that of a side, or `write`."""
+    command = [sys.executable, __file__, *words_of(role, folder, args, count)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def words_of(role: str, folder: Path, args: argparse.Namespace, count: bool) -> list[str]:
+    """What this program is told in a role."""
     words = [args.what, "--role", role, "--folder", str(folder), "--precision", args.precision]
     words += ["--device", args.device, *(f"--{name}={getattr(args, name)}" for name in ("width", "size", "timed"))]
     words += [f"--{name}" for name in ("checkpointing", "compile") if getattr(args, name)] + ["--count"] * count
     if args.default and role == "diffusers":
         words = [word for word in words if word != "--compile"] + ["--precision", "32-true"]
-    done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return words
 
 
 def table(rounds: list[dict[str, dict[str, Any]]]) -> str:
     """A line for each round, and what they say together."""
-    lines = [
-        f"{'round':8}{'seconds':>10}{'of diffusers':>14}{'ratio':>8}{'peak MiB':>10}{'of diffusers':>14}{'ratio':>8}"
-    ]
+    heads = ("seconds", "of diffusers", "ratio", "peak MiB", "of diffusers", "ratio")
+    lines = ["round " + "".join(f"{head:>14}" for head in heads)]
     ratios, peaks = [], []
     for k, found in enumerate(rounds, 1):
         (a, b), (m, n) = ([found[side][key] for side in SIDES] for key in ("seconds", "peak"))
         a, b = statistics.median(a), statistics.median(b)
         ratios.append(b / a)
         peaks.append(m / n)
-        lines.append(f"{k:<8}{a:10.3f}{b:14.3f}{b / a:8.3f}{m:10.0f}{n:14.0f}{m / n:8.3f}")
+        cells = f"{a:.3f}", f"{b:.3f}", f"{b / a:.3f}", f"{m:.0f}", f"{n:.0f}", f"{m / n:.3f}"
+        lines.append(f"{k:<6}" + "".join(f"{cell:>14}" for cell in cells))
     for name, values in (("as fast", ratios), ("of the peak memory", peaks)):
         middle = statistics.median(values)
         lines.append(f"{middle:.3f}x {name} ({min(values):.3f} .. {max(values):.3f}) over {len(values)} rounds")
     for side in SIDES:
         first = rounds[0][side]
-        told = f"{side}: {first['gflop']:.0f} GFLOP, loaded in {first['loading']:.1f} s at {first['loaded']:.0f} MiB"
+        told = f"{side}: {first['gflop']:.1f} GFLOP, loaded in {first['loading']:.1f} s at {first['loaded']:.0f} MiB"
         lines.append(told + (f", {first['n']:,} weights of the adapter" if first["n"] else ""))
     return "\n".join(lines)
 
@@ -364,9 +370,8 @@ def compare(args: argparse.Namespace) -> None:
     assert first[0]["n"] == first[1]["n"], "adapters of different sizes"
     how = [args.precision, *(name for name in ("compile", "checkpointing", "default") if getattr(args, name))]
     where = f"{os.cpu_count()} cores, {first[0]['threads']} threads, {args.device}"
-    print(
-        f"```\n{args.what}, width {args.width}, {args.size} px, {', '.join(how)}; {where}\n{table(rounds)}{same}\n```"
-    )
+    print(f"```\n{args.what}, width {args.width}, {args.size} px, {', '.join(how)}; {where}")
+    print(f"{table(rounds)}{same}\n```")
 
 
 def difference(folder: Path) -> str:
