@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.checkpoints import diffusers_conditional, diffusers_folder, transformers_folder
+from atelier.checkpoints import diffusers_conditional, diffusers_files, diffusers_folder, transformers_folder
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.multistep import PLMS
@@ -148,6 +148,26 @@ def test_text_to_image(name: str, tmp_path: Path) -> None:
             assert_same(latents, theirs)
             image = pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample
             torch.testing.assert_close(model.decode(latents), image, atol=1e-4, rtol=0)
+
+
+def test_a_pipeline_lies_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its nets have the tensors of the files, but for those that are made of several or turned round."""
+    held: set[int] = set()
+
+    def noting(read: Any) -> Any:
+        def noted(*given: Any) -> dict[str, Tensor]:
+            found = read(*given)
+            held.update(value.data_ptr() for value in found.values())
+            return found
+
+        return noted
+
+    monkeypatch.setattr(diffusers_files, "load_file", noting(diffusers_files.load_file))
+    monkeypatch.setattr(transformers_folder, "_weights", noting(transformers_folder._weights))
+    model = ours(written(tmp_path, "SD1", CASES["SD1 DDIM"].scheduler))
+    for net in (model.net, model.first_stage, model.embedder.sources["text"].encoder):
+        alone = [w for name, w in net.named_parameters() if "kv" not in name and name != "time.1.weight"]
+        assert len(alone) > 30 and all(weight.data_ptr() in held for weight in alone)
 
 
 @pytest.fixture

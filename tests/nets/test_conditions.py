@@ -87,6 +87,19 @@ def test_negative_texts_stand_in_place_of_the_null() -> None:
     assert torch.equal(embedder.null(1, {"text": ["a star"]}).vector, embedder({"text": [""]}, 1).vector)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_empty_prompt_is_encoded_where_a_text_is_left_out(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, told, asked = texts(), {"text": ["a red star", "a cross"]}, []
+    embedder = source if alone else Several(sources={"text": source}, dropped={})
+    encode = source.encode
+    monkeypatch.setattr(source, "encode", lambda given: asked.append(given) or encode(given))
+    kept = embedder(told, 2, 0.0)
+    assert asked == [told["text"]] and torch.equal(kept.tokens, embedder(told, 2).tokens)
+    asked.clear()
+    dropped = embedder(told, 2, 1.0)
+    assert asked == [told["text"], [""]] and torch.equal(dropped.vector, embedder.null(2).vector)
+
+
 def test_an_encoder_is_frozen_and_never_saved() -> None:
     assert all("frozen" not in name for name in texts().state_dict())
     assert not texts().frozen.net.table.weight.requires_grad

@@ -123,7 +123,7 @@ def built(
     Args:
         place: folder or file that they are from.
         config: config of diffusers.
-        theirs: tensors by diffusers' names; not changed.
+        theirs: tensors by diffusers' names, some of which become the net's own.
         image_size: height and width of what it denoises; None: the `sample_size` of the config.
         refused: maker of the error.
 

@@ -71,7 +71,7 @@ def weights(folder: Path, refused: Refused) -> dict[str, Tensor]:
 def gathered(
     folder: Path, theirs: dict[str, Tensor], names: Names, ours: dict[str, Tensor], refused: Refused
 ) -> dict[str, Tensor]:
-    """Our tensors, made of theirs.
+    """Our tensors, made of theirs; one that is made of one alone is that itself, so that a large net lies here once.
 
     Args:
         folder: folder that they are from.
@@ -91,7 +91,7 @@ def gathered(
     for part, shape in shapes(ours, names).items():
         if list(theirs[part].shape) != shape:
             raise refused(folder, f"{part} has another shape than {CONFIG} says: {list(theirs[part].shape)}")
-    return {name: torch.cat([theirs[part] for part in parts]) for name, parts in names.items()}
+    return {name: _whole([theirs[part] for part in parts]) for name, parts in names.items()}
 
 
 def shapes(ours: dict[str, Tensor], names: Names) -> dict[str, list[int]]:
@@ -129,6 +129,10 @@ def write(folder: Path, config: dict[str, Any], theirs: dict[str, Tensor], weigh
     folder.mkdir(parents=True, exist_ok=True)
     save_file(theirs, folder / weights, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _whole(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _one_of(kinds: Collection[str]) -> str:

@@ -73,7 +73,7 @@ def read(folder: Path | str, image_size: int | None = None, channels: int | None
     state = net.state_dict()
     parts = {name: _their_names(name) for name in state if not _our_own(name)}
     found = diffusers_files.gathered(folder, theirs, parts, state, _refused)
-    net.load_state_dict(found, strict=False)
+    net.load_state_dict(found, strict=False, assign=True)
     if isinstance(net, VQGANNet):
         net.quantizer.sums.copy_(net.quantizer.codebook)
     return net.eval()

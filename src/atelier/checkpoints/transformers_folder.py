@@ -66,22 +66,24 @@ def text_encoder(folder: Name, layer: Layer = "last", final_norm: bool = True, f
     config = _config(place)
     theirs, words = _weights(place), _tokenizer(place)
     projection = theirs.get("text_projection.weight")
-    net = TransformersText(
-        words=words,
-        width=config["hidden_size"],
-        n_layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        hidden_dim=config["intermediate_size"],
-        max_tokens=config["max_position_embeddings"],
-        n_rows=config["vocab_size"],
-        vector_dim=None if projection is None else len(projection),
-        activation=config["hidden_act"],
-        eps=config["layer_norm_eps"],
-        end=config["eos_token_id"],
-        layer=layer,
-        final_norm=final_norm,
-    )
-    net.load_state_dict({name: _one(place, theirs, name, value) for name, value in net.state_dict().items()})
+    with torch.device("meta"):
+        net = TransformersText(
+            words=words,
+            width=config["hidden_size"],
+            n_layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            hidden_dim=config["intermediate_size"],
+            max_tokens=config["max_position_embeddings"],
+            n_rows=config["vocab_size"],
+            vector_dim=None if projection is None else len(projection),
+            activation=config["hidden_act"],
+            eps=config["layer_norm_eps"],
+            end=config["eos_token_id"],
+            layer=layer,
+            final_norm=final_norm,
+        )
+    found = {name: _one(place, theirs, name, value) for name, value in net.state_dict().items()}
+    net.load_state_dict(found, assign=True)
     return net.eval().requires_grad_(False)
 
 
@@ -163,7 +165,7 @@ def _one(folder: Path, theirs: dict[str, Tensor], name: str, ours: Tensor) -> Te
     names = their_names(name)
     if missing := [part for part in names if part not in theirs]:
         raise _refused(folder, f"{WEIGHTS} lacks {missing[0]}")
-    found = torch.cat([theirs[part] for part in names])
+    found = theirs[names[0]] if len(names) == 1 else torch.cat([theirs[part] for part in names])
     if found.shape != ours.shape:
         raise _refused(folder, f"{names[0]} has another shape than {CONFIG} says: {list(theirs[names[0]].shape)}")
     return found

@@ -68,7 +68,7 @@ class Texts(nn.Module, ABC):
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """What `cond_sizes` names, of n texts; tokens are (n, `max_tokens`, E), with their mask."""
         known = self._encoded(cond[self.conditions[0]])
-        return known if drop is None else left_out(known, drop, self.null(n))
+        return known if drop is None else without(self, known, dropped_rows(n, drop, known.device))
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
         """That of n images without text, or with the texts that are named `negative`."""
@@ -338,7 +338,7 @@ class Several(nn.Module):
             luck = torch.rand(n, device=next(iter(parts.values())).device)   # (n,)
             for name, known in parts.items():
                 low, high = self.dropped.get(name, (0.0, drop))
-                parts[name] = known.drop((luck >= low) & (luck < high), self.sources[name].null(n))
+                parts[name] = without(self.sources[name], known, (luck >= low) & (luck < high))
         return _together(list(parts.values()))
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
@@ -360,6 +360,16 @@ def first_alone(token: Tensor, n: int, n_tokens: int) -> tuple[Tensor, Tensor]:
 def left_out(known: Condition, drop: float, null: Condition) -> Condition:
     """The condition, of each image with probability `drop` the null in its place."""
     return known.drop(dropped_rows(len(known), drop, known.device), null)
+
+
+def without(source: Embedder, known: Condition, rows: Tensor) -> Condition:
+    """What a source knows of images, but the null in the `rows` (B,) that are true.
+
+    On a CPU the empty prompt, which has no weights of its own, is not encoded for a batch that keeps all of its texts.
+    """
+    if rows.device.type == "cpu" and isinstance(source, Texts) and source.null_kind == "empty" and not rows.any():
+        return known
+    return known.drop(rows, source.null(len(rows)))
 
 
 def _together(parts: list[Condition]) -> Condition:

@@ -172,18 +172,19 @@ def _standing_on(node: DictConfig, nets: dict[str, Any], key: str) -> Any:
         return made if node.get("_partial_") else made()
 
 
-def part(folder: Path, expected: str, cfg: DictConfig, node: DictConfig | None = None) -> nn.Module:
+def part(folder: Path, expected: str | None, cfg: DictConfig, node: DictConfig | None = None) -> nn.Module:
     """What a finished run lends, with its final weights, from the copy in the folder of the run that stands on it.
 
     What is published, a folder of diffusers or the files of taef2, is read for the images of `cfg`, the config of the
-    run above; of a text encoder of transformers, the states that `node` names, the section of the part.
+    run above; of a text encoder of transformers, the states that `node` names, the section of the part. `expected` is
+    the digest of the weights, None where any will do.
 
     Raises:
         UserError: the weights are not those that the run was trained on, or not all of them are numbers.
     """
     from atelier.checkpoints import forms
 
-    if forms.digest(folder) != expected:
+    if expected is not None and forms.digest(folder) != expected:
         problem = "these are not the weights that this run stands on"
         fix = f"put back the files with sha256 {expected[:12]}..., or retrain"
         raise UserError(f"model.{folder.name}", folder, problem, fix)

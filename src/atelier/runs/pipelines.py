@@ -35,7 +35,7 @@ def as_run(place: Path) -> tuple[DictConfig, Model]:
     cfg = build.composed(_words(place))
     parts = {name: _part(place, name, cfg) for name in build.parts(cfg)}
     nodes = {name: build.section(cfg, name) for name in parts}
-    nets = {name: build.part(path, forms.digest(path), cfg, nodes[name]) for name, path in parts.items()}
+    nets = {name: build.part(path, None, cfg, nodes[name]) for name, path in parts.items()}
     model = build.on_parts(cfg, nets)
     try:
         sampler = diffusers_scheduler.read(place / "scheduler", cfg.model.sampler.steps).sampler
