@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from atelier.checkpoints import onnx_files
+from atelier.checkpoints import diffusers_conditional, diffusers_folder, onnx_files
 from atelier.checkpoints.onnx_files import CONDITIONS, DECODER, DENOISER, SCHEDULE
 from atelier.core.batch import Cond
 from atelier.core.condition import Condition
@@ -23,8 +24,8 @@ from atelier.diffusion.diffusion_sampler import DiffusionSampler
 from atelier.diffusion.guidance import ClassifierFree
 from atelier.diffusion.objective import Objective
 from atelier.diffusion.samplers import DDIM
-from atelier.diffusion.schedules import EDM, ScaledLinear
-from atelier.diffusion.targets import Epsilon, Preconditioned
+from atelier.diffusion.schedules import EDM, Cosine, Flow, ScaledLinear
+from atelier.diffusion.targets import Epsilon, Preconditioned, VectorField, Velocity
 from atelier.diffusion.times import Uniform
 from atelier.diffusion.weightings import Plain
 from atelier.nets.autoencoder_kl import KLNet
@@ -32,7 +33,9 @@ from atelier.nets.codec import LatentCodec
 from atelier.nets.conditioning import ConditionEmbedder
 from atelier.nets.dit import DiT
 from atelier.nets.frozen import Frozen
+from atelier.nets.quantizers import VectorQuantizer
 from atelier.nets.unet import UNet
+from atelier.nets.vqgan import VQGANNet
 from tests.nets.test_spatial_transformer import shaken
 
 onnx = pytest.importorskip("onnx", reason="onnx holds the graphs: pip install -e '.[onnx]'")
@@ -40,22 +43,41 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime runs the gr
 pytest.importorskip("onnxscript", reason="onnxscript writes the graphs: pip install -e '.[onnx]'")
 
 Arrays = dict[str, np.ndarray]
-N_LABELS = 6
+N_LABELS, N_TOKENS = 6, 5
+KL = {
+    "image_size": 16,
+    "image_channels": 3,
+    "width": 8,
+    "multipliers": [1, 2],
+    "n_blocks": 1,
+    "attention": [],
+    "middle_attention": True,
+    "norm_groups": 4,
+    "dropout": 0.5,
+    "latent_channels": 4,
+}
 BESIDE = f"{DENOISER}.data"  # where large weights lie
 
 
 class Given(nn.Module):
-    """The condition is what it was asked by; nothing is one token of zeros."""
+    """The condition of a net is what it was asked by; nothing is halves, and one token in sight."""
 
     conditions = ("vector", "tokens", "mask", "planes")
-    cond_sizes = {"vector": 6, "tokens": 12, "planes": 2}
+
+    def __init__(self, net: UNet | DiT) -> None:
+        super().__init__()
+        self.cond_sizes, self.shape = net.cond_sizes, net.shape
 
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         return Condition(**cond)
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
-        mask = torch.tensor([[True, False, False, False, False]]).expand(n, -1)
-        return Condition(torch.full((n, 6), 0.5), torch.zeros(n, 5, 12), mask, torch.zeros(n, 2, 8, 8))
+        mask = torch.arange(N_TOKENS).expand(n, -1) == 0
+        shapes = {"vector": (), "tokens": (N_TOKENS,), "planes": ()}
+        made = {name: torch.full((n, *shapes[name], size), 0.5) for name, size in self.cond_sizes.items()}
+        if "planes" in made:
+            made["planes"] = made["planes"][:, :, None, None].expand(-1, -1, *self.shape[1:])
+        return Condition(mask=mask, **made)
 
 
 class Model(NamedTuple):
@@ -69,7 +91,7 @@ def text_and_planes() -> Model:
         image_size=8,
         image_channels=4,
         width=8,
-        multipliers=[1, 2],
+        multipliers=[1],
         n_blocks=1,
         attention=[],
         heads=2,
@@ -79,21 +101,10 @@ def text_and_planes() -> Model:
         plane_channels=2,
         dropout=0.5,
     )
-    first_stage = KLNet(
-        image_size=16,
-        image_channels=3,
-        width=8,
-        multipliers=[1, 2],
-        n_blocks=1,
-        attention=[],
-        middle_attention=True,
-        norm_groups=4,
-        dropout=0.5,
-        latent_channels=4,
-    )
+    first_stage = KLNet(**KL)
     objective = Objective(ScaledLinear(), Epsilon(), Plain(), Uniform())
     sampler = DDIM(steps=5, spacing="leading", offset=1, to_image=False)
-    how = DiffusionSampler(objective, shaken(net), Given(), sampler, ClassifierFree(guidance=2.0), clip=False)
+    how = DiffusionSampler(objective, shaken(net), Given(net), sampler, ClassifierFree(guidance=2.0), clip=False)
     return Model(how, LatentCodec(Frozen(shaken(first_stage)), 0.5, 0.1, "sample"))
 
 
@@ -120,7 +131,68 @@ def of_labels() -> ConditionEmbedder:
     return ConditionEmbedder(dim=8, conditions=["label"], n_classes=N_LABELS, label_factors=[2, 3], n_attributes=0)
 
 
+def pixels() -> Model:
+    """DDPM's U-Net, with all that a page may ask of it."""
+    net = UNet(
+        image_size=16,
+        image_channels=3,
+        width=8,
+        multipliers=[1, 2],
+        n_blocks=1,
+        attention=[4],
+        scale_shift=True,
+        patch_size=2,
+        cond_dim=8,
+        learned_variance=True,
+        checkpointing=True,
+    )
+    objective = Objective(Cosine(), Velocity(), Plain(), Uniform(), "hybrid", learned_variance=True)
+    guider = ClassifierFree(guidance=1.5)
+    return Model(DiffusionSampler(objective, shaken(net), of_labels(), DDIM(steps=5), guider, clip=True))
+
+
+def stable_diffusion() -> Model:
+    """Parts that diffusers has written, with the layers of version 1 on two levels."""
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = diffusers.AutoencoderKL(
+        sample_size=16,
+        norm_num_groups=4,
+        block_out_channels=(8, 8),
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    )
+    with TemporaryDirectory() as folder:
+        shaken(unet).save_pretrained(f"{folder}/unet")
+        shaken(vae).save_pretrained(f"{folder}/vae")
+        net, first_stage = diffusers_conditional.read(f"{folder}/unet"), diffusers_folder.read(f"{folder}/vae")
+    objective = Objective(ScaledLinear(), Epsilon(), Plain(), Uniform())
+    sampler = DDIM(steps=5, spacing="leading", offset=1, to_image=False)
+    how = DiffusionSampler(objective, net, Given(net), sampler, ClassifierFree(guidance=7.5), clip=False)
+    return Model(how, LatentCodec(Frozen(first_stage), 0.18215, 0.0, "sample"))
+
+
+def quantised() -> Model:
+    """A net of tokens alone on latents that are quantised before they are decoded; a straight path."""
+    net = DiT(image_size=8, image_channels=4, patch_size=2, width=16, n_layers=1, heads=2, token_dim=12)
+    quantizer = VectorQuantizer(n_codes=16, dim=4, **diffusers_folder.OUR_QUANTIZER)
+    first_stage = shaken(VQGANNet(**KL, quantizer=quantizer))
+    objective = Objective(Flow(), VectorField(), Plain(), Uniform())
+    how = DiffusionSampler(objective, shaken(net), Given(net), DDIM(steps=5), ClassifierFree(guidance=2.0), clip=False)
+    return Model(how, LatentCodec(Frozen(first_stage), 1.0, 0.0, "mode"))
+
+
 MODELS = {"text_and_planes": text_and_planes, "labels": labels}
+MORE = {"pixels": pixels, "stable_diffusion": stable_diffusion, "quantised": quantised}  # a minute
 
 
 class Written(NamedTuple):
@@ -165,7 +237,7 @@ def told(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
 
 
-def asked(how: DiffusionSampler, n: int, n_tokens: int = 5) -> Condition:
+def asked(how: DiffusionSampler, n: int, n_tokens: int = N_TOKENS) -> Condition:
     """n conditions that differ; the first has no token in sight."""
     torch.manual_seed(3)
     sizes = how.net.cond_sizes
@@ -187,7 +259,7 @@ def test_the_denoiser_is_ours_at_any_batch_and_number_of_tokens(written: Written
 
 
 @torch.no_grad()
-def same_denoised(written: Written, n: int, n_tokens: int = 5) -> None:
+def same_denoised(written: Written, n: int, n_tokens: int = N_TOKENS) -> None:
     """At all times, from the cleanest on, within 1e-4 of an output of unit size; up to 8e-6 were measured."""
     how = written.model.how
     cond, t = asked(how, n, n_tokens), torch.linspace(1, 0.02, n).double()
@@ -197,6 +269,17 @@ def same_denoised(written: Written, n: int, n_tokens: int = 5) -> None:
     print("denoiser", np.abs(found - wanted.numpy()).max(), wanted.abs().max().item())
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
     assert wanted.std() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_other_models_are_theirs(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MORE[name]()
+    files = onnx_files.write(*model, tmp_path)
+    model.how.net.eval()
+    same_denoised(Written(model, tmp_path, files), 5)
+    same_images(Written(model, tmp_path, files))
 
 
 def test_the_schedule_is_ours_from_the_image_to_noise(written: Written) -> None:

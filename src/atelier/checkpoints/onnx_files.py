@@ -169,15 +169,10 @@ def _graph(
     axes = {name: {0: batch, 1: tokens} if name in ("tokens", "mask") else {0: batch} for name in given}
     with _in_eval(module), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
-            module,
-            kwargs=given,
-            dynamo=True,
-            dynamic_shapes=axes,
-            input_names=list(given),
-            output_names=outputs,
-            verbose=False,
-        )
+        # traced by hand: torch.onnx.export fixes, without a word, an axis that a net has fixed
+        traced = torch.export.export(module, (), given, dynamic_shapes=axes)
+        names = {"input_names": list(given), "output_names": outputs, "dynamic_shapes": axes}
+        program = torch.onnx.export(traced, kwargs=given, **names, dynamo=True, verbose=False)
     program.model.metadata_props.update(told)
     weights = path.with_name(f"{path.name}.data")
     weights.unlink(missing_ok=True)
