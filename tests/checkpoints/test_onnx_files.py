@@ -28,6 +28,7 @@ from atelier.diffusion.schedules import EDM, Cosine, Flow, ScaledLinear
 from atelier.diffusion.targets import Epsilon, Preconditioned, VectorField, Velocity
 from atelier.diffusion.times import Uniform
 from atelier.diffusion.weightings import Plain
+from atelier.nets import lora
 from atelier.nets.autoencoder_kl import KLNet
 from atelier.nets.codec import LatentCodec
 from atelier.nets.conditioning import ConditionEmbedder
@@ -182,8 +183,9 @@ def stable_diffusion() -> Model:
 
 
 def quantised() -> Model:
-    """A net of tokens alone on latents that are quantised before they are decoded; a straight path."""
+    """A net of tokens alone, with an adapter, on latents that the decoder quantises; a straight path."""
     net = DiT(image_size=8, image_channels=4, patch_size=2, width=16, n_layers=1, heads=2, token_dim=12)
+    lora.add(net, name="style", targets=["qkv.q", "out"], rank=2, alpha=4)
     quantizer = VectorQuantizer(n_codes=16, dim=4, **diffusers_folder.OUR_QUANTIZER)
     first_stage = shaken(VQGANNet(**KL, quantizer=quantizer))
     objective = Objective(Flow(), VectorField(), Plain(), Uniform())
@@ -192,7 +194,7 @@ def quantised() -> Model:
 
 
 MODELS = {"text_and_planes": text_and_planes, "labels": labels}
-MORE = {"pixels": pixels, "stable_diffusion": stable_diffusion, "quantised": quantised}  # a minute
+MORE = {"pixels": pixels, "stable_diffusion": stable_diffusion, "quantised": quantised}  # seconds each
 
 
 class Written(NamedTuple):
@@ -260,14 +262,13 @@ def test_the_denoiser_is_ours_at_any_batch_and_number_of_tokens(written: Written
 
 @torch.no_grad()
 def same_denoised(written: Written, n: int, n_tokens: int = N_TOKENS) -> None:
-    """At all times, from the cleanest on, within 1e-4 of an output of unit size; up to 8e-6 were measured."""
+    """From noise to almost the image, within 1e-4; up to 9e-6, of images of 50, were measured."""
     how = written.model.how
     cond, t = asked(how, n, n_tokens), torch.linspace(1, 0.02, n).double()
     x = how.objective.schedule.sigma(t).view(-1, 1, 1, 1).float() * torch.randn(n, *how.net.shape)
     wanted = how.objective.denoise(how.net, x, t, cond)[:, : x.shape[1]]
     (found,) = run(written.folder / DENOISER, x=x, t=t, **fields(cond))
-    print("denoiser", np.abs(found - wanted.numpy()).max(), wanted.abs().max().item())
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     assert wanted.std() > 0.1
 
 
@@ -300,7 +301,6 @@ def test_the_decoder_is_ours_at_any_batch(written: Written) -> None:
     z = torch.randn(5, *model.codec.latent_shape)
     wanted = model.codec.decode(z)
     (found,) = run(written.folder / DECODER, z=z)
-    print("decoder", np.abs(found - wanted.numpy()).max(), wanted.std())
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     assert wanted.std() > 0.1
 
@@ -312,7 +312,7 @@ def test_a_way_to_images_in_numpy_is_that_of_our_sampler(written: Written) -> No
 
 @torch.no_grad()
 def same_images(written: Written) -> None:
-    """DDIM with the model's own times and guidance, within 1e-3; up to X were measured."""
+    """DDIM with the model's own times and guidance, within 1e-3; up to 2.2e-6 were measured."""
     how, codec, n = *written.model, 2
     known, noise = asked(how, n), torch.randn(n, *how.net.shape)
     if isinstance(how.embedder, ConditionEmbedder):
@@ -324,7 +324,6 @@ def same_images(written: Written) -> None:
     found = by_numpy(written.folder, {name: value.numpy() for name, value in fields(known).items()}, noise.numpy())
     if codec is not None:
         wanted, (found,) = codec.decode(wanted), run(written.folder / DECODER, z=found)
-    print("images", np.abs(found - wanted.numpy()).max(), wanted.abs().max().item(), wanted.std())
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
     assert wanted.std() > 0.1
 
@@ -359,6 +358,12 @@ def test_what_lies_in_the_folder(written: Written) -> None:
     wanted = pixels + (beside if written.model.codec is None else [DECODER])
     assert sorted(path.name for path in written.files) == sorted(wanted)
     assert sorted(path.name for path in written.folder.iterdir()) == sorted(wanted)
+
+
+def test_nothing_is_left_out_at_random(written: Written) -> None:
+    """The nets have dropout and are in train mode; onnxruntime itself would not run it."""
+    graphs = [onnx.load(path).graph for path in written.files if path.suffix == ".onnx"]
+    assert not [node for graph in graphs for node in graph.node if node.op_type == "Dropout"]
 
 
 def test_what_the_files_say_of_themselves(written: Written) -> None:
