@@ -94,7 +94,7 @@ class VectorQuantizer(nn.Module):
         vectors = rearrange(z.detach(), "b d h w -> (b h w) d")            # (N, D)
         if self.training:
             self._start(vectors)
-        codes = nearest(vectors, self.codebook).unflatten(0, (len(z), *z.shape[2:]))       # (B, h, w)
+        codes = nearest(vectors, self.codebook).unflatten(0, (z.shape[0], *z.shape[2:]))  # (B, h, w)
         e = self.embed(codes)                                              # (B, D, h, w)
         loss = self.commitment_weight * F.mse_loss(z, e.detach())
         if self.update == "gradient":
