@@ -151,25 +151,47 @@ def stratified(labels: Tensor) -> list[int]:
 class Stream(Sampler):
     """Positions kG .. (k+1)G of the epoch permutations laid end to end; a rank takes its slice of each batch.
 
-    Never ends, has no length, and asks for its position whenever it is iterated, so that a resumed or restarted
-    loop goes on where images_seen says.
+    Where a batch has several shares, each is such a stream of its own, of its own images, and a batch has one share
+    behind the other. Never ends, has no length, and asks for its position whenever it is iterated, so that a resumed or
+    restarted loop goes on where images_seen says.
+
+    Args:
+        shares: number of images, and how many of them are in each batch over all ranks.
+        seed: number that the order of each epoch comes from.
+        rank, ranks: number of this process, and how many share a batch.
+        position: images that training has seen of all shares.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int, ranks: int, position: Callable[[], int]) -> None:
-        self.n, self.batch_size, self.seed, self.position = n, batch_size, seed, position
-        self.local = range(rank * (batch_size // ranks), (rank + 1) * (batch_size // ranks))
+    def __init__(
+        self, shares: list[tuple[int, int]], seed: int, rank: int, ranks: int, position: Callable[[], int]
+    ) -> None:
+        self.shares, self.seed, self.rank, self.ranks, self.position = shares, seed, rank, ranks, position
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        start, epoch, order = self.position(), -1, []
+        start, before, streams = self.position(), 0, []
+        whole = sum(each for _, each in self.shares)
+        for k, (n, each) in enumerate(self.shares):
+            seeds = (self.seed, 2, k) if k else (self.seed,)
+            streams.append(self._dealt(before, n, each, seeds, start * each // whole))
+            before += n
+        for parts in zip(*streams, strict=True):
+            yield [place for part in parts for place in part]
+
+    def _dealt(
+        self, before: int, n: int, each: int, seeds: tuple[int, ...], start: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """The (epoch, place) pairs of a share, whose n places come behind `before` others; `each` in a batch."""
+        local = range(self.rank * (each // self.ranks), (self.rank + 1) * (each // self.ranks))
+        epoch, order = -1, []
         while True:
             places = []
-            for k in self.local:
-                at, offset = divmod(start + k, self.n)
+            for k in local:
+                at, offset = divmod(start + k, n)
                 if at != epoch:
-                    epoch, order = at, torch.randperm(self.n, generator=generator(self.seed, at)).tolist()
-                places.append((at, order[offset]))
+                    epoch, order = at, torch.randperm(n, generator=generator(*seeds, at)).tolist()
+                places.append((at, before + order[offset]))
             yield places
-            start += self.batch_size
+            start += each
 
 
 class _Places(Dataset):
@@ -294,8 +316,7 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def n_train(self) -> int:
-        n = len(self.split("train"))
-        return n if self.limit is None else min(n, self.limit)
+        return len(self.trained_on())
 
     def count(self, split: Split, field: str) -> int:
         """How many different images of a Batch field there are."""
@@ -315,6 +336,11 @@ class DataModule(LightningDataModule, ABC):
         if self.batch_size % ranks:
             fix = f"data.batch_size={-(-self.batch_size // ranks) * ranks}"
             raise UserError("data.batch_size", self.batch_size, f"it does not divide by {ranks} ranks", fix)
+        for _, each in self.shares():
+            if each % ranks:
+                problem = f"its share of {each} images does not divide by {ranks} ranks"
+                fix = f"data.batch_size={self.batch_size * ranks}"
+                raise UserError("data.batch_size", self.batch_size, problem, fix)
         for split in ("train", "test"):  # a split without images is refused before training
             self.split(split)
         if self.latents is not None:
@@ -325,8 +351,7 @@ class DataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         stream = Stream(
-            self.n_train,
-            self.batch_size,
+            [(len(images), each) for images, each in self.shares()],
             self.seed,
             trainer.global_rank,
             trainer.world_size,
@@ -345,7 +370,17 @@ class DataModule(LightningDataModule, ABC):
 
     def trained_on(self) -> Sequence[int]:
         """The indices of the training images; all of them in their own order, since the stream draws another."""
-        return range(self.n_train) if self.limit is None else self.order("train")[: self.limit]
+        return self.limited(range(len(self.split("train"))))
+
+    def limited(self, images: range) -> Sequence[int]:
+        """Of training images those that are used: all, or the first `limit` of them in `order`."""
+        if self.limit is None:
+            return images
+        return [index for index in self.order("train") if index in images][: self.limit]
+
+    def shares(self) -> list[tuple[Sequence[int], int]]:
+        """What a batch is made of: training images, and how many of these are in each batch; together `trained_on`."""
+        return [(self.trained_on(), self.batch_size)]
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(_Trigger())

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atelier.core.errors import UserError
-from atelier.data.finding import is_image, printable, visible_files
+from atelier.data.finding import CAPTIONS, is_image, printable, visible_files
 
-TSV, JSONL, TXT = "captions.tsv", "metadata.jsonl", ".txt files beside the images"
+TSV, JSONL, TXT = CAPTIONS, "metadata.jsonl", ".txt files beside the images"
 MOST_CHARACTERS = 10_000  # of a caption; a longer one is another file by mistake
 
 
@@ -51,7 +51,7 @@ def captions_under(root: str) -> Captions:
     found = {layout: files for layout, files in layouts.items() if files}
     if not found:
         problem = f"no captions: no {TSV}, no {JSONL}, no {TXT}"
-        raise UserError("data.root", printable(root), problem, f"lines FILE<tab>CAPTION in {TSV}, or data=images")
+        raise UserError("data.root", printable(root), problem, f"lines FILE<tab>CAPTION in {TSV}, or data.text=TEXT")
     if len(found) > 1:
         problem = f"captions in {' and in '.join(found)}"
         raise UserError("data.root", printable(root), problem, "leave one of them, move the others away")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,12 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def followed_by(self, more: FileImages) -> FileImages:
+        """These and behind them others that are read in the same way, with texts likewise."""
+        fields = {name: [*texts, *more.fields[name]] for name, texts in self.fields.items()}
+        both = hashlib.sha256(f"{self.fingerprint} {more.fingerprint}".encode()).hexdigest()[:16]
+        return FileImages([*self.paths, *more.paths], self.read_file, fields, self.flip, self.keep, both, self.masks)
 
     def beside(self, indices: list[int], rngs: list[torch.Generator] | None) -> tuple[Batch, Tensor]:
         chosen = turned(self.flip, indices, rngs)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from atelier.core.errors import UserError, nearest
 from atelier.data.reading import SUFFIXES
 
+REQUEST, GRID = "request.yaml", "grid.png"  # what sample.py writes beside its pictures, none of which the grid is
+CAPTIONS = "captions.tsv"  # lines FILE<tab>CAPTION
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 
 
@@ -46,8 +48,13 @@ def files_of(root: str, folder: str) -> list[str]:
 
 
 def image_files(root: Path) -> list[str]:
-    """Paths, from `root`, of the files under it that are named like images, in natural order."""
-    return [name for name in visible_files(root) if is_image(name)]
+    """Paths, from `root`, of the files under it that are named like images, in natural order.
+
+    Of a folder that sample.py has written the pictures, and not the grid of them.
+    """
+    found = visible_files(root)
+    grids = {os.path.join(os.path.dirname(name), GRID) for name in found if os.path.basename(name) == REQUEST}
+    return [name for name in found if is_image(name) and name not in grids]
 
 
 def holds_images(folder: Path) -> bool:

@@ -135,7 +135,11 @@ class ImageFiles(DataModule, ABC):
 
     def keeps(self, split: Split, n_bytes: int) -> bool:
         """Whether all images, of `n_bytes` each, fit into `memory_mb`, and one process reads them."""
-        return self.fits(split, sum(map(len, self.index.values())) * n_bytes)
+        return self.fits(split, self.n_read(split) * n_bytes)
+
+    def n_read(self, split: Split) -> int:
+        """How many images there are in memory beside one another where a split is kept: those of both."""
+        return sum(map(len, self.index.values()))
 
     def fits(self, split: Split, n_bytes: int) -> bool:
         """The same of `n_bytes` together."""

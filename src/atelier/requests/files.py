@@ -13,9 +13,8 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.data.base import DataModule
-from atelier.data.finding import image_files
+from atelier.data.finding import GRID, image_files
 from atelier.data.reading import SUFFIXES, BadImage, decode
-from atelier.requests.folder import GRID
 
 TILE = 256  # pixels of the source a side; what is larger is made in parts where the net allows it
 MAX_PIXELS = 64_000_000

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from atelier.checkpoints.store import write_text
 from atelier.core.errors import UserError
+from atelier.data.finding import CAPTIONS, GRID, REQUEST
 from atelier.evaluation.gathering import show_progress
 from atelier.images.pictures import REQUESTED, beside, framed, grid, save_gif, save_png, shrunk
 
 COLUMNS = 8  # of the grid of a verb whose pictures have places there
-REQUEST = "request.yaml"
-GRID = "grid.png"
 WALK = "walk.gif"  # from each latent to the next
 GIFS = (WALK, "forward.gif", "reverse.gif")
 FRAMES, HELD = 24, 8  # of a way: so many at most, the last shown so many times as long
@@ -30,6 +29,7 @@ class Made(NamedTuple):
     """Pictures in order, (n, C, H, W) uint8, what they were made of, and the names under which they are written.
 
     `files`: the file that each was made of. `frames`: (T, n or 2 n, C, H, W) uint8 of each GIF by the name of its file.
+    `captions`: the text that each was made by.
     """
 
     images: Tensor
@@ -37,12 +37,15 @@ class Made(NamedTuple):
     names: list[str] | None = None
     files: list[Path] | None = None
     frames: Mapping[str, Tensor] = {}
+    captions: list[str] | None = None
 
 
 class Folder:
     """`000000.png ...`, `grid.png` of the first 64, `request.yaml`, and the GIFs of an interpolation or of paths.
 
-    Each picture has its own request, which makes it alone, as a text within it (`sample.py like=PICTURE`).
+    Where pictures were made by texts, `captions.tsv` has them, so that the folder is a set with captions
+    (data=captioned). Each picture has its own request, which makes it alone, as a text within it (`sample.py
+    like=PICTURE`).
 
     Args:
         path: place, made if need be; the pictures of an earlier request there are replaced.
@@ -57,6 +60,7 @@ class Folder:
         self.number: int = request["first"]  # of the next picture
         self.first: list[Tensor] = []
         self.frames: dict[str, list[Tensor]] = {}
+        self.captions: list[str] = []  # lines of the table
         self.before = _numbers(self.path / REQUEST)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -66,11 +70,13 @@ class Folder:
 
     def add(self, made: Made) -> None:
         """Write the next pictures; the grid shows what they were made of beside them."""
-        images, sources, names, files, frames = made
+        images, sources, names, files, frames, captions = made
         for k, image in enumerate(images):
             path = self.path / (f"{self.number:06d}.png" if names is None else names[k])
             path.parent.mkdir(parents=True, exist_ok=True)
             save_png(image, path, self._texts(None if files is None else files[k]))
+            if captions is not None:
+                self.captions.append(f"{path.name}\t{' '.join(captions[k].split())}\n")
             self.number += 1
         if sum(map(len, self.first)) < SHOWN:
             shown = images.cpu() if sources is None else beside([sources, images])
@@ -95,6 +101,10 @@ class Folder:
         """Write the grid and the request, and remove what an earlier, longer request left."""
         for k in set(self.before) - set(range(self.request["first"], self.number)):
             (self.path / f"{k:06d}.png").unlink(missing_ok=True)
+        if self.captions:
+            write_text(self.path / CAPTIONS, "".join(self.captions))
+        elif self.before:
+            (self.path / CAPTIONS).unlink(missing_ok=True)
         sizes = {images.shape[2:] for images in self.first}
         if len(sizes) > 1:  # of files
             self.first = [framed(images, max(map(max, sizes))) for images in self.first]

@@ -159,7 +159,8 @@ class Request:
         """Images of the model; a translator's beside their sources."""
         cond = self.conditions(first, n)
         sources = to_uint8(cond[self.model.source_fields[self.case]]) if self.model.source_fields else None
-        return Made(to_uint8(sample(self.model, cond, self._rngs(first, n), self.options)), sources)
+        made = to_uint8(sample(self.model, cond, self._rngs(first, n), self.options))
+        return Made(made, sources, captions=cond.get("text"))
 
     def reconstruct(self, first: int, n: int) -> Made:
         """Test images, each followed by what the model makes of it."""
