@@ -301,7 +301,7 @@ PROJ = "mid_block.attentions.0.proj_in.weight"
     (lambda f: reshaped(f, PROJ, 16, 16, 1, 1), f"{PROJ} has another shape than config.json says: [16, 16, 1, 1]"),
     (lambda f: reshaped(f, "conv_in.weight", 8, 9, 3, 3), "conv_in.weight has another shape than config.json says:"),
     (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "is cut"),
-    (pickled, "pickled weights are not read"),
+    (pickled, "pickled weights (.bin) are not read"),
 ], ids=lambda part: part if isinstance(part, str) else "")  # fmt: skip
 def test_what_cannot_be_read_is_one_line(break_it: Any, problem: str, tmp_path: Path) -> None:
     diffusers_conditional.write(ours_of(**OURS["a vector"]), tmp_path, size_dim=2)

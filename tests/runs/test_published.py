@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import train
-from atelier.checkpoints import diffusers_folder, forms, single_file, taesd_files, transformers_folder
+from atelier.checkpoints import diffusers_folder, forms, single_file, taesd_files, transformers_folder, weight_files
 from atelier.checkpoints.store import newest
 from atelier.cli.messages import user_error
 from atelier.core.errors import UserError
@@ -249,8 +249,8 @@ def test_what_the_cache_lacks_is_downloaded_only_where_that_was_asked_for(
     with pytest.raises(UserError, match=r"run=owner/other: it is no folder here, nor .*model\.first_stage\.fetch=true"):
         linked(tmp_path / "run", *words("sd_vae", "owner/other"))
     linked(tmp_path / "run", *words("sd_vae", "owner/other/vae", "model.first_stage.fetch=true"))
-    names = [f"vae/{name}" for name in (diffusers_folder.CONFIG, diffusers_folder.WEIGHTS)]
-    plain = [diffusers_folder.CONFIG, diffusers_folder.WEIGHTS]
+    plain = [diffusers_folder.CONFIG, *weight_files.patterns(diffusers_folder.WEIGHTS)]
+    names = [f"vae/{name}" for name in plain]
     assert asked == [("owner/other", plain, True), ("owner/other", names, False)]
     with pytest.raises(UserError, match=r"could not be downloaded \(no diffusion_pytorch"):
         linked(tmp_path / "run", *words("sd_vae", "owner/other", "model.first_stage.fetch=true"))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from atelier.checkpoints import diffusers_files
-from atelier.checkpoints.diffusers_files import Refused
 from atelier.checkpoints.diffusers_nets import groups_of, lacking, renamed, sines_first, unet_name
+from atelier.checkpoints.weight_files import Refused
 from atelier.core.errors import UserError
 from atelier.nets.layers import TimeEmbedding
 from atelier.nets.spatial_transformer import SpatialTransformer

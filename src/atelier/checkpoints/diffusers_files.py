@@ -1,22 +1,21 @@
-"""The two files of a folder of diffusers, and tensors that go under other names there, some in parts."""
+"""Config and weights in a folder of diffusers, and tensors that go under other names there, some in parts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from atelier.core.errors import UserError
+from atelier.checkpoints import weight_files
+from atelier.checkpoints.weight_files import Refused
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-Refused = Callable[[Path, str], UserError]  # the folder and the problem -> one line
 Names = dict[str, list[str]]  # one of our tensors -> theirs that make it, one below the other
 
 
@@ -51,20 +50,13 @@ def weights(folder: Path, refused: Refused) -> dict[str, Tensor]:
     """Its tensors, float32, those of attention under their present names.
 
     Raises:
-        UserError: there is no file of them, or it is cut.
+        UserError: as in `weight_files.read`.
     """
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise refused(folder, f"it has no {WEIGHTS}; pickled weights are not read")
-    try:
-        theirs = load_file(path)
-    except SafetensorError as error:
-        raise refused(folder, f"{WEIGHTS} is cut ({error})") from error
     renamed = {}
-    for name, value in theirs.items():
+    for name, value in weight_files.read(folder, WEIGHTS, refused).items():
         for earlier, now in EARLIER.items():
             name = name.replace(earlier, now) if "attentions." in name else name
-        renamed[name] = value.float()
+        renamed[name] = value
     return renamed
 
 

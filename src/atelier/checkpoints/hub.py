@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atelier.checkpoints import diffusers_folder
+from atelier.checkpoints import diffusers_folder, forms, weight_files
 from atelier.core.errors import UserError
 
 
@@ -26,13 +26,14 @@ def folder(place: str, fetch: bool, key: str) -> Path:
         raise UserError(
             f"{key}.run", place, "huggingface_hub is not installed", "pip install huggingface_hub"
         ) from error
-    names = [f"{inner}/{name}".strip("/") for name in (diffusers_folder.CONFIG, diffusers_folder.WEIGHTS)]
+    files = [diffusers_folder.CONFIG, *weight_files.patterns(diffusers_folder.WEIGHTS)]
+    names = [f"{inner}/{name}".strip("/") for name in files]
     try:
         found = Path(snapshot_download(owner_name, allow_patterns=names, local_files_only=not fetch))
     except (OSError, ValueError) as error:  # what the hub's own errors are
         raise _absent(place, fetch, key, type(error).__name__) from error
-    if not all((found / name).exists() for name in names):
-        raise _absent(place, fetch, key, f"no {names[-1]} there")
+    if forms.form(found / inner) != forms.DIFFUSERS:
+        raise _absent(place, fetch, key, f"no {names[1]} there")
     return found / inner
 
 

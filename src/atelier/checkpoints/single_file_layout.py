@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from atelier.checkpoints import diffusers_conditional, diffusers_folder
 from atelier.checkpoints import single_file_names as names
-from atelier.checkpoints.diffusers_files import Refused
+from atelier.checkpoints.weight_files import Refused
 
 Version = Literal["sd1", "sd2", "sdxl"]
 Shapes = dict[str, list[int]]  # a tensor by name

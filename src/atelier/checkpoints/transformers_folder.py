@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from atelier.checkpoints import diffusers_files
+from atelier.checkpoints import diffusers_files, weight_files
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
 from atelier.nets.contracts import Layer
@@ -104,13 +103,14 @@ def located(folder: Name, fetch: bool) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
         raise _refused(folder, "there is no such folder, and huggingface-hub is not installed") from error
-    wanted = [f"{part}{file}" for part in _parts(inside) for file in (CONFIG, WEIGHTS, *TOKENIZER)]
+    files = (CONFIG, *weight_files.patterns(WEIGHTS), *TOKENIZER)
+    wanted = [f"{part}{file}" for part in _parts(inside) for file in files]
     for local in (True, False) if fetch else (True,):
         try:
             found = Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted, local_files_only=local))
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
             continue
-        if (found.joinpath(*inside) / WEIGHTS).exists():
+        if weight_files.found(found.joinpath(*inside), WEIGHTS, _refused):
             return found.joinpath(*inside)
     if fetch:
         raise _refused(folder, f"the hub could not be reached, or has no {WEIGHTS} there")
@@ -142,15 +142,10 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of the text half, float32, under their names in CLIPTextModel."""
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise _refused(folder, f"it has no {WEIGHTS}; pickled weights (.bin) are not read")
-    try:
-        with safe_open(path, "pt") as file:
-            names = [n for n in file.keys() if not n.startswith(("vision_model.", "visual_projection."))]
-            return {name.removeprefix("text_model."): file.get_tensor(name).float() for name in names}
-    except SafetensorError as error:
-        raise _refused(folder, f"{WEIGHTS} is cut ({error})") from error
+    theirs = weight_files.read(
+        folder, WEIGHTS, _refused, lambda name: not name.startswith(("vision_model.", "visual_projection."))
+    )
+    return {name.removeprefix("text_model."): value for name, value in theirs.items()}
 
 
 def their_names(name: str) -> list[str]:

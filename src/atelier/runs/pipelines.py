@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from atelier.checkpoints import diffusers_scheduler, forms
-from atelier.core.errors import UserError
+from atelier.core.errors import UserError, within
 from atelier.runs import build, published
 from atelier.runs.pages import typed_value
 
@@ -48,9 +48,13 @@ def as_run(place: Path) -> tuple[DictConfig, Model]:
 
 def _part(place: Path, name: str, cfg: DictConfig) -> Path:
     found = published.folder(name, cfg)
-    if forms.form(found) is None:
-        problem = f"{found.name}/ has no weights in one .safetensors beside its config.json"
-        raise UserError("run", place, problem, "run=FOLDER that has; pickles, shards and variants are not read")
+    with within(""):
+        form = forms.form(found)
+    if form is None:
+        problem = f"{found.name}/ has no weights in .safetensors beside its config.json"
+        raise UserError("run", place, problem, "run=FOLDER that has; pickles (.bin) are not read")
+    if told := published.of_variant(found):
+        print(f"{found}{told}", file=sys.stderr, flush=True)
     return found
 
 

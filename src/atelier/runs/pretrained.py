@@ -28,7 +28,7 @@ from torch import nn
 from atelier.checkpoints import forms
 from atelier.core import stopping
 from atelier.core.classifier import GuidingClassifier
-from atelier.core.errors import UserError
+from atelier.core.errors import UserError, within
 from atelier.nets.contracts import TextEncoder
 from atelier.runs import build, folders, preflight, published
 from atelier.runs.pages import key_of, typed_value
@@ -129,7 +129,9 @@ def refuse_other_parts(cfg: DictConfig, stored: DictConfig, folder: Path) -> Non
 
 def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
     """Link a finished run, or what is published, as a part, and note where it came from."""
-    names, part = forms.form(source), build.section(cfg, name)
+    part = build.section(cfg, name)
+    with within(f"model.{name}"):
+        names = forms.form(source)
     if names is None:
         fix = f"model.{name}.run={'auto' if part.get('experiment') else 'FOLDER'}"
         raise UserError(f"model.{name}.run", source, "no finished run lies there", fix)
@@ -144,7 +146,7 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
     _link(source, target)
     OmegaConf.set_struct(part, False)
     part.run, part.sha256 = str(source) if part.run == "auto" else part.run, forms.digest(source)
-    print(f"{name}: {folders.shorter(source)}{_reached(source)}", flush=True)
+    print(f"{name}: {folders.shorter(source)}{published.of_variant(source)}{_reached(source)}", flush=True)
 
 
 def _reached(source: Path) -> str:

@@ -45,6 +45,12 @@ def folder(name: str, cfg: DictConfig) -> Path:
     return hub.folder(part.run, part.fetch, f"model.{name}")
 
 
+def of_variant(part: Path) -> str:
+    """What a line says of a folder behind its name: which variant is read where the plain weights are missing."""
+    variant = forms.variant(part)
+    return f" (its variant {variant}, since it has no plain weights)" if variant else ""
+
+
 def lies_in(place: Path) -> bool:
     """Whether a pipeline of diffusers is there."""
     return (place / INDEX).exists()
