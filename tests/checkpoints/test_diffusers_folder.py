@@ -221,7 +221,7 @@ def without(name: str) -> Any:
     (lambda f: changed(f, layers_per_block=2), "lacks decoder.up_blocks.0.resnets.2"),
     (lambda f: changed(f, mid_block_add_attention=False), "also holds decoder.mid_block.attentions.0"),
     (without("encoder.conv_in.bias"), "lacks encoder.conv_in.bias"),
-    (lambda f: (f / diffusers_folder.WEIGHTS).rename(f / "diffusion_pytorch_model.bin"), "pickled weights (.bin) are not"),
+    (lambda f: (f / diffusers_folder.WEIGHTS).rename(f / "diffusion_pytorch_model.bin"), "weights (.bin) are not"),
     (lambda f: (f / diffusers_folder.WEIGHTS).write_bytes(b"12345678"), "is cut"),
 ], ids=lambda part: part if isinstance(part, str) else "")  # fmt: skip
 def test_what_cannot_be_read_is_one_line(break_it: Any, problem: str, tmp_path: Path) -> None:

@@ -13,9 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from atelier.checkpoints import diffusers_conditional, diffusers_folder, single_file, transformers_folder
+from atelier.checkpoints import (
+    diffusers_conditional,
+    diffusers_folder,
+    diffusers_scheduler,
+    single_file,
+    transformers_folder,
+)
 from atelier.checkpoints.single_file_layout import PREFIXES, Version, described
 from atelier.core.errors import UserError
+from atelier.diffusion.schedules import ScaledLinear
+from atelier.diffusion.targets import Epsilon, Velocity
 from tests.checkpoints.test_diffusers_unet_conditional import FULL, SDXL, SMALL, TINY, blocks, equal, same
 from tests.checkpoints.test_transformers_folder import MERGES, ROWS
 from tests.nets.test_spatial_transformer import shaken
@@ -356,6 +364,13 @@ Q = f"{V}decoder.mid.attn_1.q.weight"
 G = "conditioner.embedders.1.model."
 
 
+def refiner(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The second encoder alone, in the first one's place."""
+    first = "conditioner.embedders.0."
+    kept = {key: value for key, value in state.items() if not key.startswith(first)}
+    return {key.replace("conditioner.embedders.1.", first): value for key, value in kept.items()}
+
+
 @pytest.mark.parametrize(("name", "change", "problem"), [
     ("sd1", without(TO_K), f"it lacks {TO_K}"),
     ("sd1", without(f"{U}input_blocks.0.0.weight"), f"it lacks {U}input_blocks.0.0.weight"),
@@ -382,6 +397,7 @@ G = "conditioner.embedders.1.model."
     ("sd1", lambda state: {key: v for key, v in state.items() if not key.startswith(U)}, "it holds no U-Net"),
     ("sd1", lambda state: {key: v for key, v in state.items() if not key.startswith(V)}, f"it lacks {V}"),
     ("sd1", lambda state: {key.replace(T1, G): v for key, v in state.items()}, f"it lacks {T1}"),
+    ("sdxl", refiner, "it is SDXL's refiner, which reads one text encoder and an aesthetic score, not two encoders"),
 ], ids=lambda part: part if isinstance(part, str) else "")  # fmt: skip
 def test_a_file_that_is_another_is_refused(name: str, change: Change, problem: str, tmp_path: Path) -> None:
     """By the name of the tensor that is missing, too many or of another shape."""
@@ -426,3 +442,23 @@ def test_parts_that_do_not_fit_are_not_written(change: Callable[[Parts], Parts],
     assert problem in str(caught.value) and not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="pickled"):
         single_file.write(tmp_path / "a.ckpt", parts)
+
+
+@pytest.mark.parametrize(("said", "wanted", "kind"), [
+    ({"modelspec.prediction_type": "v"}, "v", Velocity), ({"modelspec.prediction_type": "epsilon"}, "eps", Epsilon),
+    ({"modelspec.prediction_type": "other"}, None, None), (None, None, None),
+])  # fmt: skip
+def test_a_file_may_say_its_target(
+    said: dict[str, str] | None, wanted: str | None, kind: type | None, tmp_path: Path
+) -> None:
+    """Which makes a scheduler beside the parts; of most files none is made."""
+    file = tmp_path / "a.safetensors"
+    save_file(written(file, "sd2"), file, metadata=said)
+    found = single_file.read(file)
+    assert found.target == single_file.target(file) == wanted
+    found.unpack(tmp_path / "parts")
+    assert (tmp_path / "parts/scheduler").exists() == (kind is not None)
+    if kind is not None:
+        meaning = diffusers_scheduler.meaning(tmp_path / "parts/scheduler")
+        assert type(meaning.target) is kind
+        torch.testing.assert_close(meaning.schedule.logsnrs, ScaledLinear().logsnrs, atol=1e-9, rtol=1e-9)

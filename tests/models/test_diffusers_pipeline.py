@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +21,7 @@ from atelier.diffusion.samplers import DDIM, Euler, Sampler
 from atelier.models.base import sampling_mode
 from atelier.models.ldm import LDM
 from atelier.runs import build, folders
+from atelier.runs.pretrained import link_pretrained
 from tests.checkpoints import test_transformers_folder as texts
 from tests.compose import composed
 
@@ -119,11 +123,11 @@ def made_for(page: str, folder: Path) -> list[str]:
     """Words for a page of conf/model, with the pipeline that it asks for."""
     case = CASES["SD2 v DDIM" if page == "stable_diffusion_2" else "SD1 PNDM"]
     channels = {"stable_diffusion_inpaint": 9, "stable_diffusion_edit": 8}.get(page, 4)
-    if page == "sdxl":
+    if page.startswith("sdxl"):
         xl(folder)
     else:
         written(folder, case.kind, case.scheduler, case.pad, channels)
-    return [f"model.net.run={folder}", "data.image_size=32", *(["model.embedder.size_dim=8"] if page == "sdxl" else [])]
+    return [f"model.net.run={folder}", "data.image_size=32", *(["model.embedder.size_dim=8"] * page.startswith("sdxl"))]
 
 
 def assert_same(a: Tensor, b: Tensor) -> None:
@@ -235,7 +239,14 @@ def test_image_to_image(modes: None, tmp_path: Path) -> None:
         assert_same(latents, theirs)
 
 
-def xl(folder: Path) -> Path:
+TURBO = {  # as its file says
+    **BETAS, "steps_offset": 1, "timestep_spacing": "trailing", "prediction_type": "epsilon", "trained_betas": None,
+    "interpolation_type": "linear", "clip_sample": False, "skip_prk_steps": True, "set_alpha_to_one": False,
+    "sample_max_value": 1.0,
+}  # fmt: skip
+
+
+def xl(folder: Path, scheduler: Any = None) -> Path:
     """A pipeline of SDXL's topology: no attention at the first level, two text encoders, sizes beside the vector."""
     torch.manual_seed(0)
     vae = diffusers.AutoencoderKL(
@@ -257,7 +268,7 @@ def xl(folder: Path) -> Path:
         for weight in [*net.parameters(), *encoders[1].parameters()]:
             weight += 0.02 * torch.randn_like(weight)
     words = [transformers.CLIPTokenizer.from_pretrained(folder / n, model_max_length=10) for n in ("made", "made_2")]
-    scheduler = diffusers.EulerDiscreteScheduler(**BETAS, **LEADING)
+    scheduler = scheduler or diffusers.EulerDiscreteScheduler(**BETAS, **LEADING)
     diffusers.StableDiffusionXLPipeline(
         vae=vae, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=words[0], tokenizer_2=words[1],
         unet=net, scheduler=scheduler, add_watermarker=False,
@@ -287,6 +298,58 @@ def test_text_to_image_xl(tmp_path: Path) -> None:
         with sampling_mode(model, {}), torch.no_grad():
             how = model.diffusion_sampler.asked(sampler, 5.0, None)
             assert_same(how(cond, noise, ImageRngs(0, 0, 2)), theirs)
+
+
+def turbo(folder: Path) -> Path:
+    """SDXL-Turbo: its scheduler_config.json as it was published, with what no scheduler of that class knows."""
+    xl(folder, diffusers.EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing"))
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | TURBO))
+    return folder
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_pipeline_turbo_is_asked_as_a_run_is(steps: int, tmp_path: Path) -> None:
+    """In few steps and without guidance, with theirs' noise on the way.
+
+    Theirs starts from noise of the deviation s of its first level, ours from 1, as sqrt(s^2 + 1) is in theirs, so its
+    noise is given to it that much larger: 0.2 %.
+    """
+    folder = turbo(tmp_path)
+    run = folders.load_generator(folders.find(str(folder)), True, None)
+    sampler, cfg = run.model.diffusion_sampler.sampler, run.cfg
+    assert cfg.choices.model == "sdxl_turbo" and sampler == DDIM(steps=4, eta=1.0) and cfg.model.guider.guidance == 1
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler.set_timesteps(steps)
+    first, noise = float(pipeline.scheduler.sigmas[0]), run.model.noise(ImageRngs(0, 0, 2))
+    theirs = pipeline(
+        PROMPTS, num_inference_steps=steps, guidance_scale=0.0, height=64, width=64, output_type="latent",
+        latents=noise * (first**2 + 1) ** 0.5 / first, generator=ImageRngs(0, 0, 2).generators,
+    ).images  # fmt: skip
+    with sampling_mode(run.model, {}), torch.no_grad():
+        how = run.model.diffusion_sampler.asked(replace(sampler, steps=steps))
+        assert_same(how({"text": PROMPTS}, noise, ImageRngs(0, 0, 2)), theirs)
+
+
+def test_the_refiner_is_told_by_what_differs(tmp_path: Path) -> None:
+    """One text encoder, and five numbers beside its vector."""
+    net = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        cross_attention_dim=12, attention_head_dim=(1, 2), use_linear_projection=True, transformer_layers_per_block=2,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 5 * 8,
+        down_block_types=[PLAIN.format("Down"), CROSS.format("Down")],
+        up_block_types=[CROSS.format("Up"), PLAIN.format("Up")],
+    )  # fmt: skip
+    xl(tmp_path)
+    shutil.rmtree(tmp_path / "text_encoder")
+    net.save_pretrained(tmp_path / "unet")
+    wanted = r"it is SDXL's refiner, which reads one text encoder and an aesthetic score, not two encoders\. Fix: "
+    with pytest.raises(UserError, match=rf"error: run=.*: {wanted}run=FOLDER of SDXL's base"):
+        folders.load(tmp_path, True)
+    cfg = composed("model=sdxl", f"model.net.run={tmp_path}", "data.image_size=64")
+    with pytest.raises(UserError, match=rf"error: model\.net\.run=.*: {wanted}model\.net\.run=FOLDER"):
+        link_pretrained(cfg, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["SD1 PNDM", "SD2 v zero SNR"])

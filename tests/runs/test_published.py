@@ -322,3 +322,25 @@ def test_what_cannot_be_trained_on_is_one_line(tmp_path: Path) -> None:
     assert "Fix: model=autoencoder_kl" in user_error(caught.value).line()
     with pytest.raises(UserError, match=r"\.net=KLNet: the first stage has the net already. Fix: model=kl_tuned"):
         first_stage._one(net, net)
+
+
+@pytest.mark.parametrize("said", ["v", "epsilon", None])
+def test_the_target_of_a_single_file_of_version_2_is_told(
+    said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """By the file where it says it, else by the page, which one line tells."""
+    monkeypatch.setenv("ATELIER_CACHE", str(tmp_path / "cache"))
+    rows, merges = transformers_text.ROWS, [tuple(line.split()) for line in transformers_text.MERGES]
+    monkeypatch.setattr(BytePairs, "published", lambda path: BytePairs(rows, merges))
+    file = tmp_path / "sd.safetensors"
+    single_file.write(file, files.parts_of(files.wide("sd2")))
+    save_file(load_file(file), file, metadata=None if said is None else {"modelspec.prediction_type": said})
+    given = [f"model.net.run={file}", "data.image_size=32", "model.net.vocabulary=PATH"]
+    line = "net: nothing says what this net answers, {} is taken; version 2 of 768 px says v, its base of 512 px eps"
+    for page, target in (("stable_diffusion", "eps"), ("stable_diffusion_2", "v")):
+        if said is None or {"v": "v", "epsilon": "eps"}[said] == target:
+            linked(tmp_path / "run", f"model={page}", *given)
+        else:
+            with pytest.raises(UserError, match=rf"says {'v' if target == 'eps' else 'eps'}\. Fix: target@model"):
+                linked(tmp_path / "run", f"model={page}", *given)
+        assert (line.format(target) in capsys.readouterr().out) == (said is None)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from atelier.checkpoints import diffusers_conditional, diffusers_files, transformers_folder
+from atelier.checkpoints import diffusers_conditional, diffusers_files, diffusers_scheduler, transformers_folder
 from atelier.checkpoints import single_file_names as names
 from atelier.checkpoints.single_file_layout import (
     PREFIXES,
@@ -35,11 +35,19 @@ from atelier.checkpoints.single_file_layout import (
 )
 from atelier.core.errors import UserError
 from atelier.core.ranges import Name
+from atelier.diffusion.samplers import DDIM
+from atelier.diffusion.schedules import ScaledLinear
+from atelier.diffusion.targets import Epsilon, Velocity
 from atelier.nets.unet import UNet
 from atelier.nets.words import BytePairs
 
 Task = Literal["text", "inpaint", "edit"]
+SaidTarget = Literal["eps", "v"]
 SUFFIX = ".safetensors"
+STEPS = 50  # of a scheduler, which no file says
+TARGETS: dict[str, SaidTarget] = {"epsilon": "eps", "v": "v"}  # their words -> ours
+REFINER = "it is SDXL's refiner, which reads one text encoder and an aesthetic score, not two encoders"
+REFINERS = "conditioner.embedders.0.model."  # where the base has the tensors of transformers
 TASKS: dict[int, Task] = {0: "text", 5: "inpaint", 4: "edit"}  # by the channels beside the noisy ones
 PADS = {  # padding of the texts of each encoder
     ("sd1", "text_encoder"): "<|endoftext|>",
@@ -65,6 +73,8 @@ class SingleFile:
         configs: configs of diffusers and transformers by part, with the heads and groups that were published.
         places: tensors in the file by part, each with the names of those that it holds.
         passed_over: names in the file that no part has.
+        target: answer of the U-Net, "eps" or "v", as the file's own description says; None: it says nothing, as
+            most do.
     """
 
     path: Path
@@ -73,6 +83,7 @@ class SingleFile:
     configs: dict[str, dict[str, Any]]
     places: dict[str, dict[str, list[str]]]
     passed_over: list[str]
+    target: SaidTarget | None = None
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """The tensors of a part, of the precision that the file has, as diffusers and transformers name them."""
@@ -94,7 +105,8 @@ class SingleFile:
     def unpack(self, folder: Path | str) -> None:
         """Make the folders of its parts as diffusers has them, which the readers of folders take, one after the other.
 
-        The tokenizers, which text encoders need beside them, are not in the file.
+        The tokenizers, which text encoders need beside them, are not in the file. A scheduler is made where the file
+        says the target.
 
         Args:
             folder: place, made if it is not there; the files of the parts are replaced.
@@ -102,6 +114,11 @@ class SingleFile:
         for part, config in self.configs.items():
             weights = transformers_folder.WEIGHTS if part.startswith("text") else diffusers_files.WEIGHTS
             diffusers_files.write(Path(folder) / part, config, self.tensors(part), weights)
+        if self.target is not None:
+            said = Velocity() if self.target == "v" else Epsilon()
+            sampler = DDIM(steps=STEPS, spacing="leading", offset=1, to_image=False)
+            made = diffusers_scheduler.Scheduler(ScaledLinear(), said, sampler)
+            diffusers_scheduler.write(made, Path(folder) / "scheduler")
 
     def write_tokenizers(self, folder: Path | str, vocabulary: Name) -> None:
         """Put the tokenizers of its text encoders beside what `unpack` made.
@@ -128,6 +145,8 @@ def read(path: Path | str) -> SingleFile:
     path = Path(path)
     header = _header(path)
     version, sizes, naming, unused = _sizes(path, header)
+    if version == "sdxl" and any(key.startswith(REFINERS) for key in header):
+        raise _refused(path, REFINER)
     try:
         found = described(path, sizes, _refused)
     except Absent as absent:
@@ -139,7 +158,21 @@ def read(path: Path | str) -> SingleFile:
     task = TASKS.get(unet["in_channels"] - unet["out_channels"])
     if task is None:
         raise _refused(path, f"its U-Net takes {unet['in_channels']} channels, not 4, 8 or 9")
-    return SingleFile(path, version, task, found.configs, places, sorted(unused))
+    return SingleFile(path, version, task, found.configs, places, sorted(unused), target(path))
+
+
+def target(path: Path) -> SaidTarget | None:
+    """What a file says in its header that its U-Net answers, by the key of the Stability AI model specification.
+
+    Raises:
+        UserError: it is pickled or cut.
+    """
+    _check_suffix(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return TARGETS.get((file.metadata() or {}).get("modelspec.prediction_type", ""))
+    except (OSError, SafetensorError) as error:
+        raise _refused(path, f"it is cut, or no {SUFFIX} ({error})") from error
 
 
 def write(path: Path | str, parts: dict[str, dict[str, Tensor]]) -> None:

@@ -63,8 +63,10 @@ def _words(place: Path) -> list[str]:
     unet, vae = published.config(place / "unet"), published.config(place / "vae")
     side = unet.get("sample_size") or SIZE
     size = (side[0] if isinstance(side, list) else side) * 2 ** (len(vae["block_out_channels"]) - 1)
-    kind = published.page(place / "unet")
-    words = [f"model={kind}", *TASKS.get(kind, []), f"data.image_size={size}", "data.n_test_scenes=64"]
+    with within(""):
+        kind = published.page(place / "unet")
+    page = "sdxl_turbo" if kind == "sdxl" and _in_few_steps(place / "scheduler") else kind
+    words = [f"model={page}", *TASKS.get(kind, []), f"data.image_size={size}", "data.n_test_scenes=64"]
     words += [
         f"model.net.run={typed_value(str(place))}",
         f"model.first_stage.scale={vae.get('scaling_factor') or SCALE}",
@@ -73,6 +75,13 @@ def _words(place: Path) -> list[str]:
     if kind == "sdxl":
         words += [f"model.embedder.size_dim={unet['addition_time_embed_dim']}"]
     return words + _objective(place / "scheduler")
+
+
+def _in_few_steps(scheduler: Path) -> bool:
+    """Whether a scheduler of XL is that of its distilled net: nothing else in a pipeline tells the two apart."""
+    told = diffusers_scheduler.config(scheduler)
+    kind, spacing = told.get("_class_name"), told.get("timestep_spacing")
+    return kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing"
 
 
 def _objective(scheduler: Path) -> list[str]:

@@ -20,7 +20,9 @@ from atelier.runs import build, keeping
 
 INDEX = "model_index.json"  # of a folder of diffusers that holds a whole model, a folder for each part
 CHANNELS = {9: "stable_diffusion_inpaint", 8: "stable_diffusion_edit"}  # of a net's input; others: noisy latents alone
-PAGES = ("stable_diffusion", "stable_diffusion_2", "sdxl", *CHANNELS.values())
+SAME = {"stable_diffusion_2": "stable_diffusion", "sdxl_turbo": "sdxl"}  # pages whose net is that of another
+PAGES = ("stable_diffusion", "sdxl", *CHANNELS.values(), *SAME)
+N_REFINED = 5  # numbers that the refiner of XL gets beside a text: four sizes and an aesthetic score
 INSIDE: dict[type | None, str] = {FirstStage: "vae", DenoisingNet: "unet", TextEncoder: "text_encoder"}  # of a pipeline
 
 
@@ -57,11 +59,23 @@ def lies_in(place: Path) -> bool:
 
 
 def page(unet: Path) -> str:
-    """The page of conf/model that the net in a folder is of; that of version 2 is version 1's with another target."""
+    """The page of conf/model that the net in a folder is of, one of those whose net is not another's (`SAME`).
+
+    Raises:
+        UserError: it is the refiner of XL.
+    """
     told = config(unet)
     if told.get("addition_embed_type") == "text_time":
+        _refuse_refiner(unet, told)
         return "sdxl"
     return CHANNELS.get(told.get("in_channels", 4), "stable_diffusion")
+
+
+def _refuse_refiner(unet: Path, told: dict[str, Any]) -> None:
+    """Refuse a net whose vector is a text's of one encoder and five numbers, in a pipeline without a first encoder."""
+    each, dim = told.get("addition_time_embed_dim") or 0, told.get("projection_class_embeddings_input_dim") or 0
+    if dim - N_REFINED * each == told.get("cross_attention_dim") and not (unet.parent / "text_encoder").exists():
+        raise UserError(".run", unet.parent, single_file.REFINER, ".run=FOLDER of SDXL's base")
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -87,7 +101,11 @@ def unpacked(file: Path, vocabulary: str | None) -> Path:
     Raises:
         UserError: it is no such file, or there is no tokenizer for it.
     """
-    folder = keeping.automatic("single_files", {"sha256": _digest(file, file.stat().st_size, file.stat().st_mtime_ns)})
+    known: dict[str, Any] = {"sha256": _digest(file, file.stat().st_size, file.stat().st_mtime_ns)}
+    with within("model.net"):
+        if (target := single_file.target(file)) is not None:
+            known["target"] = target
+    folder = keeping.automatic("single_files", known)
     if not lies_in(folder):
         part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         print(f"unpacking {file} into {folder}", flush=True)
@@ -131,14 +149,28 @@ def check(name: str, cfg: DictConfig, source: Path) -> None:
     _same_latents(name, build.section(cfg, name), source / forms.DIFFUSERS[0])
     if build.contract(cfg, name) is not DenoisingNet:
         return
-    own, right = cfg.choices.model, page(source)
-    if own in PAGES and own.removesuffix("_2") != right:
+    with within(f"model.{name}"):
+        own, right = cfg.choices.model, page(source)
+    if own in PAGES and SAME.get(own, own) != right:
         raise UserError("model", own, f"the net in {source} is one of {right}", f"model={right}")
     scheduler = source.parent / "scheduler"
     if (scheduler / diffusers_scheduler.CONFIG).exists():
         with within("model.objective"):
             objective = cfg.model.objective
             diffusers_scheduler.check(scheduler, instantiate(objective.schedule), instantiate(objective.target))
+    elif own in PAGES and _is_version_2(config(source)):
+        page_of = diffusers_scheduler.PAGES.get(type(instantiate(cfg.model.objective.target)))
+        other = "eps" if page_of == "v" else "v"
+        print(
+            f"{name}: nothing says what this net answers, {page_of} is taken; version 2 of 768 px says v, its base of"
+            f" 512 px eps: target@model.objective.target={other}",
+            flush=True,
+        )
+
+
+def _is_version_2(unet: dict[str, Any]) -> bool:
+    """Whether a net is of Stable Diffusion 2, by what tells it from version 1 and from XL."""
+    return bool(unet.get("use_linear_projection")) and unet.get("addition_embed_type") is None
 
 
 def _same_latents(name: str, part: DictConfig, config: Path) -> None:
