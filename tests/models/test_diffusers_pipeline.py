@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.checkpoints import diffusers_conditional, diffusers_files, diffusers_folder, transformers_folder
+from atelier.checkpoints import diffusers_conditional, diffusers_folder, transformers_folder, weight_files
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.multistep import PLMS
@@ -166,8 +166,7 @@ def test_a_pipeline_lies_in_memory_once(tmp_path: Path, monkeypatch: pytest.Monk
 
         return noted
 
-    monkeypatch.setattr(diffusers_files, "load_file", noting(diffusers_files.load_file))
-    monkeypatch.setattr(transformers_folder, "_weights", noting(transformers_folder._weights))
+    monkeypatch.setattr(weight_files, "read", noting(weight_files.read))
     model = ours(written(tmp_path, "SD1", CASES["SD1 DDIM"].scheduler))
     for net in (model.net, model.first_stage, model.embedder.sources["text"].encoder):
         alone = [w for name, w in net.named_parameters() if "kv" not in name and name != "time.1.weight"]
