@@ -13,12 +13,13 @@ from tests.compose import CONF, composed
 
 KEPT = {
     Role.NOT_PIXELS: "batch_size seed limit num_workers flip jitter conditions budget label_factors masks source root"
-    " download memory_mb cache max_pixels on_bad_image text prior prior_text prior_weight",
+    " download memory_mb cache max_pixels on_bad_image text prior prior_text prior_weight shapes",
     Role.MAY_CHANGE: "budget num_workers root download memory_mb on_bad_image cache prior",
-    Role.OWN: "batch_size budget flip jitter turn num_workers seed conditions label_factors masks source prior_weight",
+    Role.OWN: "batch_size budget flip jitter turn num_workers seed conditions label_factors masks source prior_weight"
+    " shapes",
     Role.DRAWN: "jitter turn",
     Role.NOT_PART: "seed budget num_workers root download memory_mb cache conditions label_factors masks source"
-    " n_test_scenes test_split text prior prior_text prior_weight",
+    " n_test_scenes test_split text prior prior_text prior_weight shapes",
 }
 
 
