@@ -16,6 +16,7 @@ from atelier.checkpoints.weight_files import Refused
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+JOINED = r"attn1\.to_[qkv]\.|attn2\.to_[kv]\.|attentions\.\d+\.(to_[qkv]|query|key|value)\."  # one layer of ours
 Names = dict[str, list[str]]  # one of our tensors -> theirs that make it, one below the other
 
 
@@ -53,7 +54,7 @@ def weights(folder: Path, refused: Refused) -> dict[str, Tensor]:
         UserError: as in `weight_files.read`.
     """
     renamed = {}
-    for name, value in weight_files.read(folder, WEIGHTS, refused).items():
+    for name, value in weight_files.read(folder, WEIGHTS, refused, JOINED).items():
         for earlier, now in EARLIER.items():
             name = name.replace(earlier, now) if "attentions." in name else name
         renamed[name] = value

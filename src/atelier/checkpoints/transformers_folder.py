@@ -46,6 +46,7 @@ NAMES = (  # our parts -> theirs
     (r"\.mlp_out\.", ".mlp.fc2."),
     (r"(layers\.\d+)\.(qkv|out)\.", r"\1.self_attn.\2_proj."),
 )
+JOINED = r"self_attn\.[qkv]_proj\."  # one layer of ours
 
 
 def text_encoder(folder: Name, layer: Layer = "last", final_norm: bool = True, fetch: bool = False) -> TransformersText:
@@ -142,9 +143,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of the text half, float32, under their names in CLIPTextModel."""
-    theirs = weight_files.read(
-        folder, WEIGHTS, _refused, lambda name: not name.startswith(("vision_model.", "visual_projection."))
-    )
+    of_images = ("vision_model.", "visual_projection.")
+    theirs = weight_files.read(folder, WEIGHTS, _refused, JOINED, lambda name: not name.startswith(of_images))
     return {name.removeprefix("text_model."): value for name, value in theirs.items()}
 
 

@@ -96,17 +96,24 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def read(folder: Path, name: str, refused: Refused, wanted: Callable[[str], bool] = bool) -> dict[str, Tensor]:
-    """The tensors of a folder by name, float32.
+def read(
+    folder: Path, name: str, refused: Refused, joined: str = "", wanted: Callable[[str], bool] = bool
+) -> dict[str, Tensor]:
+    """The tensors of a folder by name, float32, of which only what is used later stays in memory.
+
+    They are parts of the mapped files where those are float32. All numbers are looked at in a mapping of their own, and
+    so are tensors that are only there to be joined to others: a mapping goes with the last tensor of it.
 
     Args:
         folder: folder that they lie in.
         name: name of the file of weights where they are one.
         refused: maker of the error.
+        joined: regular expression of what is in the names of tensors that will be joined; "": none are.
         wanted: whether a tensor of this name is read.
 
     Raises:
-        UserError: there are none, a file is cut, or the files hold other tensors than their index lists.
+        UserError: there are none, a file is cut, not all numbers are finite, or the files hold other tensors than
+            their index lists.
     """
     there = found(folder, name, refused)
     if there is None:
@@ -119,7 +126,13 @@ def read(folder: Path, name: str, refused: Refused, wanted: Callable[[str], bool
                 held = list(file.keys())
                 if listed is not None:
                     _check(folder, shard, held, listed, refused)
-                tensors |= {key: file.get_tensor(key).float() for key in held if wanted(key)}
+                keys = [key for key in held if wanted(key)]
+                if broken := next((key for key in keys if not file.get_tensor(key).isfinite().all()), None):
+                    raise refused(folder, f"not all numbers of {broken} are finite")
+            apart = {key for key in keys if joined and re.search(joined, key)}
+            for together in (apart, set(keys) - apart):
+                with safe_open(folder / shard, "pt") as file:
+                    tensors |= {key: file.get_tensor(key).float() for key in keys if key in together}
         except SafetensorError as error:
             raise refused(folder, f"{shard} is cut ({error})") from error
     return tensors
