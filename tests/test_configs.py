@@ -545,7 +545,8 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
         if "lora" not in cfg:
             return found
         base = tmp_path_factory.mktemp("base")
-        trained(base, *plain, *FEW, *BRIEF, *found)
+        few = FEW if cfg.choices.data == "shapes" else same
+        trained(base, *plain, *few, *BRIEF, *found)
         return [*found, f"start_from={base}"]
 
     return name
