@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atelier.core.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+PRECISIONS = {"F16": torch.float16, "BF16": torch.bfloat16}  # of files, beside float32
 EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 Refused = Callable[[Path, str], UserError]  # the folder and the problem -> one line
 Names = dict[str, list[str]]  # one of our tensors -> theirs that make it, one below the other
@@ -66,6 +67,13 @@ def weights(folder: Path, refused: Refused) -> dict[str, Tensor]:
             name = name.replace(earlier, now) if "attentions." in name else name
         renamed[name] = value.float()
     return renamed
+
+
+def precision(path: Path) -> torch.dtype:
+    """The half precision that all numbers of a .safetensors have that are no whole ones; else float32."""
+    with safe_open(path, "pt") as file:
+        found = {file.get_slice(name).get_dtype() for name in file.keys()} - {"I64", "I32"}
+    return PRECISIONS.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
 def gathered(
