@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
-ENTRY_POINTS = ("train", "sample", "evaluate")
+ENTRY_POINTS = ("train", "sample", "evaluate", "export")
 
 LEAVES = {"core", "images"}  # on every floor
 BASES = {

@@ -87,7 +87,7 @@ def test_help_is_quick_and_lists_every_page(tmp_path: Path) -> None:
     assert "trainer.precision=auto|32-true" in told
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "export.py"])
 def test_help_imports_nothing_heavy(tmp_path: Path, script: str) -> None:
     program = (
         "import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"

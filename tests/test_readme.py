@@ -28,8 +28,8 @@ def commands(script: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith(f"python {script}")]
 
 
-def test_the_readme_has_all_three_verbs() -> None:
-    assert len(commands("train.py")) >= 5 and commands("sample.py") and commands("evaluate.py")
+def test_the_readme_has_all_verbs() -> None:
+    assert len(commands("train.py")) >= 5 and all(map(commands, ("sample.py", "evaluate.py", "export.py")))
 
 
 @pytest.mark.parametrize("words", commands("train.py"), ids=" ".join)
@@ -69,6 +69,12 @@ def test_sampling_commands(default_run: Path, run_of_texts: Path, tmp_path: Path
         out = tmp_path / str(number)
         sample.sample(composed(*words, "n=6", f"out={out}", config="sample"))
         assert len(list(out.glob("0*.png"))) == 6 and (out / "grid.png").exists()
+
+
+@pytest.mark.parametrize("words", commands("export.py"), ids=" ".join)
+def test_exporting_commands_compose_and_fit(words: list[str]) -> None:
+    """What they write is looked at in tests/checkpoints/test_diffusers_export.py."""
+    preflight.check(composed(*words, config="export"))
 
 
 def test_evaluating_commands(default_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -361,7 +361,7 @@ def test_an_average_is_chosen_by_its_half_life(finished: dict[str, Path]) -> Non
     assert error.value.line() == "error: ema=32: the run has averages of half-lives 16, 64. Fix: ema=16"
 
 
-@pytest.mark.parametrize("config", ["sample", "evaluate"])
+@pytest.mark.parametrize("config", ["sample", "evaluate", "export"])
 @pytest.mark.parametrize(("word", "fits"), [("64", True), ("true", True), ("false", True), ("0", False), ("x", False)])
 def test_ema_takes_a_length_on_the_command_line(config: str, word: str, fits: bool) -> None:
     from contextlib import nullcontext

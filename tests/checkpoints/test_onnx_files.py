@@ -386,3 +386,10 @@ def test_without_the_libraries_it_is_one_line(monkeypatch: pytest.MonkeyPatch, t
         onnx_files.write(*labels(), tmp_path / "new")
     assert caught.value.line() == ('error: layout=onnx: onnxscript is not installed. Fix: pip install -e ".[onnx]"')
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_goes_out_by_the_command(finished: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    entry.export(composed(f"run={finished['ddpm']}", "layout=onnx", f"out={out}", config="export"))
+    card = (out / "README.md").read_text()
+    assert (out / "denoiser.onnx").exists() and 'onnxruntime.InferenceSession("FOLDER/denoiser.onnx")' in card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import export as entry
 import train
 from atelier.callbacks.ema import average_of
 from atelier.checkpoints import adapters
@@ -184,6 +186,36 @@ def test_diffusers_pipeline_with_the_lora_file_gives_our_latents(stable: dict[st
         with sampling_mode(one, {}), torch.no_grad():
             how = one.diffusion_sampler.asked(pipeline.CASES["SD1 DDIM"].sampler, 7.5, None)
             pipeline.assert_same(how({"text": pipeline.PROMPTS}, noise, ImageRngs(0, 0, 2)), expected)
+
+
+@pytest.mark.parametrize("layout", ["kohya", "comfyui"])
+def test_a_run_of_adapters_is_exported_in_the_layouts_of_others(
+    layout: str, stable: dict[str, Path], tmp_path: Path
+) -> None:
+    entry.export(composed(f"run={stable['lora']}", f"layout={layout}", f"out={tmp_path / 'out'}", config="export"))
+    assert "lora" in (tmp_path / "out" / "README.md").read_text().lower()
+    first, second = (pipeline.ours(stable["base"]) for _ in range(2))
+    adapted.put_on(first, str(stable["lora"]), None)
+    adapted.put_on(second, str(tmp_path / "out" / "lora.safetensors"), None)
+    assert torch.equal(drawn(first, text=["a cab"] * 2), drawn(second, text=["a cab"] * 2))
+
+
+def test_merged_saved_and_opened_again_it_gives_the_same_picture(stable: dict[str, Path], tmp_path: Path) -> None:
+    """By its own folder of a pipeline, and by the base with the adapters as an option of the export."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    entry.export(composed(f"run={stable['lora']}", f"out={own}", config="export"))
+    entry.export(composed(f"run={stable['base']}", f"adapters={stable['lora']}", f"out={other}", config="export"))
+    own_run = folders.load(stable["lora"], True).model
+    expected = drawn(own_run, text=["a cab"] * 2)
+    for place in (own, other):
+        again = folders.load(place, True).model
+        again.diffusion_sampler = replace(again.diffusion_sampler, sampler=own_run.diffusion_sampler.sampler)
+        torch.testing.assert_close(drawn(again, text=["a cab"] * 2), expected, atol=1e-4, rtol=0)
+
+
+def test_a_run_without_adapters_has_none_to_be_exported(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="layout=kohya: it has trained no adapters"):
+        entry.export(composed(f"run={runs['base']}", "layout=kohya", f"out={tmp_path / 'out'}", config="export"))
 
 
 def test_a_text_encoder_with_adapters_is_trained_averaged_and_kept(stable: dict[str, Path]) -> None:

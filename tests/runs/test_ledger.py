@@ -104,7 +104,7 @@ def test_what_makes_no_row_is_refused_in_one_line_before_it_is_judged(
 
 def test_a_job_of_a_sweep_has_its_own_overrides(run: Path) -> None:
     (run / "overrides.txt").write_text("seed=3\nmodel=vae\n")
-    assert ledger._typed(run, "train.py -m seed=1,2,3 model=vae,gan") == ["seed=3", "model=vae"]
+    assert ledger.typed(run, "train.py -m seed=1,2,3 model=vae,gan") == ["seed=3", "model=vae"]
 
 
 def test_the_commit_is_that_of_the_code_and_none_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,8 +181,8 @@ def exported(net: UNet, linear: bool | None = None, size_dim: int = 256) -> tupl
     Raises:
         UserError: the net has a part that diffusers lacks, or no tokens.
     """
-    linear = net.parts.head_width is not None if linear is None else linear
-    config = _their_config(net, linear, size_dim)
+    config = config_of(net, linear, size_dim)
+    linear = config["use_linear_projection"]
     ours = dict(net.state_dict())
     ours["time.1.weight"] = sines_first(ours["time.1.weight"])
     theirs = diffusers_files.spread(ours, _names(net))
@@ -338,7 +338,13 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _their_config(net: UNet, linear: bool, size_dim: int) -> dict[str, Any]:
+def config_of(net: UNet, linear: bool | None = None, size_dim: int = 256) -> dict[str, Any]:
+    """The config that diffusers has for a net; the arguments are those of `write`.
+
+    Raises:
+        UserError: the net has a part that diffusers lacks, or no tokens.
+    """
+    linear = net.parts.head_width is not None if linear is None else linear
     parts, groups = net.parts, groups_of(net)
     sizes, own = net.cond_sizes, net.shape[0]
     if "tokens" not in sizes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atelier.checkpoints import diffusers_files
 from atelier.core.errors import UserError
@@ -99,18 +99,29 @@ def fits(net: nn.Module | None) -> bool:
     return isinstance(net, KLNet) or (isinstance(net, VQGANNet) and isinstance(net.quantizer, VectorQuantizer))
 
 
-def write(net: KLNet | VQGANNet, folder: Path | str, scaling_factor: float = 1.0) -> None:
+def write(net: KLNet | VQGANNet, folder: Path | str, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> None:
     """Make the folder that `diffusers.AutoencoderKL.from_pretrained` or `VQModel.from_pretrained` takes.
 
     Args:
         net: net with norms, attention and quantiser as diffusers has them.
         folder: place, made if it is not there; its two files are replaced.
         scaling_factor: number that latents are multiplied by before a diffusion model sees them.
+        shift_factor: number that is subtracted from them before, of an AutoencoderKL.
 
     Raises:
         UserError: the quantiser is none that diffusers has.
     """
-    folder = Path(folder)
+    diffusers_files.write(Path(folder), *exported(net, scaling_factor, shift_factor))
+
+
+def exported(
+    net: KLNet | VQGANNet, scaling_factor: float = 1.0, shift_factor: float = 0.0
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors that diffusers has for a net; the arguments are those of `write`.
+
+    Raises:
+        UserError: the quantiser is none that diffusers has.
+    """
     if not fits(net):
         problem = f"diffusers has no {type(net.quantizer).__name__}"
         raise UserError(
@@ -118,7 +129,8 @@ def write(net: KLNet | VQGANNet, folder: Path | str, scaling_factor: float = 1.0
         )
     state = {name: value for name, value in net.state_dict().items() if not _our_own(name)}
     theirs = diffusers_files.spread(state, {name: _their_names(name) for name in state})
-    diffusers_files.write(folder, _their_config(net) | {"scaling_factor": scaling_factor}, theirs)
+    shift = {"shift_factor": shift_factor} if shift_factor else {}
+    return _their_config(net) | {"scaling_factor": scaling_factor} | shift, theirs
 
 
 def _their_names(name: str) -> list[str]:

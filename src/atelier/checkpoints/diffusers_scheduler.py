@@ -18,6 +18,7 @@ from atelier.diffusion.targets import X0, Epsilon, Target, Velocity
 
 CONFIG = "scheduler_config.json"
 TARGETS: dict[str, type[Target]] = {"epsilon": Epsilon, "v_prediction": Velocity, "sample": X0}
+NAMED: dict[str, type[DiscreteSchedule]] = {"scaled_linear": ScaledLinear, "linear": Linear}
 PAGES = {Epsilon: "eps", Velocity: "v", X0: "x0"}  # of conf/target
 SPACINGS = ("trailing", "leading", "linspace")
 USUAL = {  # what theirs do where the file does not say; of all of them
@@ -129,15 +130,25 @@ def write(scheduler: Scheduler, folder: Path | str) -> None:
     Raises:
         UserError: diffusers has no scheduler for it.
     """
+    config, folder = exported(scheduler, folder), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def exported(scheduler: Scheduler, folder: Path | str) -> dict[str, Any]:
+    """What the file of `write` says, for a folder that nothing is written to.
+
+    Raises:
+        UserError: diffusers has no scheduler for it.
+    """
     folder, sampler = Path(folder), scheduler.sampler
     target = next((name for name, kind in TARGETS.items() if type(scheduler.target) is kind), None)
     if target is None or not isinstance(scheduler.schedule, DiscreteSchedule):
         what = f"{type(scheduler.target).__name__} on {type(scheduler.schedule).__name__}"
         raise _refused(folder, f"no scheduler of diffusers has {what}")
-    config = _betas(scheduler.schedule) | {"prediction_type": target, "num_train_timesteps": scheduler.schedule.n_steps}
-    config |= _their_sampler(folder, sampler)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    own = _their_sampler(folder, sampler) | {"prediction_type": target}
+    rescales = not isinstance(sampler, PLMS)  # theirs of it has no such option
+    return own | _betas(scheduler.schedule, rescales) | {"num_train_timesteps": scheduler.schedule.n_steps}
 
 
 def check(folder: Path | str, schedule: Schedule, target: Target) -> None:
@@ -199,21 +210,31 @@ def _sampler(kind: str, config: dict[str, Any], steps: int) -> Sampler:
             return Euler(**options)
 
 
-def _betas(schedule: DiscreteSchedule) -> dict[str, Any]:
-    """How a table comes about, where a name of theirs gives it, else all of it."""
+def _betas(schedule: DiscreteSchedule, rescales: bool) -> dict[str, Any]:
+    """How a table comes about, where a name of theirs gives it, else all of it.
+
+    Args:
+        schedule: table.
+        rescales: whether the scheduler can end it in pure noise.
+    """
     kept = schedule.logsnrs.sigmoid()  # alpha_bar
     betas = 1 - kept / torch.cat([torch.ones_like(kept[:1]), kept[:-1]])
     if not schedule.logsnrs[-1].isinf():
-        ends = float(betas[0]), float(betas[-1])
-        for name, kind in (("scaled_linear", ScaledLinear), ("linear", Linear)):
+        ends = float(f"{betas[0]:.10g}"), float(f"{betas[-1]:.10g}")
+        for name, kind in NAMED.items():
             if torch.allclose(kind(len(betas), *ends).logsnrs, schedule.logsnrs, rtol=1e-9, atol=1e-9):
                 return {"beta_schedule": name, "beta_start": ends[0], "beta_end": ends[1]}
+    for kind in NAMED.values() if rescales else ():
+        usual = kind(len(betas))
+        if torch.allclose(ZeroTerminal(usual).logsnrs, schedule.logsnrs, rtol=1e-9, atol=1e-9):
+            return _betas(usual, rescales) | {"rescale_betas_zero_snr": True}
     return {"trained_betas": betas.tolist()}
 
 
 def _their_sampler(folder: Path, sampler: Sampler) -> dict[str, Any]:
     """The class of theirs and its options."""
-    same = {"timestep_spacing": sampler.spacing, "steps_offset": sampler.offset}
+    offset = sampler.offset if sampler.spacing == "leading" else 1  # which their pipelines put there if it is not
+    same = {"timestep_spacing": sampler.spacing, "steps_offset": offset}
     if sampler.grid == "karras" and type(sampler) is Euler:
         same |= {"use_karras_sigmas": True}
     elif sampler.grid != "uniform":

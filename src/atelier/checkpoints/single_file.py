@@ -6,6 +6,7 @@ the programs that published such files and diffusers do: one name means one net.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -55,6 +56,15 @@ PADS = {  # padding of the texts of each encoder
     ("sdxl", "text_encoder"): "<|endoftext|>",
     ("sdxl", "text_encoder_2"): "!",
 }
+LEVELS = {  # that the published were trained on
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+BESIDE = ("sample_size", "architectures", "bos_token_id", "eos_token_id", "projection_dim")  # what no layer depends on
 PASSED_OVER = re.compile(  # averages, the numbers of a schedule, and what no image comes from
     r"model_ema\..*|(log_one_minus_|sqrt_one_minus_|sqrt_recipm1_|sqrt_recip_|sqrt_)?alphas_cumprod(_prev)?|betas|logvar"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])|scale_factor|denoiser\.sigmas|.*\.logit_scale"
@@ -133,7 +143,8 @@ class SingleFile:
         words = BytePairs.published(vocabulary)
         for part in (part for part in self.configs if part.startswith("text")):
             place = Path(folder) / part.replace("text_encoder", "tokenizer")
-            transformers_folder.write_tokenizer(words, place, PADS[self.version, part])
+            n = self.configs[part]["max_position_embeddings"]
+            transformers_folder.write_tokenizer(words, place, PADS[self.version, part], n)
 
 
 def read(path: Path | str) -> SingleFile:
@@ -178,6 +189,8 @@ def target(path: Path) -> SaidTarget | None:
 def write(path: Path | str, parts: dict[str, dict[str, Tensor]]) -> None:
     """Make the file that `from_single_file` of diffusers takes; one that is there is replaced.
 
+    The places of OpenAI's text encoder are numbered in a tensor, as in what was published: older programs ask for it.
+
     Args:
         path: place, whose name ends in .safetensors.
         parts: tensors of each part by their names in diffusers and transformers, those of a text encoder with or
@@ -199,7 +212,40 @@ def write(path: Path | str, parts: dict[str, dict[str, Tensor]]) -> None:
     for part, wanted in found.shapes.items():
         _compare(path, wanted, sizes[part], part)
     made = {key: _given(held, parts[part]) for part in parts for key, held in found.places(part).items()}
+    for part, prefix in PREFIXES[found.naming.version].items():
+        if prefix.endswith("transformer."):
+            n = found.configs[part]["max_position_embeddings"]
+            made[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(n)[None]
     save_file(made, path, metadata={"format": "pt"})
+
+
+def unsaid(path: Path | str, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the reader of a file has to be told, as it supposes something else: `part.key` -> value.
+
+    Args:
+        path: file of parts with these configs.
+        configs: configs of diffusers and transformers by part, that of a scheduler among them.
+    """
+    file = read(path)
+    supposed: dict[str, dict[str, Any]] = {
+        "unet": diffusers_conditional.DEFAULTS | file.configs["unet"],
+        "vae": {"shift_factor": None} | file.configs["vae"],
+        "scheduler": LEVELS | {"prediction_type": "v_prediction" if file.version == "sd2" else "epsilon"},
+    }
+    supposed |= {part: config for part, config in file.configs.items() if part.startswith("text")}
+    return {
+        f"{part}.{key}": value
+        for part, config in configs.items()
+        for key, value in config.items()
+        if key in supposed[part] and key not in BESIDE and not _alike(value, supposed[part][key])
+    }
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Whether two values of a config are the same, numbers to rounding."""
+    if isinstance(value, float) and isinstance(other, int | float):
+        return math.isclose(value, other, rel_tol=1e-6)
+    return value == other
 
 
 # ---- the file

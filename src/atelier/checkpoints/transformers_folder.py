@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atelier.checkpoints import diffusers_files, weight_files
 from atelier.core.errors import UserError
@@ -175,14 +175,53 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return {}
 
 
-def write_tokenizer(words: BytePairs, folder: Path, pad: str) -> None:
-    """Make the folder of a tokenizer, with the name of its padding; it is made if it is not there."""
+def exported(net: TransformersText) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors of CLIPTextModel, or of CLIPTextModelWithProjection where there is a projection.
+
+    Their names have `text_model.` in front, which older programs look for and transformers itself does without.
+    """
+    block, projects = net.blocks[0], isinstance(net.out, nn.Linear)
+    config = {
+        "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_size": net.token_dim,
+        "intermediate_size": block.mlp_in.out_features,
+        "num_hidden_layers": len(net.blocks),
+        "num_attention_heads": block.heads,
+        "max_position_embeddings": net.max_tokens,
+        "vocab_size": net.rows.num_embeddings,
+        "hidden_act": "quick_gelu" if block.quick else "gelu",
+        "layer_norm_eps": block.norm1.eps,
+        "projection_dim": net.vector_dim,
+        "bos_token_id": net.words.start,
+        "eos_token_id": net.end,
+        "pad_token_id": net.words.pad,
+    }
+    state = net.state_dict()
+    theirs = diffusers_files.spread(state, {name: their_names(name) for name in state})
+    return config, {n if n.startswith("text_projection.") else f"text_model.{n}": v for n, v in theirs.items()}
+
+
+def write(net: TransformersText, folder: Path | str) -> None:
+    """Make the folder that `CLIPTextModel.from_pretrained` takes; it is made if it is not there."""
+    diffusers_files.write(Path(folder), *exported(net), weights=WEIGHTS)
+
+
+def write_tokenizer(words: BytePairs, folder: Path, pad: str, max_tokens: int) -> None:
+    """Make the folder of a tokenizer; it is made if it is not there.
+
+    Args:
+        words: tokenizer.
+        folder: place.
+        pad: name of its padding.
+        max_tokens: tokens of a text that are read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pairs = "\n".join(" ".join(pair) for pair in words.order)
     (folder / "vocab.json").write_text(json.dumps(words.rows, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text(f"#version: 0.2\n{pairs}\n", encoding="utf-8")
     told = {"tokenizer_class": "CLIPTokenizer", "pad_token": pad, "bos_token": "<|startoftext|>"}
-    told |= {"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "model_max_length": 77}
+    told |= {"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "model_max_length": max_tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps(told, indent=2))
 
 

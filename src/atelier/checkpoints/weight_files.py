@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from atelier.core.errors import UserError
 
 Refused = Callable[[Path, str], UserError]  # the folder and the problem -> one line
 SUFFIX = ".safetensors"
+PRECISIONS = {"F16": torch.float16, "BF16": torch.bfloat16}  # of files, beside float32
 
 
 class Found(NamedTuple):
@@ -136,6 +138,17 @@ def read(
         except SafetensorError as error:
             raise refused(folder, f"{shard} is cut ({error})") from error
     return tensors
+
+
+def precision(folder: Path, name: str) -> torch.dtype:
+    """The half precision that all numbers of a folder's weights have that are no whole ones; else float32."""
+    files = found(folder, name, lambda place, problem: UserError("folder", place, problem, "whole weights"))
+    kinds: set[str] = set()
+    for shard in () if files is None else files.shards:
+        with safe_open(folder / shard, "pt") as file:
+            kinds |= {file.get_slice(key).get_dtype() for key in file.keys()}
+    kinds -= {"I64", "I32"}
+    return PRECISIONS.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
 
 def _check(folder: Path, shard: str, held: list[str], listed: dict[str, str], refused: Refused) -> None:

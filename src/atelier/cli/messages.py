@@ -122,9 +122,9 @@ def _fix(key: str, value: str, known_wrong: bool = False) -> str:
 
 
 def _script() -> str:
-    """Whose keys are meant: `sample`, `evaluate`, or else `train`."""
+    """Whose keys are meant: `sample`, `evaluate`, `export`, or else `train`."""
     name = Path(sys.argv[0]).stem
-    return name if name in ("sample", "evaluate") else "train"
+    return name if name in ("sample", "evaluate", "export") else "train"
 
 
 def _composition_error(chain: list[BaseException]) -> UserError | None:

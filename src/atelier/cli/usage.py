@@ -28,7 +28,8 @@ python train.py                                              conditional flow ma
 python train.py experiment=shapes_ddpm                       32 px, a quarter of an hour
 python train.py model=ddpm data=fashion_mnist data.root=DIR
 python sample.py run=last n=64 guidance=3 label=5
-python evaluate.py run=last eval.n_samples=1000"""
+python evaluate.py run=last eval.n_samples=1000
+python export.py run=last layout=diffusers"""
 
 
 def answer_help() -> None:
@@ -57,7 +58,7 @@ def train_help() -> list[str]:
 
 
 def other_help(script: str) -> list[str]:
-    """Every key of sample.py or evaluate.py is on its one page, with a comment."""
+    """Every key of sample.py, evaluate.py or export.py is on its one page, with a comment."""
     text = (CONF / f"{script}.yaml").read_text()
     keys = re.split(r"\n(?:evaluator|hydra):", text[text.index("\nrun:") :])[0].strip().splitlines()
     lines = [f"usage: python {script}.py [KEY=VALUE ...]", "", "keys and defaults", *("  " + line for line in keys)]

@@ -210,10 +210,14 @@ class LoadedRun:
     ema: list[int]  # half-life of the averaged weights, in images; [] for the raw ones
 
     @property
+    def place(self) -> Path:
+        """Where what is made of it goes: its folder, or one under outputs/ where it is a pipeline of others."""
+        return OUTPUTS / "published" / self.folder.name if published.lies_in(self.folder) else self.folder
+
+    @property
     def pictures(self) -> Path:
-        """Where its pictures go: with the run, or under outputs/ where it is a pipeline that others published."""
-        of_others = published.lies_in(self.folder)
-        return (OUTPUTS / "published" / self.folder.name if of_others else self.folder) / "pictures"
+        """Where its pictures go."""
+        return self.place / "pictures"
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ def row_of(run: LoadedRun, printed: dict[str, Any], judged_with: list[str]) -> d
     precision = {"training": trained["protocol"]["precision"], "judging": protocol["precision"]}
     return {
         "experiment": run.cfg.choices.get("experiment") or run.cfg.choices.model,
-        "overrides": [portable(word) for word in _typed(run.folder, trained["command"])],
+        "overrides": [portable(word) for word in typed(run.folder, trained["command"])],
         "judged_with": [portable(word) for word in judged_with],
         "run": named(run.folder),
         "seeds": {"training": run.cfg.seed, "judging": protocol["seed"]},
@@ -86,7 +86,7 @@ def row_of(run: LoadedRun, printed: dict[str, Any], judged_with: list[str]) -> d
     }
 
 
-def _typed(folder: Path, command: str) -> list[str]:
+def typed(folder: Path, command: str) -> list[str]:
     """The overrides that a run was started with; a job of a sweep has its own in overrides.txt."""
     note = folder / "overrides.txt"
     words = note.read_text().splitlines() if note.exists() else shlex.split(command)[1:]

@@ -19,7 +19,7 @@ HIDDEN = ("_target_", "_partial_", "defaults", "hydra")  # what of a page is no 
 def known_keys(script: str = "") -> dict[str, Any]:
     """Every dotted key that some page of conf/ has with its value there (a dictionary holds further keys).
 
-    The name of a group has the name of one of its pages. `script`: only those that it has; "": of all three.
+    The name of a group has the name of one of its pages. `script`: only those that it has; "": of all of them.
     """
     from omegaconf import OmegaConf
 

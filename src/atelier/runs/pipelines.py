@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -63,9 +63,10 @@ def _words(place: Path) -> list[str]:
     unet, vae = published.config(place / "unet"), published.config(place / "vae")
     side = unet.get("sample_size") or SIZE
     size = (side[0] if isinstance(side, list) else side) * 2 ** (len(vae["block_out_channels"]) - 1)
+    scheduler = place / "scheduler"
     with within(""):
         kind = published.page(place / "unet")
-    page = "sdxl_turbo" if kind == "sdxl" and _in_few_steps(place / "scheduler") else kind
+    page = "sdxl_turbo" if kind == "sdxl" and _in_few_steps(scheduler) else kind
     words = [f"model={page}", *TASKS.get(kind, []), f"data.image_size={size}", "data.n_test_scenes=64"]
     words += [
         f"model.net.run={typed_value(str(place))}",
@@ -74,11 +75,20 @@ def _words(place: Path) -> list[str]:
     words += [f"model.first_stage.shift={vae.get('shift_factor') or 0.0}"]
     if kind == "sdxl":
         words += [f"model.embedder.size_dim={unet['addition_time_embed_dim']}"]
-    return words + _objective(place / "scheduler")
+    return words + (_objective(scheduler) if (scheduler / diffusers_scheduler.CONFIG).exists() else _usual(unet))
+
+
+def _usual(unet: dict[str, Any]) -> list[str]:
+    """The target where nothing tells it, as beside a single file: v of version 2, else eps, on the page's levels."""
+    second = published.is_version_2(unet)
+    print(f"no scheduler tells what the net answers: {'v' if second else 'eps'} is taken", file=sys.stderr, flush=True)
+    return ["target@model.objective.target=v"] if second else []
 
 
 def _in_few_steps(scheduler: Path) -> bool:
     """Whether a scheduler of XL is that of its distilled net: nothing else in a pipeline tells the two apart."""
+    if not (scheduler / diffusers_scheduler.CONFIG).exists():
+        return False
     told = diffusers_scheduler.config(scheduler)
     kind, spacing = told.get("_class_name"), told.get("timestep_spacing")
     return kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing"

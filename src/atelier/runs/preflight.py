@@ -88,6 +88,8 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "adapter_weights": list[float] | float | None,
     "ema": bool | PositiveInt,
     "precision": Precision | None,
+    "layout": Literal["diffusers", "single_file", "onnx", "kohya", "comfyui"],
+    "vocabulary": Name | None,
 }
 PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
     "run": Name,

@@ -12,13 +12,12 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from atelier.checkpoints import diffusers_scheduler, forms, hub, single_file, transformers_folder
+from atelier.checkpoints import diffusers_pipeline, diffusers_scheduler, forms, hub, single_file, transformers_folder
 from atelier.checkpoints.store import sha256
 from atelier.core.errors import UserError, within
 from atelier.nets.contracts import DenoisingNet, FirstStage, TextEncoder
 from atelier.runs import build, keeping
 
-INDEX = "model_index.json"  # of a folder of diffusers that holds a whole model, a folder for each part
 CHANNELS = {9: "stable_diffusion_inpaint", 8: "stable_diffusion_edit"}  # of a net's input; others: noisy latents alone
 SAME = {"stable_diffusion_2": "stable_diffusion", "sdxl_turbo": "sdxl"}  # pages whose net is that of another
 PAGES = ("stable_diffusion", "sdxl", *CHANNELS.values(), *SAME)
@@ -55,7 +54,7 @@ def of_variant(part: Path) -> str:
 
 def lies_in(place: Path) -> bool:
     """Whether a pipeline of diffusers is there."""
-    return (place / INDEX).exists()
+    return (place / diffusers_pipeline.INDEX).exists()
 
 
 def page(unet: Path) -> str:
@@ -91,12 +90,13 @@ def config(folder: Path) -> dict[str, Any]:
         raise UserError("run", folder.parent, problem, "run=FOLDER of a whole pipeline of diffusers") from error
 
 
-def unpacked(file: Path, vocabulary: str | None) -> Path:
+def unpacked(file: Path, vocabulary: str | None, place: str = "model.net") -> Path:
     """The pipeline that a single file becomes, made where it is not there yet; known by the content of the file.
 
     Args:
         file: single file.
         vocabulary: path of CLIP's vocabulary, for the tokenizers; "": they are not needed now.
+        place: section that names both, as `run` and `vocabulary`; "": the command itself.
 
     Raises:
         UserError: it is no such file, or there is no tokenizer for it.
@@ -109,9 +109,9 @@ def unpacked(file: Path, vocabulary: str | None) -> Path:
     if not lies_in(folder):
         part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         print(f"unpacking {file} into {folder}", flush=True)
-        with within("model.net"):
+        with within(place):
             single_file.read(file).unpack(part)
-        (part / INDEX).write_text("{}")
+        (part / diffusers_pipeline.INDEX).write_text("{}")
         try:
             part.rename(folder)
         except OSError:
@@ -119,11 +119,10 @@ def unpacked(file: Path, vocabulary: str | None) -> Path:
             if not lies_in(folder):  # else another has made it
                 raise
     if vocabulary != "" and not transformers_folder.tokenizer_files(folder / "text_encoder"):
-        if vocabulary is None:
-            key = "model.net.vocabulary"
-            fix = f"{key}=PATH of CLIP's bpe_simple_vocab_16e6.txt.gz"
-            raise UserError(key, None, "a single file has no tokenizer", fix)
-        with within("model.net"):
+        with within(place):
+            if vocabulary is None:
+                fix = ".vocabulary=PATH of CLIP's bpe_simple_vocab_16e6.txt.gz"
+                raise UserError(".vocabulary", None, "a single file has no tokenizer", fix)
             single_file.read(file).write_tokenizers(folder, vocabulary)
     return folder
 
@@ -158,7 +157,7 @@ def check(name: str, cfg: DictConfig, source: Path) -> None:
         with within("model.objective"):
             objective = cfg.model.objective
             diffusers_scheduler.check(scheduler, instantiate(objective.schedule), instantiate(objective.target))
-    elif own in PAGES and _is_version_2(config(source)):
+    elif own in PAGES and is_version_2(config(source)):
         page_of = diffusers_scheduler.PAGES.get(type(instantiate(cfg.model.objective.target)))
         other = "eps" if page_of == "v" else "v"
         print(
@@ -168,7 +167,7 @@ def check(name: str, cfg: DictConfig, source: Path) -> None:
         )
 
 
-def _is_version_2(unet: dict[str, Any]) -> bool:
+def is_version_2(unet: dict[str, Any]) -> bool:
     """Whether a net is of Stable Diffusion 2, by what tells it from version 1 and from XL."""
     return bool(unet.get("use_linear_projection")) and unet.get("addition_embed_type") is None
 
