@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+import export as entry
 from atelier.checkpoints import diffusers_conditional, diffusers_folder, onnx_files
 from atelier.checkpoints.onnx_files import CONDITIONS, DECODER, DENOISER, SCHEDULE
 from atelier.core.batch import Cond
@@ -37,6 +38,7 @@ from atelier.nets.frozen import Frozen
 from atelier.nets.quantizers import VectorQuantizer
 from atelier.nets.unet import UNet
 from atelier.nets.vqgan import VQGANNet
+from tests.compose import composed
 from tests.nets.test_spatial_transformer import shaken
 
 onnx = pytest.importorskip("onnx", reason="onnx holds the graphs: pip install -e '.[onnx]'")
