@@ -28,7 +28,8 @@ class Model(LightningModule, ABC):
     fields it trains on beside image), `ema_nets` (attribute names of the nets under EMA), `ddp_options` (arguments of
     DDPStrategy), `divergence_limits` (reported name -> size beyond which training has diverged and is stopped),
     `needs_double_backward` (whether training goes backward through a gradient of an averaged net, which no compiled net
-    can), `grad_clip` (global norm, None = off), `optimizer` (parameters -> optimizer).
+    can), `takes_pieces` (whether its loss is a mean over images, so that a batch may be taken in pieces), `grad_clip`
+    (global norm, None = off), `optimizer` (parameters -> optimizer).
     """
 
     needs: frozenset[str] = frozenset()
@@ -36,6 +37,7 @@ class Model(LightningModule, ABC):
     ddp_options: ClassVar[dict[str, bool]] = {}
     divergence_limits: ClassVar[dict[str, float]] = {}
     needs_double_backward: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = False
     grad_clip: float | None = None
     optimizer: Callable
     given: frozenset[str] = frozenset()  # names of weights that adapters are trained on, which no checkpoint holds

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from atelier.data.base import DataModule
 
 FREE = (
-    "budget eval checkpoint metrics logger trainer run_dir resume check objective compile latent_cache text_cache"
+    "budget eval checkpoint metrics logger trainer run_dir resume check objective compile accumulate "
+    "latent_cache text_cache"
 ).split()
 PATIENCE = 1800.0  # seconds without a sign of life of rank 0
 
