@@ -58,6 +58,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "resume": Literal["auto", "never"],
     "compile": bool,
     "accumulate": PositiveInt,
+    "frozen_precision": Literal["32-true", "bf16-true"],
     "channels_last": bool,
     "latent_cache": Name | None,
     "text_cache": Name | None,
@@ -101,6 +102,7 @@ PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is pub
     "layer": Layer,  # of a text encoder of transformers, which states are its tokens
     "final_norm": bool,
     "vocabulary": Name | None,  # of Stable Diffusion in a single file, the tokenizer that it lacks
+    "checkpointing": bool,  # of a U-Net
     "sha256": Name,
 }
 
