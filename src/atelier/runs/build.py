@@ -271,6 +271,19 @@ def untrained_part(cfg: DictConfig, nets: dict[str, nn.Module]) -> nn.Module:
     return on_parts(without_perceptual(cfg), nets).part()
 
 
+def by_tiles(model: Model, tile: int | None) -> None:
+    """Have the first stage of a model work by tiles of this side from here on; None: as its config says.
+
+    Raises:
+        UserError: it has none.
+    """
+    if tile is None:
+        return
+    if not hasattr(model, "codec"):
+        raise UserError("tile", tile, f"{type(model).__name__} decodes no latents by a first stage", "leave tile out")
+    model.codec.tile = tile
+
+
 def compile_nets(model: Model) -> None:
     """torch.compile of the averaged nets, in place.
 

@@ -20,7 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
-from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share
+from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.nets.contracts import BUILT, Layer, contract_of
 from atelier.runs.pages import known_keys, placed
 
@@ -90,6 +90,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "adapter_weights": list[float] | float | None,
     "ema": bool | PositiveInt,
     "precision": Precision | None,
+    "tile": Tile | None,
 }
 PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
     "run": Name,
