@@ -62,9 +62,10 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def moments(self, x: Tensor) -> Tensor:
         """Mean and log-variance (B, 2 Z, h, w), neither shifted nor scaled, of the latents of images (B, C, H, W)."""
-        net, factor = self.autoencoder.net, x.shape[3] // self.latent_shape[2]
+        net = self.autoencoder.net
+        tile = self.tile * (x.shape[3] // self.latent_shape[2]) if self.tile else max(x.shape[2:])
         with float32(x.device):
-            return by_tiles(lambda part: torch.cat(net.encode(part), 1), x, (self.tile or x.shape[3]) * factor)
+            return by_tiles(lambda part: torch.cat(net.encode(part), 1), x, tile)
 
     @torch.no_grad()
     def draw(self, moments: Tensor) -> Tensor:
