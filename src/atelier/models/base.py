@@ -79,9 +79,15 @@ class Model(LightningModule, ABC):
 
         The first stage stays in float32: in bf16 taef2's images are off by half a grey level, some pixels by 14.
         """
+        return [name for net in self._nets_and_encoders() for name in halved(net)]
+
+    def frozen(self) -> list[Tensor]:
+        """The weights that `halve_frozen` is about: of those nets and encoders, the ones without gradients."""
+        return [weight for net in self._nets_and_encoders() for weight in net.parameters() if not weight.requires_grad]
+
+    def _nets_and_encoders(self) -> list[nn.Module]:
         nets = [getattr(self, name) for name in self.ema_nets]
-        encoders = [part.net for net in nets for part in net.modules() if isinstance(part, Frozen)]
-        return [name for net in [*nets, *encoders] for name in halved(net)]
+        return nets + [part.net for net in nets for part in net.modules() if isinstance(part, Frozen)]
 
     def configure_optimizers(self) -> Optimizer | list[Optimizer]:
         return self.optimizer(list(self.trained().values()))
