@@ -115,11 +115,11 @@ def test_a_halved_layer_gives_float32_of_rounded_weights(layer: nn.Module) -> No
     assert 0 < (out - wanted).abs().max() <= 4 * ROUNDING * wanted.abs().max()
 
 
-def test_a_copy_holds_the_same_frozen_net() -> None:
+def test_a_copy_shares_the_weights_of_a_frozen_net() -> None:
     """An average of an embedder has no text encoder of its own."""
     owner = nn.Sequential(Frozen(nn.Linear(2, 2)), nn.Linear(2, 2))
     copied = copy.deepcopy(owner)
-    assert copied[0].net is owner[0].net and copied[1].weight is not owner[1].weight
+    assert copied[0].net.weight is owner[0].net.weight and copied[1].weight is not owner[1].weight
 
 
 def test_what_is_trained_is_left_alone() -> None:

@@ -27,11 +27,6 @@ class Frozen(nn.Module):
         super().__init__()
         object.__setattr__(self, "net", net.eval().requires_grad_(False))
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Frozen:
-        """Holds the same net, so that an average of its owner costs no second one."""
-        memo[id(self)] = copied = Frozen(self.net)
-        return copied
-
     def _apply(self, fn: Callable, recurse: bool = True) -> Frozen:
         super()._apply(fn, recurse)
         self.net._apply(fn)
