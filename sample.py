@@ -32,6 +32,7 @@ def sample(cfg: DictConfig) -> None:
     run = folders.load_generator(folders.find(words["run"]), words["ema"], words["root"])
     adapted.put_on(run.model, words["adapters"], words["adapter_weights"])
     model = run.model.to(device())
+    build.by_tiles(model, words["tile"])
     words["do"] = verb(words["do"], model)
     options = build.options(cfg, model, verbs(model)[words["do"]], run.cfg)
     precision = autocast(model, words["precision"] or run.cfg.trainer.precision)

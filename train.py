@@ -22,6 +22,7 @@ def train(cfg: DictConfig) -> float | None:
 
     from lightning import seed_everything
 
+    from atelier.callbacks.pieces import take_in_pieces
     from atelier.checkpoints.store import newest
     from atelier.runs import latents, report, texts
 
@@ -49,6 +50,8 @@ def train(cfg: DictConfig) -> float | None:
             preflight.fits_on_disk(model, len(callbacks.ema.half_lives), folder)
             if cfg.compile:
                 build.compile_nets(model)
+            if cfg.accumulate > 1:
+                take_in_pieces(model, cfg.accumulate)
             report.announce(callbacks.progress, cfg, model, data)
             checkpoint = newest(folder / "checkpoints")
             if checkpoint is None:

@@ -33,7 +33,7 @@ class Told:
 
 
 def made(images: int = 100_000, minutes: float | None = None) -> Work:
-    counted = Work(Clock(images, minutes, 0), Told())
+    counted = Work(Clock(images, minutes, 0), Told(), SimpleNamespace(words=lambda: ""))
     counted.on_train_start(None, nn.Linear(3, 5))
     return counted
 

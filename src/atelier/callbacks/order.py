@@ -14,6 +14,7 @@ from atelier.callbacks.diagnostics import Diagnostics
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.grids import Grids
+from atelier.callbacks.memory import Memory
 from atelier.callbacks.progress import Progress
 from atelier.callbacks.table import Table
 from atelier.callbacks.work import Work
@@ -31,8 +32,9 @@ class Callbacks(list[Callback]):
         make: dict[str, Callable] = pages
         self.clock: Clock = pages["clock"]
         self.progress = Progress(self.clock)
-        self.work = Work(self.clock, self.progress)
         self.ema: EMA = make["ema"](clock=self.clock)
+        self.memory = Memory(self.ema, self.progress)
+        self.work = Work(self.clock, self.progress, self.memory)
         self.table: Table = make["table"](clock=self.clock, work=self.work)
         self.grids: Grids = make["grids"](clock=self.clock, ema=self.ema, table=self.table)
         self.checkpoints: Checkpoints = make["checkpoint"](clock=self.clock, ema=self.ema)
@@ -50,6 +52,7 @@ class Callbacks(list[Callback]):
             [
                 self.clock,
                 Calibration(self.clock),
+                self.memory,
                 self.work,
                 self.ema,
                 self.table,

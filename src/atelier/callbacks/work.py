@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from atelier.callbacks.clock import Clock
+from atelier.callbacks.memory import Memory
 from atelier.callbacks.progress import Progress, duration
 from atelier.core.batch import Batch
 from atelier.core.peaks import peak
@@ -32,8 +33,8 @@ class Work(Callback):
     counted.
     """
 
-    def __init__(self, clock: Clock, progress: Progress) -> None:
-        self.clock, self.progress = clock, progress
+    def __init__(self, clock: Clock, progress: Progress, memory: Memory) -> None:
+        self.clock, self.progress, self.memory = clock, progress, memory
         self.flop, self.counted = 0, 0  # operations of all ranks, and the images that they were for
         self._counter: _Operations | None = None
         self.peak: float | None = None  # TFLOP/s of all devices; None where it is not known
@@ -108,6 +109,7 @@ class Work(Callback):
             images = min(images, int(60 * self.clock.minutes / seconds))
         work = self.words(images)
         line = f"about {duration(images * seconds)} on this device without judging" + (f" ({work})" if work else "")
+        line += f", {self.memory.words()}" if self.memory.words() else ""
         fit = _rounded(FITS / seconds)
         if self.clock.minutes is None and self.clock.resumed_at == 0 and fit < self.clock.images:
             line += f"; budget.images={fit:_} fits 3 min"

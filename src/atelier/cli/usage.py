@@ -19,6 +19,7 @@ resume=auto|never             never refuses a folder that holds a run
 budget.images=N               images shown to the model;    budget.minutes=M cuts the run short
 eval.every_images=N           between evaluations;          eval.n_samples=N judged in each
 checkpoint.every_images=N     between checkpoints;          checkpoint.best=METRIC keeps the best as well
+accumulate=N                  takes each batch in N pieces, for less memory; frozen_precision=bf16-true (docs/memory.md)
 trainer=auto|cpu|gpu|ddp      trainer.devices=N  trainer.precision=auto|32-true|bf16-mixed|16-mixed  compile=true
 objective=METRIC              returned to a sweeper:        python train.py -m seed=0,1,2 model=flow,ddpm
 check=true                    check every key, type and range, build nothing, and stop

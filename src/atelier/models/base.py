@@ -18,6 +18,7 @@ from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegFloat
 from atelier.core.rng import ImageRngs
 from atelier.nets.contracts import FirstStage
+from atelier.nets.frozen import Frozen, halved
 from atelier.nets.widening import widened
 
 
@@ -28,7 +29,8 @@ class Model(LightningModule, ABC):
     fields it trains on beside image), `ema_nets` (attribute names of the nets under EMA), `ddp_options` (arguments of
     DDPStrategy), `divergence_limits` (reported name -> size beyond which training has diverged and is stopped),
     `needs_double_backward` (whether training goes backward through a gradient of an averaged net, which no compiled net
-    can), `grad_clip` (global norm, None = off), `optimizer` (parameters -> optimizer).
+    can), `takes_pieces` (whether its loss is a mean over images, so that a batch may be taken in pieces), `grad_clip`
+    (global norm, None = off), `optimizer` (parameters -> optimizer).
     """
 
     needs: frozenset[str] = frozenset()
@@ -36,6 +38,7 @@ class Model(LightningModule, ABC):
     ddp_options: ClassVar[dict[str, bool]] = {}
     divergence_limits: ClassVar[dict[str, float]] = {}
     needs_double_backward: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = False
     grad_clip: float | None = None
     optimizer: Callable
     given: frozenset[str] = frozenset()  # names of weights that adapters are trained on, which no checkpoint holds
@@ -70,6 +73,21 @@ class Model(LightningModule, ABC):
         nets = {name: getattr(self, name) for name in parts} or {"": self}
         named = (pair for name, net in nets.items() for pair in net.named_parameters(prefix=name))
         return {name: weight for name, weight in named if weight.requires_grad}
+
+    def halve_frozen(self) -> list[str]:
+        """Hold in bf16 what training does not change: encoders of the condition, nets below adapters; gives the layers.
+
+        The first stage stays in float32: in bf16 taef2's images are off by half a grey level, some pixels by 14.
+        """
+        return [name for net in self._nets_and_encoders() for name in halved(net)]
+
+    def frozen(self) -> list[Tensor]:
+        """The weights that `halve_frozen` is about: of those nets and encoders, the ones without gradients."""
+        return [weight for net in self._nets_and_encoders() for weight in net.parameters() if not weight.requires_grad]
+
+    def _nets_and_encoders(self) -> list[nn.Module]:
+        nets = [getattr(self, name) for name in self.ema_nets]
+        return nets + [part.net for net in nets for part in net.modules() if isinstance(part, Frozen)]
 
     def configure_optimizers(self) -> Optimizer | list[Optimizer]:
         return self.optimizer(list(self.trained().values()))

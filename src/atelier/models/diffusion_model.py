@@ -37,6 +37,8 @@ class DiffusionModel(Generator):
     """
 
     takes_adapters = True
+    takes_pieces = True
+
     net: DenoisingNet
     embedder: Embedder
     diffusion_sampler: DiffusionSampler

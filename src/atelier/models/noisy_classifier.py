@@ -32,6 +32,7 @@ class NoisyClassifier(Model, Examined):
     """
 
     ema_nets = ("net",)
+    takes_pieces = True
     needs = frozenset({"label"})
     figures = ("accuracy", *(f"accuracy/{noise:g}" for noise in LEVELS), "nll")
 

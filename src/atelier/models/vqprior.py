@@ -43,6 +43,7 @@ class VQPrior(Generator):
     """
 
     ema_nets = ("net", "embedder")
+    takes_pieces = True
 
     def __init__(
         self,

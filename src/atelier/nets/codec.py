@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from atelier.core import ranks
 from atelier.core.errors import UserError
 from atelier.core.precision import float32
-from atelier.core.ranges import PositiveFloat, PositiveInt
+from atelier.core.ranges import PositiveFloat, PositiveInt, Tile
 from atelier.nets.frozen import Frozen
+from atelier.nets.tiles import by_tiles
 
 MOMENTUM = 0.02  # of latents' moments, per batch
 GIVEN_CHECK = 64  # images whose latents tell how well a given scale fits
@@ -29,6 +30,7 @@ class LatentCodec(nn.Module):
         shift: number subtracted before scaling.
         mode: "mode" encodes to the mean, "sample" draws from the posterior.
         n_measured: images that the scale is measured on, or all of them where there are fewer.
+        tile: side in latents of the tiles that larger maps are encoded and decoded by; None: they are whole.
     """
 
     scale: Tensor
@@ -40,8 +42,10 @@ class LatentCodec(nn.Module):
         shift: float,
         mode: Literal["mode", "sample"],
         n_measured: PositiveInt = 10_000,
+        tile: Tile | None = None,
     ) -> None:
         super().__init__()
+        self.tile = tile
         self.autoencoder, self.shift, self.mode, self.n_measured = autoencoder, shift, mode, n_measured
         self.given = scale is not None
         self.register_buffer("scale", torch.tensor(scale or 1.0))              # saved: never measured again
@@ -58,8 +62,10 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def moments(self, x: Tensor) -> Tensor:
         """Mean and log-variance (B, 2 Z, h, w), neither shifted nor scaled, of the latents of images (B, C, H, W)."""
+        net = self.autoencoder.net
+        tile = self.tile * (x.shape[3] // self.latent_shape[2]) if self.tile else max(x.shape[2:])
         with float32(x.device):
-            return torch.cat(self.autoencoder.net.encode(x), 1)
+            return by_tiles(lambda part: torch.cat(net.encode(part), 1), x, tile)
 
     @torch.no_grad()
     def draw(self, moments: Tensor) -> Tensor:
@@ -76,14 +82,14 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def mode_of(self, x: Tensor) -> Tensor:
         """The mean of the posterior as the autoencoder gives it, neither shifted nor scaled, (B, Z, h, w)."""
-        with float32(x.device):
-            return self.autoencoder.net.encode(x)[0]
+        return self.moments(x).chunk(2, 1)[0]
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W) of latents (B, Z, h, w)."""
+        z = z.float() / self.scale + self.shift
         with float32(z.device):
-            return self.autoencoder.net.decode(z.float() / self.scale + self.shift)
+            return by_tiles(self.autoencoder.net.decode, z, self.tile or max(z.shape[2:]))
 
     @torch.no_grad()
     def measure(self, images: Callable[[int], Iterable[Tensor]]) -> str:

@@ -97,7 +97,8 @@ class LowRank(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rows: int, rank: int, alpha: float) -> None:
         super().__init__()
-        like = {"bias": False, "device": layer.weight.device, "dtype": layer.weight.dtype}
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)  # also where the layer is halved
+        like = {"bias": False, "device": layer.weight.device, "dtype": dtype}
         if isinstance(layer, nn.Conv2d):
             how = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
             self.down = nn.Conv2d(layer.in_channels, rank, *how, padding_mode=layer.padding_mode, **like)
@@ -110,6 +111,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, weight: float) -> Tensor:
         """What is added to the layer's output for x, w = `weight`."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.down.weight.dtype)  # a halved layer's input is bf16
         return self.up(self.down(x) * (weight * self.alpha / self.rank))
 
     def change(self, weight: float) -> Tensor:

@@ -83,10 +83,17 @@ def data_fields(cfg: DictConfig, role: str) -> set[str]:
 
 
 def model(cfg: DictConfig, folder: Path) -> Model:
-    """The model of a config, in its memory format; its parts come from the copies in the run folder."""
+    """The model of a config, in its memory format and precision; its parts come from the copies in the run folder.
+
+    Raises:
+        UserError: weights are to be halved where none are frozen.
+    """
     import torch
 
     made = _model(cfg, folder)
+    if cfg.get("frozen_precision", "32-true") == "bf16-true" and not made.halve_frozen():
+        problem = f"{type(made).__name__} has no frozen encoder of texts, and no adapters on frozen weights"
+        raise UserError("frozen_precision", "bf16-true", problem, "frozen_precision=32-true")
     last = cfg.get("channels_last")  # not in the config of a run from before there was this key
     return made.to(memory_format=torch.channels_last) if last else made
 
@@ -199,6 +206,11 @@ def part(folder: Path, expected: str | None, cfg: DictConfig, node: DictConfig |
     if broken := [n for n, weight in net.named_parameters() if not looked_at and not weight.isfinite().all()]:
         problem = f"not all numbers of {broken[0]} are finite"
         raise UserError(f"model.{folder.name}", folder, problem, f"model.{folder.name}.run=ANOTHER")
+    if node.get("checkpointing"):
+        if not hasattr(net, "checkpointing"):
+            problem = f"{type(net).__name__} computes nothing again on the way back"
+            raise UserError(f"model.{folder.name}.checkpointing", True, problem, "leave it out")
+        net.checkpointing = True
     return net
 
 
@@ -257,6 +269,19 @@ def same_images(key: str, source: Path, trained: DictConfig, data: DictConfig, f
 def untrained_part(cfg: DictConfig, nets: dict[str, nn.Module]) -> nn.Module:
     """What a run of this config on these parts would lend, before it is trained."""
     return on_parts(without_perceptual(cfg), nets).part()
+
+
+def by_tiles(model: Model, tile: int | None) -> None:
+    """Have the first stage of a model work by tiles of this side from here on; None: as its config says.
+
+    Raises:
+        UserError: it has none.
+    """
+    if tile is None:
+        return
+    if not hasattr(model, "codec"):
+        raise UserError("tile", tile, f"{type(model).__name__} decodes no latents by a first stage", "leave tile out")
+    model.codec.tile = tile
 
 
 def compile_nets(model: Model) -> None:

@@ -20,7 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core import launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
-from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share
+from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.nets.contracts import BUILT, Layer, contract_of
 from atelier.runs.pages import known_keys, placed
 
@@ -57,6 +57,8 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "run_dir": Name,
     "resume": Literal["auto", "never"],
     "compile": bool,
+    "accumulate": PositiveInt,
+    "frozen_precision": Literal["32-true", "bf16-true"],
     "channels_last": bool,
     "latent_cache": Name | None,
     "text_cache": Name | None,
@@ -90,6 +92,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "precision": Precision | None,
     "layout": Literal["diffusers", "single_file", "onnx", "kohya", "comfyui"],
     "vocabulary": Name | None,
+    "tile": Tile | None,
 }
 PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
     "run": Name,
@@ -102,6 +105,7 @@ PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is pub
     "layer": Layer,  # of a text encoder of transformers, which states are its tokens
     "final_norm": bool,
     "vocabulary": Name | None,  # of Stable Diffusion in a single file, the tokenizer that it lacks
+    "checkpointing": bool,  # of a U-Net
     "sha256": Name,
 }
 
@@ -128,6 +132,8 @@ def check(cfg: DictConfig) -> None:
         _check_call(node, key, raw)
     if "trainer" in values:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
+        if values.get("accumulate", 1) > 1:
+            pieces(values["accumulate"], values)
     if values.get("start_from") is not None:
         beginning(values["start_from"])
     if values.get("lora") is not None:
@@ -163,13 +169,37 @@ def _adaptable(values: dict[str, Any]) -> None:
         raise UserError("text_cache", values["text_cache"], problem, "text_cache=null, or lora.text_targets=[]")
 
 
+def pieces(n: int, values: dict[str, Any]) -> None:
+    """The batches of a config can be taken in n pieces.
+
+    Raises:
+        UserError: the family takes them whole, or a rank's share does not divide.
+    """
+    kind = _target(values["model"]["_target_"], "model")
+    if not getattr(kind, "takes_pieces", False):
+        able = {
+            one.__name__ for one in _classes() if getattr(one, "takes_pieces", False) and not inspect.isabstract(one)
+        }
+        taking = ", ".join(sorted(able))
+        raise UserError("accumulate", n, f"{kind.__name__} takes a batch whole; in pieces do {taking}", "accumulate=1")
+    share = values["data"]["batch_size"] // (values["trainer"]["devices"] * values["trainer"]["num_nodes"])
+    if share % n:
+        nearest_one = max(k for k in range(1, n) if share % k == 0)
+        problem = f"{share} images, a rank's share of a batch, do not divide by it"
+        raise UserError("accumulate", n, problem, f"accumulate={nearest_one}")
+
+
 @functools.cache
 def options() -> dict[str, Any]:
     """What some family's `sample` takes by keyword, with its annotation: keys of conf/sample.yaml and evaluate.yaml."""
+    return _keywords(kind.sample for kind in _classes() if hasattr(kind, "sample"))
+
+
+def _classes() -> list[type]:
+    """Every class that a module of models/ knows."""
     names = sorted(path.stem for path in (Path(__file__).parents[1] / "models").glob("[!_]*.py"))
     modules = [importlib.import_module(f"atelier.models.{name}") for name in names]
-    classes = [kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
-    return _keywords(kind.sample for kind in classes if hasattr(kind, "sample"))
+    return [kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)]
 
 
 def _keywords(functions: Iterable[Callable]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from atelier.data.base import DataModule
 
 FREE = (
-    "budget eval checkpoint metrics logger trainer run_dir resume check objective compile latent_cache text_cache"
+    "budget eval checkpoint metrics logger trainer run_dir resume check objective compile accumulate "
+    "latent_cache text_cache"
 ).split()
 PATIENCE = 1800.0  # seconds without a sign of life of rank 0
 
@@ -57,6 +58,8 @@ def _as_stored(part: DictConfig, stored: DictConfig | None) -> None:
     if stored is not None and (part.run == "auto" or Path(part.run).resolve() == Path(stored.run).resolve()):
         OmegaConf.set_struct(part, False)
         part.run, part.sha256 = stored.run, stored.sha256
+        if "checkpointing" in part:
+            stored.setdefault("checkpointing", False)
         stored.setdefault("images", None)  # runs from before there were these keys; the codec's own are compared
         for key in ("scale", "shift", "n_measured"):
             if key in part:
@@ -98,6 +101,7 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
     new, stored = cfg.copy(), stored.copy()
     OmegaConf.set_struct(new, False)
     stored.setdefault("channels_last", False)  # runs from before there were these keys
+    stored.setdefault("frozen_precision", "32-true")
     stored.eval.setdefault("raw", False)
     stored.eval.setdefault("n_diagnosed", None)
     for name in ("grids", "evaluation"):
