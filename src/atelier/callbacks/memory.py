@@ -110,6 +110,9 @@ class Memory(Callback):
         averages = size(p for nets in self.ema.nets.values() for net in nets.values() for p in _own(net, model))
         if averages:
             found.append(f"callbacks.ema.half_lives=[] saves {gigabytes(averages)} of averages")
+        if model.takes_adapters and not model.given:
+            spared = (1 + MOMENTS) * size(model.trained().values())
+            found.append(f"lora=attention, adapters alone, saves nearly {gigabytes(spared)}")
         if frozen := size(weight for weight in model.frozen() if weight.dtype == torch.float32):
             found.append(f"frozen_precision=bf16-true saves {gigabytes(frozen // 2)} of frozen weights")
         return found
