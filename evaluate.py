@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig) -> None:
     run = folders.load_generator(folders.find(cfg.run), cfg.ema, cfg.root)
     if cfg.eval.record:
         ledger.check(run, cfg.eval.n_samples)
-    worn = adapted.put_on(run.model, *adapted.asked(cfg))
+    adapters_used = adapted.put_on(run.model, *adapted.asked(cfg))
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample, run.cfg)
     evaluator = build.evaluator(cfg, run.cfg)
@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig) -> None:
     if evaluator.curve and evaluator.suite.rate_distortion:
         evaluator.curve.write(run.folder)
         print(evaluator.curve.table(), file=sys.stderr, flush=True)
-    protocol |= {"ema": run.ema, "precision": precision} | worn
+    protocol |= {"ema": run.ema, "precision": precision} | adapters_used
     printed = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
     printed |= {"intervals": intervals}
     line = json.dumps(printed)

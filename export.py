@@ -24,7 +24,7 @@ def export(cfg: DictConfig) -> None:
 
     preflight.check(cfg)
     run = folders.load_generator(exporting.located(cfg.run, cfg.vocabulary), cfg.ema, None)
-    worn = adapted.put_on(run.model, *adapted.asked(cfg))
+    used = adapted.put_on(run.model, *adapted.asked(cfg))
     out = Path(cfg.out or run.place / "exported" / cfg.layout)
     with exporting.new_folder(out) as folder:
         match cfg.layout:
@@ -36,7 +36,7 @@ def export(cfg: DictConfig) -> None:
                 made = exporting.onnx(run, folder)
             case "kohya" | "comfyui":
                 made = exporting.lora(run, folder, cfg.layout)
-        made.notes += [f"adapters are part of the weights: {worn['adapters']}"] if worn else []
+        made.notes += [f"adapters are part of the weights: {used['adapters']}"] if used else []
         model_card.write(folder, run, made, exporting.origin(cfg.run, run))
     for line in made.notes:
         print(line, flush=True)

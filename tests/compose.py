@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -40,3 +41,13 @@ def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, list(overrides), return_hydra_config=True)
+
+
+@functools.cache
+def a_finished_run() -> Path:
+    """A folder that looks like one."""
+    folder = Path(os.environ["ATELIER_CACHE"]) / "a_finished_run"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "weights.safetensors"):
+        (folder / name).touch()
+    return folder

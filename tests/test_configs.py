@@ -30,7 +30,7 @@ from atelier.models.base import sampling_mode
 from atelier.runs import build, preflight
 from atelier.runs.pages import chosen as chosen_keys
 from atelier.runs.pages import places
-from tests.compose import CONF, composed
+from tests.compose import CONF, a_finished_run, composed
 from tests.data.test_hugging_face import saved
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
 from tests.models import test_diffusers_pipeline as pipeline
@@ -92,16 +92,6 @@ RIGHT = {  # (key, value): values that look wrong and are not
     ("negative", ""): "the same",
     ("model.objective.time_distribution.log_mean", "-1"): "a logarithm has either sign",
 }
-
-
-@functools.cache
-def a_finished_run() -> Path:
-    """A folder that looks like one."""
-    folder = Path(os.environ["ATELIER_CACHE"]) / "a_finished_run"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "weights.safetensors"):
-        (folder / name).touch()
-    return folder
 
 
 def required(group: str, page: str) -> list[str]:

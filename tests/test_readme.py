@@ -11,8 +11,10 @@ import pytest
 import evaluate
 import sample
 import train
-from atelier.runs import preflight
-from tests.compose import composed
+from atelier.checkpoints import adapters
+from atelier.nets import lora
+from atelier.runs import folders, preflight
+from tests.compose import a_finished_run, composed
 from tests.tiny import COMMON, UNET
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +38,7 @@ def test_the_readme_has_all_verbs() -> None:
 def test_training_commands_compose_and_fit(words: list[str]) -> None:
     for job in ([w for w in words if w != "-m"], [w.split(",")[0] for w in words if w != "-m"]):
         if not any("," in word for word in job):
-            preflight.check(composed(*job))
+            preflight.check(composed(*[word.replace("=RUN", f"={a_finished_run()}") for word in job]))
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +64,23 @@ def run_of_texts(tmp_path_factory: pytest.TempPathFactory, finished: dict[str, P
 
 
 def test_sampling_commands(default_run: Path, run_of_texts: Path, tmp_path: Path) -> None:
+    files = tmp_path / "lora.safetensors"
+    adapters_of(run_of_texts, files)
     for number, words in enumerate(commands("sample.py")):
         of_texts = any(word.startswith(("prompt=", "do=attention")) for word in words)
         run = run_of_texts if of_texts else default_run
-        words = [f"run={run}" if word == "run=last" else word for word in words]
+        words = [f"run={run}" if word in ("run=last", "run=RUN") else word for word in words]
+        words = [f"adapters=[{files},{files}]" if word.startswith("adapters=") else word for word in words]
         out = tmp_path / str(number)
         sample.sample(composed(*words, "n=6", f"out={out}", config="sample"))
         assert len(list(out.glob("0*.png"))) == 6 and (out / "grid.png").exists()
+
+
+def adapters_of(run: Path, file: Path) -> None:
+    """A file of adapters that fits a run."""
+    model = folders.load(run, True).model
+    model.adapt(lora.Recipe(1, 1.0, ["out"], []))
+    adapters.write(model.net, model.embedder, file, "kohya")
 
 
 @pytest.mark.parametrize("words", commands("export.py"), ids=" ".join)

@@ -67,7 +67,9 @@ def test_too_little_is_one_line_with_the_keys_and_changes_no_bit(
     assert "lora=attention, adapters alone, saves nearly" in line
     assert "callbacks.ema.half_lives=[] saves" in line and "frozen_precision" not in line
     line, _ = told(tmp_path / "gan", capsys, "gan")
-    assert "accumulate" not in line and "lora" not in line and "checkpointing" not in line and "data.batch_size=4" in line
+    assert (
+        "accumulate" not in line and "lora" not in line and "checkpointing" not in line and "data.batch_size=4" in line
+    )
 
 
 def test_it_is_told_within_the_batch_that_would_need_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from torch import Tensor
 import export as entry
 import train
 from atelier.callbacks.ema import average_of
-from atelier.checkpoints import adapters
-from atelier.checkpoints.store import load, newest
+from atelier.checkpoints import adapters, store
+from atelier.checkpoints.store import load, newest, sha256
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.models.base import sampling_mode
@@ -32,12 +33,12 @@ SHORT = ["budget.images=48", "eval.every_images=1000", "checkpoint.every_images=
 
 
 def drawn(model: LDM, n: int = 2, **given: list[str]) -> Tensor:
-    cond = model.condition(RUN_DATA(model, n) | given, "")
+    cond = model.condition(asked_of(model, n) | given, "")
     with sampling_mode(model, {}):
         return model.sample(cond, ImageRngs(3, 0, n))
 
 
-def RUN_DATA(model: LDM, n: int) -> dict[str, Tensor]:
+def asked_of(model: LDM, n: int) -> dict[str, Tensor]:
     return {"label": torch.arange(n), "text": ["a cab"] * n, "attributes": torch.ones(n, 14)}
 
 
@@ -70,7 +71,8 @@ def test_adapters_alone_are_trained_saved_and_averaged(runs: dict[str, Path]) ->
 def test_its_file_on_the_run_it_began_with_is_the_run(runs: dict[str, Path]) -> None:
     own, plain, worn = (folders.load(runs[name], True) for name in ("lora", "base", "base"))
     told = adapted.put_on(worn.model, str(runs["lora"]), None)
-    assert told == {"adapters": {"adapters": 1.0}}
+    digest = sha256(runs["lora"] / "lora.safetensors")[:12]
+    assert told == {"adapters": [["adapters", 1.0, digest]]}
     expected = drawn(own.model)
     assert torch.equal(drawn(worn.model), expected)
     assert (drawn(plain.model) - expected).abs().max() > 1e-3
@@ -82,7 +84,9 @@ def test_its_file_on_the_run_it_began_with_is_the_run(runs: dict[str, Path]) -> 
 def test_several_count_as_they_are_weighed(runs: dict[str, Path]) -> None:
     """The same one twice, by 2 and by -1, is once; by 0 it is none."""
     own, plain, worn = (folders.load(runs[name], True).model for name in ("lora", "base", "base"))
-    adapted.put_on(worn, [str(runs["lora"]), str(runs["lora"] / "lora.safetensors")], [2, -1])
+    adapted.put_on(worn, str(runs["lora"]), 2)
+    told = adapted.put_on(worn, [str(runs["lora"] / "lora.safetensors")], [-1])  # beside one that counts twice
+    assert [[name, weight] for name, weight, _ in told["adapters"]] == [["lora.safetensors", -1.0]]
     torch.testing.assert_close(drawn(worn), drawn(own), atol=1e-5, rtol=0)
     adapted.put_on(own, [str(runs["lora"])], [-1])  # beside those that the run has trained
     torch.testing.assert_close(drawn(own), drawn(plain), atol=1e-5, rtol=0)
@@ -107,15 +111,13 @@ def test_what_cannot_be_put_on_is_one_line(
 def test_a_run_without_adapters_and_a_model_that_takes_none_are_refused(
     runs: dict[str, Path], finished: dict[str, Path]
 ) -> None:
-    with pytest.raises(UserError, match=r"adapters=.*: this run has no lora.safetensors"):
+    with pytest.raises(UserError, match=r"adapters=.*: this folder has no lora.safetensors"):
         adapted.put_on(folders.load(runs["base"], True).model, str(runs["base"]), None)
     gan = folders.load(finished["gan"], True).model
     with pytest.raises(UserError, match="GAN takes none, diffusion models do"):
         adapted.put_on(gan, str(runs["lora"]), None)
-    cfg = composed("model=gan", "lora=attention", f"start_from={finished['gan']}")
-    cfg.start_from = None
     with pytest.raises(UserError, match="lora=attention: GAN takes no adapters, diffusion models do"):
-        build.model(cfg, Path())
+        preflight.check(composed("model=gan", "lora=attention", f"start_from={finished['gan']}"))
 
 
 @pytest.mark.parametrize(("words", "line"), [
@@ -153,6 +155,57 @@ def test_a_base_that_was_changed_is_refused(runs: dict[str, Path], tmp_path: Pat
     (tmp_path / "base" / "config.yaml").touch()
     with pytest.raises(UserError, match="these are not the weights that the adapters were trained on"):
         build._base(tmp_path / "base", cfg)
+
+
+def test_a_run_goes_on_where_the_one_that_it_began_with_has_moved(runs: dict[str, Path], tmp_path: Path) -> None:
+    """It has a copy of it; typed by its old place, which is empty now, or by a link to its own."""
+    copied, moved = tmp_path / "lora", tmp_path / "base"
+    shutil.copytree(runs["lora"], copied)
+    cfg = build.stored_config(copied)
+    cfg.start_from = str(moved)
+    store.write_text(copied / "config.yaml", OmegaConf.to_yaml(cfg))
+    moved.symlink_to(runs["base"])
+    parts = [f"model.first_stage.run={cfg.model.first_stage.run}"]
+    words = [w for w in tiny("ldm", runs["base"].parent) if not w.startswith("model.first_stage.run")]
+    words = [*words, *SHORT, *parts, "lora=blocks", "lora.targets=['.*']", "lora.alpha=8", "model.optimizer.lr=0.1"]
+    train.train(composed(*words, "budget.images=56", f"start_from={runs['base']}", run_dir=copied))
+    moved.unlink()
+    train.train(composed(*words, "budget.images=64", f"start_from={moved}", run_dir=copied))
+    assert folders.load(copied, False).images_seen == 64
+
+
+def test_adapters_learn_what_the_net_that_they_are_of_answers(runs: dict[str, Path], tmp_path: Path) -> None:
+    words = [w for w in tiny("ldm", runs["base"].parent) if not w.startswith("model.first_stage.run")]
+    words = [*words, *SHORT, f"start_from={runs['base']}", "lora=blocks", "target@model.objective.target=x0"]
+    with pytest.raises(UserError, match=r"target=.*: the net of .* was trained with VectorField"):
+        train.train(composed(*words, run_dir=tmp_path / "run"))
+
+
+def test_images_that_the_first_stage_of_the_base_does_not_fit_name_the_base(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    words = [
+        w for w in tiny("ldm", runs["base"].parent) if not w.startswith(("model.first_stage.run", "data.image_si"))
+    ]
+    words = [*words, *SHORT, f"start_from={runs['base']}", "lora=blocks", "data.image_size=16"]
+    with pytest.raises(UserError, match=r"data.image_size=8.* Fix: start_from=A run on such images"):
+        train.train(composed(*words, run_dir=tmp_path / "run"))
+
+
+def test_of_a_text_encoder_only_what_is_looked_at_is_adapted(tmp_path: Path) -> None:
+    """The last block's states are no tokens of SDXL's first encoder, whose vector is not used."""
+    pipeline.xl(tmp_path)
+    run = folders.load(tmp_path, True)
+    first, second = run.model.embedder.encoders
+    run.model.adapt(lora.Recipe(2, 2.0, ["cross.q"], ["qkv"]))
+    n = len(first.blocks)
+    for encoder, blocks in ((first, n - 1), (second, n)):
+        assert {name.split(".")[1] for name in lora.adapters(encoder, "trained")} == {str(k) for k in range(blocks)}
+    assert not hasattr(first.blocks[-1].qkv, "lora")
+    known = run.model.embedder({"text": ["a cab"]}, 1)
+    (known.tokens.sum() + known.vector.sum()).backward()
+    grads = [p.grad for p in run.model.embedder.parameters() if p.requires_grad]
+    assert grads and all(grad is not None for grad in grads)
 
 
 # ---- Stable Diffusion

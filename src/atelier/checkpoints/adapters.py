@@ -9,7 +9,7 @@ from torch import nn
 from atelier.checkpoints import diffusers_conditional, lora_files, single_file_names, transformers_folder
 from atelier.checkpoints.lora_files import Component, Known, Layout, by_tensors
 from atelier.core.condition import Embedder
-from atelier.core.errors import within
+from atelier.core.errors import UserError, within
 from atelier.nets import lora
 from atelier.nets.conditions import Texts
 from atelier.nets.transformers_text import TransformersText
@@ -24,29 +24,33 @@ def known(net: nn.Module, embedder: Embedder) -> dict[Component, Known]:
     A net that diffusers or transformers does not have goes by our own names.
     """
     encoders = [encoder for part in embedder.modules() if isinstance(part, Texts) for encoder in part.encoders]
+    if len(encoders) > len(TEXTS):
+        problem = "files of adapters know two text encoders"
+        raise UserError("lora", f"{len(encoders)} text encoders", problem, "lora.text_targets=[]")
     return {"unet": _denoising(net)} | dict(zip(TEXTS, map(_reading, encoders), strict=False))
 
 
-def read(net: nn.Module, embedder: Embedder, files: dict[str, Path], weights: dict[str, float]) -> None:
+def read(net: nn.Module, embedder: Embedder, files: list[Path], weights: list[float]) -> None:
     """Put the adapters of files on a model, beside those that it has, which count as they did.
 
     Args:
         net: denoising net of the model.
         embedder: embedder of the model, whose text encoders may be adapted too.
-        files: files of any layout, by the names that their adapters get.
-        weights: numbers by which each of these counts, by name.
+        files: files of any layout.
+        weights: numbers by which each of these counts.
 
     Raises:
         UserError: a file does not fit the model.
     """
     nets = known(net, embedder)
-    before = {component: lora.names(one.net) for component, one in nets.items()}
-    for name, path in files.items():
-        lora_files.read(path, nets, name)
+    counts = {component: lora.weights(one.net) for component, one in nets.items()}
+    first = sum(1 for name in {name for known in counts.values() for name in known} if name != lora.TRAINED)
+    for k, (path, weight) in enumerate(zip(files, weights, strict=True), first):
+        lora_files.read(path, nets, f"file_{k}")
+        for component, one in nets.items():
+            counts[component] |= {f"file_{k}": weight} if f"file_{k}" in lora.names(one.net) else {}
     for component, one in nets.items():
-        here = {name: weights[name] for name in lora.names(one.net) if name in files}
-        if here:
-            lora.weigh(one.net, dict.fromkeys(before[component], 1.0) | here)
+        lora.weigh(one.net, counts[component])
 
 
 def write(net: nn.Module, embedder: Embedder, path: Path, layout: Layout) -> None:

@@ -134,8 +134,11 @@ def write(path: Path | str, nets: dict[Component, Known], name: str, layout: Lay
     if not tensors:
         raise UserError(".name", name, "no adapter is called so", f".name={_first_name(nets)}")
     described = {METADATA: json.dumps(header, sort_keys=True)} if header else {}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"format": "pt"} | described)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.tmp")
+    save_file(tensors, part, metadata={"format": "pt"} | described)
+    part.replace(path)
 
 
 # ---- names

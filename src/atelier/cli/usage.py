@@ -45,7 +45,9 @@ def answer_help() -> None:
 
 
 def listed_value(key: str) -> None:
-    """`key=a,b` as typed is `key=[a,b]`, which Hydra would take for a sweep."""
+    """`key=a,b` as typed is `key=[a,b]`, which Hydra would take for a sweep; where one is asked for, it is."""
+    if {"-m", "--multirun"} & set(sys.argv):
+        return
     for k, word in enumerate(sys.argv):
         if word.startswith(f"{key}=") and "," in word and "[" not in word:
             sys.argv[k] = f"{key}=[{word.removeprefix(key)[1:]}]"

@@ -60,10 +60,17 @@ class Texts(nn.Module, ABC):
 
     def adapt(self, recipe: lora.Recipe) -> None:
         """Train adapters of the encoders from here on, which become weights of this embedder."""
-        for k, encoder in enumerate(self.encoders):
+        for encoder in self.encoders:
             recipe.on_text(encoder)
+        for k, encoder in enumerate(self.encoders if recipe.text_targets else ()):
+            lora.keep_reached(encoder, lora.TRAINED, self._looked_at)
             own = {layer: module.lora for layer, module in encoder.named_modules() if hasattr(module, "lora")}
             self.adapters.update({f"{k}-{layer.replace('.', '-')}": adapters for layer, adapters in own.items()})
+
+    def _looked_at(self) -> list[Tensor]:
+        """All that is used of a text."""
+        known = self._encoded([""])
+        return [value for value in (known.vector, known.tokens) if value is not None]
 
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """What `cond_sizes` names, of n texts; tokens are (n, `max_tokens`, E), with their mask."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,11 +64,8 @@ class Recipe:
         Raises:
             UserError: a target that it has not.
         """
-        try:
-            add(net, name=TRAINED, targets=self.text_targets, rank=self.rank, alpha=self.alpha)
-        except UserError as error:
-            key, fix = (word.replace(".targets", ".text_targets") for word in (error.key, error.fix))
-            raise UserError(key, error.value, error.problem, fix) from error
+        sizes = {"rank": self.rank, "alpha": self.alpha}
+        add(net, name=TRAINED, targets=self.text_targets, **sizes, key=".text_targets")
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,15 @@ def places(net: nn.Module) -> dict[str, Place]:
     return found
 
 
-def add(net: nn.Module, *, name: str, targets: list[str], rank: PositiveInt, alpha: PositiveFloat) -> None:
+def add(
+    net: nn.Module,
+    *,
+    name: str,
+    targets: list[str],
+    rank: PositiveInt,
+    alpha: PositiveFloat,
+    key: str = ".targets",
+) -> None:
     """Put an adapter on layers of a net, of which it alone takes gradients from here on; what the net gives stays.
 
     A second call with the same name goes on with other layers, so that ranks may differ.
@@ -190,11 +196,12 @@ def add(net: nn.Module, *, name: str, targets: list[str], rank: PositiveInt, alp
             names.
         rank: r.
         alpha: strength at which it is trained, alpha / r.
+        key: key of `targets`, for errors.
 
     Raises:
         UserError: a target that no layer has, or one of another kind of layer; a name that is no word.
     """
-    attach(net, name, {place: (rank, alpha) for target in targets for place in _meant(net, target)})
+    attach(net, name, {place: (rank, alpha) for target in targets for place in _meant(net, target, key)})
     train_only(net, name)
 
 
@@ -229,6 +236,29 @@ def train_only(net: nn.Module, name: str) -> None:
         block.requires_grad_()
 
 
+def keep_reached(net: nn.Module, name: str, outputs: Callable[[], list[Tensor]]) -> None:
+    """Take off again what of an adapter no output depends on: it would never learn, and ranks would wait for it.
+
+    Args:
+        net: net with the adapter.
+        name: name of the adapter.
+        outputs: all that is used of what the net gives, of any input.
+    """
+    with torch.enable_grad():
+        sum(value.sum() for value in outputs() if value.requires_grad).backward()
+    for place, block in adapters(net, name).items():
+        if block.up.weight.grad is None:
+            at = places(net)[place]
+            del at.layer.lora[name][at.part]
+            if not at.layer.lora[name]:
+                del at.layer.lora[name], at.layer.lora.weights[name]
+            if not at.layer.lora:
+                at.layer.lora.hook.remove()
+                del at.layer.lora
+        else:
+            block.zero_grad()
+
+
 def adapters(net: nn.Module, name: str) -> dict[str, LowRank]:
     """What an adapter has put on a net, by the names of places; nothing where there is none of this name."""
     found = {}
@@ -241,6 +271,11 @@ def adapters(net: nn.Module, name: str) -> dict[str, LowRank]:
 def names(net: nn.Module) -> list[str]:
     """What the adapters of a net are called, in the order in which they came."""
     return list(dict.fromkeys(name for layer in _adapted_layers(net) for name in layer.lora))
+
+
+def weights(net: nn.Module) -> dict[str, float]:
+    """How much each adapter of a net counts, by name."""
+    return {name: weight for layer in _adapted_layers(net) for name, weight in layer.lora.weights.items()}
 
 
 def weigh(net: nn.Module, weights: dict[str, float]) -> None:
@@ -299,8 +334,8 @@ def _adapted_layers(net: nn.Module) -> list[nn.Module]:
     return [layer for _, layer in _layers(net) if isinstance(getattr(layer, "lora", None), Adapters)]
 
 
-def _meant(net: nn.Module, target: str) -> list[str]:
-    """The places that a target names.
+def _meant(net: nn.Module, target: str, key: str) -> list[str]:
+    """The places that a target, of the key, names.
 
     Raises:
         UserError: it names none, or a layer that can have no adapter.
@@ -308,20 +343,20 @@ def _meant(net: nn.Module, target: str) -> list[str]:
     try:
         pattern = re.compile(rf"(.*\.)?{re.escape(target)}" if re.fullmatch(r"[\w.]+", target) else target)
     except re.error as error:
-        fix = f".targets=[{target.lstrip('*.') or 'qkv'}]"
-        raise UserError(".targets", target, f"no end of a name, and no regular expression: {error}", fix) from error
+        fix = f"{key}=[{target.lstrip('*.') or 'qkv'}]"
+        raise UserError(key, target, f"no end of a name, and no regular expression: {error}", fix) from error
     known = places(net)
     fitting = {at.layer for at in known.values()}
     for name, layer in _layers(net):
         weight = getattr(layer, "weight", None)
         if pattern.fullmatch(name) and layer not in fitting and isinstance(weight, Tensor) and weight.ndim > 1:
             problem = f"{name} is of {type(layer).__name__}; adapters go on Linear, and Conv2d without groups"
-            raise UserError(".targets", target, problem, f".targets=[{_offered(target, known)}]")
+            raise UserError(key, target, problem, f"{key}=[{_offered(target, known)}]")
     layers = {name: name if at.parts == WHOLE else name.rpartition(".")[0] for name, at in known.items()}
     found = [name for name, layer in layers.items() if pattern.fullmatch(name) or pattern.fullmatch(layer)]
     if not found:
         problem = "no Linear or Conv2d of the net is called so"
-        raise UserError(".targets", target, problem, f".targets=[{_offered(target, known)}]")
+        raise UserError(key, target, problem, f"{key}=[{_offered(target, known)}]")
     return found
 
 

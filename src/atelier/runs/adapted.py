@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.core.errors import UserError
+from atelier.runs import folders
 
 FILE = "lora.safetensors"  # what a run of adapters leaves
 
@@ -22,20 +23,21 @@ def put_on(model: Any, places: list[str] | str | None, weights: list[float] | fl
         UserError: the model takes none, a file does not fit it, or there are more weights than files or fewer.
     """
     from atelier.checkpoints import adapters
+    from atelier.checkpoints.store import sha256
 
     paths = _listed(places)
     counts = [1.0] * len(paths) if weights is None else [float(weight) for weight in _listed(weights)]
     if len(counts) != len(paths):
         fix = f"adapter_weights=[{','.join(['1'] * len(paths))}]" if paths else "adapters=FILE"
-        raise UserError("adapter_weights", weights, f"there are {len(paths)} adapters", fix)
+        problem = f"there {'is 1 adapter' if len(paths) == 1 else f'are {len(paths)} adapters'}"
+        raise UserError("adapter_weights", weights, problem, fix)
     if not paths:
         return {}
     if not model.takes_adapters:
         raise UserError("adapters", places, f"{type(model).__name__} takes none, diffusion models do", "adapters=null")
-    names = [f"file_{k}" for k in range(len(paths))]
-    files, how_much = dict(zip(names, map(_file, paths), strict=True)), dict(zip(names, counts, strict=True))
-    adapters.read(model.net, model.embedder, files, how_much)
-    return {"adapters": {Path(place).name: count for place, count in zip(paths, counts, strict=True)}}
+    files = [_file(place) for place in paths]
+    adapters.read(model.net, model.embedder, files, counts)
+    return {"adapters": [[Path(p).name, n, sha256(file)[:12]] for p, n, file in zip(paths, counts, files, strict=True)]}
 
 
 def asked(cfg: Any) -> tuple[Any, Any]:
@@ -51,9 +53,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _file(place: str) -> Path:
-    path = Path(place).expanduser()
+    path = folders.find(place) if place == "last" else Path(place).expanduser()
     if path.is_dir():
         path = path / FILE
         if not path.exists():
-            raise UserError("adapters", place, f"this run has no {FILE}", "adapters=RUN of lora=..., finished")
+            raise UserError("adapters", place, f"this folder has no {FILE}", "adapters=RUN of lora=..., finished")
     return path

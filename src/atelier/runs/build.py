@@ -105,9 +105,6 @@ def _model(cfg: DictConfig, folder: Path) -> Model:
     if cfg.get("lora") is not None:
         if cfg.start_from is not None:
             made.begin_with(_base(folder / "frozen" / BASE, cfg), "start_from")
-        if not made.takes_adapters:
-            problem = f"{type(made).__name__} takes no adapters, diffusion models do"
-            raise UserError("lora", cfg.choices.lora, problem, "lora=null")
         made.adapt(instantiate(cfg.lora, _convert_="all"))
     return made
 

@@ -55,7 +55,7 @@ def record(run: LoadedRun, printed: dict[str, Any], words: list[str]) -> None:
 
 
 def _same(row: dict[str, Any]) -> list[Any]:
-    return [row[key] for key in ("experiment", "overrides", "judged_with")]
+    return [*(row[key] for key in ("experiment", "overrides", "judged_with")), row["protocol"].get("adapters")]
 
 
 def row_of(run: LoadedRun, printed: dict[str, Any], judged_with: list[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def request(cfg: DictConfig) -> DictConfig:
     if cfg.like is None:
         return cfg
     typed = {key_of(word.lstrip("+~")).split(".")[0] for word in HydraConfig.get().overrides.task}
+    typed |= {"adapter_weights"} if "adapters" in typed else set()  # one request
     found = {key: value for key, value in _within(cfg.like).items() if key not in {*typed, *OWN}}
     made = cfg.copy()
     OmegaConf.set_struct(made, False)

@@ -63,7 +63,6 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "latent_cache": Name | None,
     "text_cache": Name | None,
     "start_from": Name | None,
-    "base_sha256": Name,
     "check": bool,
     "objective": Name | None,
     "run": Name,
@@ -134,8 +133,8 @@ def check(cfg: DictConfig) -> None:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
         if values.get("accumulate", 1) > 1:
             pieces(values["accumulate"], values)
-    if values.get("start_from") is not None:
-        beginning(values["start_from"])
+    if values.get("start_from") is not None and not (Path(values["run_dir"]) / "config.yaml").exists():
+        beginning(values["start_from"])  # a run that goes on has what it needs of it
     if values.get("lora") is not None:
         _adaptable(values)
 
@@ -149,8 +148,10 @@ def beginning(place: str) -> Path:
     folder = Path(place)
     if not all((folder / name).exists() for name in ("weights.safetensors", "config.yaml")):
         raise UserError("start_from", place, "no finished run lies there", "start_from=DIR of a finished run")
-    if OmegaConf.load(folder / "config.yaml").get("lora") is not None:
-        raise UserError("start_from", place, "it holds adapters, not a whole model", "start_from=THE_RUN_THEY_ARE_OF")
+    stored = OmegaConf.load(folder / "config.yaml")
+    if stored.get("lora") is not None:
+        whole = f"start_from={stored.start_from or 'RUN'}"
+        raise UserError("start_from", place, "it holds adapters, not a whole model", f"{whole}, whose they are")
     return folder
 
 
@@ -160,7 +161,10 @@ def _adaptable(values: dict[str, Any]) -> None:
     Raises:
         UserError: they would be.
     """
-    net = values["model"].get("net")
+    net, kind = values["model"].get("net"), _target(values["model"]["_target_"], "model")
+    if not kind.takes_adapters:
+        problem = f"{kind.__name__} takes no adapters, diffusion models do"
+        raise UserError("lora", values["choices"]["lora"], problem, "lora=null")
     if values["start_from"] is None and not (isinstance(net, dict) and "run" in net):
         problem = "they would be trained on a net of random weights"
         raise UserError("lora", values["choices"]["lora"], problem, "start_from=RUN")
@@ -544,12 +548,12 @@ def writable(folder: Path) -> None:
 
 
 def fits_on_disk(model: Any, n_averages: int, folder: Path) -> None:
-    """There is room for three checkpoints: all weights, and of those that are trained the averages and two moments.
+    """There is room for three checkpoints: all that they hold, and of what is trained the averages and two moments.
 
     Raises:
         UserError: there is not.
     """
-    weights, trained = map(_size, (model.parameters(), model.trained().values()))
+    weights, trained = map(_size, (model.kept_state().values(), model.trained().values()))
     needed = MARGIN * 3 * (weights + trained * (2 + n_averages)) / 2**20
     free = shutil.disk_usage(folder).free / 2**20
     if free < needed:

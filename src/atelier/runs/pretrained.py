@@ -85,8 +85,7 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
         UserError: there is none, its training failed, or the model cannot stand on it.
     """
     base = None if cfg.start_from is None else preflight.beginning(cfg.start_from)
-    for name in [] if base is None else build.parts(cfg):
-        _as_in_base(name, cfg, base)
+    of_base = [name for name in build.parts(cfg) if base is not None and _as_in_base(name, cfg, base)]
     plans = {name: plan(name, cfg) for name in build.parts(cfg) if build.section(cfg, name).run == "auto"}
     found = {name: _finished(one) for name, one in plans.items()}
     if missing := [name for name, run in found.items() if run is None]:
@@ -96,20 +95,39 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
             source = found[name] or _train(name, plans[name], folder / "lock")
         else:
             source = published.folder(name, cfg)
-        _take(name, source, cfg, folder)
+        fix = "start_from=A run on such images" if name in of_base else f"model.{name}.run=auto"
+        _take(name, source, cfg, folder, fix)
     if base is not None and cfg.get("lora") is not None:
         refuse_other_parts(cfg, build.stored_config(base), base)
+        _refuse_other_levels(cfg, build.stored_config(base), base)
         shutil.rmtree(folder / "frozen" / build.BASE, ignore_errors=True)
-        _link(base, folder / "frozen" / build.BASE)
+        _link(base, folder / "frozen" / build.BASE, with_parts=False)
         OmegaConf.set_struct(cfg, False)
         cfg.base_sha256 = forms.digest(base)
 
 
-def _as_in_base(name: str, cfg: DictConfig, base: Path) -> None:
-    """Where nobody says which, a part is that of the run that this one begins with."""
+def _as_in_base(name: str, cfg: DictConfig, base: Path) -> bool:
+    """Where nobody says which, a part is that of the run that this one begins with; gives whether it is."""
     part, theirs = build.section(cfg, name), base / "frozen" / name
-    if part.run == "auto" and forms.form(theirs) is not None:
-        part.run = str(theirs)
+    if part.run != "auto" or forms.form(theirs) is None:
+        return False
+    part.run = str(theirs)
+    return True
+
+
+def _refuse_other_levels(cfg: DictConfig, stored: DictConfig, base: Path) -> None:
+    """Refuse adapters that would learn another answer, or at other noise levels, than the net that they are of gives.
+
+    Raises:
+        UserError: they would.
+    """
+    for key in ("target", "schedule"):
+        own, theirs = (build.plain(one.model.objective[key]) for one in (cfg, stored))
+        if own != theirs:
+            kind, group = (one["_target_"].rpartition(".")[2] for one in (own, theirs)), f"model.objective.{key}"
+            (now, then), same = kind, f"{key}@{group}=PAGE"
+            problem = f"the net of {folders.shorter(base)} was trained with {then}, or with other numbers of it"
+            raise UserError(group, now, problem, f"{same} and its numbers as there")
 
 
 def refuse_other_parts(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
@@ -127,17 +145,17 @@ def refuse_other_parts(cfg: DictConfig, stored: DictConfig, folder: Path) -> Non
         raise UserError("start_from", folder, problem, f"model.{name}.run={build.section(stored, name).run}")
 
 
-def _take(name: str, source: Path, cfg: DictConfig, folder: Path) -> None:
-    """Link a finished run, or what is published, as a part, and note where it came from."""
+def _take(name: str, source: Path, cfg: DictConfig, folder: Path, fix: str) -> None:
+    """Link a finished run, or what is published, as a part, and note where it came from; `fix` where images differ."""
     part = build.section(cfg, name)
     with within(f"model.{name}"):
         names = forms.form(source)
     if names is None:
-        fix = f"model.{name}.run={'auto' if part.get('experiment') else 'FOLDER'}"
-        raise UserError(f"model.{name}.run", source, "no finished run lies there", fix)
+        another = f"model.{name}.run={'auto' if part.get('experiment') else 'FOLDER'}"
+        raise UserError(f"model.{name}.run", source, "no finished run lies there", another)
     contract = build.contract(cfg, name)
     if names == forms.OURS and contract is not TextEncoder:  # which no image reaches
-        trained, fix = build.stored_config(source).data, f"model.{name}.run=auto"
+        trained = build.stored_config(source).data
         build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=contract is GuidingClassifier)
     if names == forms.DIFFUSERS:
         published.check(name, cfg, source)
@@ -157,7 +175,7 @@ def _reached(source: Path) -> str:
     return f" ({', '.join([*seen, *best[:3]])})" if seen or best else ""
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path, with_parts: bool = True) -> None:
     """Hard links, or copies on another disk, so that the run above outlives the one it stands on.
 
     What that one stands on itself comes with it: its own config has the hash of each.
@@ -169,7 +187,7 @@ def _link(source: Path, target: Path) -> None:
             os.link(path.resolve(), target / name)
         except OSError:  # another disk
             (target / name).write_bytes(path.read_bytes())
-    for below in source.glob("frozen/*"):
+    for below in source.glob("frozen/*") if with_parts else ():
         _link(below, target / "frozen" / below.name)
 
 
@@ -262,6 +280,9 @@ def _unfinished(plan: Plan) -> Path | None:
 
 def _begins_as(stored: DictConfig, cfg: DictConfig) -> bool:
     """Whether a resumed run may have this config: also of the same seed, of the same pages."""
+    if "choices" in stored:
+        stored.choices.setdefault("lora", None)  # runs from before there were these keys
+    stored.data = OmegaConf.merge(dict.fromkeys(cfg.data), stored.data)
     return all(stored.get(key) == cfg.get(key) for key in ("seed", "choices", "data", "channels_last"))
 
 

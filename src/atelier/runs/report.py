@@ -71,9 +71,8 @@ def finish(callbacks: Callbacks, trainer: Trainer, model: Model, folder: Path, o
 def _export(callbacks: Callbacks, model: Model, folder: Path) -> None:
     """weights.safetensors: the averaged weights, for runs that stand on this one and for sharing.
 
-    Of a net that diffusers has as well, its folder diffusers/ too; of adapters, lora.safetensors, as diffusers reads
-    them. A full disk costs them and not the run, whose
-    checkpoint holds them too.
+    Of a net that diffusers has as well, its folder diffusers/ too; of adapters, lora.safetensors in diffusers' layout.
+    A full disk costs these files and not the run, whose checkpoint holds the weights too.
     """
     if callbacks.clock.images_seen < callbacks.clock.images:
         return

@@ -41,9 +41,7 @@ def reconcile_config(cfg: DictConfig, folder: Path) -> DictConfig:
         stored = stored_config(folder)
         for name in parts(cfg):
             _as_stored(section(cfg, name), section(stored, name))
-        if "base_sha256" in stored:
-            OmegaConf.set_struct(cfg, False)
-            cfg.base_sha256 = stored.base_sha256
+        _begun_with(cfg, stored)
         _same(cfg, stored, folder)
         return cfg
     link_pretrained(cfg, folder)
@@ -51,6 +49,17 @@ def reconcile_config(cfg: DictConfig, folder: Path) -> DictConfig:
 
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
     return cfg
+
+
+def _begun_with(cfg: DictConfig, stored: DictConfig) -> None:
+    """The run that this one began with is the same however it is written, and needed no more."""
+    if cfg.start_from is not None and stored.get("start_from") is not None:
+        typed = Path(cfg.start_from)
+        if not typed.exists() or typed.resolve() == Path(stored.start_from).resolve():
+            cfg.start_from = stored.start_from
+    if "base_sha256" in stored:
+        OmegaConf.set_struct(cfg, False)
+        cfg.base_sha256 = stored.base_sha256
 
 
 def _as_stored(part: DictConfig, stored: DictConfig | None) -> None:
