@@ -344,3 +344,33 @@ def test_the_target_of_a_single_file_of_version_2_is_told(
             with pytest.raises(UserError, match=rf"says {'v' if target == 'eps' else 'eps'}\. Fix: target@model"):
                 linked(tmp_path / "run", f"model={page}", *given)
         assert (line.format(target) in capsys.readouterr().out) == (said is None)
+
+
+def test_a_whole_pipeline_is_taken_from_the_cache_of_the_hub_by_its_name(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All parts of it, asked for with one name; what checks pictures is not asked for."""
+    page = cache / "models--owner--sd"
+    place = page / "snapshots" / "abc"
+    pipeline.written(place, "SD1", pipeline.CASES["SD1 DDIM"].scheduler)
+    (page / "refs").mkdir()
+    (page / "refs" / "main").write_text("abc")
+    asked: list[str] = []
+    kept = huggingface_hub.snapshot_download
+
+    def watched(repo: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.extend(allow_patterns)
+        return kept(repo, allow_patterns=allow_patterns, local_files_only=local_files_only)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", watched)
+    told = ["model=stable_diffusion", "model.net.run=owner/sd", "data.image_size=64"]
+    cfg = linked(tmp_path / "run", *told)
+    for name, part in {"net": "unet", "first_stage": "vae", "embedder.sources.text.encoder": "text_encoder"}.items():
+        assert forms.digest(tmp_path / "run" / "frozen" / name) == forms.digest(place / part)
+        assert build.section(cfg, name).run == "owner/sd"
+    assert folders.find("owner/sd") == place
+    assert "unet/config.json" in asked and not any("safety" in name or name.startswith("*") for name in asked)
+    with pytest.raises(
+        UserError, match=r"model\.net\.run=owner/other: it is no folder here, nor .*model\.net\.fetch=true"
+    ):
+        linked(tmp_path / "other", "model=stable_diffusion", "model.net.run=owner/other")

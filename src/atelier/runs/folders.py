@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from atelier.checkpoints import hub
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, srun_tasks
@@ -173,7 +174,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def find(run: str) -> Path:
-    """A run folder by path, or `last` for the newest that has a checkpoint; a pipeline of diffusers is one too.
+    """A run folder by path, or `last` for the newest that has a checkpoint.
+
+    A pipeline of diffusers is one too, by its path or by OWNER/NAME where the hub's cache on this machine has it.
 
     Raises:
         UserError: there is none.
@@ -184,6 +187,9 @@ def find(run: str) -> Path:
             raise UserError("run", run, "no run with a checkpoint under outputs/", "python train.py")
         return newest
     folder = Path(run)
+    if not folder.exists() and hub.NAME.fullmatch(run):
+        with contextlib.suppress(UserError):
+            return hub.pipeline(run, False, "")
     if not (folder / "config.yaml").exists() and not published.lies_in(folder):
         beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
         close = nearest(run, [*beside, *map(str, all_runs())]) or "last"

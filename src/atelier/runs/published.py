@@ -32,7 +32,7 @@ def folder(name: str, cfg: DictConfig) -> Path:
     a pipeline once, beneath ATELIER_CACHE.
     """
     part, inner = build.section(cfg, name), INSIDE.get(build.contract(cfg, name))
-    place = Path(part.run).expanduser()
+    place = _on_disk(part.run, cfg.model.get("net"))
     for file in [path for path in (place, *place.parents) if path.suffix == single_file.SUFFIX and path.is_file()]:
         vocabulary = OmegaConf.select(cfg, "model.net.vocabulary") if inner == INSIDE[TextEncoder] else ""
         place = unpacked(file, vocabulary) / place.relative_to(file)
@@ -44,6 +44,16 @@ def folder(name: str, cfg: DictConfig) -> Path:
         with within(f"model.{name}"):
             return transformers_folder.located(part.run, part.fetch)
     return hub.folder(part.run, part.fetch, f"model.{name}")
+
+
+def _on_disk(run: str, net: Any) -> Path:
+    """A part's place; of a pipeline that `net` names by its place on the hub, that in the hub's cache."""
+    place = Path(run).expanduser()
+    if not isinstance(net, DictConfig) or "fetch" not in net or not run.startswith(net.run) or place.exists():
+        return place
+    if not hub.NAME.fullmatch(net.run) or Path(net.run).expanduser().exists():
+        return place
+    return hub.pipeline(net.run, net.fetch, "model.net") / run.removeprefix(net.run).lstrip("/")
 
 
 def of_variant(part: Path) -> str:
