@@ -25,11 +25,17 @@ from atelier.checkpoints.safe_io import SafeIO
 from atelier.checkpoints.store import Manifest, load, newest
 from atelier.core.errors import UserError
 from atelier.runs import folders, preflight, report
-from tests.campaign import differences, final, run
+from tests import campaign
+from tests.campaign import differences, final
 from tests.compose import composed
 from tests.programs import forked
 
 NUMBERS = 20_000  # in the checkpoints here
+
+
+def run(folder: Path, family: str, *more: str) -> None:
+    """The tiny run of a family, with these words too."""
+    campaign.run(folder, [*campaign.words_of(folder.parent, family), *more])
 
 
 def die(*_: Any) -> None:

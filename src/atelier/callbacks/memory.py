@@ -113,7 +113,7 @@ class Memory(Callback):
         if model.takes_adapters and not model.given:
             spared = (1 + MOMENTS) * size(model.trained().values())
             found.append(f"lora=attention, adapters alone, saves nearly {gigabytes(spared)}")
-        if frozen := size(weight for weight in model.frozen() if weight.dtype == torch.float32):
+        if frozen := size(weight for weight in model.frozen_weights() if weight.dtype == torch.float32):
             found.append(f"frozen_precision=bf16-true saves {gigabytes(frozen // 2)} of frozen weights")
         return found
 

@@ -81,7 +81,7 @@ class Model(LightningModule, ABC):
         """
         return [name for net in self._nets_and_encoders() for name in halved(net)]
 
-    def frozen(self) -> list[Tensor]:
+    def frozen_weights(self) -> list[Tensor]:
         """The weights that `halve_frozen` is about: of those nets and encoders, the ones without gradients."""
         return [weight for net in self._nets_and_encoders() for weight in net.parameters() if not weight.requires_grad]
 
