@@ -16,6 +16,7 @@ from tests.tiny import PICTURELESS, TINY
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = list(TINY)
+TRAINED = [*FAMILIES, "adapters"]
 ROUNDING = {"stylegan": 1e-4}  # its constant starts flat, where instance norm makes rounding 316 times as large
 pytestmark = pytest.mark.timeout(900)  # of the walk, two minutes on 2 cores
 
@@ -43,7 +44,7 @@ def start(folder: Path, rank: int, ranks: int, port: int) -> Program:
     return Program(["-m", "tests.two_ranks", str(folder)], ROOT, environment)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINED)
 def test_stopped_and_resumed_on_two_ranks_is_exact(told: dict, family: str) -> None:
     assert told["0 of 2"][f"{family} batches"] == 3  # from image 72 to 96
     assert told["0 of 2"][f"{family} resumed"] == []
@@ -55,7 +56,7 @@ def test_ranks_draw_different_noise(told: dict) -> None:
     assert not set(first) & set(second)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINED)
 def test_two_ranks_give_the_gradients_of_one(told: dict, family: str) -> None:
     two, one = (torch.tensor(told[who]["gradients"][family]) for who in ("0 of 2", "0 of 1"))
     assert len(one) > 100 and one.abs().max() > 1e-4

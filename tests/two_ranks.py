@@ -31,8 +31,13 @@ MEASURED = ["metrics=classifier", f"metrics.cache={sys.argv[1]}/cache", "eval.n_
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+ADAPTERS = "adapters"  # of the run of ldm, beside the families
+
+
 def run(folder: Path, family: str, *more: str) -> None:
-    entry.train(composed(*tiny(family, folder.parent), f"trainer.devices={RANKS}", *MEASURED, *more, run_dir=folder))
+    words = tiny(family.replace(ADAPTERS, "ldm"), folder.parent)
+    words += [f"start_from={folder.parent / 'ldm'}", "lora=blocks", "lora.targets=['.*']"] if family == ADAPTERS else []
+    entry.train(composed(*words, f"trainer.devices={RANKS}", *MEASURED, *more, run_dir=folder))
 
 
 def noise_of_batches(seen: list[float]) -> None:
@@ -52,7 +57,7 @@ def walk(root: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     noise: list[float] = []
     noise_of_batches(noise)
-    for family in TINY:
+    for family in [*TINY, ADAPTERS]:
         run(root / family, family)
         if RANK == 0:  # as if it had ended after its last checkpoint but one
             shutil.copytree(root / family, root / f"{family}_again")
@@ -106,7 +111,7 @@ def first_gradients(root: Path) -> dict[str, list[float]]:
     Clock.on_train_start = from_here_on
     MinibatchStd.forward = lambda self, x: torch.cat([x, 0 * x[:, :1]], dim=1)  # compares the images of a rank
     told = {}
-    for family in TINY:
+    for family in [*TINY, ADAPTERS]:
         folder = root / f"gradients_{family}_{RANKS}"
         torch.randn, torch.randn_like, torch.rand = drawn
         run(folder, family, "budget.images=8", "metrics=none", *GRADIENTS.get(family, []))
