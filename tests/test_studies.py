@@ -8,14 +8,17 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from atelier.callbacks.table import read_rows
+from atelier.core.batch import Batch
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.samplers import Ancestral
 from atelier.evaluation.evaluator import Evaluator
@@ -24,8 +27,9 @@ from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import judge_values
 from atelier.metrics.suite import Suite
 from atelier.runs import build, folders
+from atelier.shapes import world
 from atelier.shapes.judge import judge
-from studies import inpainting, overfitting, pixel_mixture, samplers_by_nfe, temperatures, whole_images
+from studies import adapters, inpainting, overfitting, pixel_mixture, samplers_by_nfe, temperatures, whole_images
 from tests.compose import composed
 
 
@@ -203,3 +207,38 @@ def test_how_far_pixels_lie_from_a_hole_and_the_figure_of_it() -> None:
     assert torch.equal(distance.long(), torch.maximum(off, beside).clamp(max=inpainting.FURTHEST))
     drawn = inpainting.figure({"model": [9.0, 3.0, 1.0], "first stage alone": [5.0, 2.0, 1.0]})
     assert drawn.startswith("<svg") and drawn.count("<polyline") == 2 and "first stage alone" in drawn
+
+
+class Rendered:
+    """In place of a model: draws the scenes that captions are of, with their shapes moved on by so many."""
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def condition(self, batch: Batch, case: str) -> Batch:
+        return batch
+
+    def sample(self, cond: Batch, rngs: ImageRngs) -> Tensor:
+        scenes = TAUGHT.split("test").scenes[cond["index"]]
+        return world.render(replace(scenes, shape=(scenes.shape + self.by) % len(world.SHAPES)), 32)
+
+
+TAUGHT = replace(adapters.taught(["star", "ring"], 4, 32), n_test_scenes=300, test_split="unseen")
+
+
+def test_what_adapters_are_taught_by_is_a_set_with_captions(tmp_path: Path) -> None:
+    adapters.write(tmp_path / "stars", ["star"], 4, 32)
+    adapters.prompts(tmp_path / "prompts.txt", ["circle", "square"], 5)
+    asked = (tmp_path / "prompts.txt").read_text().splitlines()
+    assert len(asked) == 5 and all("circle" in text or "square" in text for text in asked)
+    words = ["data=captioned", f"data.root={tmp_path / 'stars'}", f"data.cache={tmp_path / 'cache'}"]
+    data = build.data(composed(*words, "data.image_size=32", "data.holdout=0", "data.flip=false"))
+    data.prepare_data()
+    batch, scenes = data.split("train").read([0, 1, 2, 3], None), adapters.taught(["star"], 4, 32).split("train").scenes
+    assert batch["text"] == world.captions(scenes)
+    assert (batch["image"] - world.render(scenes, 32)).abs().max() <= 0.5 / 127.5 + 1e-6
+
+
+@pytest.mark.parametrize(("by", "asked"), [(0, 1.0), (1, 0.0)])
+def test_samples_are_as_asked_where_every_attribute_is_the_caption_s(by: int, asked: float) -> None:
+    assert adapters.shares(Rendered(by), TAUGHT, 260, 0) == (asked, 1.0)
