@@ -228,16 +228,31 @@ def ranks(devices: int, num_nodes: int) -> None:
     """
     n = launchers.started()
     if n is None:
-        return
+        return _one_process(devices, num_nodes)
     each, nodes = launchers.on_each_node(), launchers.srun_nodes()
-    if launchers.by_srun() and (each or 0) * nodes != n:
-        fix = f"srun --ntasks-per-node={max(1, n // nodes)} python train.py ..."
-        problem = f"srun started {n} processes on {nodes} nodes, and does not say how many on each"
+    if launchers.by_srun() and each is None:
+        even = max(1, n // nodes)
+        fix = f"{_srun(even, nodes)} trainer=ddp trainer.devices={even} trainer.num_nodes={nodes}"
+        problem = f"srun put {n} processes on {nodes} nodes, not as many on each"
         raise UserError("trainer.devices", devices, problem, fix)
     each = each or n // num_nodes or 1
     if (devices, num_nodes) != (each, n // each):
         fix = f"trainer=ddp trainer.devices={each} trainer.num_nodes={n // each}"
         raise UserError("trainer.devices", devices, f"{n} processes were started, {each} on each node", fix)
+
+
+def _one_process(devices: int, num_nodes: int) -> None:
+    """Refuse to wait for processes on other nodes, which nobody has started."""
+    if num_nodes > 1 and not launchers.node_is_named():
+        problem = f"nobody has started the processes of the other {num_nodes - 1} nodes, for which this would wait"
+        torchrun = f"torchrun --nnodes={num_nodes} --nproc-per-node={devices} ... train.py ..."
+        fix = f"{_srun(devices, num_nodes)} ..." if launchers.slurm_job() else torchrun
+        raise UserError("trainer.num_nodes", num_nodes, problem, fix)
+
+
+def _srun(each: int, nodes: int) -> str:
+    """The command that starts as many processes on each node, whatever the job asked for."""
+    return f"srun -N{nodes} -n{each * nodes} --ntasks-per-node={each} python train.py"
 
 
 def targets(cfg: DictConfig) -> None:

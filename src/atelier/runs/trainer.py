@@ -17,11 +17,13 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from atelier.checkpoints.safe_io import SafeIO
 from atelier.core.errors import UserError
-from atelier.core.launchers import by_srun, on_each_node
+from atelier.core.launchers import by_srun, on_each_node, srun_nodes, srun_tasks
 from atelier.core.precision import Precision
 from atelier.core.ranges import PositiveInt
 from atelier.models.base import Model
 
+FIRST_PORT, N_PORTS = 15_000, 5_000  # of SLURM steps, two each
+STEPS_APART = 487  # jobs between the ports of two steps of one job
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h, mallopt(3)
 
 
@@ -79,11 +81,26 @@ def make_trainer(
 def cluster() -> list[ClusterEnvironment]:
     """How ranks find one another, where Lightning would be mistaken about it: in a SLURM job."""
     if by_srun():
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(on_each_node()))  # it raises without
+        of_step = {"NTASKS": srun_tasks(), "NNODES": srun_nodes(), "NTASKS_PER_NODE": on_each_node()}
+        os.environ.update({f"SLURM_{name}": str(value) for name, value in of_step.items()})  # it reads the job's
+        address, port = meeting_point()
+        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         return [SLURMEnvironment(auto_requeue=False)]
     if "SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return [LightningEnvironment()]
     return []
+
+
+def meeting_point() -> tuple[str, int]:
+    """Where the ranks of a SLURM step find one another: on its first node, at a port of its own.
+
+    Lightning takes the first node and the number of the job, which two steps at once share.
+    """
+    variable = os.environ.get
+    nodes = variable("SLURM_STEP_NODELIST") or variable("SLURM_NODELIST") or "127.0.0.1"
+    address = variable("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
+    number = int(variable("SLURM_JOB_ID") or 0) + STEPS_APART * int(variable("SLURM_STEP_ID") or 0)
+    return address, int(variable("MASTER_PORT") or FIRST_PORT + 2 * (number % N_PORTS))
 
 
 def keep_freed_memory() -> None:
