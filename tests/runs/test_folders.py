@@ -562,10 +562,10 @@ def test_torchruns_ranks_agree_on_one_stamp(monkeypatch: pytest.MonkeyPatch) -> 
         now = SimpleNamespace(strftime=lambda _, second=second: f"2030-01-01_00-00-{second}")
         clock = SimpleNamespace(now=lambda now=now: now)
         monkeypatch.setattr(folders, "datetime", clock)
-        stamps.append(folders.stamp.__wrapped__())
+        stamps.append(folders.time_stamp())
     assert stamps == ["2030-01-01_00-00-01"] * 2
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    assert folders.stamp.__wrapped__() == "2030-01-01_00-00-02"
+    assert folders.time_stamp() == "2030-01-01_00-00-02"
 
 
 def test_another_rank_takes_no_lock_and_waits_for_the_config(
