@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from atelier.checkpoints import renamed
-from atelier.core import launchers
+from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
@@ -133,6 +133,8 @@ def check(cfg: DictConfig) -> None:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
         if values.get("accumulate", 1) > 1:
             pieces(values["accumulate"], values)
+    if values.get("budget", {}).get("until") and not values["check"] and launchers.rank() == 0:
+        job.seconds_left()
     if values.get("start_from") is not None and not (Path(values["run_dir"]) / "config.yaml").exists():
         beginning(values["start_from"])  # a run that goes on has what it needs of it
     if values.get("lora") is not None:

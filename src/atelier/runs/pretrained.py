@@ -235,6 +235,7 @@ def plan(name: str, cfg: DictConfig) -> Plan:
         if f"data.{key}" in asked or (key not in recipe and value != own.get(key)):
             words.append(f"data.{key}={typed_value(value)}")
     words += ["trainer.num_nodes=1"] * (composed.trainer.num_nodes != 1)
+    words += [f"budget.until={cfg.budget.until}"] if cfg.budget.get("until") else []
     return Plan(words, build.composed(words))
 
 
@@ -362,6 +363,8 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
     command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
     try:
         code = _run(command, lock)
+        if code == 128 + signal.SIGUSR1 and plan.cfg.budget.get("until"):
+            stopping.leave(signal.SIGUSR1)  # the job ends for both
     except SystemExit as leaving:
         if folders.has_checkpoint(run_dir):
             leaving.add_note(f"{name}: what {run_dir} has learnt is saved, the same command goes on with it")

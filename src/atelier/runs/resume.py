@@ -111,6 +111,7 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
     OmegaConf.set_struct(new, False)
     stored.setdefault("channels_last", False)  # runs from before there were these keys
     stored.setdefault("frozen_precision", "32-true")
+    stored.budget.setdefault("until", None)
     stored.eval.setdefault("raw", False)
     stored.eval.setdefault("n_diagnosed", None)
     for name in ("grids", "evaluation"):
