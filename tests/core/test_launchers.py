@@ -11,7 +11,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from atelier.core import launchers
 from atelier.core.errors import UserError
 from atelier.runs import folders, preflight
-from atelier.runs.trainer import cluster, meeting_point
+from atelier.runs.meeting import slurm_place
+from atelier.runs.trainer import cluster
 
 BATCH = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "4", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job"}
 STEP = BATCH | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"}
@@ -144,7 +145,7 @@ def test_two_steps_of_a_job_meet_at_two_places(started_by: None, monkeypatch: py
     met = set()
     for step, nodes in ((0, "n[3-4]"), (0, "n[3-4]"), (1, "n5")):
         put(monkeypatch, STEP | {"SLURM_STEP_ID": str(step), "SLURM_STEP_NODELIST": nodes, "SLURM_NODELIST": "n[1-9]"})
-        met.add(meeting_point())
+        met.add(slurm_place())
     assert {address for address, _ in met} == {"n3", "n5"} and len({port for _, port in met}) == 2
 
 

@@ -41,7 +41,7 @@ STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
 RANKS = (
     "LOCAL_RANK RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE"
     " MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_STEP_NUM_TASKS SLURM_PROCID PL_GLOBAL_SEED WANDB_MODE WANDB_RUN_ID"
-    " HYDRA_FULL_ERROR"
+    " ATELIER_MEETING HYDRA_FULL_ERROR"
 ).split()
 
 
@@ -371,6 +371,9 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
         raise
     if code in STOPPED:
         problem = f"the training of {plan.name} was stopped"
+        raise UserError(f"model.{name}.run", "auto", problem, "the same command goes on with it")
+    if code == -signal.SIGKILL:
+        problem = f"the training of {plan.name} was killed; memory may have run out"
         raise UserError(f"model.{name}.run", "auto", problem, "the same command goes on with it")
     if code:
         problem = f"the training of {plan.name} failed, see above"

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -19,11 +20,10 @@ from atelier.checkpoints.safe_io import SafeIO
 from atelier.core.errors import UserError
 from atelier.core.launchers import by_srun, on_each_node, srun_nodes, srun_tasks
 from atelier.core.precision import Precision
-from atelier.core.ranges import PositiveInt
+from atelier.core.ranges import PositiveFloat, PositiveInt
 from atelier.models.base import Model
+from atelier.runs.meeting import slurm_place
 
-FIRST_PORT, N_PORTS = 15_000, 5_000  # of SLURM steps, two each
-STEPS_APART = 487  # jobs between the ports of two steps of one job
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h, mallopt(3)
 
 
@@ -34,6 +34,7 @@ def make_trainer(
     num_nodes: PositiveInt,
     precision: Precision,
     profiler: Literal["simple", "advanced"] | None,
+    timeout_minutes: PositiveFloat,
     model: Model,
     callbacks: list[Callback],
     loggers: list[Logger],
@@ -43,6 +44,7 @@ def make_trainer(
 
     Args:
         precision: auto = bf16-mixed where the device has bf16 instructions, else float32.
+        timeout_minutes: patience of a rank with the others.
         evaluate_every: batches between evaluations.
     """
     quiet()
@@ -56,11 +58,12 @@ def make_trainer(
         raise UserError("trainer.precision", precision, "a CPU has no float16 training", "trainer.precision=bf16-mixed")
     if not on_gpu:
         keep_freed_memory()
+    patience = timedelta(minutes=timeout_minutes)
     return Trainer(
         accelerator="gpu" if on_gpu else ("cpu" if accelerator == "auto" else accelerator),
         devices=devices,
         num_nodes=num_nodes,
-        strategy=DDPStrategy(**model.ddp_options) if devices * num_nodes > 1 else "auto",
+        strategy=DDPStrategy(timeout=patience, **model.ddp_options) if devices * num_nodes > 1 else "auto",
         precision=resolved(precision, on_gpu),
         callbacks=callbacks,
         logger=loggers or False,
@@ -83,24 +86,12 @@ def cluster() -> list[ClusterEnvironment]:
     if by_srun():
         of_step = {"NTASKS": srun_tasks(), "NNODES": srun_nodes(), "NTASKS_PER_NODE": on_each_node()}
         os.environ.update({f"SLURM_{name}": str(value) for name, value in of_step.items()})  # it reads the job's
-        address, port = meeting_point()
+        address, port = slurm_place()
         os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         return [SLURMEnvironment(auto_requeue=False)]
     if "SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return [LightningEnvironment()]
     return []
-
-
-def meeting_point() -> tuple[str, int]:
-    """Where the ranks of a SLURM step find one another: on its first node, at a port of its own.
-
-    Lightning takes the first node and the number of the job, which two steps at once share.
-    """
-    variable = os.environ.get
-    nodes = variable("SLURM_STEP_NODELIST") or variable("SLURM_NODELIST") or "127.0.0.1"
-    address = variable("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
-    number = int(variable("SLURM_JOB_ID") or 0) + STEPS_APART * int(variable("SLURM_STEP_ID") or 0)
-    return address, int(variable("MASTER_PORT") or FIRST_PORT + 2 * (number % N_PORTS))
 
 
 def keep_freed_memory() -> None:
