@@ -43,8 +43,8 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     try:
         check_words(list(hydra.overrides.task))
         if many:
-            for note in NOTES:  # of an earlier try
-                (folder / note).unlink(missing_ok=True)
+            for name in NOTES:  # of an earlier try
+                (folder / name).unlink(missing_ok=True)
             one_process(cfg, hydra)
         load_torchmetrics()
         value = work(cfg)
