@@ -189,7 +189,7 @@ def test_a_killed_job_of_a_sweep_leaves_the_table(slurm: None, tmp_path: Path) -
     sweep = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path) | keep, **streams)
     until(lambda: len(list(tmp_path.glob("outputs/sweeps/*/?/checkpoints/*.ckpt"))) >= 2, 400)
     (folder,) = tmp_path.glob("outputs/sweeps/*")
-    jobs = said("squeue", "--noheader", "--format=%A %a", "--states=RUNNING").splitlines()
+    jobs = said("squeue", "--noheader", "--format=%A %K", "--states=RUNNING").splitlines()
     first, second = (next(line.split()[0] for line in jobs if line.split()[1] == task) for task in "01")
     said("scancel", "--signal=KILL", "--full", first)
     said("scancel", "--signal=USR1", second)
