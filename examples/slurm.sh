@@ -52,15 +52,19 @@ trap : TERM USR1                        # preemption: this shell stays to see wh
 srun --kill-on-bad-exit=0 "$PYTHON" "$TRAIN" "${words[@]}"
 code=$?
 
-# 138, 143: a signal or the job's end came, everything is saved. Anything else but 0 is an error, which would come again.
+# 138: the job's end is near, or SLURM sent USR1; everything is saved, and the next turn goes on. 143: SLURM ends the job
+# and decides itself what follows, a turn after preemption, none after scancel. Else it is an error, which would come again.
 echo "== job $SLURM_JOB_ID, turn $turn ended with $code, $(date '+%F %T')"
 case $code in
-    138 | 143)
+    138)
         if [ "$turn" -ge "$MAX_TURNS" ]; then
             echo "== $MAX_TURNS turns; sbatch again with run_dir= goes on"
             exit "$code"
         fi
         scontrol requeue "$SLURM_JOB_ID" && sleep 60
+        ;;
+    143)
+        sleep 600                       # until SLURM has decided; a script that ends now is not started again
         ;;
 esac
 exit "$code"
