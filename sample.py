@@ -37,7 +37,7 @@ def sample(cfg: DictConfig) -> None:
     options = build.options(cfg, model, verbs(model)[words["do"]], run.cfg)
     precision = autocast(model, words["precision"] or run.cfg.trainer.precision)
     request = Request.of(model, run.data, options, words)
-    path = Path(words["out"] or run.pictures / folders.stamp())
+    path = Path(words["out"] or run.pictures / folders.time_stamp())
     sources = [] if words["source"] is None else files.sources(words["source"], path)
     n = {"n": len(sources)} if sources else {}
     out = Folder(path, words | {"run": str(run.folder), "images_seen": run.images_seen} | n)

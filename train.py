@@ -11,7 +11,7 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from atelier.cli import jobs, messages  # noqa: E402
-from atelier.runs import build, folders, preflight, resume, starting  # noqa: E402
+from atelier.runs import build, folders, meeting, preflight, resume, starting  # noqa: E402
 
 folders.register()
 
@@ -26,6 +26,7 @@ def train(cfg: DictConfig) -> float | None:
     from atelier.checkpoints.store import newest
     from atelier.runs import latents, report, texts
 
+    meeting.begin(cfg.trainer)
     preflight.check(cfg)
     if cfg.latent_cache is not None:
         latents.refuse_planes(cfg)
@@ -36,6 +37,7 @@ def train(cfg: DictConfig) -> float | None:
         cfg = resume.reconcile_config(cfg, folder)
         seed_everything(cfg.seed, verbose=False)
         data = build.data(cfg)
+        meeting.in_turn(data.prepare_data)
         resume.check_same_data(cfg, folder, data)
         model = build.model(cfg, folder)
         preflight.match(model, data)
@@ -56,6 +58,7 @@ def train(cfg: DictConfig) -> float | None:
             checkpoint = newest(folder / "checkpoints")
             if checkpoint is None:
                 starting.start_from(model, cfg)
+            meeting.ready(cfg.trainer.timeout_minutes)
             if trainer.world_size > 1:
                 stopping.listen(signal.SIG_DFL)  # they meet in C, where no handler of Python is called
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)

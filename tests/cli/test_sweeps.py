@@ -141,3 +141,31 @@ def test_a_table_of_three_with_one_that_failed(tmp_path: Path, capsys: pytest.Ca
         "| 2 | seed=2 |  | nan |  |",
     ]
     assert table in capsys.readouterr().out
+
+
+class Killed:
+    """What submitit knows of a job that left no result."""
+
+    job_id, state = "17_1", "TIMEOUT"
+
+    def submission(self) -> SimpleNamespace:
+        return SimpleNamespace(args=(["model=vae", "seed=1", "hydra.job.name=x"], "hydra.sweep.dir", 1, "id", {}))
+
+
+def test_a_job_that_was_killed_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit")
+    from submitit.core.utils import UncompletedJobError
+
+    def results(job: Any) -> list[str]:
+        if isinstance(job, Killed):
+            raise UncompletedJobError("has not produced any output")
+        return ["figures"]
+
+    monkeypatch.setattr(submitit.Job, "results", results)
+    sweeps.outlive_killed_jobs(tmp_path, -math.inf)
+    assert submitit.Job.results(None) == ["figures"]
+    (returned,) = submitit.Job.results(Killed())
+    assert returned.return_value == -math.inf
+    row = sweeps.job_summary(tmp_path / "1")
+    assert row["overrides"] == ["model=vae", "seed=1"]
+    assert row["error"] == "its job 17_1 was ended from outside: TIMEOUT"

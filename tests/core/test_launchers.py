@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from atelier.core import launchers
 from atelier.core.errors import UserError
 from atelier.runs import folders, preflight
+from atelier.runs.meeting import slurm_place
 from atelier.runs.trainer import cluster
 
 BATCH = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "4", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job"}
@@ -39,8 +40,11 @@ WAYS = {  # a launcher's variables -> rank, how many processes it started
 def started_by(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher, but the one whose variables a test sets."""
     for name in os.environ:
-        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name.endswith(("RANK", "WORLD_SIZE")):
+        if name.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_")) or name.endswith(("RANK", "WORLD_SIZE")):
             monkeypatch.delenv(name)
+    for name in ("ENVIRONMENT", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS_PER_NODE"):  # `cluster` sets some of them
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def put(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
@@ -74,7 +78,7 @@ def test_lightning_sees_the_same(started_by: None, monkeypatch: pytest.MonkeyPat
         assert given == []
 
 
-TWO_NODES = STEP | {"SLURM_NNODES": "2"}
+TWO_NODES = STEP | {"SLURM_NNODES": "2", "SLURM_NODELIST": "n[1-2]"}
 
 
 @pytest.mark.parametrize(
@@ -83,14 +87,29 @@ TWO_NODES = STEP | {"SLURM_NNODES": "2"}
         ({}, 2, 1, None),
         (BATCH, 1, 1, None),
         (BATCH, 2, 1, None),
+        ({}, 2, 3, "torchrun --nnodes=3 --nproc-per-node=2 ... train.py ..."),
+        ({"NODE_RANK": "0"}, 2, 3, None),
+        (BATCH, 2, 2, "srun -N2 -n4 --ntasks-per-node=2 python train.py ..."),
         (BATCH | TORCHRUN, 2, 1, None),
         (BATCH | TORCHRUN, 1, 1, "trainer=ddp trainer.devices=2 trainer.num_nodes=1"),
         (TORCHRUN | {"WORLD_SIZE": "4"}, 4, 1, "trainer=ddp trainer.devices=2 trainer.num_nodes=2"),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "4"}, 2, 2, None),
         (STEP, 4, 1, None),
         (STEP, 1, 1, "trainer=ddp trainer.devices=4 trainer.num_nodes=1"),
-        (STEP | {"SLURM_NTASKS_PER_NODE": "2"}, 4, 1, "srun --ntasks-per-node=4 python train.py ..."),
-        (TWO_NODES, 2, 2, "srun --ntasks-per-node=2 python train.py ..."),
+        (STEP | {"SLURM_NTASKS_PER_NODE": "2"}, 4, 1, None),  # of the job, of which this step is a part
+        (
+            TWO_NODES,
+            2,
+            2,
+            "srun -N2 -n4 --ntasks-per-node=2 python train.py trainer=ddp trainer.devices=2 trainer.num_nodes=2",
+        ),
+        (TWO_NODES | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, 2, 2, None),
+        (
+            TWO_NODES | {"SLURM_STEP_TASKS_PER_NODE": "3,1"},
+            2,
+            2,
+            "srun -N2 -n4 --ntasks-per-node=2 python train.py trainer=ddp trainer.devices=2 trainer.num_nodes=2",
+        ),
         (TWO_NODES | {"SLURM_NTASKS_PER_NODE": "2"}, 2, 2, None),
         (TWO_NODES | {"SLURM_NTASKS_PER_NODE": "2"}, 4, 1, "trainer=ddp trainer.devices=2 trainer.num_nodes=2"),
     ],
@@ -105,13 +124,52 @@ def test_devices_are_the_processes_that_were_started(
 ) -> None:
     put(monkeypatch, variables)
     if fix is None:
-        return preflight.ranks(devices, nodes)
+        preflight.ranks(devices, nodes)
+        if launchers.by_srun():
+            (environment,) = cluster()
+            environment.validate_settings(devices, nodes)
+            assert environment.world_size() == devices * nodes
+        return
     with pytest.raises(UserError) as error:
         preflight.ranks(devices, nodes)
     line = error.value.line()
-    assert line.startswith(f"error: trainer.devices={devices}: ") and line.endswith(f". Fix: {fix}")
+    key = "trainer.devices" if launchers.started() else "trainer.num_nodes"
+    assert line.startswith(f"error: {key}=") and line.endswith(f". Fix: {fix}")
 
 
-def test_the_tasks_of_a_step_have_one_folder(started_by: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(monkeypatch, STEP)
-    assert folders.stamp.__wrapped__() == "job_17_0"
+SBATCH = BATCH | {"ENVIRONMENT": "BATCH"}
+ARRAY = SBATCH | {"SLURM_JOB_ID": "19", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "2"}
+
+
+def test_two_steps_of_a_job_meet_at_two_places(started_by: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    met = set()
+    for step, nodes in ((0, "n[3-4]"), (0, "n[3-4]"), (1, "n5")):
+        put(monkeypatch, STEP | {"SLURM_STEP_ID": str(step), "SLURM_STEP_NODELIST": nodes, "SLURM_NODELIST": "n[1-9]"})
+        met.add(slurm_place())
+    assert {address for address, _ in met} == {"n3", "n5"} and len({port for _, port in met}) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "begins"),
+    [
+        (STEP, "job_17_0"),
+        (SBATCH, "job_17_"),
+        (STEP | SBATCH, "job_17_"),
+        (SBATCH | TORCHRUN, "job_17_"),
+        (ARRAY, "job_17_2_"),
+        ({k: v for k, v in SBATCH.items() if k != "ENVIRONMENT"}, None),
+        ({}, None),
+    ],
+)
+def test_a_job_that_is_requeued_finds_the_folder_of_its_command(
+    started_by: None, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], begins: str | None
+) -> None:
+    put(monkeypatch, variables)
+    names = []
+    for words in (["seed=1"], ["seed=1"], ["seed=2"]):
+        monkeypatch.setattr("sys.argv", ["train.py", *words])
+        names.append(folders.stamp.__wrapped__() if begins else folders.of_job())
+    if begins is None or begins == "job_17_0":
+        assert names == [begins] * 3
+    else:
+        assert names[0] == names[1] != names[2] and all(name.startswith(begins) for name in names)

@@ -481,7 +481,7 @@ def test_auto_trains_it_in_a_process_without_this_ones_ranks(
 
     def started(command: list[str], env: dict[str, str], start_new_session: bool) -> subprocess.Popen:
         seen.update(command=command, env=env)
-        return popen(["sh", "-c", "sleep 0.3; exit ${fail-0}"])
+        return popen(["sh", "-c", "sleep 0.3; [ ${fail-0} = killed ] && kill -9 $$; exit ${fail-0}"])
 
     popen, lock = subprocess.Popen, tmp_path / "lock"
     lock.touch()
@@ -500,7 +500,7 @@ def test_auto_trains_it_in_a_process_without_this_ones_ranks(
     begun = kept("begun", plan(*DATA).cfg, 1, done=False)
     assert pretrained._train("first_stage", plan(*DATA), lock) == begun
     assert "going on with outputs/begun" in capsys.readouterr().out
-    for code, problem in (("1", "failed, see above"), ("143", "was stopped")):
+    for code, problem in (("1", "failed, see above"), ("143", "was stopped"), ("killed", "was killed; memory")):
         monkeypatch.setenv("fail", code)
         with pytest.raises(UserError, match=problem):
             pretrained._train("first_stage", plan(*DATA), lock)
@@ -562,10 +562,10 @@ def test_torchruns_ranks_agree_on_one_stamp(monkeypatch: pytest.MonkeyPatch) -> 
         now = SimpleNamespace(strftime=lambda _, second=second: f"2030-01-01_00-00-{second}")
         clock = SimpleNamespace(now=lambda now=now: now)
         monkeypatch.setattr(folders, "datetime", clock)
-        stamps.append(folders.stamp.__wrapped__())
+        stamps.append(folders.time_stamp())
     assert stamps == ["2030-01-01_00-00-01"] * 2
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    assert folders.stamp.__wrapped__() == "2030-01-01_00-00-02"
+    assert folders.time_stamp() == "2030-01-01_00-00-02"
 
 
 def test_another_rank_takes_no_lock_and_waits_for_the_config(
@@ -585,7 +585,6 @@ def test_another_rank_waits_as_long_as_the_first_shows_that_it_lives(
 ) -> None:
     """Rank 0 takes five times as long as the patience with it, training what the run stands on."""
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(resume, "PATIENCE", 60.0)
     now = iter(range(0, 3000, 20))
     config, lock = tmp_path / "config.yaml", tmp_path / "lock"
     lock.touch()
@@ -600,15 +599,16 @@ def test_another_rank_waits_as_long_as_the_first_shows_that_it_lives(
 
     monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: next(now), sleep=sleep))
     if alive:
-        resume._wait(config, lock, resume.PATIENCE)
+        resume._wait(config, lock, 60.0)
         assert len(naps) == 15
         return
-    cfg = composed(*VAE, run_dir=tmp_path)
-    with pytest.raises(UserError, match="rank 1 saw no sign of rank 0 there for 1 minutes"):
+    cfg = composed(*VAE, "trainer.timeout_minutes=1", run_dir=tmp_path)
+    with pytest.raises(UserError, match="rank 1 saw no sign of rank 0 there for 1 minutes") as error:
         resume.reconcile_config(cfg, tmp_path)
     assert len(naps) == 3
+    messages.report(error.value)
     told = capsys.readouterr().err
-    assert told.startswith("error: run_dir=") and told.count("\n") == 1 and ". Fix: see its output; " in told
+    assert told.startswith("rank 1: error: run_dir=") and told.count("\n") == 1 and ". Fix: see its output; " in told
 
 
 # ---- secrets

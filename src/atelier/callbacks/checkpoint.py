@@ -7,6 +7,7 @@ models and calls a file the best before it exists; tests/callbacks/test_checkpoi
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -65,7 +66,9 @@ class Checkpoints(Callback):
             problem = f"weights are not finite at {self.clock.images_seen} images; the last good checkpoint stays"
             problem += "; a lower lr may help"
             raise UserError("model", type(model).__name__, problem, "trainer.precision=32-true")
+        begun = time.monotonic()
         trainer.save_checkpoint(self._path(), weights_only=False)
+        self.clock.longest_save = max(self.clock.longest_save, time.monotonic() - begun)
 
     def _path(self) -> Path:
         return self.folder / f"images_{self.clock.images_seen:012d}.ckpt"

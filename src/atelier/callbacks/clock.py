@@ -6,20 +6,24 @@ the exit code of a stopped run; tests/runs/test_resume.py fails where the clock'
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
 from types import FrameType
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier.core import stopping
+from atelier.core import job, stopping
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
 from atelier.core.rng import hashed, reseed
 
+MARGIN = 60.0  # seconds before the end of a SLURM job in which a run saves and leaves, and
+SAVES = 3.0  # so many times what the longest save took
 GPU_CHECK = 50  # batches between looks at the losses where a look waits for the device
 
 
@@ -34,15 +38,24 @@ class Clock(Callback):
         images: images shown until the run ends.
         minutes: time after which it is cut short (schedules still follow `images`); None = no limit.
         seed: seed of the noise of training.
+        until: job_end = saves and leaves as after a signal before the SLURM job ends, to be requeued; None = no end.
     """
 
-    def __init__(self, images: PositiveInt, minutes: PositiveFloat | None, seed: NonNegInt) -> None:
-        self.images, self.minutes, self.seed = images, minutes, seed
+    def __init__(
+        self,
+        images: PositiveInt,
+        minutes: PositiveFloat | None,
+        seed: NonNegInt,
+        until: Literal["job_end"] | None = None,
+    ) -> None:
+        self.images, self.minutes, self.seed, self.until = images, minutes, seed, until
         self.images_seen = 0
         self.signal: int | None = None
         self.reason = ""  # why the run stopped before its budget
         self.resumed_at = 0
         self.started = time.monotonic()
+        self.job_end = math.inf  # of time.monotonic, known to rank 0
+        self.longest_save = 0.0
 
     def setup(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
@@ -62,6 +75,8 @@ class Clock(Callback):
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         self.started = time.monotonic()
         stopping.listen(self._flag)  # Lightning gives them back when the run ends
+        if self.until == "job_end" and trainer.is_global_zero:
+            self.job_end = time.monotonic() + job.seconds_left()
         if self.images_seen >= self.images:
             trainer.should_stop = True
 
@@ -117,13 +132,26 @@ class Clock(Callback):
         return ""
 
     def interrupted(self, trainer: Trainer) -> bool:
-        """Whether any rank got a signal; every rank must ask at the same place."""
+        """Whether any rank got a signal, or the job is about to end; every rank must ask at the same place."""
+        if self.signal is None and self._job_ends():
+            self.signal = signal.SIGUSR1
+            self.reason = "the SLURM job ends"
         return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+
+    def _job_ends(self) -> bool:
+        """Whether the time for saving has come; then it is looked up again, since a job may be given more."""
+        reserve = MARGIN + SAVES * self.longest_save
+        if time.monotonic() < self.job_end - reserve:
+            return False
+        with contextlib.suppress(UserError):
+            self.job_end = time.monotonic() + job.seconds_left()
+        return time.monotonic() >= self.job_end - reserve
 
     def leave(self, trainer: Trainer) -> None:
         """End the process as its signal asks: 143 after SIGTERM, 130 after Ctrl-C, 0 on the ranks that follow."""
         if trainer.is_global_zero:
-            stopping.say(f"stopped by a signal at {self.images_seen} images, saved")
+            why = f"{self.reason}: stopped" if self.reason else "stopped by a signal"
+            stopping.say(f"{why} at {self.images_seen} images, saved")
         stopping.leave(self.signal or signal.SIGTERM)
 
     def due(self, every: int, batch_size: int) -> bool:

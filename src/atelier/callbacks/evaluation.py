@@ -24,7 +24,7 @@ from atelier.callbacks.progress import Progress
 from atelier.callbacks.table import Table
 from atelier.callbacks.work import Work
 from atelier.checkpoints.store import warn, write_text
-from atelier.core import provenance
+from atelier.core import provenance, ranks
 from atelier.core.ranges import Name, PositiveInt
 from atelier.evaluation import naming
 from atelier.evaluation.evaluator import Evaluator
@@ -71,13 +71,14 @@ class Evaluation(Callback):
             UserError: a metric is asked for that no evaluation will give.
         """
         self.commit = provenance.commit()  # before anyone edits the code
-        for turn in range(2):
-            if (turn == 0) == trainer.is_global_zero:
-                result = self.evaluator.prepare(model, trainer.datamodule, model.device)
-                for notice in (result, self.evaluator.left_out(model, trainer.datamodule)):
-                    if notice and trainer.is_global_zero:
-                        self.progress.say(notice)
-            trainer.strategy.barrier()
+        with ranks.patiently() as barrier:
+            for turn in range(2):
+                if (turn == 0) == trainer.is_global_zero:
+                    result = self.evaluator.prepare(model, trainer.datamodule, model.device)
+                    for notice in (result, self.evaluator.left_out(model, trainer.datamodule)):
+                        if notice and trainer.is_global_zero:
+                            self.progress.say(notice)
+                barrier()
         if any(self.asked.values()):
             known = naming.names(self.evaluator, model, trainer.datamodule)
             known += list(naming.of_raw(dict.fromkeys(known, 0.0))) if self.raw else []

@@ -18,6 +18,8 @@ from atelier.cli.messages import check_words, one_line, report, user_error
 from atelier.cli.start_up import load_torchmetrics
 from atelier.core import stopping
 from atelier.core.errors import UserError
+from atelier.core.launchers import rank
+from atelier.runs import meeting
 from atelier.runs.folders import OUTPUTS, has_checkpoint, register, shorter
 
 NOTES = ("done", "error.txt")
@@ -41,13 +43,13 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     try:
         check_words(list(hydra.overrides.task))
         if many:
-            for note in NOTES:  # of an earlier try
-                (folder / note).unlink(missing_ok=True)
+            for name in NOTES:  # of an earlier try
+                (folder / name).unlink(missing_ok=True)
             one_process(cfg, hydra)
         load_torchmetrics()
         value = work(cfg)
         if many:
-            _note(folder, "done", "")
+            note(folder, "done", "")
         return worst(hydra) if value is not None and math.isnan(value) else value
     except SystemExit as leaving:
         if leaving.code in stopping.CODES:
@@ -60,19 +62,26 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     except Exception as error:
         known = user_error(error)
         if known is None and not many:
+            meeting.tell(bug(error))
+            meeting.linger()
             raise
         if known is None:
             traceback.print_exc()
         else:
             report(known)
         if many:
-            _note(folder, "error.txt", known.line() if known else f"{type(error).__name__}: {error}")
+            note(folder, "error.txt", known.line() if known else f"{type(error).__name__}: {error}")
             return worst(hydra)
         sys.exit(2)
     finally:
         if many:
-            _note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
+            note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
         _remove_empty(folder)
+
+
+def bug(error: Exception) -> UserError:
+    """What other ranks learn of an error that is none of the user's."""
+    return UserError("trainer.devices", "", f"rank {rank()}: {type(error).__name__}", "see its traceback")
 
 
 def direction(hydra: DictConfig) -> str | None:
@@ -115,7 +124,8 @@ def _remove_empty(folder: Path) -> None:
                 above.rmdir()
 
 
-def _note(folder: Path, name: str, text: str) -> None:
+def note(folder: Path, name: str, text: str) -> None:
+    """A file in a job's folder, for the table of the sweep."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text + "\n")

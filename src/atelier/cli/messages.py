@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atelier.checkpoints.renamed import argument
-from atelier.core.errors import UserError, causes, nearest
-from atelier.core.launchers import rank
+from atelier.core.errors import RankGone, UserError, causes, nearest, parsed
+from atelier.core.launchers import rank, started
+from atelier.runs import meeting
 from atelier.runs.pages import CONF, chosen, known_keys, placed
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -46,13 +47,14 @@ def user_error(error: BaseException) -> UserError | None:
             return cause.at(_full_key(outer, ""))
         outer += f"{cause}\n"
     chain = list(causes(error))
-    return _composition_error(chain) or _loader(chain) or _memory(chain)
+    return _composition_error(chain) or _loader(chain) or _memory(chain) or _rank(chain)
 
 
 def report(error: UserError) -> None:
-    """Print the line, once for all ranks."""
-    if rank() == 0:
-        print(error.line(), file=sys.stderr, flush=True)
+    """Print the line, once for all ranks: rank 0 what all of them have, else the one that has it."""
+    if meeting.tell(error):
+        print(f"rank {rank()}: {error.line()}" if rank() else error.line(), file=sys.stderr, flush=True)
+    meeting.linger()
 
 
 @contextlib.contextmanager
@@ -149,9 +151,14 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
 
 
 def _loader(chain: list[BaseException]) -> UserError | None:
-    """A loader process that is gone, which torch tells in the training process, wherever that is."""
+    """What a loader process could not do, or that it is gone, which torch tells in the training process, anywhere."""
+    text = "\n".join(map(str, chain))
+    if "in DataLoader worker process" in text and (own := parsed(text)):
+        return own
+    if found := re.search("unable to (?:open|allocate|write|mmap).*shared memory.*|insufficient shared memory", text):
+        return UserError("data.num_workers", "", f"loader processes: {found.group(0)}", "data.num_workers=0")
     pattern = r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: [\w ]+|exited unexpectedly)"
-    found = re.search(pattern, "\n".join(map(str, chain)))
+    found = re.search(pattern, text)
     if found is None:
         return None
     end = found.group(1).replace("killed", "was killed")
@@ -168,6 +175,20 @@ def _memory(chain: list[BaseException]) -> UserError | None:
     key = next((_full_key(str(e)) for e in chain if "full_key" in str(e)), "data.batch_size")
     fix = "smaller numbers there; else a smaller data.batch_size, eval.batch_size or model.net.width"
     return UserError(key, "", "memory ran out", fix)
+
+
+def _rank(chain: list[BaseException]) -> UserError | None:
+    """A rank that is gone or does not answer, as gloo, NCCL and torch's stores tell the others."""
+    if started() is None:
+        return None
+    text = "\n".join(str(e) for e in chain if isinstance(e, RuntimeError))
+    if found := re.search("Connection (?:closed|reset|refused)(?: by peer)?|Broken pipe|remote process exited", text):
+        problem = f"another rank is gone ({found.group(0)}), of memory if it left no line"
+        return RankGone("trainer.devices", "", problem, "the same command goes on from the last checkpoint")
+    if re.search(r"Timed out (?:waiting|after)|[Tt]imeout after \d+ ?ms|clients joined", text):
+        problem = "a rank waited that long for another, which did not answer or was never started"
+        return RankGone("trainer.timeout_minutes", "", problem, "see the lines of the other ranks")
+    return None
 
 
 def _is_group_override(error: BaseException) -> bool:

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from atelier.cli.jobs import direction, one_process
+from atelier.cli.jobs import direction, note, one_process, worst
 from atelier.cli.messages import report
 from atelier.core.errors import UserError
 from atelier.runs.folders import shorter, summary
@@ -26,6 +27,8 @@ class Summary(Callback):
         except UserError as error:
             report(error)
             sys.exit(2)
+        if "submitit" in config.hydra.launcher._target_:
+            outlive_killed_jobs(Path(config.hydra.sweep.dir), worst(config.hydra))
 
     def on_multirun_end(self, config: DictConfig, config_name: str) -> None:
         """Write and print the table; a job that failed, which said so itself, makes the exit code 1."""
@@ -47,6 +50,29 @@ class Summary(Callback):
         print("\n".join(lines) + f"\n{folder / 'table.md'}", flush=True)
         if any(job["error"] for job in jobs):
             sys.exit(1)
+
+
+def outlive_killed_jobs(folder: Path, value: float) -> None:
+    """A job that SLURM or the system ended gives a sweeper `value`, as one that failed by itself, and has its row.
+
+    Hydra's launcher asks submitit for one job after the other, and the first that left no result would end the sweep,
+    without the other jobs and the table.
+    """
+    import submitit
+    from submitit.core.utils import UncompletedJobError
+
+    results = submitit.Job.results
+
+    def or_value(self: submitit.Job) -> list[Any]:
+        try:
+            return results(self)
+        except UncompletedJobError:
+            overrides, _, number, *_ = self.submission().args  # of the launcher's call
+            note(folder / str(number), "overrides.txt", "\n".join(filter_overrides(overrides)))
+            note(folder / str(number), "error.txt", f"its job {self.job_id} was ended from outside: {self.state}")
+            return [JobReturn(_return_value=value, status=JobStatus.COMPLETED)]
+
+    submitit.Job.results = or_value
 
 
 def searching(config: DictConfig) -> None:

@@ -21,10 +21,11 @@ class UserError(Exception):
         problem: why that does not work.
         fix: an override or a command that does; with a dot in front, or behind the @ of a group, of an argument of the
             same object.
+        said: whether another rank prints it.
     """
 
-    def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
-        self.key, self.value, self.problem, self.fix = key, value, problem, fix
+    def __init__(self, key: str, value: object, problem: str, fix: str, said: bool = False) -> None:
+        self.key, self.value, self.problem, self.fix, self.said = key, value, problem, fix, said
         super().__init__(" ".join(f"error: {key}={value}: {problem}. Fix: {fix}".split()))
 
     def at(self, place: str) -> UserError:
@@ -45,7 +46,17 @@ class UserError(Exception):
         return f"error: {key}={value}: {problem}. Fix: {fix}"[:LONGEST]
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.key, self.value, self.problem, self.fix)
+        return type(self), (self.key, self.value, self.problem, self.fix, self.said)
+
+
+class RankGone(UserError):
+    """What one rank sees of the end of another, which knows more about it."""
+
+
+def parsed(text: str) -> UserError | None:
+    """The error whose text stands in another text, as what a loader process raises reaches the one that trains."""
+    found = re.search(r"UserError: error: ([^=\s]*)=(.*?): (.*)\. Fix: (.*)", text)
+    return None if found is None else UserError(*found.groups())
 
 
 def _short(text: str, n: int) -> str:

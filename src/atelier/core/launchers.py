@@ -38,12 +38,37 @@ def srun_tasks() -> int:
 
 
 def on_each_node() -> int | None:
-    """How many of the started processes torchrun or srun put on each node; None where they do not say."""
-    given = os.environ.get("SLURM_NTASKS_PER_NODE" if by_srun() else "LOCAL_WORLD_SIZE")
-    if given:
-        return int(given)
-    return srun_tasks() if by_srun() and srun_nodes() == 1 else None
+    """How many of the started processes torchrun or srun put on each node; None where they do not say, or unevenly."""
+    variable = os.environ.get
+    if not by_srun():
+        return int(variable("LOCAL_WORLD_SIZE") or 0) or None
+    n, nodes = srun_tasks(), srun_nodes()
+    if nodes == 1:
+        return n
+    if counts := variable("SLURM_STEP_TASKS_PER_NODE"):  # as 2(x3), or 2,1
+        return n // nodes if counts == f"{n // nodes}(x{nodes})" else None
+    each = int(variable("SLURM_NTASKS_PER_NODE") or 0)  # of the job, which a step need not follow
+    return each if each * nodes == n else None
 
 
 def srun_nodes() -> int:
-    return int(os.environ.get("SLURM_NNODES") or 1)
+    """How many nodes the step of this process has, or else its job."""
+    return int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+
+
+def local_rank() -> int:
+    """Which process of its node this is."""
+    return int(os.environ.get("LOCAL_RANK") or (os.environ.get("SLURM_LOCALID") if by_srun() else None) or 0)
+
+
+def node_is_named() -> bool:
+    """Whether somebody starts a process on each node by hand and says which node this one is."""
+    return "NODE_RANK" in os.environ or "GROUP_RANK" in os.environ
+
+
+def slurm_job() -> str | None:
+    """The number of the SLURM job that this process is part of, ARRAY_TASK of an array; None outside of any."""
+    variable = os.environ.get
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{variable('SLURM_ARRAY_JOB_ID')}_{variable('SLURM_ARRAY_TASK_ID')}"
+    return variable("SLURM_JOB_ID")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +15,20 @@ from torch import Tensor
 def many() -> bool:
     """Whether there is more than one."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def patiently() -> Iterator[Callable[[], None]]:
+    """A barrier at which a rank is waited for as long as it lives, whatever the patience with it otherwise.
+
+    For work of one rank that may take longer; the ranks must enter together.
+    """
+    if not many():
+        yield lambda: None
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
+    yield lambda: dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 def summed(x: Tensor) -> Tensor:

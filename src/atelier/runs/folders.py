@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.checkpoints import hub
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
-from atelier.core.launchers import rank, srun_tasks
+from atelier.core.launchers import rank, slurm_job, srun_tasks
 from atelier.runs import build, pipelines, preflight, published
 
 if TYPE_CHECKING:
@@ -33,12 +36,24 @@ SECTIONS = ("choices", "model", "data", "budget", "callbacks")  # that the confi
 
 @functools.cache
 def stamp() -> str:
-    """The time of this command as a folder name; one for all ranks of torchrun, which each compose a config.
+    """What the folder of this command is called: by its SLURM job, or else by the time."""
+    return of_job() or time_stamp()
 
-    Several tasks of a SLURM step are named by job and step, which a requeued job keeps.
+
+def of_job() -> str | None:
+    """The SLURM job, and what tells this command from others of that job; None outside of one, and in a shell in one.
+
+    A batch script that is requeued begins again under the same number, and goes on with its own runs: those of the same
+    words. By hand, each srun of several tasks is a run, which all of them must call the same.
     """
-    if srun_tasks() > 1 and "SLURM_STEP_ID" in os.environ:
-        return f"job_{os.environ['SLURM_JOB_ID']}_{os.environ['SLURM_STEP_ID']}"
+    job = slurm_job()
+    if job is not None and os.environ.get("ENVIRONMENT") == "BATCH":
+        return f"job_{job}_{hashlib.sha256(shlex.join(sys.argv[1:]).encode()).hexdigest()[:6]}"
+    return f"job_{job}_{os.environ['SLURM_STEP_ID']}" if srun_tasks() > 1 and "SLURM_STEP_ID" in os.environ else None
+
+
+def time_stamp() -> str:
+    """The time; one for all ranks of torchrun, which each compose a config."""
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return now

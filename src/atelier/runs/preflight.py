@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from atelier.checkpoints import renamed
-from atelier.core import launchers
+from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
@@ -133,6 +133,8 @@ def check(cfg: DictConfig) -> None:
         ranks(values["trainer"]["devices"], values["trainer"]["num_nodes"])
         if values.get("accumulate", 1) > 1:
             pieces(values["accumulate"], values)
+    if values.get("budget", {}).get("until") and not values["check"] and launchers.rank() == 0:
+        job.seconds_left()
     if values.get("start_from") is not None and not (Path(values["run_dir"]) / "config.yaml").exists():
         beginning(values["start_from"])  # a run that goes on has what it needs of it
     if values.get("lora") is not None:
@@ -228,16 +230,31 @@ def ranks(devices: int, num_nodes: int) -> None:
     """
     n = launchers.started()
     if n is None:
-        return
+        return _one_process(devices, num_nodes)
     each, nodes = launchers.on_each_node(), launchers.srun_nodes()
-    if launchers.by_srun() and (each or 0) * nodes != n:
-        fix = f"srun --ntasks-per-node={max(1, n // nodes)} python train.py ..."
-        problem = f"srun started {n} processes on {nodes} nodes, and does not say how many on each"
+    if launchers.by_srun() and each is None:
+        even = max(1, n // nodes)
+        fix = f"{_srun(even, nodes)} trainer=ddp trainer.devices={even} trainer.num_nodes={nodes}"
+        problem = f"srun put {n} processes on {nodes} nodes, not as many on each"
         raise UserError("trainer.devices", devices, problem, fix)
     each = each or n // num_nodes or 1
     if (devices, num_nodes) != (each, n // each):
         fix = f"trainer=ddp trainer.devices={each} trainer.num_nodes={n // each}"
         raise UserError("trainer.devices", devices, f"{n} processes were started, {each} on each node", fix)
+
+
+def _one_process(devices: int, num_nodes: int) -> None:
+    """Refuse to wait for processes on other nodes, which nobody has started."""
+    if num_nodes > 1 and not launchers.node_is_named():
+        problem = f"nobody has started the processes of the other {num_nodes - 1} nodes, for which this would wait"
+        torchrun = f"torchrun --nnodes={num_nodes} --nproc-per-node={devices} ... train.py ..."
+        fix = f"{_srun(devices, num_nodes)} ..." if launchers.slurm_job() else torchrun
+        raise UserError("trainer.num_nodes", num_nodes, problem, fix)
+
+
+def _srun(each: int, nodes: int) -> str:
+    """The command that starts as many processes on each node, whatever the job asked for."""
+    return f"srun -N{nodes} -n{each * nodes} --ntasks-per-node={each} python train.py"
 
 
 def targets(cfg: DictConfig) -> None:

@@ -41,7 +41,7 @@ STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
 RANKS = (
     "LOCAL_RANK RANK GROUP_RANK ROLE_RANK NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE"
     " MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_STEP_NUM_TASKS SLURM_PROCID PL_GLOBAL_SEED WANDB_MODE WANDB_RUN_ID"
-    " HYDRA_FULL_ERROR"
+    " ATELIER_MEETING HYDRA_FULL_ERROR"
 ).split()
 
 
@@ -235,6 +235,7 @@ def plan(name: str, cfg: DictConfig) -> Plan:
         if f"data.{key}" in asked or (key not in recipe and value != own.get(key)):
             words.append(f"data.{key}={typed_value(value)}")
     words += ["trainer.num_nodes=1"] * (composed.trainer.num_nodes != 1)
+    words += [f"budget.until={cfg.budget.until}"] if cfg.budget.get("until") else []
     return Plan(words, build.composed(words))
 
 
@@ -362,12 +363,17 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
     command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
     try:
         code = _run(command, lock)
+        if code == 128 + signal.SIGUSR1 and plan.cfg.budget.get("until"):
+            stopping.leave(signal.SIGUSR1)  # the job ends for both
     except SystemExit as leaving:
         if folders.has_checkpoint(run_dir):
             leaving.add_note(f"{name}: what {run_dir} has learnt is saved, the same command goes on with it")
         raise
     if code in STOPPED:
         problem = f"the training of {plan.name} was stopped"
+        raise UserError(f"model.{name}.run", "auto", problem, "the same command goes on with it")
+    if code == -signal.SIGKILL:
+        problem = f"the training of {plan.name} was killed; memory may have run out"
         raise UserError(f"model.{name}.run", "auto", problem, "the same command goes on with it")
     if code:
         problem = f"the training of {plan.name} failed, see above"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from atelier.core.errors import UserError
+from atelier.core.errors import RankGone, UserError
 from atelier.core.launchers import rank
+from atelier.runs import meeting
 from atelier.runs.build import data_fields, parts, plain, section, stored_config
 from atelier.runs.folders import shorter
 from atelier.runs.pretrained import link_pretrained
@@ -26,7 +26,6 @@ FREE = (
     "budget eval checkpoint metrics logger trainer run_dir resume check objective compile accumulate "
     "latent_cache text_cache"
 ).split()
-PATIENCE = 1800.0  # seconds without a sign of life of rank 0
 
 
 def reconcile_config(cfg: DictConfig, folder: Path) -> DictConfig:
@@ -36,7 +35,7 @@ def reconcile_config(cfg: DictConfig, folder: Path) -> DictConfig:
     """
     path = folder / "config.yaml"
     if rank() != 0:
-        _wait(path, folder / "lock", PATIENCE)
+        _wait(path, folder / "lock", 60 * cfg.trainer.timeout_minutes)
     if path.exists():
         stored = stored_config(folder)
         for name in parts(cfg):
@@ -81,17 +80,16 @@ def _wait(path: Path, lock: Path, patience: float) -> None:
     """Until rank 0 has written `path`; where that takes long it touches its `lock` on the way.
 
     Raises:
-        UserError: no sign of it for `patience` seconds. Each rank that waited prints the line, for want of rank 0.
+        UserError: what rank 0 has refused, or no sign of it for `patience` seconds.
     """
     heard, last = time.monotonic(), _touched(lock)
     while not path.exists():
+        meeting.learn(0)
         if _touched(lock) != last:
             heard, last = time.monotonic(), _touched(lock)
         if time.monotonic() - heard > patience:
             problem = f"rank {rank()} saw no sign of rank 0 there for {patience / 60:g} minutes"
-            error = UserError("run_dir", path.parent, problem, "see its output; run_dir=FOLDER_THAT_ALL_RANKS_SEE")
-            print(error.line(), file=sys.stderr, flush=True)
-            raise error
+            raise RankGone("run_dir", path.parent, problem, "see its output; run_dir=FOLDER_THAT_ALL_RANKS_SEE")
         time.sleep(0.05)
 
 
@@ -111,6 +109,7 @@ def _same(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
     OmegaConf.set_struct(new, False)
     stored.setdefault("channels_last", False)  # runs from before there were these keys
     stored.setdefault("frozen_precision", "32-true")
+    stored.budget.setdefault("until", None)
     stored.eval.setdefault("raw", False)
     stored.eval.setdefault("n_diagnosed", None)
     for name in ("grids", "evaluation"):
@@ -151,10 +150,10 @@ def check_same_data(cfg: DictConfig, folder: Path, data: DataModule) -> None:
     Raises:
         UserError: the images are others.
     """
-    path = folder / "ground.json"
-    now = {"images": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
     if rank() != 0:
         return
+    path = folder / "ground.json"
+    now = {"images": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
     if not path.exists():
         path.write_text(json.dumps(now))
     before = json.loads(path.read_text())

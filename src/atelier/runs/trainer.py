@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -17,10 +18,11 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from atelier.checkpoints.safe_io import SafeIO
 from atelier.core.errors import UserError
-from atelier.core.launchers import by_srun, on_each_node
+from atelier.core.launchers import by_srun, on_each_node, srun_nodes, srun_tasks
 from atelier.core.precision import Precision
-from atelier.core.ranges import PositiveInt
+from atelier.core.ranges import PositiveFloat, PositiveInt
 from atelier.models.base import Model
+from atelier.runs.meeting import slurm_place
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h, mallopt(3)
 
@@ -32,6 +34,7 @@ def make_trainer(
     num_nodes: PositiveInt,
     precision: Precision,
     profiler: Literal["simple", "advanced"] | None,
+    timeout_minutes: PositiveFloat,
     model: Model,
     callbacks: list[Callback],
     loggers: list[Logger],
@@ -41,6 +44,7 @@ def make_trainer(
 
     Args:
         precision: auto = bf16-mixed where the device has bf16 instructions, else float32.
+        timeout_minutes: patience of a rank with the others.
         evaluate_every: batches between evaluations.
     """
     quiet()
@@ -54,11 +58,12 @@ def make_trainer(
         raise UserError("trainer.precision", precision, "a CPU has no float16 training", "trainer.precision=bf16-mixed")
     if not on_gpu:
         keep_freed_memory()
+    patience = timedelta(minutes=timeout_minutes)
     return Trainer(
         accelerator="gpu" if on_gpu else ("cpu" if accelerator == "auto" else accelerator),
         devices=devices,
         num_nodes=num_nodes,
-        strategy=DDPStrategy(**model.ddp_options) if devices * num_nodes > 1 else "auto",
+        strategy=DDPStrategy(timeout=patience, **model.ddp_options) if devices * num_nodes > 1 else "auto",
         precision=resolved(precision, on_gpu),
         callbacks=callbacks,
         logger=loggers or False,
@@ -79,7 +84,10 @@ def make_trainer(
 def cluster() -> list[ClusterEnvironment]:
     """How ranks find one another, where Lightning would be mistaken about it: in a SLURM job."""
     if by_srun():
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(on_each_node()))  # it raises without
+        of_step = {"NTASKS": srun_tasks(), "NNODES": srun_nodes(), "NTASKS_PER_NODE": on_each_node()}
+        os.environ.update({f"SLURM_{name}": str(value) for name, value in of_step.items()})  # it reads the job's
+        address, port = slurm_place()
+        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         return [SLURMEnvironment(auto_requeue=False)]
     if "SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return [LightningEnvironment()]
