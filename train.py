@@ -37,6 +37,7 @@ def train(cfg: DictConfig) -> float | None:
         seed_everything(cfg.seed, verbose=False)
         data = build.data(cfg)
         resume.check_same_data(cfg, folder, data)
+        preflight.provided(build.family(cfg).needs, build.family(cfg), data)
         model = build.model(cfg, folder)
         preflight.match(model, data)
         if cfg.latent_cache is not None:

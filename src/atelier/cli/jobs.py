@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from atelier.cli.messages import check_words, one_line, report, user_error
 from atelier.cli.start_up import load_torchmetrics
 from atelier.core import stopping
 from atelier.core.errors import UserError
+from atelier.core.words import shell, word
 from atelier.runs.folders import OUTPUTS, has_checkpoint, register, shorter
 
 NOTES = ("done", "error.txt")
@@ -51,8 +51,8 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         return worst(hydra) if value is not None and math.isnan(value) else value
     except SystemExit as leaving:
         if leaving.code in stopping.CODES:
-            words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
-            command = f"python train.py {shlex.join([*words, f'run_dir={folder}'])}"
+            words = [shell(one) for one in hydra.overrides.task if not one.startswith("run_dir=")]
+            command = " ".join(["python train.py", *words, word("run_dir", str(folder))])
             nothing = ["stopped by a signal before there was anything to save"]
             notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained
             stopping.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))

@@ -21,6 +21,7 @@ from atelier.checkpoints import hub
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, srun_tasks
+from atelier.core.words import word
 from atelier.runs import build, pipelines, preflight, published
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def find(run: str) -> Path:
     if not (folder / "config.yaml").exists() and not published.lies_in(folder):
         beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
         close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
-        raise UserError("run", run, "no run folder (it has no config.yaml)", f"run={close}")
+        raise UserError("run", run, "no run folder (it has no config.yaml)", word("run", close))
     return folder
 
 
