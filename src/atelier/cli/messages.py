@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.checkpoints.renamed import argument
+from atelier.cli.given import meant
 from atelier.core.errors import UserError, causes, nearest
 from atelier.core.launchers import rank
 from atelier.core.words import shell, word
@@ -72,12 +73,13 @@ def one_line() -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a Hydra main under `one_line`."""
+    """Call a Hydra main under `one_line`, with the words as they were meant."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with one_line():
         if unsafe := os.environ.get(ENVIRONMENT):
             raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
         check_words(sys.argv[1:])
+        sys.argv[1:] = meant(sys.argv[1:], _script() == "train")
         main()
 
 

@@ -14,7 +14,8 @@ from atelier.runs.pages import CONF, offered
 NAME = 25  # columns for the name of a page
 WORDS = """\
 seed=0                        of everything random
-run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped
+run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped;
+                              last: the newest under outputs/; with -m the folder of all jobs
 resume=auto|never             never refuses a folder that holds a run
 budget.images=N               images shown to the model;    budget.minutes=M cuts the run short
 eval.every_images=N           between evaluations;          eval.n_samples=N judged in each

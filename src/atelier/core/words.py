@@ -18,7 +18,7 @@ def typed_value(value: Any) -> str:
         return "{" + ",".join(f"{key}:{typed_value(one)}" for key, one in value.items()) + "}"
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"[A-Za-z_./~][\w./-]*", value, re.ASCII) and value.lower() not in WORDS:
+    if re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and value.lower() not in WORDS:
         return value
     mark = "'" if '"' in value else '"'
     escaped = re.sub(rf"(\\*){mark}", rf"\1\1\\{mark}", re.sub(r"\\+$", lambda m: 2 * m[0], value))
