@@ -6,16 +6,19 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from atelier.checkpoints.renamed import argument
 from atelier.cli.given import meant
+from atelier.cli.guard import guarded
 from atelier.core.errors import UserError, causes, nearest
 from atelier.core.launchers import rank
 from atelier.core.words import shell, word
 from atelier.runs.pages import CONF, chosen, known_keys, placed
+from atelier.runs.preflight import of_link
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 ELSEWHERE = {  # words of other projects -> ours
@@ -50,7 +53,7 @@ def user_error(error: BaseException) -> UserError | None:
             return cause.at(_full_key(outer, ""))
         outer += f"{cause}\n"
     chain = list(causes(error))
-    return _composition_error(chain) or _loader(chain) or _memory(chain)
+    return _composition_error(chain) or _folder(chain) or _loader(chain) or _memory(chain)
 
 
 def report(error: UserError) -> None:
@@ -80,7 +83,8 @@ def run(main: Callable[[], None]) -> None:
             raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
         check_words(sys.argv[1:])
         sys.argv[1:] = meant(sys.argv[1:], _script() == "train")
-        main()
+        with guarded():
+            main()
 
 
 def check_words(words: list[str]) -> None:
@@ -181,6 +185,17 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
             return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
     return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+
+
+def _folder(chain: list[BaseException]) -> UserError | None:
+    """The folder of a run or a sweep, which Hydra makes before any line of ours."""
+    error = chain[0]
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    rooms = [room for name in frames for room in ("hydra", "atelier") if f"{os.sep}{room}{os.sep}" in name]
+    if not isinstance(error, OSError) or rooms[-1:] != ["hydra"]:
+        return None
+    problem = f"the folder cannot be made ({error.strerror}{of_link(error.filename)})"
+    return UserError("run_dir", error.filename or "", problem, "run_dir=A_FOLDER_OF_YOURS")
 
 
 def _loader(chain: list[BaseException]) -> UserError | None:

@@ -558,8 +558,14 @@ def writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        problem = f"the folder cannot be written ({error.strerror})"
+        problem = f"the folder cannot be written ({error.strerror}{of_link(folder)})"
         raise UserError("run_dir", folder, problem, "run_dir=A_FOLDER_OF_YOURS") from error
+
+
+def of_link(path: str | Path | None) -> str:
+    """Words about the link to nothing that a path is or leads through; "" where there is none."""
+    dead = [one for one in (Path(path), *Path(path).parents) if one.is_symlink() and not one.exists()] if path else []
+    return f"; {dead[-1]} is a link to {os.readlink(dead[-1])}, which is not there" if dead else ""
 
 
 def fits_on_disk(model: Any, n_averages: int, folder: Path) -> None:
