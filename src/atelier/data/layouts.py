@@ -127,12 +127,17 @@ def matched(root: str, a: str, b: str, ending: str = "") -> list[tuple[str | Non
 
 
 def refuse_deeper(root: str, within: str, folders: list[str]) -> None:
-    """Raises UserError where one of the folders in root/within holds a training and a test split."""
+    """Raises UserError where one of the folders in root/within holds both splits, or both sides of one."""
     for name in folders:
         place = Path(root, within, name)
         if {"train", "test"} <= {found.split for one in subfolders(place) if (found := role(one)) and _is_split(one)}:
             problem = f"training and test images lie deeper, in {printable(name)}/"
             raise UserError("data.root", printable(root), problem, root_word(place))
+        sides = {(found.split, found.side) for one in subfolders(place) if (found := role(one)) and found.split}
+        if {("train", 0), ("train", 1)} <= sides:
+            raise UserError(
+                "data.root", printable(root), f"its sides lie deeper, in {printable(name)}/", root_word(place)
+            )
 
 
 def refuse_pairs(root: str, within: str, fix: str, any_two: bool = False) -> None:

@@ -19,7 +19,7 @@ from atelier.data.base import RANDOM, Role, Split, random_order
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
 from atelier.data.folders import ImageFiles
-from atelier.data.layouts import side_folders
+from atelier.data.layouts import refuse_deeper, side_folders
 
 FOLDERS = ["trainA", "trainB", "testA", "testB"]  # these are also found under other names: data/layouts.py
 DOMAINS = (0, 1)  # A and B; an item's label
@@ -121,6 +121,7 @@ class Unpaired(ImageFiles):
             within = os.path.dirname(folder)
             within = within if os.path.isdir(os.path.join(self.root, within)) else ""
             there = [os.path.join(within, name) for name in subfolders(Path(self.root, within))]
+            refuse_deeper(self.root, within, subfolders(Path(self.root, within)))
             problem = f"no folder {printable(folder)} in {printable(self.root)}"
             if self.folders == FOLDERS and len(there) == 2:
                 raise UserError("data.folders", self.folders, problem, word("data.folders", [*map(printable, there)]))
