@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.cli.messages import check_words, one_line, report, user_error
 from atelier.cli.start_up import load_torchmetrics
 from atelier.core import stopping
-from atelier.core.errors import UserError
+from atelier.core.errors import UserError, causes
 from atelier.core.words import shell, word
 from atelier.runs.folders import OUTPUTS, has_checkpoint, register, shorter
 
@@ -58,7 +58,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             stopping.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
         raise
     except Exception as error:
-        known = user_error(error)
+        known = user_error(error) or _removed(error, folder)
         if known is None and not many:
             raise
         if known is None:
@@ -73,6 +73,13 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         if many:
             _note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
         _remove_empty(folder)
+
+
+def _removed(error: Exception, folder: Path) -> UserError | None:
+    """What fails because somebody has removed the folder of the run."""
+    if folder.exists() or not any(isinstance(cause, OSError | RuntimeError) for cause in causes(error)):
+        return None
+    return UserError("run_dir", folder, "the folder was removed under the run", "the same command starts it anew")
 
 
 def direction(hydra: DictConfig) -> str | None:

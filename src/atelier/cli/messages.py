@@ -16,6 +16,7 @@ from atelier.cli.given import meant
 from atelier.cli.guard import guarded
 from atelier.core.errors import UserError, causes, nearest
 from atelier.core.launchers import rank
+from atelier.core.stopping import piped
 from atelier.core.words import shell, word
 from atelier.runs.pages import CONF, chosen, known_keys, placed
 from atelier.runs.preflight import of_link
@@ -78,7 +79,7 @@ def one_line() -> Iterator[None]:
 def run(main: Callable[[], None]) -> None:
     """Call a Hydra main under `one_line`, with the words as they were meant."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with one_line():
+    with piped(), one_line():
         if unsafe := os.environ.get(ENVIRONMENT):
             raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
         check_words(sys.argv[1:])

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from atelier.core.stopping import piped
 from atelier.runs.pages import CONF, offered
 
 NAME = 25  # columns for the name of a page
@@ -41,7 +42,8 @@ def answer_help() -> None:
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
     script = Path(sys.argv[0]).stem
-    print("\n".join(train_help() if script == "train" else other_help(script)))
+    with piped():
+        print("\n".join(train_help() if script == "train" else other_help(script)))
     sys.exit(0)
 
 
