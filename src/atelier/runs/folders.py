@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +22,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import hub
+from atelier.checkpoints.store import LACKING, warn
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, srun_tasks
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from atelier.models.base import Model
 
 OUTPUTS = Path("outputs")
+_HELD: list[socket.socket] = []  # until the process ends
 SECTIONS = ("choices", "model", "data", "budget", "callbacks")  # that the config of each run has
 
 
@@ -40,13 +46,42 @@ def stamp() -> str:
     """
     if srun_tasks() > 1 and "SLURM_STEP_ID" in os.environ:
         return f"job_{os.environ['SLURM_JOB_ID']}_{os.environ['SLURM_STEP_ID']}"
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    now = _free(datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return now
     from torch.distributed import TCPStore
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     return store.compare_set("atelier/stamp", "", now).decode()
+
+
+def _free(name: str) -> str:
+    """The name, or with a number behind it where another command of this second has it.
+
+    A command holds its name as long as it lives, by a socket that leaves no file; afterwards its folder tells.
+    """
+    for k in itertools.count(1):
+        one = name if k == 1 else f"{name}_{k}"
+        if not any(OUTPUTS.glob(f"*/{one}")) and _held(f"{Path.cwd()}/{one}"):
+            return one
+
+
+def _held(name: str) -> bool:
+    """Whether this process now has the name to itself; where a system has no such sockets, nobody can tell."""
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0atelier-{hashlib.sha256(name.encode()).hexdigest()[:40]}")
+    except OSError as error:
+        held.close()
+        return error.errno != errno.EADDRINUSE
+    _HELD.append(held)
+    return True
+
+
+def unused(room: Path, name: str) -> Path:
+    """The folder in `room` of this name, or with a number behind it where there is one."""
+    names = itertools.chain([name], (f"{name}_{k}" for k in itertools.count(2)))
+    return next(room / one for one in names if not (room / one).exists())
 
 
 def register() -> None:
@@ -124,6 +159,10 @@ def locked(folder: Path) -> Iterator[None]:
             if path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 raise BlockingIOError  # its holder has just removed the file that was opened here
         except OSError as error:
+            if error.errno in LACKING:
+                warn(f"{folder}: its file system has no locks ({error.strerror}); let no other run use it")
+                yield
+                return path.unlink(missing_ok=True)
             file.seek(0)
             problem = f"in use by {file.read().strip() or 'another process'}"
             raise UserError("run_dir", folder, problem, "run_dir=ANOTHER_FOLDER, or wait") from error
@@ -150,8 +189,8 @@ def is_running(folder: Path) -> bool:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in LACKING
     return False
 
 
@@ -196,6 +235,21 @@ def find(run: str) -> Path:
         close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
         raise UserError("run", run, "no run folder (it has no config.yaml)", word("run", close))
     return folder
+
+
+@contextlib.contextmanager
+def kept_where_writable(folder: Path) -> Iterator[None]:
+    """Inside, a run folder that cannot be written costs a warning: what it would hold was printed."""
+    try:
+        yield
+    except OSError as error:
+        warn(f"{folder} cannot be written ({error.strerror}): what was found is only printed")
+
+
+def append(path: Path, line: str) -> None:
+    """A line more of a file in a run folder."""
+    with kept_where_writable(path.parent), path.open("a") as file:
+        file.write(line + "\n")
 
 
 def summary(folder: Path) -> dict[str, Any]:

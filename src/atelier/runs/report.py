@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -22,7 +23,7 @@ from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import intervals
 from atelier.models.base import Generator, Model
 from atelier.runs.adapted import FILE
-from atelier.runs.folders import summary
+from atelier.runs.folders import has_checkpoint, summary
 
 
 def announce(progress: Progress, cfg: DictConfig, model: Model, data: DataModule) -> None:
@@ -61,6 +62,8 @@ def finish(callbacks: Callbacks, trainer: Trainer, model: Model, folder: Path, o
     if trainer.is_global_zero:
         _export(callbacks, model, folder)
         _show(callbacks, folder, isinstance(model, Generator))
+        if not has_checkpoint(folder) and not (folder / "weights.safetensors").exists():
+            raise UserError("run_dir", folder, "nothing of the run could be saved", "run_dir=A_FOLDER_ON_ANOTHER_DISK")
     if objective is None:
         return None
     values = values or summary(folder)["metrics"]
@@ -86,6 +89,8 @@ def _export(callbacks: Callbacks, model: Model, folder: Path) -> None:
             if diffusers_folder.fits(net := getattr(model, "net", None)):
                 diffusers_folder.write(net, folder / "diffusers")
         save_file(state, temporary)
+        os.umask(mask := os.umask(0))
+        temporary.chmod(0o666 & ~mask)  # safetensors makes a file for its owner alone
         temporary.replace(folder / "weights.safetensors")
     except (OSError, SafetensorError) as error:  # its writer tells the disk's failures in its own words
         with contextlib.suppress(OSError):
