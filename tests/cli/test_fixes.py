@@ -59,7 +59,7 @@ def texts(node: ast.expr) -> Iterator[str]:
 
 
 def test_a_fix_names_keys_that_exist() -> None:
-    known = {*known_keys(), *preflight.options(), *preflight.TYPES, "hydra.sweeper.direction", "hydra/launcher"}
+    known = {*known_keys(), *preflight.options(), *preflight.TYPES, "hydra.sweeper.direction", "hydra.sweep.dir"}
     sources = sorted(SOURCE.rglob("*.py"))
     arguments = {name for path in sources for name in argument_names(ast.parse(path.read_text()))}
     seen, unknown = 0, []

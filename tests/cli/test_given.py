@@ -39,6 +39,7 @@ def value(word: str, config: str = "train", *words: str) -> object:
     "source='~/my pics'": "/home/me/my pics",
     "adapters=[~/a,007,b]": ["/home/me/a", "007", "b"],
     "negative=7": "7",
+    "prompt=2 cats": "2 cats",
     "root=null": None,
     "label=3": 3,
 }.items())  # fmt: skip

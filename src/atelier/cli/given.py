@@ -15,15 +15,15 @@ from atelier.core.words import typed_value
 
 PATHS = frozenset(
     "run run_dir out root source mask like start_from latent_cache text_cache prompts adapters cache folder path"
-    " vgg vocabulary weights".split()
+    " prior vgg vocabulary weights".split()
 )
 NAMES = PATHS | frozenset(
-    "attributes base_sha256 best direction do experiment folders group instruction negative objective project prompt"
-    " sha256 tags targets text_targets".split()
+    "attributes best direction do experiment folders group instruction negative objective project prompt"
+    " prior_text sha256 tags targets text text_targets".split()
 )
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d[\d_]*)?|[+-]?(nan|inf)", re.IGNORECASE)
 MANY = {"-m", "--multirun"}
-PART = re.compile(r"\"[^\"]*\"|'[^']*'|[^,\[\]\s]+")  # of a list or a sweep
+PART = re.compile(r"\"[^\"]*\"|'[^']*'|[^,\[\]\s][^,\[\]]*(?<!\s)")  # of a list or a sweep
 
 
 def meant(words: list[str], train: bool) -> list[str]:
