@@ -51,15 +51,15 @@ def evaluate(cfg: DictConfig) -> None:
     intervals = evaluator.intervals(values, protocol)
     values |= of_raw(raw)
     if evaluator.curve and evaluator.suite.rate_distortion:
-        evaluator.curve.write(run.folder)
         print(evaluator.curve.table(), file=sys.stderr, flush=True)
+        with folders.kept_where_writable(run.folder):
+            evaluator.curve.write(run.folder)
     protocol |= {"ema": run.ema, "precision": precision} | adapters_used
     printed = {"run": str(run.folder), "images_seen": run.images_seen, "metrics": numbers(values), "protocol": protocol}
     printed |= {"intervals": intervals}
     line = json.dumps(printed)
-    with (run.folder / "evaluations.jsonl").open("a") as file:
-        file.write(line + "\n")
     print(line, flush=True)
+    folders.append(run.folder / "evaluations.jsonl", line)
     if cfg.eval.record:
         ledger.record(run, printed, list(HydraConfig.get().overrides.task))
 

@@ -18,8 +18,10 @@ from atelier.runs import adapted, build, folders, like, preflight  # noqa: E402
 
 def sample(cfg: DictConfig) -> None:
     """Load a run, make what was asked for, write it with the request beside it."""
+    import sys
     from pathlib import Path
 
+    from atelier.core.errors import UserError
     from atelier.models.base import sampling_mode
     from atelier.requests import files
     from atelier.requests.folder import Folder
@@ -37,7 +39,7 @@ def sample(cfg: DictConfig) -> None:
     options = build.options(cfg, model, verbs(model)[words["do"]], run.cfg)
     precision = autocast(model, words["precision"] or run.cfg.trainer.precision)
     request = Request.of(model, run.data, options, words)
-    path = Path(words["out"] or run.pictures / folders.time_stamp())
+    path = Path(words["out"] or folders.unused(run.pictures, folders.time_stamp()))
     sources = [] if words["source"] is None else files.sources(words["source"], path)
     n = {"n": len(sources)} if sources else {}
     out = Folder(path, words | {"run": str(run.folder), "images_seen": run.images_seen} | n)
@@ -48,7 +50,12 @@ def sample(cfg: DictConfig) -> None:
             pictures = request.of_files(words["do"], sources, words["first"])
         for made in pictures:
             out.add(made)
+    if sources and len(request.unread) == len(sources):
+        raise UserError("source", words["source"], "none of its files can be read", "source=OTHER_FILES")
     out.finish()
+    if request.unread:
+        print(f"{len(request.unread)} of {len(sources)} files could not be read", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")

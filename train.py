@@ -39,6 +39,7 @@ def train(cfg: DictConfig) -> float | None:
         data = build.data(cfg)
         meeting.in_turn(data.prepare_data)
         resume.check_same_data(cfg, folder, data)
+        preflight.provided(build.family(cfg).needs, build.family(cfg), data)
         model = build.model(cfg, folder)
         preflight.match(model, data)
         if cfg.latent_cache is not None:

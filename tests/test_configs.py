@@ -25,11 +25,13 @@ from torch import nn
 import train as entry
 from atelier.checkpoints import renamed
 from atelier.cli import messages
+from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.models.base import sampling_mode
 from atelier.runs import build, preflight
 from atelier.runs.pages import chosen as chosen_keys
 from atelier.runs.pages import places
+from tests import fixes
 from tests.compose import CONF, a_finished_run, composed
 from tests.data.test_hugging_face import saved
 from tests.data.test_published import write_celeba, write_cifar10, write_mnist
@@ -44,8 +46,8 @@ def pages(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def line_of(work: Callable[[], object], about: object = "") -> str:
-    """The one line that a user reads of what `work` raises."""
+def error_of(work: Callable[[], object], about: object = "") -> UserError:
+    """The mistake that a user reads in one line of what `work` raises."""
     try:
         work()
     except Exception as caught:
@@ -55,11 +57,18 @@ def line_of(work: Callable[[], object], about: object = "") -> str:
         pytest.fail(f"accepted {about}")
     line = error.line()
     assert len(line) <= 200 and "\n" not in line and LINE.fullmatch(line), line
-    return line
+    return error
+
+
+def line_of(work: Callable[[], object], about: object = "") -> str:
+    return error_of(work, about).line()
 
 
 def refused(*overrides: str, config: str = "train") -> str:
-    return line_of(lambda: preflight.check(composed(*overrides, config=config)))
+    """The line; what it offers passes."""
+    error = error_of(lambda: preflight.check(composed(*overrides, config=config)))
+    fixes.typed(error, *overrides, config=config)
+    return error.line()
 
 
 # Every page fits, and no leaf of it takes nonsense
@@ -150,17 +159,21 @@ def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(config: str, group: str, p
     cfg, keys = scope(config, group, page)
     preflight.check(cfg)
     assert keys or page == "shapes_flow"  # another page by another name
+    words = [*([f"{group}={page}"] if group else []), *required(group, page)]
     for key in keys:
         parent, name = parent_of(cfg, key)
-        old = OmegaConf.to_container(parent)[name]
+        old, offered = OmegaConf.to_container(parent)[name], {}
         for wrong in wrongs(OmegaConf.to_container(OmegaConf.create([parent[name]]))[0]):
             parent[name] = wrong
             if (key, str(wrong)) in RIGHT:
                 preflight.check(cfg)
             else:
-                line = line_of(lambda: preflight.check(cfg), (key, wrong))
-                assert line.startswith(f"error: {key}"), (key, wrong, line)
+                error = error_of(lambda: preflight.check(cfg), (key, wrong))
+                assert error.line().startswith(f"error: {key}"), (key, wrong, error.line())
+                offered.setdefault(error.fix, error)
         parent[name] = old
+        for error in offered.values():
+            fixes.changed(error, cfg, *words, config=config)
     preflight.check(cfg)
 
 

@@ -170,7 +170,7 @@ def test_splits_that_lie_deeper_are_not_mixed(tmp_path, kind):
 
 def test_two_unknown_domains_are_named_in_the_fix(tmp_path):
     error = refusal(Unpaired, files(tmp_path / "a", "horse/1.png", "zebra/2.png"))
-    assert (error.problem, error.fix) == (f"no folder trainA in {tmp_path}/a", "'data.folders=[horse,zebra]'")
+    assert (error.problem, error.fix) == (f"no folder trainA in {tmp_path}/a", "data.folders=[horse,zebra]")
     error = refusal(Unpaired, files(tmp_path / "b", "old man/1.png", "young/2.png"))
     assert error.fix == "'data.folders=[\"old man\",young]'"
 

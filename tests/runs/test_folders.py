@@ -26,7 +26,8 @@ from atelier.checkpoints.store import load, newest
 from atelier.cli import jobs, messages
 from atelier.core import stopping
 from atelier.core.errors import UserError
-from atelier.runs import build, folders, pages, pretrained, resume
+from atelier.core.words import typed_value
+from atelier.runs import build, folders, pretrained, resume
 from tests.callbacks.test_checkpoint import TMPFS
 from tests.compose import composed
 from tests.conftest import SECRETS, overrides
@@ -406,13 +407,13 @@ def test_the_recipes_own_feeding_stays(plan: Callable) -> None:
     "value", ["a b", "it's", "a,b", "[x]", "{n}", "a=b", "2026_11_28", "007", "jürgen", "null", "back\\", ""]
 )
 def test_what_is_passed_on_is_read_as_it_was(value: str) -> None:
-    typed = pages.typed_value(value)
+    typed = typed_value(value)
     assert composed("data=images", f"data.root={typed}").data.root == value
 
 
 def test_a_dictionary_is_passed_on_as_it_was() -> None:
     columns = {"image": "a b", "source": None, "text": "it's", "instruction": None, "label": "{n}"}
-    cfg = composed("data=hugging_face", f"data.columns={pages.typed_value(columns)}")
+    cfg = composed("data=hugging_face", f"data.columns={typed_value(columns)}")
     assert dict(cfg.data.columns) == columns
 
 

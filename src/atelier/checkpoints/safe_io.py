@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from atelier.checkpoints.store import Manifest, load, sha256, sync_folder, warn
+from atelier.checkpoints.store import Manifest, load, sha256, sync, sync_folder, warn
 from atelier.core.errors import causes
 
 
@@ -46,7 +46,7 @@ class SafeIO(CheckpointIO):
                 hashed = _Hashed(file)
                 torch.save(checkpoint, hashed)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno(), path.parent)
             digest = hashed.digest.hexdigest()
             if sha256(temporary) != digest:
                 raise OSError("the file reads back differently")

@@ -7,6 +7,8 @@ tests/callbacks/test_checkpoint.py fails with it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +23,7 @@ from atelier.checkpoints.renamed import weights
 from atelier.core.errors import UserError
 
 KEEP = 2
+LACKING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK)  # it has no such call
 
 
 def sha256(*paths: Path) -> str:
@@ -33,9 +36,28 @@ def sha256(*paths: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk; a file system that cannot be asked to is told of once."""
     handle = os.open(folder, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    try:
+        sync(handle, folder)
+    finally:
+        os.close(handle)
+
+
+def sync(handle: int, folder: Path) -> None:
+    """`os.fsync`, or one warning where the file system of `folder` has none."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        lacks = f"its file system cannot be told to write at once ({error.strerror})"
+        _warn_once(f"{folder}: {lacks}; a crash of the machine may lose a save")
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    warn(line)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
     with temporary.open("w") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno(), path.parent)
     os.replace(temporary, path)
     sync_folder(path.parent)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.cli.messages import check_words, one_line, report, user_error
 from atelier.cli.start_up import load_torchmetrics
 from atelier.core import stopping
-from atelier.core.errors import UserError
+from atelier.core.errors import UserError, causes
 from atelier.core.launchers import rank
+from atelier.core.words import shell, word
 from atelier.runs import meeting
 from atelier.runs.folders import OUTPUTS, has_checkpoint, register, shorter
 
@@ -53,14 +53,14 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         return worst(hydra) if value is not None and math.isnan(value) else value
     except SystemExit as leaving:
         if leaving.code in stopping.CODES:
-            words = [word for word in hydra.overrides.task if not word.startswith("run_dir=")]
-            command = f"python train.py {shlex.join([*words, f'run_dir={folder}'])}"
+            words = [shell(one) for one in hydra.overrides.task if not one.startswith("run_dir=")]
+            command = " ".join(["python train.py", *words, word("run_dir", str(folder))])
             nothing = ["stopped by a signal before there was anything to save"]
             notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained
             stopping.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
         raise
     except Exception as error:
-        known = user_error(error)
+        known = user_error(error) or _removed(error, folder)
         if known is None and not many:
             meeting.tell(bug(error))
             meeting.linger()
@@ -82,6 +82,13 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
 def bug(error: Exception) -> UserError:
     """What other ranks learn of an error that is none of the user's."""
     return UserError("trainer.devices", "", f"rank {rank()}: {type(error).__name__}", "see its traceback")
+
+
+def _removed(error: Exception, folder: Path) -> UserError | None:
+    """What fails because somebody has removed the folder of the run."""
+    if folder.exists() or not any(isinstance(cause, OSError | RuntimeError) for cause in causes(error)):
+        return None
+    return UserError("run_dir", folder, "the folder was removed under the run", "the same command starts it anew")
 
 
 def direction(hydra: DictConfig) -> str | None:

@@ -6,17 +6,25 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from atelier.checkpoints.renamed import argument
+from atelier.cli.given import meant
+from atelier.cli.guard import guarded
 from atelier.core.errors import RankGone, UserError, causes, nearest, parsed
 from atelier.core.launchers import rank, started
+from atelier.core.stopping import piped
+from atelier.core.words import shell, word
 from atelier.runs import meeting
 from atelier.runs.pages import CONF, chosen, known_keys, placed
+from atelier.runs.preflight import of_link
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 ELSEWHERE = {  # words of other projects -> ours
+    "strategy": "trainer=ddp",
     "gradient_clip_val": "model.grad_clip",
     "accumulate_grad_batches": "data.batch_size",
     "max_epochs": "budget.images",
@@ -47,7 +55,8 @@ def user_error(error: BaseException) -> UserError | None:
             return cause.at(_full_key(outer, ""))
         outer += f"{cause}\n"
     chain = list(causes(error))
-    return _composition_error(chain) or _loader(chain) or _memory(chain) or _rank(chain)
+    first = _composition_error(chain) or _folder(chain)
+    return first or _loader(chain) or _memory(chain) or _rank(chain)
 
 
 def report(error: UserError) -> None:
@@ -71,13 +80,15 @@ def one_line() -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a Hydra main under `one_line`."""
+    """Call a Hydra main under `one_line`, with the words as they were meant."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with one_line():
+    with piped(), one_line():
         if unsafe := os.environ.get(ENVIRONMENT):
             raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
         check_words(sys.argv[1:])
-        main()
+        sys.argv[1:] = meant(sys.argv[1:], _script() == "train")
+        with guarded():
+            main()
 
 
 def check_words(words: list[str]) -> None:
@@ -88,9 +99,9 @@ def check_words(words: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
 
     flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
-    for word in words:
-        key, _, value = word.partition("=")
-        if word.startswith("="):
+    for one in words:
+        key, _, value = one.partition("=")
+        if one.startswith("="):
             raise UserError("KEY", value, "the key is missing", f"KEY={value}")
         if key == "run_dir" and value.strip("'\"") in ("", "null"):
             raise UserError(key, value, "it must name a folder", "run_dir=outputs/NAME, or leave it out")
@@ -105,13 +116,14 @@ def check_words(words: list[str]) -> None:
 
 def _fix(key: str, value: str, known_wrong: bool = False) -> str:
     """The nearest known key with a value; the key itself only where it is not known to be wrong."""
-    if elsewhere := ELSEWHERE.get(key):
-        return elsewhere if "=" in elsewhere else f"{elsewhere}={value or 'VALUE'}"
-    if elsewhere := ELSEWHERE.get(key.split(".")[-1]):
-        return f"{elsewhere}=VALUE"
+    known, last = known_keys(_script()), key.split(".")[-1]
+    elsewhere = ELSEWHERE.get(last, "")
+    if elsewhere.partition("=")[0] in known:
+        return elsewhere if "=" in elsewhere else f"{elsewhere}={value if value and key == last else 'VALUE'}"
+    if last in ("device", "accelerator"):
+        return _device(value)
     if chosen := placed(key, value):
         return chosen
-    known = known_keys(_script())
     close = nearest(
         key,
         [
@@ -120,7 +132,35 @@ def _fix(key: str, value: str, known_wrong: bool = False) -> str:
             if not isinstance(shipped, dict) and not (known_wrong and name == key)
         ],
     )
-    return f"{close}={value or 'VALUE'}" if close else "python train.py --cfg job lists every key"
+    if close is None:
+        return f"python {_script()}.py --cfg job lists every key"
+    if (CONF / close).is_dir():
+        return f"{close}={_page(close, value)}"
+    return shell(f"{close}={value}") if value and _alike(value, known[close]) else f"{close}=VALUE"
+
+
+def _device(value: str) -> str:
+    """How the CPU is taken, or a GPU: to train by a page, else by what is there."""
+    if _script() == "train":
+        return f"trainer={'cpu' if value == 'cpu' else 'gpu'}"
+    return "leave it out: a GPU is taken where there is one (CUDA_VISIBLE_DEVICES= hides them)"
+
+
+def _page(group: str, value: str) -> str:
+    """The page of a group that is called so, or nearly; all of them where none is."""
+    pages = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return value if value in pages else nearest(value, pages) or "|".join(pages)
+
+
+def _alike(value: str, shipped: Any) -> bool:
+    """Whether a value as typed can stand where a page has `shipped`; what has no value there takes anything."""
+    while isinstance(shipped, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", shipped)):
+        shipped = known_keys().get(found.group(1))
+    if isinstance(shipped, bool):
+        return value.lower() in ("true", "false")
+    if isinstance(shipped, (int, float)):
+        return re.fullmatch(r"[+-]?[\d._]+(e[+-]?\d+)?", value.lower()) is not None
+    return True
 
 
 def _script() -> str:
@@ -137,7 +177,8 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
     parse = next((e for e in chain if isinstance(e, OverrideParseException)), None)
     if parse is not None:
         key, _, value = parse.override.partition("=")
-        return UserError(key, value, "it cannot be parsed", f"{key}=VALUE, or quotes round it: '{key}=\"VALUE\"'")
+        text = isinstance(known_keys(_script()).get(key, ""), str | None)
+        return UserError(key, value, "it cannot be parsed", word(key, value) if text else f"{key}=VALUE")
     known = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException)) or _is_group_override(e)]
     if not known or isinstance(chain[0], InstantiationException):
         return None
@@ -148,6 +189,17 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
             return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
     return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+
+
+def _folder(chain: list[BaseException]) -> UserError | None:
+    """The folder of a run or a sweep, which Hydra makes before any line of ours."""
+    error = chain[0]
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    rooms = [room for name in frames for room in ("hydra", "atelier") if f"{os.sep}{room}{os.sep}" in name]
+    if not isinstance(error, OSError) or rooms[-1:] != ["hydra"]:
+        return None
+    problem = f"the folder cannot be made ({error.strerror}{of_link(error.filename)})"
+    return UserError("run_dir", error.filename or "", problem, "run_dir=A_FOLDER_OF_YOURS")
 
 
 def _loader(chain: list[BaseException]) -> UserError | None:
@@ -191,6 +243,39 @@ def _rank(chain: list[BaseException]) -> UserError | None:
     return None
 
 
+def _several(key: str, value: str) -> str:
+    """What `key=a,b` may have meant: a list where the key takes one, else a sweep, or a name with a comma in it."""
+    shipped = known_keys(_script()).get(key)
+    if isinstance(shipped, list):
+        return f"{key}=[{value}]"
+    sweep = f"python train.py -m {shell(f'{key}={value}')}"
+    if _script() != "train":
+        return word(key, value)
+    return sweep if (CONF / key).is_dir() or isinstance(shipped, int | float) else f"{sweep}, or {word(key, value)}"
+
+
+def _own(group: str, key: str) -> str | None:
+    """The page of conf/<group> with this key that is most like what the run of this command has there.
+
+    Where there is no run yet, the default one; None where it has nothing of the kind.
+    """
+    from omegaconf import OmegaConf
+
+    from atelier.runs import build, folders
+
+    asked = next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith("run=")), "last")
+    node = {key: value for key, value in chosen("train", ()).items() if key.startswith(f"model.{group}.")}
+    node = {key.removeprefix(f"model.{group}."): value for key, value in node.items()}
+    with contextlib.suppress(Exception):  # whatever is wrong with the run is told when it is opened
+        model = build.stored_config(folders.find(asked)).model
+        node = OmegaConf.to_container(model[group]) if group in model else {}
+    pages = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))}
+    with_key = [page for page, values in pages.items() if key.partition(".")[2].partition(".")[0] in values]
+    alike = {page: {k for k, v in pages[page].items() if node.get(k) == v} for page in with_key}
+    order = {page: ("_target_" in same, page != "none", len(same)) for page, same in alike.items()}
+    return max(order, key=order.__getitem__, default=None) if node else None
+
+
 def _is_group_override(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "Config group override must be" in str(error)
 
@@ -206,13 +291,15 @@ def _unknown_page(text: str) -> UserError | None:
         return None
     listed = re.search(r"Available options in '([^']*)':\n((?:\t.*\n?)+)", text)
     group = listed.group(1) if listed else found.group(1).rpartition("/")[0]
-    pages = [line.strip() for line in listed.group(2).splitlines()] if listed else []
     page = found.group(1).removeprefix(f"{group}/")
     if group.startswith("hydra/"):
         return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
-    close = nearest(page, pages)
-    typed = next((word.partition("=")[0] for word in sys.argv[1:] if word.startswith(f"{group}@")), group)
-    return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={close or '|'.join(pages[:12])}")
+    typed = next((one.partition("=")[0] for one in sys.argv[1:] if one.startswith(f"{group}@")), group)
+    if several := next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith(f"{typed}=[")), None):
+        lists = [key for key, value in known_keys().items() if key.startswith(f"{group}.") and isinstance(value, list)]
+        fix = f"{lists[0]}={several}" if lists else f"{typed}={_page(group, page)}"
+        return UserError(typed, several, f"it is the name of one page in conf/{group}", fix)
+    return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={_page(group, page)}")
 
 
 def _unknown_key(text: str) -> UserError | None:
@@ -223,8 +310,11 @@ def _unknown_key(text: str) -> UserError | None:
     typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
     words = [word.partition("=")[2] for word in sys.argv[1:] if word.partition("=")[0] == key]
     value = typed.group(1) if typed else "".join(words[:1])
-    if key.startswith("sampler."):
-        return UserError(key, value, "name the sampler too", f"sampler=ddim {key}={value}, or another of conf/sampler")
+    group = key.partition(".")[0]
+    if group in ("sampler", "guider"):
+        own = _own(group, key)
+        fix = f"{group}={own} {key}={value}" if own else f"leave {key} out"
+        return UserError(key, value, f"name the {group} too" if own else f"the run has no {group}", fix)
     if found := renamed(key, value):
         today, fix = found
         return UserError(key, value, f"it is called {today} now", fix)
@@ -266,7 +356,7 @@ def _unset(text: str) -> UserError | None:
 def _other(text: str) -> UserError | None:
     if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
         key, value = found.groups()
-        return UserError(key, value, "one value, or a sweep", f"python train.py -m {key}={value}, or {key}=[{value}]")
+        return UserError(key, value, "one value, or a sweep", _several(key, value))
     if "Config group override must be" in text:
         pattern = r"([a-z_]+)=(null|true|false|[\d.]*)"
         words = [found.groups() for word in sys.argv[1:] if (found := re.fullmatch(pattern, word))]

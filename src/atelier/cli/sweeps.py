@@ -23,6 +23,7 @@ class Summary(Callback):
         """Refuse what no job can do; Hydra would turn an exception here into a warning."""
         try:
             one_process(config, config.hydra)
+            its_folder(list(config.hydra.overrides.task))
             searching(config)
         except UserError as error:
             report(error)
@@ -73,6 +74,18 @@ def outlive_killed_jobs(folder: Path, value: float) -> None:
             return [JobReturn(_return_value=value, status=JobStatus.COMPLETED)]
 
     submitit.Job.results = or_value
+
+
+def its_folder(words: list[str]) -> None:
+    """The folder of a sweep that a page began, not -m, has Hydra's name alone.
+
+    Raises:
+        UserError: `run_dir` was typed, at which no job would look.
+    """
+    for one in words:
+        if one.startswith("run_dir="):
+            folder = one.partition("=")[2]
+            raise UserError("run_dir", folder, "it is of one run, and this is a sweep", f"hydra.sweep.dir={folder}")
 
 
 def searching(config: DictConfig) -> None:

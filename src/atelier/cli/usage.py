@@ -9,12 +9,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+from atelier.core.stopping import piped
 from atelier.runs.pages import CONF, offered
 
 NAME = 25  # columns for the name of a page
 WORDS = """\
 seed=0                        of everything random
-run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped
+run_dir=DIR                   where the run lives; the same command goes on with a run that was stopped;
+                              last: the newest under outputs/; with -m the folder of all jobs
 resume=auto|never             never refuses a folder that holds a run
 budget.images=N               images shown to the model;    budget.minutes=M cuts the run short
 budget.until=job_end          saves and leaves before the SLURM job ends, to be requeued (examples/slurm.sh)
@@ -42,7 +44,8 @@ def answer_help() -> None:
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
     script = Path(sys.argv[0]).stem
-    print("\n".join(train_help() if script == "train" else other_help(script)))
+    with piped():
+        print("\n".join(train_help() if script == "train" else other_help(script)))
     sys.exit(0)
 
 

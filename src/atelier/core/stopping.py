@@ -91,6 +91,17 @@ def unheard(handle: int) -> bool:
     return bool(poll.poll(0))
 
 
+@contextlib.contextmanager
+def piped() -> Iterator[None]:
+    """Inside, a reader that has left (`| head`) ends the process as it ends others, without a word."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        mute()
+        sys.exit(128 + signal.SIGPIPE)
+
+
 def say(line: str) -> None:
     """A last line, if anybody reads it."""
     mute()

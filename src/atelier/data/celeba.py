@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -20,9 +21,9 @@ from atelier.data.attribute_transfer import AttributeTransfer, changed
 from atelier.data.base import DataModule, Role, Split, random_order
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages
-from atelier.data.finding import printable
+from atelier.data.finding import printable, root_word, subfolders
 from atelier.data.published import absent, fetch
-from atelier.data.reading import Box, read
+from atelier.data.reading import Box, read, upright_size
 
 SOURCE = "mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 ATTRIBUTES, PARTITION, PHOTOGRAPHS = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
@@ -31,6 +32,7 @@ STARGAN, STARGAN_SEED, STARGAN_TEST = "images", 1234, 1999  # its folder, and ho
 MAX_PIXELS = 1 << 20
 WIDTH, HEIGHT = 178, 218  # of the photographs
 PUBLISHED = 40  # attributes
+VALUES = {"1", "-1", "0"}
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")  # a face is given one of them at most
 CROPS: dict[str, Box | None] = {
     "ddim": (25, 57, 153, 185),
@@ -50,7 +52,8 @@ class CelebA(DataModule):
     Files in torchvision's layout: `<root>/celeba/` with img_align_celeba/, list_attr_celeba.txt and
     list_eval_partition.txt; the other lists are not needed. Or in StarGAN's (Choi et al. 2018): `<root>/celeba/` with
     images/ and list_attr_celeba.txt; 1,999 test images are those that its code takes, a tenth where there are fewer
-    than 20,000, and all others train. Crops of the 178 x 218 photographs, each then resized (antialiased bicubic) to
+    than 20,000, and all others train. Lists with commas, as Kaggle has them, and files in `root` itself are
+    found too. Crops of the 178 x 218 photographs, each then resized (antialiased bicubic) to
     `image_size`; an FID is comparable only under the same crop:
 
         ddim       128 x 128 centred at row 121, column 89 (Song, Meng, Ermon 2021; DDIM)
@@ -80,12 +83,27 @@ class CelebA(DataModule):
 
     @property
     def folder(self) -> Path:
-        return Path(self.root, "celeba")
+        return place(self.root)
 
     @cached_property
+    def listed(self) -> tuple[list[str], list[list[str]]]:
+        """The attributes that the files have, and for each photograph its name and a value of each.
+
+        Raises:
+            UserError: the list was cut, or is none.
+        """
+        names, rows = parsed(self._lines(ATTRIBUTES))
+        odd = next((row for row in rows if len(row) != 1 + len(names) or not set(row[1:]) <= VALUES), None)
+        if rows and odd is None:
+            return names, rows
+        said = f"has not 1 or -1 for each of {len(names)} attributes" if odd else "is empty"
+        problem = f"{self.folder / ATTRIBUTES} {said}" + (f" at {odd[0]}" if odd else "")
+        raise UserError("data.root", printable(self.root), problem, f"the whole list, from {SOURCE}")
+
+    @property
     def known_names(self) -> list[str]:
         """The attributes that the files have, in their order."""
-        return self._lines(ATTRIBUTES)[1].split()
+        return self.listed[0]
 
     @property
     def attribute_names(self) -> list[str]:
@@ -95,12 +113,14 @@ class CelebA(DataModule):
     @property
     def photographs(self) -> Path:
         """The folder of the image files."""
-        theirs = self.folder / STARGAN
-        return theirs if theirs.is_dir() and not (self.folder / PHOTOGRAPHS).exists() else self.folder / PHOTOGRAPHS
+        theirs, ours = self.folder / STARGAN, self.folder / PHOTOGRAPHS
+        if theirs.is_dir() and not ours.exists():
+            return theirs
+        return ours / PHOTOGRAPHS if (ours / PHOTOGRAPHS).is_dir() else ours  # as Kaggle's archive unpacks
 
     def prepare_data(self) -> None:
         needed = (ATTRIBUTES, self.photographs.name, *([] if self.photographs.name == STARGAN else [PARTITION]))
-        if self.download and not all((self.folder / name).exists() for name in needed):
+        if self.download and not all(_found(self.folder / name).exists() for name in needed):
             fetch(self.root, lambda: datasets.CelebA(self.root, download=True))
         _ = self.checked
 
@@ -120,7 +140,15 @@ class CelebA(DataModule):
                 f"{len(bad)} of {len(names)} photographs cannot be read, first {bad[0]} ({checked[bad[0]].reason})"
             )
             raise UserError("data.root", printable(self.root), problem, "put whole files in their place")
+        self._refuse_smaller(self.photographs / names[0])
         return checked
+
+    def _refuse_smaller(self, photograph: Path) -> None:
+        """Raises UserError where a photograph is too small for the crop, as resized ones are."""
+        cut, (width, height) = box(self.crop), upright_size(photograph)
+        if cut is not None and (cut[2] > width or cut[3] > height):
+            problem = f"it is made for {WIDTH} x {HEIGHT} pixels, {photograph.name} has {width} x {height}"
+            raise UserError("data.crop", self.crop, problem, "data.crop=none")
 
     def images(self, split: Split) -> AttributeTransfer:
         names, attributes = self._table(split)
@@ -166,11 +194,11 @@ class CelebA(DataModule):
 
     def _table(self, split: Split) -> tuple[list[str], Tensor]:
         """File names of a split and their attributes (N, 40) float32."""
-        rows = [line.split() for line in self._lines(ATTRIBUTES)[2:]]
+        rows = self.listed[1]
         if self.photographs.name == STARGAN:
             rows = held_out(rows)[split]
         else:
-            parts = dict(line.split() for line in self._lines(PARTITION))
+            parts = dict(line.replace(",", " ").split()[:2] for line in self._lines(PARTITION))
             of = {name: [row for row in rows if parts.get(row[0]) == str(part)] for name, part in PARTS.items()}
             if not of["test"]:  # the lists were cut
                 of = held_out(of["train"])
@@ -179,10 +207,10 @@ class CelebA(DataModule):
         return [row[0] for row in rows], torch.from_numpy((values > 0).astype(np.float32))
 
     def _lines(self, name: str) -> list[str]:
-        file = self.folder / name
+        file = _found(self.folder / name)
         if not file.is_file():
             raise self._absent(f"no {file}")
-        return [line for line in file.read_text().splitlines() if line.strip()]
+        return [line for line in file.read_text("utf-8-sig", errors="replace").splitlines() if line.strip()]
 
     def _all_there(self, names: list[str]) -> None:
         folder = self.photographs
@@ -194,7 +222,31 @@ class CelebA(DataModule):
             raise self._absent(problem)
 
     def _absent(self, missing: str) -> UserError:
+        there = os.path.isdir(self.root) and not _found(self.folder / ATTRIBUTES).is_file()
+        for below in subfolders(Path(self.root)) if there else []:
+            if _found(place(deeper := Path(self.root, below)) / ATTRIBUTES).is_file():
+                return UserError("data.root", printable(self.root), f"the files lie in {below}/", root_word(deeper))
         return absent(self.root, missing, SOURCE, self.download)
+
+
+def place(root: str | Path) -> Path:
+    """The folder of the files: <root>/celeba, or `root` itself where that is the folder with the list."""
+    here = Path(root)
+    return here if not (here / "celeba").is_dir() and _found(here / ATTRIBUTES).is_file() else here / "celeba"
+
+
+def _found(file: Path) -> Path:
+    """A list, or the same as Kaggle has it, with commas; a folder as it is."""
+    comma = file.with_suffix(".csv")
+    return comma if comma.is_file() and not file.exists() else file
+
+
+def parsed(lines: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The names of attributes and the rows of a list of them, whose first line may be their number."""
+    rows = [line.replace(",", " ").split() for line in lines]
+    rows = rows[1:] if rows and len(rows[0]) == 1 and rows[0][0].isdigit() else rows
+    names = rows[0] if rows else []
+    return [name for name in names if name != "image_id"], rows[1:]
 
 
 def held_out(rows: list[list[str]]) -> dict[Split, list[list[str]]]:
@@ -218,7 +270,7 @@ def n_listed(root: str, attributes: list[str] | None) -> int:
     if attributes is not None:
         return len(attributes)
     try:
-        with Path(root, "celeba", ATTRIBUTES).open() as file:
-            return len([line for line in file.readlines(1 << 16) if line.strip()][1].split())
-    except (OSError, IndexError, UnicodeDecodeError):
+        with _found(place(root) / ATTRIBUTES).open(encoding="utf-8-sig", errors="replace") as file:
+            return len(parsed([line for line in file.readlines(1 << 16) if line.strip()])[0]) or PUBLISHED
+    except OSError:
         return PUBLISHED

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import stat
 from pathlib import Path
 from typing import NamedTuple
 
 from atelier.core.errors import UserError, nearest
+from atelier.core.words import word
 from atelier.data.reading import SUFFIXES
 
 REQUEST, GRID = "request.yaml", "grid.png"  # what sample.py writes beside its pictures, none of which the grid is
@@ -104,6 +106,11 @@ def printable(path: str | Path) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def root_word(folder: Path) -> str:
+    """`data.root=FOLDER` as it is typed; a path of other bytes than text can only be shown."""
+    return word("data.root", str(folder)) if str(folder).isprintable() else f"data.root={printable(folder)}"
+
+
 def other_root(root: str, instead: str) -> str:
     """What to type: the folder beside `root` with the closest name, if there is one, else another set."""
     here = Path(os.path.abspath(root))
@@ -113,13 +120,13 @@ def other_root(root: str, instead: str) -> str:
     close = nearest(here.name, beside)
     if close is None:
         return f"data.root=FOLDER that holds them, or {instead}"
-    return f"data.root={printable(Path(root).parent / close)}, or {instead}"
+    return f"{root_word(Path(root).parent / close)}, or {instead}"
 
 
 def _refuse_arrow(folder: Path) -> None:
     """Raises UserError where a folder is what `datasets` saves: its images lie within Arrow files."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        fix = f"data=hugging_face data.root={printable(folder)}"
+        fix = f"data=hugging_face {root_word(folder)}"
         raise UserError("data.root", printable(folder), "a Hugging Face dataset saved to disk, no image files", fix)
 
 
@@ -133,7 +140,7 @@ def _entries(folder: Path) -> list[tuple[str, os.stat_result]]:
                     with contextlib.suppress(OSError):
                         found.append((entry.name, entry.stat()))
     except OSError as error:
-        fix = f"chmod -R u+rX {printable(folder)}"
+        fix = f"chmod -R u+rX {shlex.quote(printable(folder))}"
         raise UserError("data.root", printable(folder), str(error.strerror), fix) from error
     return sorted(found, key=lambda pair: natural(pair[0]))
 

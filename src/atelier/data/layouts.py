@@ -23,6 +23,7 @@ from atelier.data.finding import (
     must_be_folder,
     natural,
     printable,
+    root_word,
     subfolders,
     visible_files,
 )
@@ -126,12 +127,17 @@ def matched(root: str, a: str, b: str, ending: str = "") -> list[tuple[str | Non
 
 
 def refuse_deeper(root: str, within: str, folders: list[str]) -> None:
-    """Raises UserError where one of the folders in root/within holds a training and a test split."""
+    """Raises UserError where one of the folders in root/within holds both splits, or both sides of one."""
     for name in folders:
         place = Path(root, within, name)
         if {"train", "test"} <= {found.split for one in subfolders(place) if (found := role(one)) and _is_split(one)}:
             problem = f"training and test images lie deeper, in {printable(name)}/"
-            raise UserError("data.root", printable(root), problem, f"data.root={printable(place)}")
+            raise UserError("data.root", printable(root), problem, root_word(place))
+        sides = {(found.split, found.side) for one in subfolders(place) if (found := role(one)) and found.split}
+        if {("train", 0), ("train", 1)} <= sides:
+            raise UserError(
+                "data.root", printable(root), f"its sides lie deeper, in {printable(name)}/", root_word(place)
+            )
 
 
 def refuse_pairs(root: str, within: str, fix: str, any_two: bool = False) -> None:
@@ -152,7 +158,7 @@ def refuse_pairs(root: str, within: str, fix: str, any_two: bool = False) -> Non
     if twins := named[:2] if len(named) > 1 else _twins(here, folders, any_two):
         what = "are two sides or domains" if named else "hold the same file names"
         problem = f"{printable(twins[0])}/ and {printable(twins[1])}/ {what}"
-        raise UserError("data.root", printable(root), problem, f"{fix}, or data.root={printable(here / twins[0])}")
+        raise UserError("data.root", printable(root), problem, f"{fix}, or {root_word(here / twins[0])}")
 
 
 def left_out(root: str, used: set[str]) -> str:

@@ -91,7 +91,7 @@ class Pairs(ImageFiles):
 
     def _refuse_other_proportions(self, items: list[Item]) -> None:
         sizes = {item: [upright_size(Path(self.root, name)) for name in item.names] for item in items if item.partner}
-        other = [item for item, (a, b) in sizes.items() if a[0] * b[1] != a[1] * b[0]]
+        other = [item for item, (a, b) in sizes.items() if not alike(a, b)]
         if other:
             first = " and ".join(
                 f"{printable(name)} ({w} x {h})" for name, (w, h) in zip(other[0].names, sizes[other[0]], strict=True)
@@ -134,8 +134,18 @@ def partners(root: str, a: str, b: str) -> list[Item]:
     alone = [one or other for one, other in both if one is None or other is None]
     if alone:
         problem = f"{len(alone)} files have no partner of the same name, first {printable(alone[0])}"
-        raise UserError("data.root", printable(root), problem, "add the other side, or remove them")
+        fix = "add the other side, or remove them"
+        if len(alone) == len(both):
+            fix = "data=unpaired, or the same names on both sides"
+        raise UserError("data.root", printable(root), problem, fix)
     return [Item(one, 0, other) for one, other in both]
+
+
+def alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes (width, height) are of one shape, but for the rounding of the smaller to whole pixels."""
+    (w, h), (large_w, large_h) = sorted((a, b))
+    one_scale = w < large_w and h < large_h or (w, h) == (large_w, large_h)
+    return one_scale and abs(w * large_h - h * large_w) < max(large_w, large_h)
 
 
 def check_halves(path: Path, max_pixels: PositiveInt) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, NonNegInt
+from atelier.core.words import word
 from atelier.data.base import RANDOM, Role, Split, random_order
 from atelier.data.file_images import Views
 from atelier.data.finding import Item, files_of, must_be_folder, printable, subfolders
 from atelier.data.folders import ImageFiles
-from atelier.data.layouts import side_folders
+from atelier.data.layouts import refuse_deeper, side_folders
 
 FOLDERS = ["trainA", "trainB", "testA", "testB"]  # these are also found under other names: data/layouts.py
 DOMAINS = (0, 1)  # A and B; an item's label
@@ -121,10 +121,10 @@ class Unpaired(ImageFiles):
             within = os.path.dirname(folder)
             within = within if os.path.isdir(os.path.join(self.root, within)) else ""
             there = [os.path.join(within, name) for name in subfolders(Path(self.root, within))]
+            refuse_deeper(self.root, within, subfolders(Path(self.root, within)))
             problem = f"no folder {printable(folder)} in {printable(self.root)}"
             if self.folders == FOLDERS and len(there) == 2:
-                typed = ",".join(name if name.isalnum() else json.dumps(name) for name in map(printable, there))
-                raise UserError("data.folders", self.folders, problem, f"'data.folders=[{typed}]'")
+                raise UserError("data.folders", self.folders, problem, word("data.folders", [*map(printable, there)]))
             close = nearest(folder, there) or ", ".join(map(printable, there[:6])) or "a folder of images"
             raise UserError("data.folders", self.folders, problem, f"{close} in its place, or data.root=FOLDER")
         return [Item(name, domain) for name in files_of(self.root, folder)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from atelier.core.batch import Batch, rows_of
@@ -88,6 +91,7 @@ class Request:
         mask: place that `inpaint` fills: a word of `masks.WORDS`, a file or a folder.
         resamplings: number of times that `inpaint` takes each step.
         unknown: whether nothing is known of the sources, so that neither they nor the results have a condition.
+        unread: files of the sources that could not be read, so far.
     """
 
     model: Generator
@@ -101,6 +105,7 @@ class Request:
     mask: str = "center"
     resamplings: int = 1
     unknown: bool = False
+    unread: list[Path] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: Generator, data: DataModule, options: dict[str, Any], words: Mapping[str, Any]) -> Request:
@@ -275,11 +280,23 @@ class Request:
             yield from self.translate(sources, first)
             return
         for k, (name, path) in enumerate(sources, first):
-            image = files.opened(path, self.data)
+            if (image := self._opened(path, len(sources))) is None:
+                continue
             x = to_float(pixels(square(image, self.data.image_size))[None]).to(self.model.device)
             mask = self._mask(k, 1, name, image.size) if verb == "inpaint" else None
             shown, made = self._change(verb, x, None, k, mask)
             yield Made(to_uint8(made), to_uint8(shown), [name], [path])
+
+    def _opened(self, path: Path, n: int) -> Image.Image | None:
+        """A file, or None where it is one of many and cannot be read, which is said at once and kept in `unread`."""
+        try:
+            return files.opened(path, self.data)
+        except UserError as error:
+            if n == 1:
+                raise
+            print(error.line(), file=sys.stderr, flush=True)
+            self.unread.append(path)
+            return None
 
     def translate(self, sources: list[files.Source], first: int = 0) -> Iterator[Made]:
         """What a translator makes of each file, (1, C, H, W), beside it; `first` as in `of_files`.
@@ -294,7 +311,8 @@ class Request:
             if name in self.model.needs and name not in self.given:
                 raise UserError(fix.partition("=")[0], None, "what are the images to become?", fix)
         for k, (name, path) in enumerate(sources, first):
-            image = files.opened(path, self.data)
+            if (image := self._opened(path, len(sources))) is None:
+                continue
             fixed = isinstance(self.model, DiffusionModel)  # its net is for images of one size
             source = pixels(square(image, self.data.image_size) if fixed else image)[None]
             yield Made(to_uint8(self.translated(to_float(source), k)), source, [name], [path])

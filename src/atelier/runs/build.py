@@ -82,6 +82,11 @@ def data_fields(cfg: DictConfig, role: str) -> set[str]:
     return with_role(get_class(cfg.data._target_), Role[role])
 
 
+def family(cfg: DictConfig) -> type[Model]:
+    """The class of the model."""
+    return get_class(cfg.model._target_)
+
+
 def model(cfg: DictConfig, folder: Path) -> Model:
     """The model of a config, in its memory format and precision; its parts come from the copies in the run folder.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
 import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +24,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import hub
+from atelier.checkpoints.store import LACKING, warn
 from atelier.core import stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, slurm_job, srun_tasks
+from atelier.core.words import word
 from atelier.runs import build, pipelines, preflight, published
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from atelier.models.base import Model
 
 OUTPUTS = Path("outputs")
+_HELD: list[socket.socket] = []  # until the process ends
 SECTIONS = ("choices", "model", "data", "budget", "callbacks")  # that the config of each run has
 
 
@@ -54,13 +60,42 @@ def of_job() -> str | None:
 
 def time_stamp() -> str:
     """The time; one for all ranks of torchrun, which each compose a config."""
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    now = _free(datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return now
     from torch.distributed import TCPStore
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     return store.compare_set("atelier/stamp", "", now).decode()
+
+
+def _free(name: str) -> str:
+    """The name, or with a number behind it where another command of this second has it.
+
+    A command holds its name as long as it lives, by a socket that leaves no file; afterwards its folder tells.
+    """
+    for k in itertools.count(1):
+        one = name if k == 1 else f"{name}_{k}"
+        if not any(OUTPUTS.glob(f"*/{one}")) and _held(f"{Path.cwd()}/{one}"):
+            return one
+
+
+def _held(name: str) -> bool:
+    """Whether this process now has the name to itself; where a system has no such sockets, nobody can tell."""
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0atelier-{hashlib.sha256(name.encode()).hexdigest()[:40]}")
+    except OSError as error:
+        held.close()
+        return error.errno != errno.EADDRINUSE
+    _HELD.append(held)
+    return True
+
+
+def unused(room: Path, name: str) -> Path:
+    """The folder in `room` of this name, or with a number behind it where there is one."""
+    names = itertools.chain([name], (f"{name}_{k}" for k in itertools.count(2)))
+    return next(room / one for one in names if not (room / one).exists())
 
 
 def register() -> None:
@@ -138,6 +173,10 @@ def locked(folder: Path) -> Iterator[None]:
             if path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 raise BlockingIOError  # its holder has just removed the file that was opened here
         except OSError as error:
+            if error.errno in LACKING:
+                warn(f"{folder}: its file system has no locks ({error.strerror}); let no other run use it")
+                yield
+                return path.unlink(missing_ok=True)
             file.seek(0)
             problem = f"in use by {file.read().strip() or 'another process'}"
             raise UserError("run_dir", folder, problem, "run_dir=ANOTHER_FOLDER, or wait") from error
@@ -164,8 +203,8 @@ def is_running(folder: Path) -> bool:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in LACKING
     return False
 
 
@@ -208,8 +247,23 @@ def find(run: str) -> Path:
     if not (folder / "config.yaml").exists() and not published.lies_in(folder):
         beside = [str(path.parent) for path in folder.parent.glob("*/config.yaml")]
         close = nearest(run, [*beside, *map(str, all_runs())]) or "last"
-        raise UserError("run", run, "no run folder (it has no config.yaml)", f"run={close}")
+        raise UserError("run", run, "no run folder (it has no config.yaml)", word("run", close))
     return folder
+
+
+@contextlib.contextmanager
+def kept_where_writable(folder: Path) -> Iterator[None]:
+    """Inside, a run folder that cannot be written costs a warning: what it would hold was printed."""
+    try:
+        yield
+    except OSError as error:
+        warn(f"{folder} cannot be written ({error.strerror}): what was found is only printed")
+
+
+def append(path: Path, line: str) -> None:
+    """A line more of a file in a run folder."""
+    with kept_where_writable(path.parent), path.open("a") as file:
+        file.write(line + "\n")
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -114,22 +114,3 @@ def offered(script: str) -> dict[str, list[str]]:
     for group, place, _ in places() if script == "train" else ():
         found.setdefault(group, set()).add(f"{group}@{place}")
     return {group: sorted(words) for group, words in found.items()}
-
-
-def typed_value(value: Any) -> str:
-    """A plain value as Hydra reads it on the command line."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(typed_value, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{typed_value(one)}" for key, one in value.items()) + "}"
-    if not isinstance(value, str):
-        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and value.lower() not in (
-        "null",
-        "true",
-        "false",
-        "nan",
-        "inf",
-    ):
-        return value
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"\\+$", lambda m: 2 * m[0], value)) + "'"

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from atelier.checkpoints import diffusers_scheduler, forms
 from atelier.core.errors import UserError, within
+from atelier.core.words import typed_value
 from atelier.runs import build, published
-from atelier.runs.pages import typed_value
 
 if TYPE_CHECKING:
     from atelier.models.base import Model

@@ -21,7 +21,8 @@ from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
-from atelier.nets.contracts import BUILT, Layer, contract_of
+from atelier.core.words import typed_value, word
+from atelier.nets.contracts import BUILT, Layer, Upscaler, contract_of
 from atelier.runs.pages import known_keys, placed
 
 ALLOWED = (  # where a config may call what is defined
@@ -51,6 +52,15 @@ OBJECTS = (
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
+PROVIDING = {  # Batch fields -> the sets that have all of them
+    "text": "data=captioned data.root=FOLDER, or data=shapes",
+    "label": "data=classes data.root=FOLDER, data=shapes, or data.conditions=[]",
+    "attributes target": "data=celeba data.root=FOLDER, or data=shapes data.task=attribute_transfer",
+    "image_a image_b": "data=unpaired data.root=FOLDER, or data=shapes data.task=fill",
+    "source": "data=pairs data.root=FOLDER, data=edges data.root=FOLDER, or data=shapes data.task=label_map",
+    "mask mask_kind": "data=images data.root=FOLDER data.masks=lama, or data=shapes data.task=inpaint",
+    "source instruction": "data=shapes data.task=edit",
+}
 Plain = dict[str, Any] | list[Any]
 TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "seed": Seed,
@@ -334,7 +344,7 @@ def _check_word(node: dict[str, Any], key: str, place: str) -> None:
     """No value that has another name since."""
     _, today = renamed.argument(node["_target_"], key, node[key])
     if today is not node[key]:
-        raise UserError(place, _typed(node[key]), f"it is called {today} now", f"{place}={today}")
+        raise UserError(place, typed_value(node[key]), f"it is called {today} now", word(place, today))
 
 
 def _check_part(given: Any, prefix: str) -> None:
@@ -346,7 +356,11 @@ def _check_part(given: Any, prefix: str) -> None:
     for key, value in given.items():
         if key not in PART:
             raise UserError(f"{prefix}.{key}", value, "there is no such key", f"leave {key} out")
-        fitted(value, f"{prefix}.{key}", PART[key])
+        try:
+            fitted(value, f"{prefix}.{key}", PART[key])
+        except UserError as error:
+            fix = f"{prefix}.run=FOLDER" if key == "run" and "experiment" not in given else error.fix
+            raise UserError(error.key, error.value, error.problem, fix) from error
 
 
 def _target(path: Any, prefix: str) -> Callable:
@@ -404,7 +418,8 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
         raise UserError(name, value, f"it must be built: a {expected.__name__}", _built(name, value))
     options = _options(expected)
     if isinstance(value, bool) and options and not any(option is value for option in options):
-        raise UserError(name, value, f"it must be one of {_typed(options)}", f"{name}={_typed(options[0])}")
+        fix = _fix(name, value, expected, adapter)
+        raise UserError(name, value, f"it must be one of {typed_value(options)}", fix)
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -481,13 +496,14 @@ def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
     options, shipped = _options(expected), known_keys().get(name)
     close = nearest(str(value), [str(option) for option in options])
     alike = [option for option in options if str(option) == close]
-    candidates = [*alike, *([] if shipped is None else [shipped]), *options, *([o] for o in options), *EXAMPLES]
+    own = [] if shipped is None or "???" in str(shipped) or "${" in str(shipped) else [shipped]  # of that page alone
+    candidates = [*alike, *own, *options, *([o] for o in options), *EXAMPLES]
     for candidate in candidates:
         try:
             adapter.validate_python(candidate)
         except ValidationError:
             continue
-        return f"{name}={_typed(candidate)}"
+        return word(name, candidate)
     return _built(name, value)
 
 
@@ -501,13 +517,6 @@ def _options(expected: Any) -> list[Any]:
     if get_origin(expected) is Literal:
         return list(get_args(expected))
     return [option for part in get_args(expected) for option in _options(part)]
-
-
-def _typed(value: Any) -> str:
-    """A value as on the command line."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(_typed, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def texts_of(split: Any, name: str, indices: Iterable[int] | None = None) -> list[str]:
@@ -530,22 +539,28 @@ def match(model: Any, data: Any) -> None:
     Raises:
         UserError: a field is missing.
     """
-    missing = sorted(model.needs - data.provides - {"image", "index"})
-    if missing:
-        has = ", ".join(sorted(data.provides)) or "images alone"
-        problem = f"{type(model).__name__} needs {', '.join(missing)}, {type(data).__name__} has {has}"
-        tasks = [name for name, fields in getattr(data, "tasks", {}).items() if set(missing) <= fields]
-        if tasks:
-            fix = f"data.task={'|'.join(tasks)}"
-        elif "text" in missing:
-            fix = "data=captioned, or data=shapes"
-        elif "target" in missing:
-            fix = "data=celeba, data=classes data.n_attributes=N, or data=shapes data.task=attribute_transfer"
-        else:
-            fix = "data=shapes has every field; or data.conditions=[]"
-        raise UserError("model", type(model).__name__, problem, fix)
+    provided(model.needs, type(model), data)
     for name in sorted(model.needs & {"text", "instruction"}):
         model.refuse_long(name, texts_of(data.split("train"), name) + texts_of(data.split("test"), name), "data")
+
+
+def provided(needs: frozenset[str], family: type, data: Any) -> None:
+    """A set has what a family needs, which many say by their class: their nets need not be built to refuse it.
+
+    Raises:
+        UserError: a field is missing.
+    """
+    missing = needs - data.provides - {"image", "index"}
+    if not missing:
+        return
+    has = ", ".join(sorted(data.provides)) or "images alone"
+    problem = f"{family.__name__} needs {', '.join(sorted(missing))}, {type(data).__name__} has {has}"
+    tasks = [name for name, fields in getattr(data, "tasks", {}).items() if missing <= fields]
+    fixes = [fix for names, fix in PROVIDING.items() if missing <= set(names.split())]
+    if "source" in missing and any(contract_of(p.annotation) is Upscaler for p in _arguments(family).values()):
+        fixes = ["data=superres data.root=FOLDER, or data=shapes data.task=low_resolution"]
+    fix = f"data.task={'|'.join(tasks)}" if tasks else next(iter(fixes), "data=shapes, or data.conditions=[]")
+    raise UserError("model", family.__name__, problem, fix)
 
 
 def writable(folder: Path) -> None:
@@ -560,8 +575,14 @@ def writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        problem = f"the folder cannot be written ({error.strerror})"
+        problem = f"the folder cannot be written ({error.strerror}{of_link(folder)})"
         raise UserError("run_dir", folder, problem, "run_dir=A_FOLDER_OF_YOURS") from error
+
+
+def of_link(path: str | Path | None) -> str:
+    """Words about the link to nothing that a path is or leads through; "" where there is none."""
+    dead = [one for one in (Path(path), *Path(path).parents) if one.is_symlink() and not one.exists()] if path else []
+    return f"; {dead[-1]} is a link to {os.readlink(dead[-1])}, which is not there" if dead else ""
 
 
 def fits_on_disk(model: Any, n_averages: int, folder: Path) -> None:

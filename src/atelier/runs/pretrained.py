@@ -29,9 +29,10 @@ from atelier.checkpoints import forms
 from atelier.core import stopping
 from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError, within
+from atelier.core.words import typed_value
 from atelier.nets.contracts import TextEncoder
 from atelier.runs import build, folders, preflight, published
-from atelier.runs.pages import key_of, typed_value
+from atelier.runs.pages import key_of
 
 ROOT = Path(__file__).parents[3]
 GROUND = "ground.json"  # which images a run was trained on

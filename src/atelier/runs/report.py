@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -17,11 +18,12 @@ from atelier.callbacks.progress import Progress, duration
 from atelier.checkpoints import adapters, diffusers_folder
 from atelier.checkpoints.store import warn
 from atelier.core.errors import UserError
+from atelier.core.words import word
 from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import intervals
 from atelier.models.base import Generator, Model
 from atelier.runs.adapted import FILE
-from atelier.runs.folders import summary
+from atelier.runs.folders import has_checkpoint, summary
 
 
 def announce(progress: Progress, cfg: DictConfig, model: Model, data: DataModule) -> None:
@@ -60,6 +62,8 @@ def finish(callbacks: Callbacks, trainer: Trainer, model: Model, folder: Path, o
     if trainer.is_global_zero:
         _export(callbacks, model, folder)
         _show(callbacks, folder, isinstance(model, Generator))
+        if not has_checkpoint(folder) and not (folder / "weights.safetensors").exists():
+            raise UserError("run_dir", folder, "nothing of the run could be saved", "run_dir=A_FOLDER_ON_ANOTHER_DISK")
     if objective is None:
         return None
     values = values or summary(folder)["metrics"]
@@ -85,11 +89,14 @@ def _export(callbacks: Callbacks, model: Model, folder: Path) -> None:
             if diffusers_folder.fits(net := getattr(model, "net", None)):
                 diffusers_folder.write(net, folder / "diffusers")
         save_file(state, temporary)
+        os.umask(mask := os.umask(0))
+        temporary.chmod(0o666 & ~mask)  # safetensors makes a file for its owner alone
         temporary.replace(folder / "weights.safetensors")
     except (OSError, SafetensorError) as error:  # its writer tells the disk's failures in its own words
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        warn(f"no weights.safetensors written ({error}); free space, the same command with run_dir={folder} writes it")
+        again = f"free space, the same command with {_run_dir(folder)} writes it"
+        warn(f"no weights.safetensors written ({error}); {again}")
 
 
 def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
@@ -102,9 +109,9 @@ def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
     for line in [*_reason_lines(result.get("reasons", [])), *_protocol_lines(result["protocol"])]:
         progress.say(line)
     if clock.reason:
-        progress.say(f"stopped early: {clock.reason}; the same command with run_dir={folder} goes on")
+        progress.say(f"stopped early: {clock.reason}; the same command with {_run_dir(folder)} goes on")
     elif clock.resumed_at >= clock.images:
-        progress.say(f"this run was finished; budget.images={2 * clock.images} run_dir={folder} extends it")
+        progress.say(f"this run was finished; budget.images={2 * clock.images} {_run_dir(folder)} extends it")
     else:
         speed = f"{result.get('images_per_second', 0):,.0f} images a second overall"
         work = callbacks.work.words(clock.images_seen)
@@ -114,9 +121,14 @@ def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
         progress.say(f"{took}; pictures in {folder / 'samples'}" if draws else took)
     progress.say("next:")
     if draws:
-        progress.say(f"  python sample.py run={folder} n=64")
-        progress.say(f"  python evaluate.py run={folder} eval.n_samples=1000")
+        run = word("run", str(folder))
+        progress.say(f"  python sample.py {run} n=64")
+        progress.say(f"  python evaluate.py {run} eval.n_samples=1000")
     progress.say("  python train.py -m seed=0,1,2   (a sweep; python train.py --help lists models and data)")
+
+
+def _run_dir(folder: Path) -> str:
+    return word("run_dir", str(folder))
 
 
 def _figures(result: dict, title: str) -> Shown:
