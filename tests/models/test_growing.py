@@ -147,4 +147,4 @@ def test_losses_and_images_are_float32_under_bf16(model: Growing, monkeypatch: p
         x = model.sample(cond(2), ImageRngs(0, 0, 2))
     assert set(losses) == {x.dtype} == {torch.float32}
     assert {v.dtype for v in model.reported.values()} == {torch.float32}
-    assert seen == 4 * [torch.float32] + 2 * [torch.bfloat16]  # R1's of two microbatches; the generator's
+    assert seen == 2 * [torch.float32, torch.bfloat16] + 2 * [torch.bfloat16]  # R1's of two microbatches; all others

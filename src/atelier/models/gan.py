@@ -99,8 +99,9 @@ class GAN(TwoPlayers, Latent):
 
     def _discriminator_step(self, batch: Batch, optimizer: Optimizer, penalise: bool) -> None:
         real, fake, known = self._shown(batch, penalise)
-        with float32(self.device, penalise):
+        with float32(self.device, real.requires_grad):  # what a penalty is of, and no other pass
             real_logits, real_classes = self.discriminator(real, known)
+        with float32(self.device, fake.requires_grad):
             fake_logits, fake_classes = self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_adversarial(loss, real_logits, fake_logits)
@@ -108,7 +109,7 @@ class GAN(TwoPlayers, Latent):
             loss = loss + self._classified(torch.cat([real_classes, fake_classes]), batch["label"].repeat(2))
         if penalise:
             loss = loss + self._penalty(real, fake, known, real_logits, fake_logits)
-        self.step(optimizer, loss, "discriminator")
+        self.step(optimizer, loss, "discriminator", penalise)
 
     def _penalty_step(self, batch: Batch, optimizer: Optimizer) -> None:
         real, fake, known = self._shown(batch, penalise=True)
@@ -116,7 +117,7 @@ class GAN(TwoPlayers, Latent):
             real_logits = self.discriminator(real, known)[0]
             fake_logits = self.discriminator(fake, known)[0] if self.r2_gamma > 0 else real_logits
             penalty = self._penalty(real, fake, known, real_logits, fake_logits)
-        self.step(optimizer, self.penalty_every * penalty, "penalty")
+        self.step(optimizer, self.penalty_every * penalty, "penalty", True)
 
     def _penalty(self, real: Tensor, fake: Tensor, known: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
@@ -156,7 +157,8 @@ class GAN(TwoPlayers, Latent):
         with torch.no_grad():
             real, fake = self.seen(batch["image"]), self.seen(self._fake(cond, n))
         known = self.discriminator_embedder.vector(cond, n).float()
-        return real.requires_grad_(penalise), fake.requires_grad_(penalise), known
+        real.requires_grad_(penalise and self.r1_gamma > 0)
+        return real, fake.requires_grad_(penalise and self.r2_gamma > 0), known
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = self._coded(torch.randn(n, self.generator.noise_dim, device=self.device))

@@ -80,7 +80,8 @@ class Growing(TwoPlayers, Latent):
         level = self.grow()
         parts = self.microbatches_of(batch, level)
         discriminator_loss = partial(self._discriminator_loss, level=level)
-        self.step_accumulated(discriminator_optimizer, parts, discriminator_loss, "discriminator")
+        penalised = self.r1_gamma > 0 or self.gp_weight > 0
+        self.step_accumulated(discriminator_optimizer, parts, discriminator_loss, "discriminator", penalised)
         self.step_accumulated(generator_optimizer, parts, partial(self._generator_loss, level=level), "generator")
 
     def _discriminator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
@@ -88,8 +89,9 @@ class Growing(TwoPlayers, Latent):
             real, fake = seen_at(x, level, self.discriminator.top), self._fake(cond, len(x), level)
         discriminator = self._logits_of(self.discriminator_embedder.vector(cond, len(x)).float(), level)
         real.requires_grad_(self.r1_gamma > 0)
-        with float32(self.device, self.r1_gamma > 0):
-            real_logits, fake_logits = discriminator(real), discriminator(fake)
+        with float32(self.device, self.r1_gamma > 0):  # what a penalty is of, and no other pass
+            real_logits = discriminator(real)
+        fake_logits = discriminator(fake)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_adversarial(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
@@ -139,13 +141,18 @@ class Growing(TwoPlayers, Latent):
         return [(batch["image"][k::n], {name: value[k::n] for name, value in cond.items()}) for k in range(n)]
 
     def step_accumulated(
-        self, optimizer: Optimizer, parts: list[Microbatch], loss: Callable[..., Tensor], name: str
+        self,
+        optimizer: Optimizer,
+        parts: list[Microbatch],
+        loss: Callable[..., Tensor],
+        name: str,
+        penalised: bool = False,
     ) -> None:
-        """One step down the mean of the losses (images, condition) -> scalar of all microbatches."""
+        """One step down the mean of the losses (images, condition) -> scalar of all microbatches, see `step`."""
         n = sum(len(x) for x, _ in parts)
         optimizer.zero_grad()
         for x, cond in parts:
-            self.descend(loss(x, cond) * (len(x) / n))
+            self.descend(loss(x, cond) * (len(x) / n), penalised)
         self.take(optimizer, name)
 
     def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from atelier.core.precision import float32
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, r1_penalty
 from atelier.models.base import Model
@@ -83,18 +84,22 @@ class TwoPlayers(Model):
         """
         return discriminator(self.seen(real)) if self.loss.needs_real_logits else None
 
-    def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
-        """One step of this optimizer down this loss."""
+    def step(self, optimizer: Optimizer, loss: Tensor, name: str, penalised: bool = False) -> None:
+        """One step of this optimizer down this loss, `penalised` as in `descend`."""
         optimizer.zero_grad()
-        self.descend(loss)
+        self.descend(loss, penalised)
         self.take(optimizer, name)
 
-    def descend(self, loss: Tensor) -> None:
+    def descend(self, loss: Tensor, penalised: bool = False) -> None:
         """Gradients of a loss, each in the precision of what it is the gradient of.
 
         Autocast is off: of a penalty, whose backward pass multiplies anew, it would make bf16 of float32.
+
+        Args:
+            loss: scalar.
+            penalised: whether there is such a penalty in it: TF32 is off too then, as it is when its gradient is taken.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), float32(self.device, penalised):
             self.manual_backward(loss)
 
     def take(self, optimizer: Optimizer, name: str) -> None:
