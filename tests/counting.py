@@ -16,7 +16,8 @@ class Counting(TorchDispatchMode):
     """Inside, what is computed is counted.
 
     `flop`: type of numbers -> floating-point operations of convolutions and products. `waits`: how often a number was
-    read off a tensor, for which a CPU waits until a GPU has done all that it was given. `calls`: operation -> how often.
+    read off a tensor, for which a CPU waits until a GPU has done all that it was given. `calls`: operation -> how
+    often.
     """
 
     def __init__(self) -> None:

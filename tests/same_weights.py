@@ -5,8 +5,8 @@
     diff told.json ../before/told.json
 
 In float32 on a CPU with one thread a change that only saves work leaves each line as it was. Of a run: a digest of the
-weights, of all else in its checkpoint (buffers; averages, moments, counters), of the operations that were counted, which
-such a change may lower, and of eight samples.
+weights, of all else in its checkpoint (buffers; averages, moments, counters), of the operations that were counted,
+which such a change may lower, and of eight samples.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-
-torch.set_num_threads(1)
 
 import train as entry
 from atelier.checkpoints.store import load, newest
@@ -46,7 +44,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {  # name -> family, more words; ~W
     "stylegan gp": ("stylegan", [*PENALTIES["gp"], "adversarial@model.loss=wasserstein"]),
     "srgan r1 r2": ("srgan", [*NO_NORM, "model.r1_gamma=1", "model.r2_gamma=1"]),
     "srgan r1": ("srgan", [*NO_NORM, "model.r1_gamma=1"]),
-    "ddpm ancestral": ("ddpm", ["sampler@model.sampler=ancestral", "model.sampler.steps=7"]),
+    "ddpm ancestral": ("ddpm", ["sampler@model.sampler=ddpm", "model.sampler.steps=7"]),
     "ddpm heun with churn": ("ddpm", ["sampler@model.sampler=heun", "model.sampler.churn=20"]),
     "ddpm ddim with noise": ("ddpm", ["sampler@model.sampler=ddim", "model.sampler.eta=1"]),
 }
@@ -82,6 +80,7 @@ def told(folder: Path) -> dict[str, str]:
 
 
 def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
     folders.register()
     runs = {family: (family, []) for family in TINY} | VARIANTS
     if names:
