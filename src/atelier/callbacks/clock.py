@@ -14,7 +14,7 @@ from types import FrameType
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier.core import stopping
+from atelier.core import ranks, stopping
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
@@ -40,6 +40,7 @@ class Clock(Callback):
         self.images, self.minutes, self.seed = images, minutes, seed
         self.images_seen = 0
         self.signal: int | None = None
+        self.called = False  # whether any rank had got a signal when the last batch ended
         self.reason = ""  # why the run stopped before its budget
         self.resumed_at = 0
         self.started = time.monotonic()
@@ -88,7 +89,8 @@ class Clock(Callback):
         if model.device.type == "cpu" or batch_idx % GPU_CHECK == 0:
             self.guard(trainer, model)
         late = self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
-        if trainer.strategy.reduce_boolean_decision(late, all=False):
+        late, self.called = ranks.any_of(late, self.signal is not None)  # once a batch
+        if late:
             self.reason = f"budget.minutes={self.minutes:g} is over"
             trainer.should_stop = True
 
@@ -116,9 +118,9 @@ class Clock(Callback):
                 return f"{name} is {value:.3g}"
         return ""
 
-    def interrupted(self, trainer: Trainer) -> bool:
+    def interrupted(self) -> bool:
         """Whether any rank got a signal; every rank must ask at the same place."""
-        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        return ranks.any_of(self.signal is not None)[0]
 
     def leave(self, trainer: Trainer) -> None:
         """End the process as its signal asks: 143 after SIGTERM, 130 after Ctrl-C, 0 on the ranks that follow."""

@@ -74,6 +74,8 @@ class Growing(TwoPlayers, Latent):
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
         self.r1_gamma, self.gp_weight, self.drift = r1_gamma, gp_weight, drift
+        self._grown: int | None = None  # what `grown` holds, so that no batch reads it off the device; None: not read
+        self.register_load_state_dict_post_hook(_read_anew)
 
     def training_step(self, batch: Batch) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
@@ -126,11 +128,14 @@ class Growing(TwoPlayers, Latent):
     def grow(self) -> float:
         """The level of this batch, from now on also that of samples."""
         level = self.level()
-        if math.ceil(level) > self.grown:
+        if self._grown is None:
+            self._grown = int(self.grown)
+        if math.ceil(level) > self._grown:
             for optimizer in self.optimizers():
                 reset_optimizer_state(optimizer)
+        self._grown = math.ceil(level)
         self.at.fill_(level)
-        self.grown.fill_(math.ceil(level))
+        self.grown.fill_(self._grown)
         self.report("level", torch.tensor(level))
         return level
 
@@ -163,6 +168,11 @@ class Growing(TwoPlayers, Latent):
         for _ in range(self.discriminator.top - self.grown.item()):
             image = doubled(image)
         return image
+
+
+def _read_anew(model: Growing, _: object) -> None:
+    """Other weights were loaded, which have grown as far as they say."""
+    model._grown = None
 
 
 def reset_optimizer_state(optimizer: Optimizer) -> None:
