@@ -261,3 +261,19 @@ def test_codes_that_the_noise_has_no_room_for_are_refused() -> None:
         made("model.categorical_codes=[2,3]")
     line = "error: model.categorical_codes=[2, 3]: their one-hot vectors are longer than the noise of 4. Fix: "
     assert user_error(caught.value).line() == line + "model.generator.noise_dim=5"
+
+
+@pytest.mark.parametrize(("words", "generated"), [([], 0), (["model.r2_gamma=1"], 1), (["model.gp_weight=1"], 1)])
+def test_a_penalty_of_real_images_alone_generates_none(words: list[str], generated: int) -> None:
+    """The noise that follows is what it was: that of a step which generates."""
+    model, calls, after = made(*words), [], []
+    model.step = lambda *_: None
+    model.generator.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(3)
+    model._penalty_step(batch(), None)
+    after.append(torch.rand(3))
+    assert len(calls) == generated
+    torch.manual_seed(3)
+    model._shown(batch(), penalise=True)
+    if model.gp_weight == 0:
+        assert torch.equal(after[0], torch.rand(3))

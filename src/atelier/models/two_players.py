@@ -125,10 +125,15 @@ class TwoPlayers(Model):
             for name, value in self.augment.observe(real.detach()).items():
                 self.report(name, value)
 
-    def zero_centred_penalty(self, name: str, gamma: float, logits: Tensor, x: Tensor) -> Tensor:
-        """gamma / 2 times the penalty of `r1_penalty`, which is logged as `name`; 0 and not logged at gamma 0."""
+    def zero_centred_penalty(self, name: str, gamma: float, logits: Tensor | None, x: Tensor) -> Tensor:
+        """gamma / 2 times the penalty of `r1_penalty`, which is logged as `name`; 0 and not logged at gamma 0.
+
+        Args:
+            logits: (B,) of x; None at gamma 0 will do.
+            x: images (B, C, H, W) that require grad.
+        """
         if gamma == 0:
-            return logits.new_zeros(())
+            return x.new_zeros(())
         penalty = r1_penalty(logits, x)
         self.report(name, penalty)
         return gamma / 2 * penalty
