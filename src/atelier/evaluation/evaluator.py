@@ -39,6 +39,7 @@ from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
 N_TRAINING = 10_000  # images that a classifier of the set is trained on
+READ_AT_ONCE = 256  # of them
 
 
 @dataclass
@@ -359,9 +360,12 @@ def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int
 
 def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
     """Images (uint8) and labels, attributes or None of chosen training images; for a classifier of the set."""
-    batch = data.split("train").read(sorted(data.order("train")[:N_TRAINING]), None)
-    targets = batch.get("label", batch.get("attributes"))
-    return to_uint8(batch["image"]), targets
+    images, chosen, parts, targets = data.split("train"), sorted(data.order("train")[:N_TRAINING]), [], []
+    for first in range(0, len(chosen), READ_AT_ONCE):  # as float32 all of them would take four times their memory
+        batch = images.read(chosen[first : first + READ_AT_ONCE], None)
+        parts.append(to_uint8(batch["image"]))
+        targets.append(batch.get("label", batch.get("attributes")))
+    return torch.cat(parts), None if targets[0] is None else torch.cat(targets)
 
 
 def _fingerprint(data: DataModule, split: str) -> str:
