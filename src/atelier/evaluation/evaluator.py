@@ -16,7 +16,7 @@ from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.evaluation import diagnostics
-from atelier.evaluation.gathering import Parts, Progress, all_ranks, read, shares
+from atelier.evaluation.gathering import Parts, Progress, all_ranks, out_of_memory, read, shares
 from atelier.evaluation.paired import compared
 from atelier.evaluation.paired import values as paired_values
 from atelier.evaluation.rate_distortion import Curve, rate_distortion
@@ -312,8 +312,7 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
     try:
         return model.sample(cond, rngs, **options)
     except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError) or "out of memory" in str(error)
-        if not short or len(rngs) == 1:
+        if not out_of_memory(error) or len(rngs) == 1:
             raise
     half, rngs = len(rngs) // 2, rngs.again()
     parts = (slice(0, half), slice(half, None))
