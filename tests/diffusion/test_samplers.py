@@ -9,9 +9,12 @@ import torch
 
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.guidance import clipped
+from atelier.diffusion.inpainting import resampled
+from atelier.diffusion.multistep import DPMSolver2M, DPMSolver3M
 from atelier.diffusion.posterior import posterior
 from atelier.diffusion.samplers import DDIM, Ancestral, Euler, Heun, slope, start
 from atelier.diffusion.schedules import Cosine, Flow, Linear, ScaledLinear
+from tests.counting import Counting
 
 SCHEDULES = {
     "linear": (Linear(), {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}),
@@ -314,3 +317,37 @@ def test_where_an_image_is_not_yet_lost_in_its_noise():
         first = start(schedule, cpu)
         before, at = schedule.level(torch.tensor([first - 0.001, first], dtype=torch.float64)).ratio
         assert before < 80 <= at
+
+
+NOISY = [
+    Ancestral(steps=9),
+    Ancestral(steps=9, variance="large"),
+    DDIM(steps=9, eta=0.5),
+    Heun(steps=9, churn=20.0),
+    DPMSolver2M(steps=9, grid="logsnr", stochastic=True),
+    DPMSolver3M(steps=9, grid="logsnr", stochastic=True),
+]
+
+
+@pytest.mark.parametrize("sampler", NOISY, ids=str)
+@pytest.mark.parametrize("shape", [SHAPE, (3, 1, 3, 5)], ids=str)
+def test_noise_of_several_steps_at_once_changes_no_bit(sampler, shape, monkeypatch):
+    """Of a way that also rises, as RePaint's; and all generators stand where they stood."""
+    times, x = resampled(sampler.times(Linear(), torch.device("cpu")), 2), torch.ones(shape, dtype=torch.float64)
+
+    def way(rngs):
+        return [x for pair in sampler.along(times, smooth, x, Linear(), rngs) for x in pair], rngs.randn(16)
+
+    together, after = way(ImageRngs(1, 0, 3))
+    monkeypatch.setattr(Ancestral, "always_draws", False)
+    monkeypatch.setattr(type(sampler), "always_draws", False)
+    one_by_one, after_one_by_one = way(ImageRngs(1, 0, 3))
+    assert torch.equal(torch.stack(together), torch.stack(one_by_one)) and torch.equal(after, after_one_by_one)
+
+
+@pytest.mark.parametrize("sampler", [s for s in NOISY if not isinstance(s, Heun)], ids=str)
+def test_noise_of_a_way_is_drawn_at_once(sampler):
+    """One draw for each of three images, in place of nine."""
+    with Counting() as counted:
+        sampler(smooth, torch.ones(SHAPE), Linear(), ImageRngs(1, 0, 3))
+    assert counted.calls["normal_"] == 3

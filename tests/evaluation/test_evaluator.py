@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import pytest
+import torch
+
+from atelier.data.base import MemoryImages
 from atelier.evaluation import evaluator
 from atelier.metrics.shapes import wilson
 from atelier.models.cyclegan import CycleGAN
@@ -35,3 +39,15 @@ def test_a_count_is_of_different_images() -> None:
     generator = object.__new__(GAN)
     told = judges.protocol(generator, data, {})
     assert told["n_samples"] == 9 and told["n_real"] == 3
+
+
+def test_the_set_of_a_classifier_is_never_all_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in parts, which together are what one reading gives."""
+    images = MemoryImages(torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8), {"label": torch.arange(23)}, False)
+    data, sizes, read = SimpleNamespace(split=lambda _: images, order=lambda _: list(range(23))[::-1]), [], images.read
+    monkeypatch.setattr(evaluator, "READ_AT_ONCE", 5)
+    monkeypatch.setattr(images, "read", lambda chosen, rngs: (sizes.append(len(chosen)), read(chosen, rngs))[1])
+    pixels, labels = evaluator.training_set(data)
+    assert torch.equal(pixels, images.images) and torch.equal(labels, torch.arange(23)) and max(sizes) == 5
+    images.fields.clear()
+    assert evaluator.training_set(data)[1] is None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from atelier.core.errors import UserError
+from atelier.core.rng import ImageRngs
 from atelier.evaluation import gathering
 
 
@@ -39,3 +40,26 @@ def test_facts_come_in_the_order_of_their_numbers() -> None:
     parts.add(range(0, 3), {"a": torch.tensor([0.0, 10.0, 20.0]), "b": torch.ones(3, 2)})
     facts = parts.gathered()
     assert facts["a"].tolist() == [0, 10, 20, 30, 40] and facts["b"].sum(1).tolist() == [2, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_facts_of_a_batch_that_does_not_fit_are_those_of_its_halves(error: Exception) -> None:
+    """More than two at a time do not fit; the noise of the first try was drawn already."""
+    sizes = []
+
+    def facts(batch: dict, rngs: ImageRngs) -> dict[str, torch.Tensor]:
+        sizes.append(len(rngs))
+        noise = rngs.randn(3)
+        if len(rngs) > 2:
+            raise error
+        return {"sum": noise.sum(1) + batch["index"]}
+
+    found = gathering.in_halves(facts, {"index": torch.arange(7), "text": list("abcdefg")}, ImageRngs(3, 0, 7))
+    assert torch.equal(found["sum"], ImageRngs(3, 0, 7).randn(3).sum(1) + torch.arange(7))
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_other_errors_and_one_image_that_does_not_fit_are_told() -> None:
+    for error, n in ((RuntimeError("shapes differ"), 4), (MemoryError("even one"), 4)):
+        with pytest.raises(type(error), match=str(error)):
+            gathering.in_halves(lambda *_, error=error: exec("raise error", {"error": error}), {}, ImageRngs(0, 0, n))

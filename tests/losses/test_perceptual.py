@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from atelier.core.errors import UserError
-from atelier.losses.perceptual import LPIPS, Pyramid
+from atelier.losses.perceptual import LPIPS, Pyramid, VGGFeatures
+from atelier.nets.vgg import VGG19, vgg
+from tests.counting import Counting
 
 
 def images(seed: int, size: int = 16, channels: int = 3) -> Tensor:
@@ -117,3 +119,29 @@ def test_a_file_that_is_not_there_or_broken_is_one_line(key: str, lpips_files: d
             LPIPS(**(lpips_files | {key: str(path)}))
         line = caught.value.line()
         assert line.startswith(f"error: .{key}=") and problem in line
+
+
+def vgg_loss(folder: Path) -> VGGFeatures:
+    torch.manual_seed(0)
+    torch.save({f"features.{name}": v for name, v in vgg(VGG19)[:-1].state_dict().items()}, folder / "vgg19.pth")
+    return VGGFeatures(vgg=str(folder / "vgg19.pth"))
+
+
+@pytest.mark.parametrize("which", ["lpips", "vgg"])
+def test_nothing_goes_back_through_true_images(which: str, lpips: LPIPS, tmp_path: Path) -> None:
+    """What was made has the gradient that it has in one pass with them, and costs three passes, not four."""
+    distance = lpips if which == "lpips" else vgg_loss(tmp_path)
+    x, y = images(0), images(1).requires_grad_()
+    with Counting() as counted:
+        apart = distance(x, y)
+        apart.sum().backward()
+    alone = Counting()
+    with alone, torch.no_grad():
+        together = distance(x, y)
+    assert torch.equal(apart, together)
+    pass_of_one = alone.flop[torch.float32] / 2
+    assert counted.flop[torch.float32] == pytest.approx(3 * pass_of_one, rel=0.02)
+    z = images(0).requires_grad_()  # in one pass where both take gradients
+    one = distance(z, again := images(1).requires_grad_())
+    one.sum().backward()
+    assert torch.equal(one, apart) and torch.equal(again.grad, y.grad) and z.grad.abs().sum() > 0

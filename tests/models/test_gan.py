@@ -80,7 +80,7 @@ def test_penalties_of_every_batch_are_part_of_the_loss(model: GAN, monkeypatch: 
 def lossy(model: GAN, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """Name of a step -> its loss."""
     losses: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: losses.update({name: loss}))
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name, penalised=False: losses.update({name: loss}))
     return losses
 
 
@@ -200,7 +200,7 @@ def test_image_k_is_that_of_any_batch(finished: dict[str, Path]) -> None:
 def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, losses = [], []
     model.discriminator.score.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
-    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: losses.append(loss.dtype))
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name, penalised=False: losses.append(loss.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model._discriminator_step(batch(), None, penalise=True)
         model._penalty_step(batch(), None)
@@ -209,7 +209,7 @@ def test_logits_losses_and_r1_are_float32_under_bf16(model: GAN, monkeypatch: py
         assert model.discriminator(model.generator(z, cond), cond)[0].dtype == torch.float32
         assert model.generator(z, cond).dtype == torch.float32
     half, whole = torch.bfloat16, torch.float32  # autocast was on, but for what a penalty is taken of
-    assert seen == [whole, whole, whole, half, half]
+    assert seen == [whole, half, whole, half, half]
     with torch.autocast("cpu", dtype=half):
         model._discriminator_step(batch(), None, penalise=False)
     assert seen[5:] == [half, half]
@@ -261,3 +261,19 @@ def test_codes_that_the_noise_has_no_room_for_are_refused() -> None:
         made("model.categorical_codes=[2,3]")
     line = "error: model.categorical_codes=[2, 3]: their one-hot vectors are longer than the noise of 4. Fix: "
     assert user_error(caught.value).line() == line + "model.generator.noise_dim=5"
+
+
+@pytest.mark.parametrize(("words", "generated"), [([], 0), (["model.r2_gamma=1"], 1), (["model.gp_weight=1"], 1)])
+def test_a_penalty_of_real_images_alone_generates_none(words: list[str], generated: int) -> None:
+    """The noise that follows is what it was: that of a step which generates."""
+    model, calls, after = made(*words), [], []
+    model.step = lambda *_: None
+    model.generator.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(3)
+    model._penalty_step(batch(), None)
+    after.append(torch.rand(3))
+    assert len(calls) == generated
+    torch.manual_seed(3)
+    model._shown(batch(), penalise=True)
+    if model.gp_weight == 0:
+        assert torch.equal(after[0], torch.rand(3))

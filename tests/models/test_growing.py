@@ -147,4 +147,21 @@ def test_losses_and_images_are_float32_under_bf16(model: Growing, monkeypatch: p
         x = model.sample(cond(2), ImageRngs(0, 0, 2))
     assert set(losses) == {x.dtype} == {torch.float32}
     assert {v.dtype for v in model.reported.values()} == {torch.float32}
-    assert seen == 4 * [torch.float32] + 2 * [torch.bfloat16]  # R1's of two microbatches; the generator's
+    assert seen == 2 * [torch.float32, torch.bfloat16] + 2 * [torch.bfloat16]  # R1's of two microbatches; all others
+
+
+def test_a_loaded_model_has_grown_as_far_as_it_had(model: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its optimizers forget nothing when it goes on, also where another had begun in its place."""
+    _, optimizers = taken(model, monkeypatch)
+    model.images_seen = 48
+    model.training_step(batch())
+    grown = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, value in model.state_dict().items():
+        if name == "grown":
+            value.zero_()
+    model.load_state_dict(model.state_dict() | {"grown": torch.zeros((), dtype=torch.int64)})
+    model.training_step(batch())
+    assert max(s["step"].item() for s in optimizers[0].state.values()) == 1  # it grew anew
+    model.load_state_dict(grown)
+    model.training_step(batch())
+    assert max(s["step"].item() for s in optimizers[0].state.values()) == 2

@@ -135,7 +135,7 @@ def test_training_drops_by_torchs_own_numbers(model: Pix2Pix, monkeypatch: pytes
 def test_logits_and_losses_are_float32_under_bf16(model: Pix2Pix, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, losses = [], []
     model.discriminator.layers[-1].register_forward_hook(lambda net, args, out: seen.append(out.dtype))
-    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: losses.append(loss.dtype))
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name, penalised=False: losses.append(loss.dtype))
     monkeypatch.setattr(model, "optimizers", lambda: (None, None))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.training_step(batch())

@@ -197,7 +197,7 @@ def test_penalties_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatch) -> No
     model.discriminator.head.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         step(model, monkeypatch)
-    assert seen == [torch.bfloat16, torch.float32, torch.float32]  # for the net, then its own step
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]  # for the net, then its own step: images, results
 
 
 @pytest.mark.parametrize("name", ["r1_gamma", "r2_gamma"])

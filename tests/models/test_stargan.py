@@ -182,10 +182,11 @@ def test_logits_and_losses_are_float32_under_bf16(monkeypatch: pytest.MonkeyPatc
     model, seen, losses = made("model.r1_gamma=1.0", "model.n_critic=1"), [], []
     for head in (model.discriminator.score, model.discriminator.attributes):
         head.register_forward_hook(lambda net, args, out: seen.append(out.dtype))
-    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: losses.append(loss.dtype))
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name, penalised=False: losses.append(loss.dtype))
     monkeypatch.setattr(model, "optimizers", lambda: (None, None))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.training_step(batch(), 0)
         assert model.sample(model.condition(batch(), ""), ImageRngs(0, 0, 6)).dtype == torch.float32
-    assert seen == 6 * [torch.float32] + 2 * [torch.bfloat16]  # what penalties are taken of; the generator's step
+    whole, half = 2 * [torch.float32], 2 * [torch.bfloat16]
+    assert seen == [*whole, *half, *whole, *half]  # R1's images, generated ones, WGAN-GP's; the generator's step
     assert losses == [torch.float32] * 2 and {v.dtype for v in model.reported.values()} == {torch.float32}

@@ -59,7 +59,9 @@ def recorded(model: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
     """Steps by name with their losses, instead of taking them."""
     steps: list[tuple[str, Tensor]] = []
     monkeypatch.setattr(model, "optimizers", lambda: ("G", "D"))
-    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: steps.append((f"{optimizer} {name}", loss)))
+    monkeypatch.setattr(
+        model, "step", lambda optimizer, loss, name, penalised=False: steps.append((f"{optimizer} {name}", loss))
+    )
     return steps
 
 
@@ -162,7 +164,7 @@ def test_lazy_steps_correct_their_optimizers(model: StyleGAN2) -> None:
 
 
 def test_a_generator_step_leaves_the_discriminator_alone(model: StyleGAN2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "step", lambda optimizer, loss, name: loss.backward())
+    monkeypatch.setattr(model, "step", lambda optimizer, loss, name, penalised=False: loss.backward())
     model._generator_step(batch(), None)
     assert learned(model.generator) and not learned(model.discriminator)
     assert all(p.requires_grad for p in model.discriminator.parameters())

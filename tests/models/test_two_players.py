@@ -14,6 +14,7 @@ from atelier.models.two_players import TwoPlayers, no_weight_grads
 from atelier.runs import build
 from tests.compose import composed
 from tests.conftest import overrides
+from tests.counting import Counting
 from tests.test_architecture import families
 
 
@@ -102,3 +103,21 @@ def test_each_optimizer_holds_what_is_trained_of_its_player(family: str) -> None
         weights = [p for name in nets for p in getattr(model, name).parameters()]
         assert held == [id(p) for p in weights if p.requires_grad]
     assert len([p for p in model.parameters() if not p.requires_grad]) == 1
+
+
+@pytest.mark.parametrize("family", PLAYERS)
+def test_a_step_reads_no_number_off_the_device(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would have to finish first; what a first step looks at once is left out."""
+    model = stepped(family, monkeypatch)
+    size, n = (16, 4) if family == "srgan" else (8, 4)
+    x = torch.rand(n, 3, size, size)
+    shown = batch(n) | dict.fromkeys(("image", "image_a", "image_b", "source"), x) | {"target": torch.ones(n, 14)}
+    shown["source"] = x[:, :, ::4, ::4] if family == "srgan" else x
+    given = range(2) if "batch_idx" in inspect.signature(model.training_step).parameters else ()
+    model.training_step(shown, *given[:1])
+    model.images_seen = 1000
+    model.training_step(shown, *given[1:])
+    monkeypatch.setattr(Tensor, "tolist", lambda x: pytest.fail("the device was asked"))
+    with Counting() as counted:
+        model.training_step(shown, *given[:1])
+    assert counted.waits == 0 and sum(counted.flop.values()) > 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from atelier.nets.pool import ImagePool
+from tests.counting import Counting
 
 
 def numbered(first: int, n: int) -> torch.Tensor:
@@ -45,3 +47,32 @@ def test_the_pool_is_in_the_state_and_shares_no_memory_with_what_it_was_shown() 
     kept.swapped(x, 0)
     x += 10
     assert kept.state_dict()["images"][:, 0, 0, 0].tolist() == [1, 2]
+
+
+def by_hand(kept: ImagePool, new: torch.Tensor, seen: int) -> torch.Tensor:
+    """What numbers that are read off the device would do."""
+    luck, given = torch.rand(2, len(new)).tolist(), []
+    for k, image in enumerate(new):
+        if seen + k < kept.size:
+            kept.images[seen + k] = image
+        elif luck[0][k] < 0.5:
+            place = int(luck[1][k] * kept.size)
+            image, kept.images[place] = kept.images[place].clone(), image
+        given.append(image)
+    return torch.stack(given)
+
+
+def test_swaps_are_those_by_hand_and_no_number_is_read_off_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pool(7), pool(7)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: pytest.fail("the device was asked"))
+    with Counting() as counted:
+        found = []
+        for k in range(0, 400, 4):
+            torch.manual_seed(k)
+            found.append(ours.swapped(numbered(k, 4), k))
+    monkeypatch.undo()
+    assert counted.waits == 0
+    for k, x in zip(range(0, 400, 4), found, strict=True):
+        torch.manual_seed(k)
+        assert torch.equal(x, by_hand(theirs, numbered(k, 4), k))
+    assert torch.equal(ours.images, theirs.images)

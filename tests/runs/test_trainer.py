@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.backends import cudnn
 
 from atelier.core.rng import reseed
+from atelier.runs.trainer import make_trainer
 
 FAULTS = """
 import resource, sys, torch
@@ -44,3 +47,15 @@ def test_reseed_draws_what_manual_seed_draws() -> None:
     expected = torch.randn(3)
     reseed(5, torch.device("cpu"))
     assert torch.equal(torch.randn(3), expected)
+
+
+def test_convolutions_are_not_timed() -> None:
+    """Which is fastest may differ when a run goes on, and would round otherwise."""
+    model = SimpleNamespace(ddp_options={})
+    options = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": "32-true", "profiler": None}
+    kept, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        make_trainer(**options, model=model, callbacks=[], loggers=[], evaluate_every=1)
+        assert not cudnn.benchmark
+    finally:
+        cudnn.benchmark = kept

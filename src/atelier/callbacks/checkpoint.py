@@ -52,10 +52,9 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, model: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        interrupted = self.clock.interrupted(trainer)
-        if interrupted or trainer.should_stop or self.clock.due(self.every_images, trainer.datamodule.batch_size):
+        if self.clock.called or trainer.should_stop or self.clock.due(self.every_images, trainer.datamodule.batch_size):
             self.save(trainer, model)
-        if interrupted:
+        if self.clock.called:
             self.clock.leave(trainer)
 
     def save(self, trainer: Trainer, model: LightningModule) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier.core import job, stopping
+from atelier.core import job, ranks, stopping
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
@@ -51,6 +51,7 @@ class Clock(Callback):
         self.images, self.minutes, self.seed, self.until = images, minutes, seed, until
         self.images_seen = 0
         self.signal: int | None = None
+        self.called = False  # whether any rank had got a signal when the last batch ended
         self.reason = ""  # why the run stopped before its budget
         self.resumed_at = 0
         self.started = time.monotonic()
@@ -103,7 +104,8 @@ class Clock(Callback):
         if model.device.type == "cpu" or batch_idx % GPU_CHECK == 0:
             self.guard(trainer, model)
         late = self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
-        if trainer.strategy.reduce_boolean_decision(late, all=False):
+        late, self.called = ranks.any_of(late, self._asked_to_leave())  # once a batch
+        if late:
             self.reason = f"budget.minutes={self.minutes:g} is over"
             trainer.should_stop = True
 
@@ -131,12 +133,16 @@ class Clock(Callback):
                 return f"{name} is {value:.3g}"
         return ""
 
-    def interrupted(self, trainer: Trainer) -> bool:
+    def interrupted(self) -> bool:
         """Whether any rank got a signal, or the job is about to end; every rank must ask at the same place."""
+        return ranks.any_of(self._asked_to_leave())[0]
+
+    def _asked_to_leave(self) -> bool:
+        """Whether this rank got a signal; the end of the job is one."""
         if self.signal is None and self._job_ends():
             self.signal = signal.SIGUSR1
             self.reason = "the SLURM job ends"
-        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        return self.signal is not None
 
     def _job_ends(self) -> bool:
         """Whether the time for saving has come; then it is looked up again, since a job may be given more."""

@@ -133,7 +133,7 @@ class Evaluation(Callback):
 
     def _watch(self, trainer: Trainer, what: str, done: int, n: int) -> None:
         self.progress.step(what, done, n)
-        if self.clock.interrupted(trainer):
+        if self.clock.interrupted():
             raise Interrupted
 
     def _write_summary(self, device: str) -> None:

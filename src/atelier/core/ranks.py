@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,6 +59,23 @@ class _Summed(torch.autograd.Function):
 def mean_learned(x: Tensor) -> Tensor:
     """`mean`, through which gradients go."""
     return _Summed.apply(x) / dist.get_world_size() if many() else x
+
+
+def any_of(*mine: bool) -> list[bool]:
+    """Whether any rank says so, of each of these; all must ask at the same place.
+
+    The CPUs tell one another, so that no rank waits for what its GPU still has to do.
+    """
+    if not many():
+        return list(mine)
+    said = torch.tensor(mine, dtype=torch.int32)
+    dist.all_reduce(said, dist.ReduceOp.MAX, group=_of_cpus(dist.group.WORLD))
+    return said.bool().tolist()
+
+
+@cache
+def _of_cpus(all_ranks: dist.ProcessGroup) -> dist.ProcessGroup:
+    return all_ranks if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def everyones(x: Any) -> list[Any]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+TOGETHER = 2**24  # normal numbers that are drawn at once at most: 64 MB
+GROUP = 16  # torch draws normal numbers in groups of so many, and a shape that is no multiple of it ends with one anew
 
 
 def hashed(*numbers: int) -> int:
@@ -59,8 +64,23 @@ class ImageRngs:
         return fresh
 
     def randn(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
-        """Standard normal numbers, (len(self), *shape) float32."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(device)
+        """Standard normal numbers, (len(self), *shape) float32; they go to a GPU without its being waited for."""
+        drawn = torch.empty(len(self), *shape, pin_memory=torch.device(device).type == "cuda")
+        for row, g in zip(drawn, self.generators, strict=True):
+            row.normal_(generator=g)  # what torch.randn gives
+        return drawn.to(device, non_blocking=True)
+
+    def randns(self, n: int, *shape: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """What n calls of `randn` would give, each drawn with as many of the next as fit where they are the same.
+
+        Image by image a draw costs more than its numbers, if these are few.
+        """
+        size = math.prod(shape)
+        most = max(1, TOGETHER // max(1, size * len(self))) if size % GROUP == 0 else 1
+        while n > 0:
+            drawn = self.randn(min(n, most), *shape, device=device)
+            n -= drawn.shape[1]
+            yield from drawn.unbind(1)
 
     def rand(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
         """Uniform numbers in [0, 1), (len(self), *shape) float32."""

@@ -34,6 +34,9 @@ class AttributeTransfer:
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
         return self._with_target(self.files.read(indices, rngs), rngs)
 
+    def levels(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        return self._with_target(self.files.levels(indices, rngs), rngs)
+
     def _with_target(self, batch: Batch, rngs: list[torch.Generator] | None) -> Batch:
         if rngs is None:
             batch["target"] = self.changed(batch["attributes"], batch["index"])

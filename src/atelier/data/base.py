@@ -21,7 +21,7 @@ from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import generator
-from atelier.images.pixels import to_float
+from atelier.images.pixels import looked_up, to_float
 
 Split = Literal["train", "test"]
 ConditionName = Literal["label", "attributes", "text"]
@@ -69,6 +69,21 @@ class OnlyMirrored(Protocol):
         ...
 
 
+@runtime_checkable
+class Levelled(Protocol):
+    """A split that can leave its images in grey levels, a quarter of what crosses to a device."""
+
+    def levels(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        """What `read` gives, but images are uint8."""
+        ...
+
+
+def with_floats(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The same with images in [-1, 1] in place of their grey levels, which alone are uint8 in a batch."""
+    levels = {name: v for name, v in batch.items() if isinstance(v, Tensor) and v.dtype == torch.uint8}
+    return batch | {name: change(value) for name, value in levels.items()}
+
+
 class MemoryImages:
     """Images kept as uint8 in memory.
 
@@ -101,10 +116,13 @@ class MemoryImages:
             batch[name] = values[where] if isinstance(values, Tensor) else [values[i] for i in indices]
         return batch, turned(self.flip, indices, rngs)
 
-    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+    def levels(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
         batch, chosen = self.beside(indices, rngs)
-        batch["image"] = mirrored(to_float(self.images[batch["index"]]), chosen)
+        batch["image"] = mirrored(self.images[batch["index"]], chosen)
         return batch
+
+    def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        return with_floats(self.levels(indices, rngs), to_float)
 
 
 def tossed(rngs: list[torch.Generator]) -> Tensor:
@@ -200,10 +218,12 @@ class _Places(Dataset):
     Args:
         chosen: the index of the image at each place.
         seed: of the augmentation.
+        levels: whether images stay uint8, where the set can leave them so.
     """
 
-    def __init__(self, images: Images, chosen: Sequence[int], seed: int) -> None:
-        self.images, self.chosen, self.seed = images, chosen, seed
+    def __init__(self, images: Images, chosen: Sequence[int], seed: int, levels: bool = False) -> None:
+        self.chosen, self.seed = chosen, seed
+        self.read = images.levels if levels and isinstance(images, Levelled) else images.read
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -211,7 +231,7 @@ class _Places(Dataset):
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
         places = [(epoch, self.chosen[place]) for epoch, place in places]
         rngs = [generator(self.seed, 1, epoch, index) for epoch, index in places]
-        return self.images.read([index for _, index in places], rngs)
+        return self.read([index for _, index in places], rngs)
 
 
 class _Trigger(Dataset):
@@ -349,7 +369,7 @@ class DataModule(LightningDataModule, ABC):
             work(self.trainer)
 
     def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
+        trainer, crosses = self.trainer, self.crosses
         stream = Stream(
             [(len(images), each) for images, each in self.shares()],
             self.seed,
@@ -358,15 +378,24 @@ class DataModule(LightningDataModule, ABC):
             lambda: self.position(),
         )
         return DataLoader(
-            _Places(self.split("train") if self._kept is None else self._kept, self.trained_on(), self.seed),
+            _Places(self.split("train") if self._kept is None else self._kept, self.trained_on(), self.seed, crosses),
             batch_sampler=stream,
             collate_fn=_as_is,
             num_workers=self.num_workers,
             generator=torch.Generator(),
-            pin_memory=trainer.strategy.root_device.type == "cuda",
+            pin_memory=crosses,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=stopping.follow_parent,
         )
+
+    @property
+    def crosses(self) -> bool:
+        """Whether batches are copied to a device with memory of its own."""
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Grey levels become numbers where they are needed."""
+        return with_floats(batch, looked_up) if isinstance(batch, dict) else batch
 
     def trained_on(self) -> Sequence[int]:
         """The indices of the training images; all of them in their own order, since the stream draws another."""

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
-from atelier.data.base import mirrored, tossed, turned
+from atelier.data.base import mirrored, tossed, turned, with_floats
 from atelier.data.finding import printable
 from atelier.data.reading import BadImage
 from atelier.images.masks import lama_mask
@@ -78,12 +78,15 @@ class FileImages:
         return batch, chosen
 
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        return with_floats(self.levels(indices, rngs), to_float)
+
+    def levels(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
         batch, chosen = self.beside(indices, rngs)
         pixels = mirrored(self._pixels(indices), chosen)
         if self.masks == "alpha":
             pixels, alpha = pixels.tensor_split([-1], dim=1)
             batch["mask"] = (alpha >= LEAST_OPAQUE).float()
-        batch["image"] = to_float(pixels)
+        batch["image"] = pixels
         if self.masks == "lama":
             rngs = rngs or [generator(MASK_SEED, index) for index in indices]
             batch["mask"] = torch.stack([lama_mask(pixels.shape[-1], rng) for rng in rngs])

@@ -12,7 +12,7 @@ from torch import Tensor
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt
-from atelier.data.base import DataModule, Role, Split, mirrored, turned
+from atelier.data.base import DataModule, Role, Split, mirrored, turned, with_floats
 from atelier.images.pixels import to_float, to_uint8
 from atelier.shapes import world
 
@@ -134,10 +134,13 @@ class SceneImages:
         return self._told(torch.tensor(indices)), turned(self.flip, indices, rngs)
 
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        return with_floats(self.levels(indices, rngs), to_float)
+
+    def levels(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
         batch, chosen = self.beside(indices, rngs)
         for name, p in self._pixels(batch["index"]).items():
             p = mirrored(p, chosen)
-            batch[name] = p.float() / 255 if name == "mask" else to_float(p)
+            batch[name] = p.float() / 255 if name == "mask" else p
         return batch
 
     def _told(self, where: Tensor) -> Batch:

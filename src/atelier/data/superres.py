@@ -17,7 +17,7 @@ from torch import Tensor
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt
-from atelier.data.base import Role, Split
+from atelier.data.base import Role, Split, with_floats
 from atelier.data.file_images import decoded
 from atelier.data.finding import Item, files_of, printable, subfolders
 from atelier.data.folders import ImageFiles, any_images
@@ -202,13 +202,16 @@ class Squares:
         return len(self.paths)
 
     def read(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
+        return with_floats(self.levels(indices, rngs), to_float)
+
+    def levels(self, indices: list[int], rngs: list[torch.Generator] | None) -> Batch:
         squares = [self._square(index, rng) for index, rng in zip(indices, rngs or [None] * len(indices), strict=True)]
         image = torch.stack([square[0] for square in squares])
         if self.sources:
             source = torch.stack([square[1] for square in squares])
         else:
             source = to_uint8(reduced(to_float(image), self.scale_factor))
-        return {"image": to_float(image), "source": to_float(source), "index": torch.tensor(indices)}
+        return {"image": image, "source": source, "index": torch.tensor(indices)}
 
     def _square(self, index: int, rng: torch.Generator | None) -> list[Tensor]:
         """The square (C, S, S) of an image, and that of its source where it has a file."""

@@ -33,6 +33,10 @@ class DPMSolver2M(Sampler):
     remembers: ClassVar[int] = 1
     stochastic: bool = False
 
+    @property
+    def always_draws(self) -> bool:
+        return self.stochastic
+
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         denoised = mean = context.predict(x, t)
         if s.sigma > 0:
@@ -52,6 +56,10 @@ class DPMSolver3M(Sampler):
     remembers: ClassVar[int] = 2
     form: Literal["exact", "parity"] = "exact"
     stochastic: bool = False
+
+    @property
+    def always_draws(self) -> bool:
+        return self.stochastic
 
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         denoised = mean = context.predict(x, t)
@@ -170,7 +178,7 @@ def exponential_step(
     decay = s.sigma * t.alpha / (t.sigma * s.alpha)  # e^-h
     if not stochastic:
         return s.sigma / t.sigma * x + s.alpha * (1 - decay) * mean
-    z = context.rngs.randn(*x.shape[1:], device=x.device)
+    z = context.noise()
     gone = 1 - decay**2
     return s.sigma / t.sigma * decay * x + s.alpha * gone * mean + s.sigma * gone.sqrt() * z
 

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
@@ -43,13 +44,13 @@ class StepContext:
     Args:
         estimate: (x, level) -> denoised, and v behind it where the variance is learned; float64.
         schedule: for levels between those of the grid.
-        rngs: noise, one generator per image.
+        noise: standard normal numbers like x, float32, others at each call, image k's from its own generator.
         past: steps before this one, the latest last; as many as the sampler `remembers`.
     """
 
     estimate: Predict
     schedule: Schedule
-    rngs: ImageRngs
+    noise: Callable[[], Tensor]
     past: deque[Step]
 
     def predict(self, x: Tensor, t: NoiseLevel) -> Tensor:
@@ -89,6 +90,11 @@ class Sampler(ABC):
         """Calls of the denoiser per image, from a start at the first time of the grid."""
         return self.steps
 
+    @property
+    def always_draws(self) -> bool:
+        """Whether each step draws noise, once, so that it may be drawn for several at a time."""
+        return False
+
     def __call__(
         self, denoise: Denoise, noise: Tensor, schedule: Schedule, rngs: ImageRngs, first: float = 1.0
     ) -> Tensor:
@@ -124,17 +130,25 @@ class Sampler(ABC):
             return denoise(x_t.to(dtype), t.t.expand(len(x))).double()
 
         levels = [NoiseLevel(*row) for row in torch.stack(schedule.level(times), dim=1)]
-        context = StepContext(estimate, schedule, rngs, deque(maxlen=self.remembers))
-        for t, s in pairwise(levels):
-            if s.t > t.t:
+        rises = [s > t for t, s in pairwise(times.tolist())]
+        noise = self._noise(len(rises), rngs, x)
+        context = StepContext(estimate, schedule, noise, deque(maxlen=self.remembers))
+        for (t, s), rise in zip(pairwise(levels), rises, strict=True):
+            if rise:
                 factor, variance = transition(t, s)
-                x = factor * x + variance.sqrt() * rngs.randn(*x.shape[1:], device=x.device)
+                x = factor * x + variance.sqrt() * noise()
                 context.past.clear()
                 continue
             next_x, denoised = self.step(x, t, s, context)
             context.past.append(Step(t, x, denoised))
             x = next_x
             yield x.to(dtype), denoised.to(dtype)
+
+    def _noise(self, n: int, rngs: ImageRngs, x: Tensor) -> Callable[[], Tensor]:
+        """`StepContext.noise` of a way of n strides."""
+        if not self.always_draws:
+            return lambda: rngs.randn(*x.shape[1:], device=x.device)
+        return partial(next, rngs.randns(n, *x.shape[1:], device=x.device))
 
     def times(self, schedule: Schedule, device: torch.device) -> Tensor:
         """(steps + 1,) float64, falling to 0, or to the time of the first level."""
@@ -158,6 +172,10 @@ class Ancestral(Sampler):
 
     variance: Literal["small", "large", "learned"] = "small"
 
+    @property
+    def always_draws(self) -> bool:
+        return True
+
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         estimate = context.estimate(x, t)
         denoised, v = estimate[:, : x.shape[1]], estimate[:, x.shape[1] :]
@@ -166,7 +184,7 @@ class Ancestral(Sampler):
             _, variance = transition(s, t)
         elif self.variance == "learned" and s.t > 0:
             variance = log_variance_of(v, s, t, context.schedule).exp()
-        return mean + variance.sqrt() * context.rngs.randn(*x.shape[1:], device=x.device), denoised
+        return mean + variance.sqrt() * context.noise(), denoised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +198,10 @@ class DDIM(Sampler):
 
     eta: Probability = 0.0
 
+    @property
+    def always_draws(self) -> bool:
+        return self.eta > 0
+
     def step(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, context: StepContext) -> tuple[Tensor, Tensor]:
         denoised = context.predict(x, t)
         eps = (x - t.alpha * denoised) / t.sigma
@@ -187,7 +209,7 @@ class DDIM(Sampler):
         added = self.eta**2 * variance
         x = s.alpha * denoised + (s.sigma**2 - added).sqrt() * eps
         if self.eta > 0:
-            x = x + added.sqrt() * context.rngs.randn(*x.shape[1:], device=x.device)
+            x = x + added.sqrt() * context.noise()
         return x, denoised
 
 
@@ -247,8 +269,7 @@ class Heun(Sampler):
         logsnr = 2 * (t.half_logsnr - math.log(growth))
         up = context.schedule.level(context.schedule.time(logsnr).clamp(max=1))
         factor, variance = transition(t, up)
-        z = context.rngs.randn(*x.shape[1:], device=x.device)
-        return factor * x + self.s_noise * variance.sqrt() * z, up
+        return factor * x + self.s_noise * variance.sqrt() * context.noise(), up
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.evaluation import diagnostics
-from atelier.evaluation.gathering import Parts, Progress, all_ranks, read, shares
+from atelier.evaluation.gathering import Parts, Progress, all_ranks, out_of_memory, read, shares
 from atelier.evaluation.paired import compared
 from atelier.evaluation.paired import values as paired_values
 from atelier.evaluation.rate_distortion import Curve, rate_distortion
@@ -39,6 +39,7 @@ from atelier.shapes.judge import Verdict, judge
 
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
 N_TRAINING = 10_000  # images that a classifier of the set is trained on
+READ_AT_ONCE = 256  # of them
 
 
 @dataclass
@@ -311,8 +312,7 @@ def sample(model: Generator, cond: Cond, rngs: ImageRngs, options: dict[str, Any
     try:
         return model.sample(cond, rngs, **options)
     except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError) or "out of memory" in str(error)
-        if not short or len(rngs) == 1:
+        if not out_of_memory(error) or len(rngs) == 1:
             raise
     half, rngs = len(rngs) // 2, rngs.again()
     parts = (slice(0, half), slice(half, None))
@@ -359,9 +359,12 @@ def _among(name: str, values: dict[str, float], protocol: dict[str, Any]) -> int
 
 def training_set(data: DataModule) -> tuple[Tensor, Tensor | None]:
     """Images (uint8) and labels, attributes or None of chosen training images; for a classifier of the set."""
-    batch = data.split("train").read(sorted(data.order("train")[:N_TRAINING]), None)
-    targets = batch.get("label", batch.get("attributes"))
-    return to_uint8(batch["image"]), targets
+    images, chosen, parts, targets = data.split("train"), sorted(data.order("train")[:N_TRAINING]), [], []
+    for first in range(0, len(chosen), READ_AT_ONCE):  # as float32 all of them would take four times their memory
+        batch = images.read(chosen[first : first + READ_AT_ONCE], None)
+        parts.append(to_uint8(batch["image"]))
+        targets.append(batch.get("label", batch.get("attributes")))
+    return torch.cat(parts), None if targets[0] is None else torch.cat(targets)
 
 
 def _fingerprint(data: DataModule, split: str) -> str:

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from atelier.core.batch import Batch
+from atelier.core.batch import Batch, rows_of
 from atelier.core.errors import UserError
 from atelier.core.ranks import many
+from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 
 Progress = Callable[[str, int, int], None]  # called with what is done, how much of it, of how much; may raise to stop
@@ -69,6 +70,25 @@ def read(
     for numbers in shares(n, batch_size):
         progress(what, numbers.stop, n)
         yield numbers, data.chosen(split, numbers)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory, of a device or of the machine, ran out."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error)
+
+
+def in_halves(
+    facts: Callable[[Batch, ImageRngs], dict[str, Tensor]], batch: Batch, rngs: ImageRngs
+) -> dict[str, Tensor]:
+    """Facts of images, (B, ...) by name; where memory runs out, of half as many at a time."""
+    try:
+        return facts(batch, rngs)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error) or len(rngs) == 1:
+            raise
+    half, rngs = len(rngs) // 2, rngs.again()
+    parts = [in_halves(facts, rows_of(batch, p), rngs[p]) for p in (slice(0, half), slice(half, None))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def all_ranks(mine: bool) -> bool:

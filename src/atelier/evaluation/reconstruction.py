@@ -11,7 +11,7 @@ from torch import Tensor
 from atelier.core.batch import Batch
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
-from atelier.evaluation.gathering import Parts, Progress, read
+from atelier.evaluation.gathering import Parts, Progress, in_halves, read
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.image import code_values, psnr, ssim
 from atelier.metrics.suite import Suite
@@ -37,20 +37,24 @@ def reconstructed(
         real: features of these images (n, D), for the distances; None: there are none.
     """
     parts = Parts()
-    for numbers, batch in read(data, "test", n, batch_size, "reconstructions", progress):
+
+    def facts(batch: Batch, rngs: ImageRngs) -> dict[str, Tensor]:
         x = batch["image"].to(model.device)
         with context():
             back = model.decode(model.encode(x))
             codes = {"codes": model.codes(x).flatten(1)} if isinstance(model, DiscreteAutoencoder) else {}
-        parts.add(numbers, _compared(to_uint8(back), to_uint8(x), data.judged, suite) | codes)
-    facts = parts.gathered()
+        return _compared(to_uint8(back), to_uint8(x), data.judged, suite) | codes
+
+    for numbers, batch in read(data, "test", n, batch_size, "reconstructions", progress):
+        parts.add(numbers, in_halves(facts, batch, ImageRngs(0, numbers.start, len(numbers))))  # which draw nothing
+    found = parts.gathered()
     values = {
-        f"recon/{name}": facts[name].mean().item() for name in ("psnr", "ssim", "lpips", "valid") if name in facts
+        f"recon/{name}": found[name].mean().item() for name in ("psnr", "ssim", "lpips", "valid") if name in found
     }
     if real is not None:
-        values |= {f"recon/{name}": v for name, v in suite.compare(real, facts["features"]).items()}
+        values |= {f"recon/{name}": v for name, v in suite.compare(real, found["features"]).items()}
     if isinstance(model, DiscreteAutoencoder):
-        values |= code_values(facts["codes"], model.n_codes)
+        values |= code_values(found["codes"], model.n_codes)
     return values
 
 
@@ -113,6 +117,6 @@ def _facts(
     parts = Parts()
     for numbers, batch in read(data, "test", n, batch_size, what, progress):
         with context():
-            found = facts(batch, rngs(numbers.start, len(numbers)))
+            found = in_halves(facts, batch, rngs(numbers.start, len(numbers)))
         parts.add(numbers, found)
     return parts.gathered()

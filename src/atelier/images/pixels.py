@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,16 @@ from torch import Tensor
 def to_float(levels: Tensor) -> Tensor:
     """Grey levels 0 .. 255 to [-1, 1]: 0 is -1, 255 is 1."""
     return levels.float() / 127.5 - 1
+
+
+def looked_up(levels: Tensor) -> Tensor:
+    """`to_float` of uint8 on any device, the same to the bit: a GPU divides by a constant by multiplying."""
+    return _table(levels.device).index_select(0, levels.flatten().int()).view(levels.shape)
+
+
+@cache
+def _table(device: torch.device) -> Tensor:
+    return to_float(torch.arange(256)).to(device)
 
 
 def to_uint8(x: Tensor) -> Tensor:

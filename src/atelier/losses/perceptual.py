@@ -14,7 +14,7 @@ from atelier.core.precision import float32
 from atelier.core.ranges import Name, PositiveInt
 from atelier.nets.frozen import Frozen
 from atelier.nets.lpips import LPIPSNet
-from atelier.nets.vgg import VGG54
+from atelier.nets.vgg import VGG54, both
 
 LEAST_SIZE = 16  # of images that four halvings leave something of
 LPIPS_PAGE, VGG_PAGE = "conf/perceptual/lpips.yaml", "conf/perceptual/vgg.yaml"
@@ -88,7 +88,7 @@ class VGGFeatures(nn.Module):
             self._checked = True
             _check_images(x, "VGG19")
         with float32(x.device):
-            first, second = self.net.net(torch.cat([x.float(), y.float()])).chunk(2)
+            ((first, second),) = both(lambda images: [self.net.net(images)], x.float(), y.float())
             return (first - second).square().mean(dim=(1, 2, 3))
 
 

@@ -99,8 +99,9 @@ class GAN(TwoPlayers, Latent):
 
     def _discriminator_step(self, batch: Batch, optimizer: Optimizer, penalise: bool) -> None:
         real, fake, known = self._shown(batch, penalise)
-        with float32(self.device, penalise):
+        with float32(self.device, real.requires_grad):  # what a penalty is of, and no other pass
             real_logits, real_classes = self.discriminator(real, known)
+        with float32(self.device, fake.requires_grad):
             fake_logits, fake_classes = self.discriminator(fake, known)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_adversarial(loss, real_logits, fake_logits)
@@ -108,17 +109,19 @@ class GAN(TwoPlayers, Latent):
             loss = loss + self._classified(torch.cat([real_classes, fake_classes]), batch["label"].repeat(2))
         if penalise:
             loss = loss + self._penalty(real, fake, known, real_logits, fake_logits)
-        self.step(optimizer, loss, "discriminator")
+        self.step(optimizer, loss, "discriminator", penalise)
 
     def _penalty_step(self, batch: Batch, optimizer: Optimizer) -> None:
-        real, fake, known = self._shown(batch, penalise=True)
+        real, fake, known = self._shown(batch, penalise=True, alone=True)
         with float32(self.device):
-            real_logits = self.discriminator(real, known)[0]
-            fake_logits = self.discriminator(fake, known)[0] if self.r2_gamma > 0 else real_logits
+            real_logits = self.discriminator(real, known)[0] if self.r1_gamma > 0 else None
+            fake_logits = self.discriminator(fake, known)[0] if self.r2_gamma > 0 else None
             penalty = self._penalty(real, fake, known, real_logits, fake_logits)
-        self.step(optimizer, self.penalty_every * penalty, "penalty")
+        self.step(optimizer, self.penalty_every * penalty, "penalty", True)
 
-    def _penalty(self, real: Tensor, fake: Tensor, known: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    def _penalty(
+        self, real: Tensor, fake: Tensor, known: Tensor, real_logits: Tensor | None, fake_logits: Tensor | None
+    ) -> Tensor:
         """gamma1 / 2 R1 + gamma2 / 2 R2 + weight times what WGAN-GP adds: scalar."""
         loss = self.zero_centred_penalty("r1", self.r1_gamma, real_logits, real)
         loss = loss + self.zero_centred_penalty("r2", self.r2_gamma, fake_logits, fake)
@@ -147,16 +150,26 @@ class GAN(TwoPlayers, Latent):
         self.report("classifier", loss)
         return self.classifier_weight * loss
 
-    def _shown(self, batch: Batch, penalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _shown(self, batch: Batch, penalise: bool, alone: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Real and generated images as the discriminator sees them, and what it knows of both.
 
-        Gradients end at the augmented images: penalties are of the discriminator where it is used.
+        Gradients end at the augmented images: penalties are of the discriminator where it is used. Where penalties are
+        `alone` and R1 is the only one, nothing is generated: real images stand in, once more augmented, so that the
+        random numbers which follow are those that they were.
         """
         cond, n = self.condition(batch, ""), len(batch["image"])
+        generate = not alone or self.r2_gamma > 0 or self.gp_weight > 0
         with torch.no_grad():
-            real, fake = self.seen(batch["image"]), self.seen(self._fake(cond, n))
+            real = self.seen(batch["image"])
+            fake = self.seen(self._fake(cond, n)) if generate else self._drawn_alike(batch["image"])
         known = self.discriminator_embedder.vector(cond, n).float()
-        return real.requires_grad_(penalise), fake.requires_grad_(penalise), known
+        real.requires_grad_(penalise and self.r1_gamma > 0)
+        return real, fake.requires_grad_(penalise and self.r2_gamma > 0), known
+
+    def _drawn_alike(self, x: Tensor) -> Tensor:
+        """Images, for which as many numbers are drawn as for generated ones, and in the same order."""
+        torch.randn(len(x), self.generator.noise_dim, device=self.device)
+        return self.seen(x).detach()
 
     def _fake(self, cond: Cond, n: int) -> Tensor:
         z = self._coded(torch.randn(n, self.generator.noise_dim, device=self.device))

@@ -74,13 +74,16 @@ class Growing(TwoPlayers, Latent):
         self.discriminator, self.discriminator_embedder = discriminator, discriminator_embedder or NoCondition()
         self.needs = frozenset(self.generator_embedder.conditions)
         self.r1_gamma, self.gp_weight, self.drift = r1_gamma, gp_weight, drift
+        self._grown: int | None = None  # what `grown` holds, so that no batch reads it off the device; None: not read
+        self.register_load_state_dict_post_hook(_read_anew)
 
     def training_step(self, batch: Batch) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
         level = self.grow()
         parts = self.microbatches_of(batch, level)
         discriminator_loss = partial(self._discriminator_loss, level=level)
-        self.step_accumulated(discriminator_optimizer, parts, discriminator_loss, "discriminator")
+        penalised = self.r1_gamma > 0 or self.gp_weight > 0
+        self.step_accumulated(discriminator_optimizer, parts, discriminator_loss, "discriminator", penalised)
         self.step_accumulated(generator_optimizer, parts, partial(self._generator_loss, level=level), "generator")
 
     def _discriminator_loss(self, x: Tensor, cond: Cond, level: float) -> Tensor:
@@ -88,8 +91,9 @@ class Growing(TwoPlayers, Latent):
             real, fake = seen_at(x, level, self.discriminator.top), self._fake(cond, len(x), level)
         discriminator = self._logits_of(self.discriminator_embedder.vector(cond, len(x)).float(), level)
         real.requires_grad_(self.r1_gamma > 0)
-        with float32(self.device, self.r1_gamma > 0):
-            real_logits, fake_logits = discriminator(real), discriminator(fake)
+        with float32(self.device, self.r1_gamma > 0):  # what a penalty is of, and no other pass
+            real_logits = discriminator(real)
+        fake_logits = discriminator(fake)
         loss = self.loss.discriminator(real_logits, fake_logits)
         self.report_adversarial(loss, real_logits, fake_logits)
         loss = loss + self.drift * real_logits.square().mean()
@@ -124,11 +128,14 @@ class Growing(TwoPlayers, Latent):
     def grow(self) -> float:
         """The level of this batch, from now on also that of samples."""
         level = self.level()
-        if math.ceil(level) > self.grown:
+        if self._grown is None:
+            self._grown = int(self.grown)
+        if math.ceil(level) > self._grown:
             for optimizer in self.optimizers():
                 reset_optimizer_state(optimizer)
+        self._grown = math.ceil(level)
         self.at.fill_(level)
-        self.grown.fill_(math.ceil(level))
+        self.grown.fill_(self._grown)
         self.report("level", torch.tensor(level))
         return level
 
@@ -139,13 +146,18 @@ class Growing(TwoPlayers, Latent):
         return [(batch["image"][k::n], {name: value[k::n] for name, value in cond.items()}) for k in range(n)]
 
     def step_accumulated(
-        self, optimizer: Optimizer, parts: list[Microbatch], loss: Callable[..., Tensor], name: str
+        self,
+        optimizer: Optimizer,
+        parts: list[Microbatch],
+        loss: Callable[..., Tensor],
+        name: str,
+        penalised: bool = False,
     ) -> None:
-        """One step down the mean of the losses (images, condition) -> scalar of all microbatches."""
+        """One step down the mean of the losses (images, condition) -> scalar of all microbatches, see `step`."""
         n = sum(len(x) for x, _ in parts)
         optimizer.zero_grad()
         for x, cond in parts:
-            self.descend(loss(x, cond) * (len(x) / n))
+            self.descend(loss(x, cond) * (len(x) / n), penalised)
         self.take(optimizer, name)
 
     def sample_latents(self, rngs: ImageRngs, cond: Cond) -> Tensor:
@@ -156,6 +168,11 @@ class Growing(TwoPlayers, Latent):
         for _ in range(self.discriminator.top - self.grown.item()):
             image = doubled(image)
         return image
+
+
+def _read_anew(model: Growing, _: object) -> None:
+    """Other weights were loaded, which have grown as far as they say."""
+    model._grown = None
 
 
 def reset_optimizer_state(optimizer: Optimizer) -> None:

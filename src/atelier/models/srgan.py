@@ -96,7 +96,8 @@ class SRGAN(TwoPlayers, Translator):
         loss = loss + self.adversarial_weight * self._adversarial(x, made)
         self.report("loss", loss)
         self.step(generator_optimizer, loss, "generator")
-        self.step(discriminator_optimizer, self._discriminator_loss(x, made), "discriminator")
+        loss = self._discriminator_loss(x, made)
+        self.step(discriminator_optimizer, loss, "discriminator", self.penalised)
 
     def _source(self, batch: Batch) -> Tensor:
         source, size = batch["source"], batch["image"].shape[-1]
@@ -126,8 +127,10 @@ class SRGAN(TwoPlayers, Translator):
 
     def _discriminator_loss(self, x: Tensor, made: Tensor) -> Tensor:
         x, made = x.detach().requires_grad_(self.r1_gamma > 0), made.detach().requires_grad_(self.r2_gamma > 0)
-        with float32(self.device, self.penalised):
-            real, fake = self.discriminator(x), self.discriminator(made)
+        with float32(self.device, self.r1_gamma > 0):  # what a penalty is of, and no other pass
+            real = self.discriminator(x)
+        with float32(self.device, self.r2_gamma > 0):
+            fake = self.discriminator(made)
         loss = self.loss.discriminator(real, fake)
         self.report_adversarial(loss, real, fake)
         loss = loss + self.zero_centred_penalty("r1", self.r1_gamma, real, x)

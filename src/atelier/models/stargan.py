@@ -81,7 +81,8 @@ class StarGAN(TwoPlayers, Translator):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()
-        self.step(discriminator_optimizer, self._discriminator_loss(batch), "discriminator")
+        penalised = self.r1_gamma > 0 or self.gp_weight > 0
+        self.step(discriminator_optimizer, self._discriminator_loss(batch), "discriminator", penalised)
         if (batch_idx + 1) % self.n_critic == 0:
             self.step(generator_optimizer, self._generator_loss(batch), "generator")
 
@@ -90,9 +91,9 @@ class StarGAN(TwoPlayers, Translator):
         with torch.no_grad():
             made = self.generator(batch["image"], batch["target"])
         image = batch["image"].detach().requires_grad_(self.r1_gamma > 0)
-        with float32(self.device, self.r1_gamma > 0):
+        with float32(self.device, self.r1_gamma > 0):  # what a penalty is of, and no other pass
             real, attributes = self.discriminator(image)
-            fake = self.discriminator(made)[0]
+        fake = self.discriminator(made)[0]
         loss, classified = self.loss.discriminator(real, fake), self._classified(attributes, batch["attributes"])
         self.report_adversarial(loss, real, fake)
         self.report("classifier_real", classified)

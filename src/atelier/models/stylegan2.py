@@ -105,7 +105,7 @@ class StyleGAN2(TwoPlayers, StyleBased):
         with float32(self.device):
             r1 = r1_penalty(self.discriminator(real, self.discriminator_embedder.vector(cond, n)), real)
         self.report("r1", r1)
-        self.step(optimizer, self.r1_every * self.r1_gamma / 2 * r1, "r1")
+        self.step(optimizer, self.r1_every * self.r1_gamma / 2 * r1, "r1", True)
 
     def _generator_step(self, batch: Batch, optimizer: Optimizer) -> None:
         cond, n = self.condition(batch, ""), len(batch["image"])
@@ -131,7 +131,7 @@ class StyleGAN2(TwoPlayers, StyleBased):
         penalty = (lengths - self.path_length).square().mean()
         self.report("path_length", self.path_length)
         self.report("path_penalty", penalty)
-        self.step(optimizer, self.path_every * self.path_weight * penalty, "path")
+        self.step(optimizer, self.path_every * self.path_weight * penalty, "path", True)
 
     def _mixed(self, cond: Cond, n: int) -> Tensor:
         """Styles (n, L, W) of fresh latents, some of them of two."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from atelier.core.precision import float32
 from atelier.losses.adversarial import Adversarial
 from atelier.losses.regularizers import gradient_penalty, r1_penalty
 from atelier.models.base import Model
@@ -83,18 +84,22 @@ class TwoPlayers(Model):
         """
         return discriminator(self.seen(real)) if self.loss.needs_real_logits else None
 
-    def step(self, optimizer: Optimizer, loss: Tensor, name: str) -> None:
-        """One step of this optimizer down this loss."""
+    def step(self, optimizer: Optimizer, loss: Tensor, name: str, penalised: bool = False) -> None:
+        """One step of this optimizer down this loss, `penalised` as in `descend`."""
         optimizer.zero_grad()
-        self.descend(loss)
+        self.descend(loss, penalised)
         self.take(optimizer, name)
 
-    def descend(self, loss: Tensor) -> None:
+    def descend(self, loss: Tensor, penalised: bool = False) -> None:
         """Gradients of a loss, each in the precision of what it is the gradient of.
 
         Autocast is off: of a penalty, whose backward pass multiplies anew, it would make bf16 of float32.
+
+        Args:
+            loss: scalar.
+            penalised: whether there is such a penalty in it: TF32 is off too then, as it is when its gradient is taken.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), float32(self.device, penalised):
             self.manual_backward(loss)
 
     def take(self, optimizer: Optimizer, name: str) -> None:
@@ -120,10 +125,15 @@ class TwoPlayers(Model):
             for name, value in self.augment.observe(real.detach()).items():
                 self.report(name, value)
 
-    def zero_centred_penalty(self, name: str, gamma: float, logits: Tensor, x: Tensor) -> Tensor:
-        """gamma / 2 times the penalty of `r1_penalty`, which is logged as `name`; 0 and not logged at gamma 0."""
+    def zero_centred_penalty(self, name: str, gamma: float, logits: Tensor | None, x: Tensor) -> Tensor:
+        """gamma / 2 times the penalty of `r1_penalty`, which is logged as `name`; 0 and not logged at gamma 0.
+
+        Args:
+            logits: (B,) of x; None at gamma 0 will do.
+            x: images (B, C, H, W) that require grad.
+        """
         if gamma == 0:
-            return logits.new_zeros(())
+            return x.new_zeros(())
         penalty = r1_penalty(logits, x)
         self.report(name, penalty)
         return gamma / 2 * penalty

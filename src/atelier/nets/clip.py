@@ -134,8 +134,8 @@ class TextTower(nn.Module):
     def forward(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors (B, P), tokens (B, T, E), 0 where there is none, and their mask (B, T); T of the longest text."""
         tokens, device = [self.words(text) for text in texts], self.out.weight.device
-        n = torch.tensor([min(len(own), self.max_tokens) for own in tokens], device=device)      # (B,)
-        length = int(n.max())
+        lengths = [min(len(own), self.max_tokens) for own in tokens]
+        n, length = torch.tensor(lengths, device=device), max(lengths)     # (B,)
         rows = padded(tokens, length, self.words.end, self.words.pad).to(device)                 # (B, T)
         mask = torch.arange(length, device=device) < n[:, None]
         h = self.rows(rows) + self.places.weight[:length]                  # (B, T, E)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atelier.nets.vgg import VGG16, vgg
+from atelier.nets.vgg import VGG16, both, vgg
 
 TAPS = (3, 8, 15, 22, 29)  # layers relu1_2, 2_2, 3_3, 4_3, 5_3
 EPS = 1e-8  # under the root of a feature's length, whose gradient is infinite where all channels are 0
@@ -40,14 +40,19 @@ class LPIPSNet(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances (B,) of images (B, 1 or 3, H, W) in [-1, 1], grey repeated to RGB, 16 px a side or more."""
-        h = (torch.cat([a, b]) - self.shift) / self.scale                  # (2 B, 3, H, W)
-        total, heads = h.new_zeros(len(a)), iter(self.heads)               # (B,)
-        for k, layer in enumerate(self.features):
-            h = layer(h)                                                   # (2 B, C, H', W')
-            if k in TAPS:
-                first, second = unit(h).chunk(2)                           # (B, C, H', W') each
-                total = total + next(heads)((first - second) ** 2).mean(dim=(1, 2, 3))
+        total, taps = a.new_zeros(len(a)), both(self._taps, a, b)          # (B,)
+        for head, (first, second) in zip(self.heads, taps, strict=True):
+            total = total + head((first - second) ** 2).mean(dim=(1, 2, 3))
         return total
+
+    def _taps(self, x: Tensor) -> list[Tensor]:
+        """Features of length 1 behind each of the taps, (B, C, H', W') each."""
+        h, found = (x - self.shift) / self.scale, []                       # (B, 3, H, W)
+        for k, layer in enumerate(self.features):
+            h = layer(h)                                                   # (B, C, H', W')
+            if k in TAPS:
+                found.append(unit(h))
+        return found
 
 
 def unit(features: Tensor) -> Tensor:

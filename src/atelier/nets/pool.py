@@ -36,15 +36,16 @@ class ImagePool(nn.Module):
         if self.size == 0:
             return new.detach()
         images = ranks.gathered(new.detach().float())                      # (all B, C, H, W)
-        luck = ranks.of_first(torch.rand(2, len(images), device=new.device)).tolist()
+        luck, places = ranks.of_first(torch.rand(2, len(images), device=new.device))  # (all B,) each
+        swaps, places = luck < 0.5, (places.double() * self.size).long()
         given = []
         for k, image in enumerate(images):
             if seen + k < self.size:
                 self.images[seen + k] = image
                 given.append(image)
                 continue
-            if luck[0][k] < 0.5:
-                place = int(luck[1][k] * self.size)
-                image, self.images[place] = self.images[place].clone(), image
-            given.append(image)
+            place = places[k : k + 1]                                      # stays on the device, which is not asked
+            older = self.images[place][0]
+            given.append(torch.where(swaps[k], older, image))
+            self.images[place] = torch.where(swaps[k], image, older)[None]
         return ranks.mine(torch.stack(given))                              # (B, C, H, W)

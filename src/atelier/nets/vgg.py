@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,17 @@ def vgg(parts: tuple[tuple[int, ...], ...]) -> nn.Sequential:
             layers += [nn.Conv2d(n, width, 3, padding=1), nn.ReLU()]
             n = width
     return nn.Sequential(*layers)
+
+
+def both(features: Callable[[Tensor], list[Tensor]], a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Features of two batches (B, 3, H, W), a pair for each depth.
+
+    In one pass, unless one of the two alone takes gradients, as what a net made beside true images: of those nothing is
+    kept then, and nothing goes back through them.
+    """
+    if a.requires_grad == b.requires_grad or not torch.is_grad_enabled():
+        return [tuple(h.chunk(2)) for h in features(torch.cat([a, b]))]
+    return list(zip(features(a), features(b), strict=True))
 
 
 class VGG54(nn.Module):

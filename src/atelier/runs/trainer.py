@@ -69,6 +69,7 @@ def make_trainer(
         logger=loggers or False,
         plugins=[SafeIO(), *cluster()],
         profiler=profiler,
+        benchmark=False,  # timed again, a run that goes on may find another convolution fastest, which rounds otherwise
         max_epochs=-1,
         max_steps=-1,
         val_check_interval=evaluate_every,
