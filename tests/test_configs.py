@@ -155,7 +155,10 @@ def wrongs(value: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("config", "group", "page"), PAGES, ids=lambda part: part or "-")
-def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(config: str, group: str, page: str) -> None:
+def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(
+    config: str, group: str, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atelier.core.job.seconds_left", lambda: 60.0)  # of budget.until=job_end, in a SLURM job
     cfg, keys = scope(config, group, page)
     preflight.check(cfg)
     assert keys or page == "shapes_flow"  # another page by another name

@@ -145,10 +145,16 @@ def check(cfg: DictConfig) -> None:
             pieces(values["accumulate"], values)
     if values.get("budget", {}).get("until") and not values["check"] and launchers.rank() == 0:
         job.seconds_left()
-    if values.get("start_from") is not None and not (Path(values["run_dir"]) / "config.yaml").exists():
-        beginning(values["start_from"])  # a run that goes on has what it needs of it
+    if values.get("start_from") is not None and not _goes_on(values):  # one that does has what it needs of it
+        beginning(values["start_from"])
     if values.get("lora") is not None:
         _adaptable(values)
+
+
+def _goes_on(values: dict[str, Any]) -> bool:
+    """Whether the run's folder holds one already."""
+    folder = values.get("run_dir")
+    return folder is not None and (Path(folder) / "config.yaml").exists()
 
 
 def beginning(place: str) -> Path:
