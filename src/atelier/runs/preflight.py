@@ -23,7 +23,7 @@ from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.core.words import typed_value, word
 from atelier.nets.contracts import BUILT, Layer, Upscaler, contract_of
-from atelier.runs.pages import known_keys, placed
+from atelier.runs.pages import CONF, known_keys, placed
 
 ALLOWED = (  # where a config may call what is defined
     "models",
@@ -131,7 +131,8 @@ def check(cfg: DictConfig) -> None:
     _check_keys(values)
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
-            raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={value or 'PAGE'}")
+            page = value if (CONF / key / f"{value}.yaml").exists() else "PAGE"
+            raise UserError(f"choices.{key}", value, "it only says which page was chosen", f"{key}={page}")
     types = TYPES | (options() if "run" in values else {})
     for key in [key for key in types if key in values]:
         fitted(values[key], key, types[key])
