@@ -81,7 +81,7 @@ def test_help_is_quick_and_lists_every_page(tmp_path: Path) -> None:
             first = " ".join(text.splitlines()[0].lstrip("# ").split()[:5])
             assert f"  {page.stem:<25}{first}" in section, page
             stands = ("root", "first_stage", "  - /first_stage@first_stage")
-            needs = any(f"\n{key}:" in text for key in stands) or re.search("\n  - (ldm|stable_diffusion)\n", text)
+            needs = any(f"\n{key}:" in text for key in stands) or re.search("\n  - (ldm|stable_diffusion|sdxl)\n", text)
             assert bool(needs) == ("\n# Needs: " in text), page
     assert "[needs: its files, 170 MB (data.download=true fetches them)]" in " ".join(told.split())
     assert "trainer.precision=auto|32-true" in told

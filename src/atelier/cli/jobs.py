@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from atelier.cli.start_up import load_torchmetrics
 from atelier.core import stopping
 from atelier.core.errors import UserError, causes
 from atelier.core.launchers import rank
-from atelier.core.words import shell, word
+from atelier.core.words import word
 from atelier.runs import meeting
 from atelier.runs.folders import OUTPUTS, has_checkpoint, register, shorter
 
@@ -53,7 +54,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         return worst(hydra) if value is not None and math.isnan(value) else value
     except SystemExit as leaving:
         if leaving.code in stopping.CODES:
-            words = [shell(one) for one in hydra.overrides.task if not one.startswith("run_dir=")]
+            words = [shlex.quote(one) for one in hydra.overrides.task if not one.startswith("run_dir=")]
             command = " ".join(["python train.py", *words, word("run_dir", str(folder))])
             nothing = ["stopped by a signal before there was anything to save"]
             notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained

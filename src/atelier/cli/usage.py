@@ -22,7 +22,7 @@ budget.images=N               images shown to the model;    budget.minutes=M cut
 budget.until=job_end          saves and leaves before the SLURM job ends, to be requeued (examples/slurm.sh)
 eval.every_images=N           between evaluations;          eval.n_samples=N judged in each
 checkpoint.every_images=N     between checkpoints;          checkpoint.best=METRIC keeps the best as well
-accumulate=N                  takes each batch in N pieces, for less memory; frozen_precision=bf16-true (docs/memory.md)
+accumulate=N                  batches in N pieces, for less memory; frozen_precision=bf16-true (docs/memory.md)
 trainer=auto|cpu|gpu|ddp      trainer.devices=N  trainer.precision=auto|32-true|bf16-mixed|16-mixed  compile=true
 trainer.timeout_minutes=M     after which a rank that does not answer is given up
 objective=METRIC              returned to a sweeper:        python train.py -m seed=0,1,2 model=flow,ddpm
