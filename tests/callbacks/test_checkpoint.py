@@ -323,7 +323,7 @@ def test_a_best_that_is_no_number_is_taken_over(tmp_path: Path) -> None:
 
 def kept(folder: Path, metric: str, values: list[float]) -> list[int]:
     """After which evaluations a checkpoint was saved as the best so far."""
-    clock = SimpleNamespace(images_seen=0, guard=lambda trainer, model: None)
+    clock = SimpleNamespace(images_seen=0, longest_save=0.0, guard=lambda trainer, model: None)
     ema = SimpleNamespace(broadcast_buffers=lambda model: None, update_statistics=lambda model: None)
     trainer = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(reduce_boolean_decision=lambda x, all: x))
     marked: list[int] = []
