@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -28,7 +29,7 @@ from atelier.cli import messages
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.models.base import sampling_mode
-from atelier.runs import build, preflight
+from atelier.runs import build, preflight, pretrained
 from atelier.runs.pages import chosen as chosen_keys
 from atelier.runs.pages import places
 from tests import fixes
@@ -535,6 +536,8 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
         if cfg.choices.model in PUBLISHED:
             return pipeline.made_for(cfg.choices.model, tmp_path_factory.mktemp("pipeline"))
         plain = [f"model={cfg.choices.model}", f"data={cfg.choices.data}", f"data.image_size={cfg.data.image_size}"]
+        choices = HydraConfig.get().runtime.choices.items()
+        plain += [f"{group}={page}" for group, page in choices if page and "@model.objective." in group]
         sections = {part: build.section(cfg, part) for part in build.parts(cfg)}
         parts = {part: section.experiment for part, section in sections.items() if "experiment" in section}
         same = [word for word in words if word.startswith("data.")]
@@ -542,7 +545,8 @@ def stands_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[st
             key = (experiment, cfg.choices.data, cfg.data.image_size)
             if key not in made:
                 made[key] = tmp_path_factory.mktemp("part")
-                own = (f"experiment={experiment}", f"data={key[1]}", *BRIEF, *same, f"data.image_size={key[2]}")
+                recipe = pretrained._recipe(CONF / "experiment" / f"{experiment}.yaml", key[1])[1]
+                own = (recipe, f"data={key[1]}", *BRIEF, *same, f"data.image_size={key[2]}")
                 trained(made[key], *own)
         size = cfg.choices.data, cfg.data.image_size
         files = [written(tmp_path_factory.mktemp(part), small()) for part in sections if part not in parts]  # of taef2

@@ -84,7 +84,7 @@ def test_a_search_goes_on_over_failed_jobs(tmp_path: Path, direction: str) -> No
 
 
 def started(objective: str | None, sweeper: dict[str, Any]) -> None:
-    hydra = {"sweeper": sweeper, "launcher": {"_target_": "basic"}}
+    hydra = {"sweeper": sweeper, "launcher": {"_target_": "basic"}, "overrides": {"task": []}}
     cfg = OmegaConf.create({"objective": objective, "hydra": hydra, "trainer": {"devices": 1}})
     sweeps.Summary().on_multirun_start(cfg, "train")
 

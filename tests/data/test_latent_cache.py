@@ -340,8 +340,8 @@ SETS: dict[str, Callable[[Path], Images]] = {
     "files": file_images,
     "captions": captioned_images,
     "attribute transfer": lambda path: AttributeTransfer(file_images(path), another),
-    "scenes": lambda _: SceneImages("train", N, "image", 16, True),
-    "scenes to change": lambda _: SceneImages("train", N, "attribute_transfer", 16, True),
+    "scenes": lambda _: SceneImages("train", N, "image", 16, True, None),
+    "scenes to change": lambda _: SceneImages("train", N, "attribute_transfer", 16, True, None),
 }
 
 

@@ -162,7 +162,7 @@ def _adapted(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tenso
     """The output of a layer with that of its adapters, but for merged ones, which are in it."""
     if layer.lora.kept is None:
         for blocks, weight in layer.lora.active():
-            out = out + blocks(inputs[0], weight)
+            out = out + blocks(inputs[0], weight).to(out.dtype)
     return out
 
 
