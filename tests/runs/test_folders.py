@@ -428,7 +428,7 @@ def test_a_part_may_stand_on_a_part(finished: dict[str, Path], tmp_path: Path) -
     """What it stands on is linked with it, and has its hash in the part's own config."""
     whole, below = finished["ldm"], "frozen/first_stage/weights.safetensors"
     cfg = composed(*overrides("ldm", whole), run_dir=tmp_path)
-    pretrained._take("first_stage", whole, cfg, tmp_path)
+    pretrained._take("first_stage", whole, cfg, tmp_path, "model.first_stage.run=auto")
     copy, sha = tmp_path / "frozen" / "first_stage", cfg.model.first_stage.sha256
     assert (copy / below).stat().st_ino == (finished["vae"] / "weights.safetensors").stat().st_ino
     expected = load_file(whole / "weights.safetensors")
@@ -566,7 +566,7 @@ def test_torchruns_ranks_agree_on_one_stamp(monkeypatch: pytest.MonkeyPatch) -> 
         stamps.append(folders.time_stamp())
     assert stamps == ["2030-01-01_00-00-01"] * 2
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    assert folders.time_stamp() == "2030-01-01_00-00-02"
+    assert folders.time_stamp() == "2030-01-01_00-00-02_2"  # the second rank had asked for the first of this second
 
 
 def test_another_rank_takes_no_lock_and_waits_for_the_config(

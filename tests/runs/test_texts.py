@@ -248,7 +248,7 @@ def test_a_run_with_the_cache_is_one_without_to_rounding_and_resumes_bit_for_bit
 
     monkeypatch.setattr(LDM, "training_step", noted)
     plain = trained(tmp_path / "plain", folder, parts)
-    assert during == [2] * 6  # the texts of a batch, and the empty one
+    assert len(during) == 6 and set(during) <= {1, 2}  # the texts of a batch, and the empty one where one is left out
     during.clear()
     cached = trained(tmp_path / "run", folder, parts, f"text_cache={tmp_path / 'cache'}")
     assert during == [0] * 6

@@ -53,6 +53,7 @@ def test_convolutions_are_not_timed() -> None:
     """Which is fastest may differ when a run goes on, and would round otherwise."""
     model = SimpleNamespace(ddp_options={})
     options = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": "32-true", "profiler": None}
+    options |= {"timeout_minutes": 10}
     kept, cudnn.benchmark = cudnn.benchmark, True
     try:
         make_trainer(**options, model=model, callbacks=[], loggers=[], evaluate_every=1)
