@@ -31,6 +31,14 @@ if "ATELIER_CACHE" not in os.environ:  # the workers take that of the process th
     os.environ["ATELIER_CACHE"] = CACHE.name
 
 
+@pytest.fixture(autouse=True)
+def nobody_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meeting place of ranks that an earlier test opened is not this one's."""
+    from atelier.runs import meeting
+
+    monkeypatch.setattr(meeting, "_store", None)
+
+
 LONGEST = ("test_two_ranks.py", "test_resume.py", "test_configs.py", "test_entry_points.py")
 
 

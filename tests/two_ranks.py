@@ -27,7 +27,7 @@ from tests.campaign import differences, flat
 from tests.compose import composed
 from tests.tiny import TINY, tiny
 
-MEASURED = ["metrics=classifier", f"metrics.cache={sys.argv[1]}/cache", "eval.n_samples=10", "eval.n_real=13"]
+MEASURED = ["metrics=classifier", f"metrics.cache={sys.argv[-1]}/cache", "eval.n_samples=10", "eval.n_real=13"]
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ class Between:
     def randn(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
         start, end = (rngs.randn(*shape, device=device) for rngs in (self.start, self.end))
         return great_circle(start, end, self.part)
+
+    def randns(self, n: int, *shape: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """As so many calls of `randn`."""
+        for start, end in zip(*(rngs.randns(n, *shape, device=device) for rngs in (self.start, self.end)), strict=True):
+            yield great_circle(start, end, self.part)
 
 
 def along(z: Tensor, coordinates: Tensor, part: Tensor) -> Tensor:
