@@ -6,8 +6,7 @@ from atelier.core import stopping
 usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
-for key in ("adapters", "adapter_weights"):
-    usage.listed_value(key)
+usage.listed_values("adapters", "adapter_weights")
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -33,7 +32,8 @@ def evaluate(cfg: DictConfig) -> None:
     run = folders.load_generator(folders.find(cfg.run), cfg.ema, cfg.root)
     if cfg.eval.record:
         ledger.check(run, cfg.eval.n_samples)
-    adapters_used = adapted.put_on(run.model, *adapted.asked(cfg))
+    wanted = adapted.asked(cfg)
+    adapters_used = adapted.put_on(run.model, *wanted)
     model = run.model.to(device())
     options = build.options(cfg, model, model.sample, run.cfg)
     evaluator = build.evaluator(cfg, run.cfg)
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> None:
     raw: dict[str, float] = {}
     if cfg.eval.raw:
         other = folders.load_generator(run.folder, False, cfg.root).model
-        adapted.put_on(other, *adapted.asked(cfg))
+        adapted.put_on(other, *wanted)
         other = other.to(device())
         raw, _ = evaluator(other, run.data, options, lambda: autocast(other, precision), show_progress)
     values, protocol = evaluator(model, run.data, options, lambda: autocast(model, precision), show_progress)

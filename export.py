@@ -6,8 +6,7 @@ from atelier.core import stopping
 usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
-for key in ("adapters", "adapter_weights"):
-    usage.listed_value(key)
+usage.listed_values("adapters", "adapter_weights")
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402

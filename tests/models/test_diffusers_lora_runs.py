@@ -24,6 +24,7 @@ from atelier.core.rng import ImageRngs
 from atelier.models.base import sampling_mode
 from atelier.models.ldm import LDM
 from atelier.nets import lora
+from atelier.nets.conditions import TextEmbedder
 from atelier.runs import adapted, build, folders, preflight
 from tests.compose import composed
 from tests.models import test_diffusers_pipeline as pipeline
@@ -206,6 +207,15 @@ def test_of_a_text_encoder_only_what_is_looked_at_is_adapted(tmp_path: Path) -> 
     (known.tokens.sum() + known.vector.sum()).backward()
     grads = [p.grad for p in run.model.embedder.parameters() if p.requires_grad]
     assert grads and all(grad is not None for grad in grads)
+
+
+def test_adapters_that_no_text_reaches_are_refused(finished: dict[str, Path]) -> None:
+    """The attention that pools the places of an image belongs to the same net."""
+    encoder = folders.load(finished["clip"], True).model.part()
+    options = {"field": "text", "reads": ["tokens"], "dim": 4, "null_kind": "empty"}
+    embedder = TextEmbedder(encoder=encoder, **options)
+    with pytest.raises(UserError, match=r".text_targets=\['pool.out'\]: no text goes through these layers"):
+        embedder.adapt(lora.Recipe(1, 1.0, ["x"], ["pool.out"]))
 
 
 # ---- Stable Diffusion

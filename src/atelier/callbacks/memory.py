@@ -19,13 +19,12 @@ from atelier.callbacks.ema import EMA
 from atelier.callbacks.progress import Progress
 from atelier.core import room
 from atelier.core.batch import Batch
+from atelier.core.room import size
 
 WATCHED = 2  # batches
 REORDERED = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward}  # a CPU copies what they take and give
-KEPT, FIRST_USE = (
-    1.15,
-    33_000_000,
-)  # of a CPU: freed blocks that stay (runs/trainer.py), bytes of code that begins to work
+KEPT = 1.15  # of a CPU: with freed blocks that stay (runs/trainer.py)
+FIRST_USE = 33_000_000  # of a CPU: bytes of code that begins to work
 MOMENTS = 2  # of AdamW and Adam, the optimizers that there are
 
 
@@ -179,11 +178,6 @@ def _own(net: nn.Module, model: LightningModule) -> Iterable[Tensor]:
     """The weights of an average that are not the model's too."""
     shared = {id(p) for p in model.parameters()}
     return (p for p in net.parameters() if id(p) not in shared)
-
-
-def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of them together."""
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def gigabytes(n: int) -> str:

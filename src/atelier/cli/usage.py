@@ -49,13 +49,14 @@ def answer_help() -> None:
     sys.exit(0)
 
 
-def listed_value(key: str) -> None:
+def listed_values(*keys: str) -> None:
     """`key=a,b` as typed is `key=[a,b]`, which Hydra would take for a sweep; where one is asked for, it is."""
     if {"-m", "--multirun"} & set(sys.argv):
         return
     for k, word in enumerate(sys.argv):
-        if word.startswith(f"{key}=") and "," in word and "[" not in word:
-            sys.argv[k] = f"{key}=[{word.removeprefix(key)[1:]}]"
+        key, _, value = word.partition("=")
+        if key in keys and "," in value and "[" not in value:
+            sys.argv[k] = f"{key}=[{value}]"
 
 
 def train_help() -> list[str]:

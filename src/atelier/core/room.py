@@ -1,12 +1,14 @@
-"""How much memory there is, and how much this process has of it, in bytes."""
+"""How much memory there is, how much this process has of it and what tensors take, in bytes."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, version 2 and 1
 
@@ -31,6 +33,11 @@ def there(device: torch.device) -> int | None:
     if free is None:
         return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits]) if limits else None
     return min([free + held(device), *limits])
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """What tensors take together."""
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _kilobytes(path: Path, name: str) -> int | None:

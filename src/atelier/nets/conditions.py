@@ -59,11 +59,14 @@ class Texts(nn.Module, ABC):
         return [self.encoder]
 
     def adapt(self, recipe: lora.Recipe) -> None:
-        """Train adapters of the encoders from here on, which become weights of this embedder."""
+        """Train adapters of the encoders from here on, if it names any: they become weights of this embedder."""
+        if not recipe.text_targets:
+            return
         for encoder in self.encoders:
             recipe.on_text(encoder)
-        for k, encoder in enumerate(self.encoders if recipe.text_targets else ()):
-            lora.keep_reached(encoder, lora.TRAINED, self._looked_at)
+        with torch.enable_grad():
+            recipe.keep_reached(self.encoders, self._looked_at())
+        for k, encoder in enumerate(self.encoders):
             own = {layer: module.lora for layer, module in encoder.named_modules() if hasattr(module, "lora")}
             self.adapters.update({f"{k}-{layer.replace('.', '-')}": adapters for layer, adapters in own.items()})
 
@@ -184,7 +187,7 @@ class ImageEmbedder(nn.Module):
         with torch.no_grad():
             known = self.frozen.net.encode_images(cond[self.conditions[0]])
         known = self.read(known)
-        return known if drop is None else left_out(known, drop, self.null(n))
+        return known if drop is None else without(self, known, dropped_rows(n, drop, known.device))
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
         """That of n images of which none is shown, with as many tokens as an image has."""
@@ -271,7 +274,7 @@ class MapTokens(nn.Module):
         """Tokens (n, T, E) of sources (n, C, H, W)."""
         h = rearrange(self.layers(cond[self.conditions[0]]), "b e h w -> b (h w) e")     # (n, T, E)
         known = Condition(tokens=self.norm(h) + self.positions)
-        return known if drop is None else left_out(known, drop, self.null(n))
+        return known if drop is None else without(self, known, dropped_rows(n, drop, known.device))
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
         """The learned token alone."""
@@ -296,7 +299,7 @@ class Planes(nn.Module):
     def forward(self, cond: Cond, n: int, drop: float | None = None) -> Condition:
         """Planes (n, C, h, w)."""
         known = Condition(planes=cond["planes"])
-        return known if drop is None else left_out(known, drop, self.null(n))
+        return known if drop is None else without(self, known, dropped_rows(n, drop, known.device))
 
     def null(self, n: int, cond: Cond | None = None) -> Condition:
         """Planes of zeros."""
@@ -362,11 +365,6 @@ def first_alone(token: Tensor, n: int, n_tokens: int) -> tuple[Tensor, Tensor]:
     """A token (E,) as the only one of T that is there: tokens (n, T, E) and their mask (n, T)."""
     mask = torch.arange(n_tokens, device=token.device) == 0                # (T,)
     return token.expand(n, n_tokens, -1), mask.expand(n, -1)
-
-
-def left_out(known: Condition, drop: float, null: Condition) -> Condition:
-    """The condition, of each image with probability `drop` the null in its place."""
-    return known.drop(dropped_rows(len(known), drop, known.device), null)
 
 
 def without(source: Embedder, known: Condition, rows: Tensor) -> Condition:

@@ -42,7 +42,6 @@ class Frozen(nn.Module):
         return made
 
 
-
 def halved(net: nn.Module) -> list[str]:
     """Hold the weights of layers that take no gradients in bf16 from here on; gives the names of these layers.
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +63,31 @@ class Recipe:
         Raises:
             UserError: a target that it has not.
         """
-        sizes = {"rank": self.rank, "alpha": self.alpha}
-        add(net, name=TRAINED, targets=self.text_targets, **sizes, key=".text_targets")
+        targets = self.text_targets
+        add(net, name=TRAINED, targets=targets, rank=self.rank, alpha=self.alpha, key=".text_targets")
+
+
+    def keep_reached(self, nets: list[nn.Module], outputs: list[Tensor]) -> None:
+        """Of text encoders keep the adapters that an output depends on: others never learn, and ranks wait for them.
+
+        Args:
+            nets: encoders with the adapter.
+            outputs: all that is used of what they give together, of any text.
+
+        Raises:
+            UserError: none of them does.
+        """
+        reached = [value.sum() for value in outputs if value.requires_grad]
+        if not reached:
+            problem = "no text goes through these layers"
+            raise UserError(".text_targets", self.text_targets, problem, ".text_targets=[qkv]")
+        sum(reached).backward()
+        for net in nets:
+            known = places(net)
+            for place, block in adapters(net, TRAINED).items():
+                if block.up.weight.grad is None:
+                    _take_off(known[place], TRAINED)
+                block.zero_grad()
 
 
 @dataclass(frozen=True)
@@ -236,27 +258,15 @@ def train_only(net: nn.Module, name: str) -> None:
         block.requires_grad_()
 
 
-def keep_reached(net: nn.Module, name: str, outputs: Callable[[], list[Tensor]]) -> None:
-    """Take off again what of an adapter no output depends on: it would never learn, and ranks would wait for it.
-
-    Args:
-        net: net with the adapter.
-        name: name of the adapter.
-        outputs: all that is used of what the net gives, of any input.
-    """
-    with torch.enable_grad():
-        sum(value.sum() for value in outputs() if value.requires_grad).backward()
-    for place, block in adapters(net, name).items():
-        if block.up.weight.grad is None:
-            at = places(net)[place]
-            del at.layer.lora[name][at.part]
-            if not at.layer.lora[name]:
-                del at.layer.lora[name], at.layer.lora.weights[name]
-            if not at.layer.lora:
-                at.layer.lora.hook.remove()
-                del at.layer.lora
-        else:
-            block.zero_grad()
+def _take_off(at: Place, name: str) -> None:
+    """Take an adapter off a place, and what held it where that is empty then."""
+    own = at.layer.lora
+    del own[name][at.part]
+    if not own[name]:
+        del own[name], own.weights[name]
+    if not own:
+        own.hook.remove()
+        del at.layer.lora
 
 
 def adapters(net: nn.Module, name: str) -> dict[str, LowRank]:

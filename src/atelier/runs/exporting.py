@@ -69,8 +69,7 @@ def parts(run: LoadedRun) -> PipelineParts:
     Raises:
         UserError: it is no diffusion model.
     """
-    model = _diffusion_model(run)
-    adapters.merge(model.net, model.embedder)
+    model = _merged(run)
     objective, codec = model.objective, getattr(model, "codec", None)
     latents = {}
     if codec is not None:
@@ -86,6 +85,13 @@ def parts(run: LoadedRun) -> PipelineParts:
         source=run.folder if published.lies_in(run.folder) else None,
         **latents,
     )
+
+
+def _merged(run: LoadedRun) -> Model:
+    """The diffusion model of a run, whose adapters are a part of its weights from here on."""
+    model = _diffusion_model(run)
+    adapters.merge(model.net, model.embedder)
+    return model
 
 
 def _diffusion_model(run: LoadedRun) -> Model:
@@ -175,8 +181,7 @@ def onnx(run: LoadedRun, folder: Path) -> Exported:
     Raises:
         UserError: it is no diffusion model, or what writes them is not installed.
     """
-    model = _diffusion_model(run)
-    adapters.merge(model.net, model.embedder)
+    model = _merged(run)
     files = onnx_files.write(model.diffusion_sampler, getattr(model, "codec", None), folder)
     notes = ["the step is without guidance; what encodes texts and images and makes planes is not among the files"]
     use = ["import onnxruntime", f'step = onnxruntime.InferenceSession("FOLDER/{onnx_files.DENOISER}")']

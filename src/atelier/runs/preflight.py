@@ -598,13 +598,11 @@ def fits_on_disk(model: Any, n_averages: int, folder: Path) -> None:
     Raises:
         UserError: there is not.
     """
-    weights, trained = map(_size, (model.kept_state().values(), model.trained().values()))
+    from atelier.core.room import size  # torch, for which a mistake in a config need not wait
+
+    weights, trained = map(size, (model.kept_state().values(), model.trained().values()))
     needed = MARGIN * 3 * (weights + trained * (2 + n_averages)) / 2**20
     free = shutil.disk_usage(folder).free / 2**20
     if free < needed:
         problem = f"{needed:.0f} MB are needed for checkpoints, {free:.0f} MB are free"
         raise UserError("run_dir", folder, problem, "run_dir=A_FOLDER_ON_A_LARGER_DISK")
-
-
-def _size(tensors: Iterable[Any]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

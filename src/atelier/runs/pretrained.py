@@ -124,11 +124,12 @@ def _refuse_other_levels(cfg: DictConfig, stored: DictConfig, base: Path) -> Non
     """
     for key in ("target", "schedule"):
         own, theirs = (build.plain(one.model.objective[key]) for one in (cfg, stored))
-        if own != theirs:
-            kind, group = (one["_target_"].rpartition(".")[2] for one in (own, theirs)), f"model.objective.{key}"
-            (now, then), same = kind, f"{key}@{group}=PAGE"
-            problem = f"the net of {folders.shorter(base)} was trained with {then}, or with other numbers of it"
-            raise UserError(group, now, problem, f"{same} and its numbers as there")
+        if own == theirs:
+            continue
+        now, then = (one["_target_"].rpartition(".")[2] for one in (own, theirs))
+        place = f"model.objective.{key}"
+        problem = f"the net of {folders.shorter(base)} was trained with {then}, or with other numbers of it"
+        raise UserError(place, now, problem, f"{key}@{place}=PAGE and its numbers as there")
 
 
 def refuse_other_parts(cfg: DictConfig, stored: DictConfig, folder: Path) -> None:
