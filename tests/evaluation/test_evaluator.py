@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from atelier.data.base import MemoryImages
 from atelier.evaluation import evaluator
 from atelier.metrics.shapes import wilson
 from atelier.models.cyclegan import CycleGAN
 from atelier.models.gan import GAN
+from atelier.runs import folders
 
 
 def test_intervals_have_the_right_denominators() -> None:
@@ -51,3 +55,20 @@ def test_the_set_of_a_classifier_is_never_all_floats(monkeypatch: pytest.MonkeyP
     assert torch.equal(pixels, images.images) and torch.equal(labels, torch.arange(23)) and max(sizes) == 5
     images.fields.clear()
     assert evaluator.training_set(data)[1] is None
+
+
+def test_large_images_are_taken_fewer_at_once_and_judged_alike(
+    finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = folders.load(finished["vae"], ema=True)
+    sizes, decode = [], loaded.model.decode
+    monkeypatch.setattr(loaded.model, "decode", lambda z: sizes.append(len(z)) or decode(z))
+    figures = []
+    for pixels in (evaluator.PIXELS, 3 * 64):
+        monkeypatch.setattr(evaluator, "PIXELS", pixels)
+        one = instantiate(loaded.cfg.callbacks.evaluation.evaluator, _convert_="all")
+        one.prepare(loaded.model, loaded.data, torch.device("cpu"))
+        sizes.clear()
+        figures.append(one(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)[0])
+        assert max(sizes) == (4 if pixels > 192 else 3)
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4, abs=1e-5, nan_ok=True)

@@ -40,6 +40,7 @@ from atelier.shapes.judge import Verdict, judge
 ASKED = ("label", "attributes")  # of a condition, what a judge can look for
 N_TRAINING = 10_000  # images that a classifier of the set is trained on
 READ_AT_ONCE = 256  # of them
+PIXELS = 2**18  # of the images that a CPU takes at once, 256 of 32 x 32: no error comes where its memory runs out
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Evaluator:
     Args:
         n_samples: generated images; of a translator no more than the fewest sources of a direction.
         n_real: test images they are compared with (all there are, if fewer).
-        batch_size: images sampled at once, over all ranks; changes no image by more than a grey level.
+        batch_size: images sampled at once, over all ranks, on a CPU fewer of large ones; changes no image by more than
+            a grey level.
         seed: seed of the samples' noise.
         suite: distances and their net.
         n_diagnosed: images of each split that a diffusion model denoises for its diagnostics; 0 = none, None: as many
@@ -62,6 +64,7 @@ class Evaluator:
     seed: NonNegInt
     suite: Suite
     n_diagnosed: NonNegInt | None = 0
+    at_once: int = field(init=False)  # images of the last model
     half_widths: dict[str, float] = field(default_factory=dict, init=False)  # of 95 % intervals, of the last figures
     reasons: list[tuple[str, int, int]] = field(default_factory=list, init=False)  # of the judge, for the last samples
     curve: Curve | None = field(default=None, init=False)  # of the last test images, where the bound was measured
@@ -118,10 +121,12 @@ class Evaluator:
             progress: called with (what, done, of how many); may raise to stop.
         """
         values: dict[str, float] = {}
+        fitting = max(1, PIXELS // data.image_size**2) if model.device.type == "cpu" else self.batch_size
+        self.at_once = min(self.batch_size, fitting)
         if isinstance(model, Examined):
             n, rngs = self._n_test(data), partial(ImageRngs, self.seed)
             with torch.inference_mode():
-                values = examined(model, data, rngs, n, self.batch_size, context, progress)
+                values = examined(model, data, rngs, n, self.at_once, context, progress)
             return values, self._tested(data) | {"n_test": n}
         self.half_widths = {}
         if not isinstance(model, Generator):
@@ -134,17 +139,17 @@ class Evaluator:
             n = self._n_test(data)
             if isinstance(model, Autoencoder):
                 real = self._real(model, data, "", "test", n, progress)["features"] if self.suite.active else None
-                values |= reconstructed(model, data, self.suite, real, n, self.batch_size, context, progress)
+                values |= reconstructed(model, data, self.suite, real, n, self.at_once, context, progress)
             rngs = partial(ImageRngs, self.seed)
             if self._bounds(model):
                 drawn = self._drawn_levels(model)
-                self.curve = rate_distortion(model, data, rngs, n, drawn, self.batch_size, context, progress)
+                self.curve = rate_distortion(model, data, rngs, n, drawn, self.at_once, context, progress)
                 values |= self.curve.values
             elif isinstance(model, Likelihood) and not isinstance(model, Bounded):
-                values |= likelihood(model, data, rngs, n, self.batch_size, context, progress)
+                values |= likelihood(model, data, rngs, n, self.at_once, context, progress)
             if self._diagnosed(model):
                 n = diagnostics.count(data, self.n_diagnosed)
-                found = diagnostics.denoised(model, data, self.seed, n, self.batch_size, context, progress)
+                found = diagnostics.denoised(model, data, self.seed, n, self.at_once, context, progress)
                 values |= self._with_widths(found)
         return values, self.protocol(model, data, options)
 
@@ -166,7 +171,7 @@ class Evaluator:
     ) -> dict[str, float]:
         parts = Parts()
         n = self._n_samples(model, data)
-        for numbers in shares(n, self.batch_size):
+        for numbers in shares(n, self.at_once):
             progress("samples", numbers.stop, n)
             batch = data.test_batch(numbers.start, len(numbers))
             cond = model.condition(batch, case)
@@ -213,8 +218,8 @@ class Evaluator:
             training, samples = self._real(model, data, case, "train", n, progress)["features"], facts["features"]
         else:
             n_test, n = min(len(facts["thumbnails"]), len(data.split("test"))), self._n_looked_at(data)
-            real = diagnostics.thumbnails_of(data, "test", n_test, self.batch_size, progress)
-            training = diagnostics.thumbnails_of(data, "train", n, self.batch_size, progress)
+            real = diagnostics.thumbnails_of(data, "test", n_test, self.at_once, progress)
+            training = diagnostics.thumbnails_of(data, "train", n, self.at_once, progress)
             samples = facts["thumbnails"]
         return self._with_widths({"memorisation": diagnostics.memorised(samples, real, training)})
 
@@ -254,7 +259,7 @@ class Evaluator:
 
         def compute() -> dict[str, Tensor]:
             parts = Parts()
-            for numbers, batch in read(data, split, n, 4 * self.batch_size, f"{split} images", progress):
+            for numbers, batch in read(data, split, n, 4 * self.at_once, f"{split} images", progress):
                 part = {"features": self.suite.features(to_uint8(batch[model.real_fields[case]])).cpu()}
                 parts.add(numbers, part | ({"label": batch["label"]} if "label" in batch else {}))
             return parts.gathered()
