@@ -138,6 +138,22 @@ def leaves(node: dict[str, Any]) -> Iterator[str]:
             yield key
 
 
+@pytest.fixture(scope="module")
+def seen() -> set[tuple]:
+    return set()
+
+
+def unseen(cfg: DictConfig, keys: list[str], seen: set[tuple]) -> Iterator[str]:
+    """Those of which no page before had the same argument of the same object with such a value."""
+    for key in keys:
+        parent, name = parent_of(cfg, key)
+        values = OmegaConf.to_container(parent)
+        one = values.get("_target_", key), name, type(values[name]), OmegaConf.is_interpolation(parent, name)
+        if one not in seen:
+            yield key
+        seen.add(one)
+
+
 def wrongs(value: Any) -> Iterator[Any]:
     """Of another type, negative, empty."""
     yield ""
@@ -157,14 +173,14 @@ def wrongs(value: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize(("config", "group", "page"), PAGES, ids=lambda part: part or "-")
 def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(
-    config: str, group: str, page: str, monkeypatch: pytest.MonkeyPatch
+    config: str, group: str, page: str, seen: set[tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("atelier.core.job.seconds_left", lambda: 60.0)  # of budget.until=job_end, in a SLURM job
     cfg, keys = scope(config, group, page)
     preflight.check(cfg)
     assert keys or page == "shapes_flow"  # another page by another name
     words = [*([f"{group}={page}"] if group else []), *required(group, page)]
-    for key in keys:
+    for key in unseen(cfg, keys, seen):
         parent, name = parent_of(cfg, key)
         old, offered = OmegaConf.to_container(parent)[name], {}
         for wrong in wrongs(OmegaConf.to_container(OmegaConf.create([parent[name]]))[0]):

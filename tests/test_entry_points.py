@@ -115,11 +115,11 @@ def test_train_then_sample_then_evaluate(tmp_path: Path) -> None:
     offered = [line.split() for line in told.splitlines() if line.startswith("  python ")]
     assert [words[1:3] for words in offered[:2]] == [["sample.py", f"run={folder}"], ["evaluate.py", f"run={folder}"]]
 
-    told = alone(tmp_path, "sample.py", "run=last", "n=4", "out=pictures").stdout
+    told = cli(tmp_path, "sample.py", "run=last", "n=4", "out=pictures").stdout
     assert told == "4 images and grid.png in pictures\n"
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
 
-    told = alone(
+    told = cli(
         tmp_path, *offered[1][1:3], "eval.n_samples=8", "eval.batch_size=4", "eval.n_diagnosed=8", "metrics=none"
     ).stdout
     found, summary = json.loads(told), json.loads((tmp_path / folder / "summary.json").read_text())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +29,7 @@ from atelier.shapes import world
 from atelier.shapes.judge import judge
 from studies import adapters, inpainting, overfitting, pixel_mixture, samplers_by_nfe, temperatures, whole_images
 from tests.compose import composed
+from tests.programs import python
 
 
 def test_one_gaussian_has_the_mean_and_deviation_of_its_levels() -> None:
@@ -177,8 +176,9 @@ def test_a_study_trains_on_shuffled_conditions(tmp_path: Path) -> None:
     losses = []
     for name, script in (("plain", ["train.py"]), ("shuffled", ["studies/overfitting.py", "train"])):
         folder, root = tmp_path / name, Path(overfitting.__file__).parents[1]
-        command = [sys.executable, *script, *words, f"run_dir={folder}", "callbacks.grids.every_images=1000"]
-        subprocess.run(command, check=True, cwd=root, capture_output=True, env=os.environ | {"PYTHONPATH": "src"})
+        command = [*script, *words, f"run_dir={folder}", "callbacks.grids.every_images=1000"]
+        done = python(*command, folder=root, environment=os.environ | {"PYTHONPATH": "src"})
+        assert done.returncode == 0, done.stderr[-3000:]
         losses.append([row["train/loss"] for row in read_rows(folder / "metrics.csv") if "train/loss" in row])
     assert losses[0] != losses[1]
 

@@ -28,6 +28,7 @@ from tests.compose import composed
 from tests.tiny import TINY, tiny
 
 MEASURED = ["metrics=classifier", f"metrics.cache={sys.argv[-1]}/cache", "eval.n_samples=10", "eval.n_real=13"]
+MEASURED += ["eval.every_images=96"]  # once
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 

@@ -17,6 +17,7 @@ import pytest
 from atelier.callbacks.clock import Clock
 from atelier.cli.messages import user_error
 from atelier.core import stopping
+from tests.programs import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,8 +26,7 @@ ROOT = Path(__file__).parents[2]
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("stops")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.stops", str(folder)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = python("-m", "tests.stops", str(folder), folder=ROOT, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "told.json").read_text())
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 
 from atelier.cli.messages import user_error
 from atelier.core.errors import RankGone, UserError
+from tests.programs import python
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 12.0  # seconds, of the runs of tests/rank_ends.py
@@ -32,8 +31,8 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("ends")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.rank_ends", str(folder), *dict.fromkeys(asked)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    words = ["-m", "tests.rank_ends", str(folder), *dict.fromkeys(asked)]
+    done = python(*words, folder=ROOT, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "told.json").read_text())
 

@@ -15,8 +15,8 @@ from atelier.core.rng import reseed
 from atelier.runs.trainer import make_trainer
 
 FAULTS = """
-import resource, sys, torch
-from atelier.runs.trainer import device, keep_freed_memory
+import resource, torch
+from atelier.runs.trainer import device
 def step():
     torch.zeros(16 * 2**20)  # 64 MiB, every page of it
 def faults():
@@ -26,17 +26,16 @@ def faults():
         step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 left = faults()
-device() if sys.argv[1] == "device" else keep_freed_memory()
+device()
 print(left, faults())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
-@pytest.mark.parametrize("way", ["keep", "device"])
-def test_freed_memory_is_kept_for_the_next_step(way: str) -> None:
+def test_freed_memory_is_kept_for_the_next_step() -> None:
     """In a process of its own, whose memory no other work has cut up."""
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", FAULTS, way]
+    command = [sys.executable, "-c", FAULTS]
     told = subprocess.run(command, check=True, capture_output=True, text=True, env=hidden).stdout
     left, kept = map(int, told.split())
     assert 2 * kept < left, (kept, left)  # a block of another size may move it once

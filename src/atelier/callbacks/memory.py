@@ -6,14 +6,13 @@ The second batch is as all that follow: gradients and the optimizer's moments ar
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from atelier.callbacks.ema import EMA
 from atelier.callbacks.progress import Progress
@@ -140,7 +139,7 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {_key(one): one for one in _tensors((args, kwargs))}
+        given = {_key(one): one for one in _tensors((*args, *(kwargs or {}).values()))}
         for one in _tensors(out):
             if one.device.type == self.kind and _key(one) not in given and _key(one) not in self._known:
                 self._add(one.untyped_storage())
@@ -166,8 +165,14 @@ class _Live(TorchDispatchMode):
             self.grown(self.most)
 
 
-def _tensors(tree: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Those among the arguments of an operation, or in what it gives, where they may stand in lists."""
+    if isinstance(values, Tensor):
+        if values.layout == torch.strided:
+            yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
 
 
 def _key(tensor: Tensor) -> int:

@@ -61,6 +61,7 @@ def versions() -> dict[str, str | None]:
     return {name: _version(name) for name in VERSIONS}
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return version(name)
