@@ -10,22 +10,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from atelier.callbacks import progress
-from atelier.callbacks.progress import Progress, duration
+from atelier.callbacks.progress import Progress
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (89, "89 s"), (91, "2 min"), (5340, "89 min"), (5400, "1 h 30 min"), (11_100, "3 h 05 min")],
-)
-def test_duration(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+def clocked(images: int, minutes: float | None = None) -> SimpleNamespace:
+    return SimpleNamespace(images_seen=0, images=images, minutes=minutes, resumed_at=0, started=0.0)
 
 
 def test_a_plain_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """100 images in 20 s of 1000: 180 s left."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    clock = SimpleNamespace(images_seen=0, images=1000)
+    clock = clocked(1000)
     model = SimpleNamespace(reported={"loss": torch.tensor(0.25)})
     told = Progress(clock)
     told.on_train_start(None, model)
@@ -34,6 +30,28 @@ def test_a_plain_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         told.on_train_batch_end(None, model, None, None, 0)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "80 of 1,000 images  5/s  3 min left  loss 0.25"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seen", "words"),
+    [
+        (None, 100, "100 of 1,000 images  5/s  3 min left"),
+        (1, 100, "100 of 1,000 images  5/s  40 s left"),  # and not the 180 s of all images
+        (1, 300, "300 of 1,000 images  5/s"),  # the minute is over
+        (60, 1000, "1,000 of 1,000 images  5/s"),  # the last judgement takes minutes, of which nothing is known
+        (None, 1008, "1,008 of 1,000 images  5/s"),
+    ],
+)
+def test_time_left_by_images_or_by_minutes(
+    minutes: float | None, seen: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 images a second."""
+    clock = clocked(1000, minutes)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.images_seen / 5)
+    told = Progress(clock)
+    told.on_train_start(None, None)
+    clock.images_seen = seen
+    assert told._words() == words
 
 
 def test_the_stock_bar_counts_epochs_that_are_not_there() -> None:

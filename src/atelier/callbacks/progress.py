@@ -19,6 +19,7 @@ from rich.text import Text
 from atelier.callbacks.clock import Clock
 from atelier.core import stopping
 from atelier.core.batch import Batch
+from atelier.core.lines import time_left
 
 ROOM = 64  # columns that the words beside the bar take
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal
@@ -65,9 +66,17 @@ class Progress(Callback):
 
     def _words(self) -> str:
         seen, total = self.clock.images_seen, self.clock.images
-        speed = (seen - self._first) / max(self._trained + time.monotonic() - self._since, 1e-9)
-        left = duration(max(0, total - seen) / max(speed, 1e-9))
-        return f"{seen:,} of {total:,} images  {speed:,.0f}/s  {left} left"
+        seconds, done = self._trained + time.monotonic() - self._since, seen - self._first
+        left = time_left(seconds, done, self._ends_at() - self._first)
+        return "  ".join(filter(None, [f"{seen:,} of {total:,} images", f"{done / max(seconds, 1e-9):,.0f}/s", left]))
+
+    def _ends_at(self) -> float:
+        """Images seen when the run ends: its budget, or what `budget.minutes` leaves room for at this pace."""
+        if self.clock.minutes is None:
+            return self.clock.images
+        begun, done = self.clock.resumed_at, self.clock.images_seen - self.clock.resumed_at
+        minutes = (time.monotonic() - self.clock.started) / 60
+        return min(self.clock.images, begun + done * self.clock.minutes / max(minutes, 1e-9))
 
     def on_validation_start(self, trainer: Trainer, model: LightningModule) -> None:
         self._trained += time.monotonic() - self._since  # the speed is that of training
@@ -104,11 +113,3 @@ class Progress(Callback):
 class _Words(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(task.fields["words"])
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `7 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import PIL
 
+from atelier.core.lines import time_left
 from atelier.data.file_images import threads
 from atelier.data.reading import check
 
@@ -76,9 +77,9 @@ def _told(files: Iterable[tuple[str, Checked]], n: int, root: Path) -> Iterator[
     for k, file in enumerate(files, 1):
         yield file
         now = time.monotonic()
-        if now - spoke > SECONDS:
-            spoke, left = now, (now - begun) * (n - k) / k
-            print(f"{root}: checked {k:,} of {n:,} files, once for all runs; {left:.0f} s left", flush=True)
+        if now - spoke > SECONDS and k < n:
+            spoke, left = now, time_left(now - begun, k, n)
+            print(f"{root}: checked {k:,} of {n:,} files, once for all runs; {left}", flush=True)
 
 
 def fingerprint(files: Iterable[tuple[str, object]], checked: dict[str, Checked]) -> str:

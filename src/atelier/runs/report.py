@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from atelier.callbacks.order import Callbacks
-from atelier.callbacks.progress import Progress, duration
+from atelier.callbacks.progress import Progress
 from atelier.checkpoints import adapters, diffusers_folder
 from atelier.checkpoints.store import warn
 from atelier.core.errors import UserError
+from atelier.core.lines import duration
 from atelier.core.words import word
 from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import intervals
