@@ -26,7 +26,7 @@ from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.progress import Progress
 from atelier.checkpoints.safe_io import SafeIO
 from atelier.cli import jobs
-from atelier.core import stopping
+from atelier.core import lines, stopping
 from atelier.data.shapes import Shapes
 from atelier.metrics.suite import Suite
 from atelier.runs import preflight
@@ -97,7 +97,7 @@ def unheard() -> None:
     os.dup2(pipe, 1)
     os.close(reader)
     Progress(Clock(8, None, 0)).say("a line")
-    stopping.say("another")
+    lines.say("another")
 
 
 def main() -> None:

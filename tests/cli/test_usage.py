@@ -88,3 +88,14 @@ def test_an_unknown_group_is_one_line(
     told = capsys.readouterr()
     assert (leaving.value.code, told.out) == (2, "")
     assert told.err == f"error: --help={word}: it is the name of no group of pages. Fix: {fix}\n"
+
+
+@pytest.mark.parametrize(("terminal", "rank", "said"), [(True, "0", "loading...\n"), (False, "0", ""), (True, "1", "")])
+def test_loading_is_said_at_once_and_to_a_terminal_alone(
+    terminal: bool, rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    usage.say_loading()
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", said)

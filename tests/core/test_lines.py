@@ -1,4 +1,4 @@
-"""How times are told."""
+"""How times are told, and what is said of work that takes long."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from atelier.core.lines import duration, time_left
+from atelier.core import lines
+from atelier.core.lines import duration, paced, time_left
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,16 @@ def test_duration(seconds: float, words: str) -> None:
 )
 def test_time_left_is_told_where_it_is_known(seconds: float, done: float, n: float, words: str) -> None:
     assert time_left(seconds, done, n) == words
+
+
+def test_work_that_takes_long_says_so_and_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A second a part: after the third it has taken more than 2 s, and 15 s later come those of the 18th and 19th."""
+    now = [0.0]
+    monkeypatch.setattr(lines.time, "monotonic", lambda: now[0])
+    for _ in paced(range(20), 20, lambda done, left: f"{done}, {left}"):
+        now[0] += 1.0
+    assert capsys.readouterr() == ("", "3, 17 s left\n19, 1 s left\n")
+    list(paced(range(20), 20, str))  # it takes no time
+    assert capsys.readouterr() == ("", "")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.cli.messages import check_words, one_line, report, user_error
 from atelier.cli.start_up import load_torchmetrics
-from atelier.core import stopping
+from atelier.core import lines, stopping
 from atelier.core.errors import UserError, causes
 from atelier.core.launchers import rank
 from atelier.core.words import word
@@ -58,7 +58,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             command = " ".join(["python train.py", *words, word("run_dir", str(folder))])
             nothing = ["stopped by a signal before there was anything to save"]
             notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained
-            stopping.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
+            lines.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
         raise
     except Exception as error:
         known = user_error(error) or _removed(error, folder)

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 from atelier.core.errors import UserError, nearest
+from atelier.core.launchers import rank
 from atelier.core.stopping import piped
 from atelier.runs.pages import CONF, offered
 
@@ -55,6 +56,12 @@ def answer_help() -> None:
     with piped():
         print("\n".join(lines))
     sys.exit(0)
+
+
+def say_loading() -> None:
+    """A word at once, to whoever sits at a terminal: importing torch takes seconds."""
+    if sys.stderr.isatty() and rank() == 0:
+        print("loading...", file=sys.stderr, flush=True)
 
 
 def listed_values(*keys: str) -> None:

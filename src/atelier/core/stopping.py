@@ -102,13 +102,6 @@ def piped() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
 
 
-def say(line: str) -> None:
-    """A last line, if anybody reads it."""
-    mute()
-    with contextlib.suppress(BrokenPipeError):
-        print(line, flush=True)
-
-
 def follow_parent(worker: int) -> None:
     """A loader process ignores the signals, which may go to a whole group, but SIGTERM from the process it reads for.
 
