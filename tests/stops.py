@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,19 @@ def a_loader() -> None:
     os.kill(int(children[-1]), KILL)
 
 
+def impatient() -> None:
+    """Ctrl-C, and again some time later."""
+    stopping.ECHO = 0.0
+    for _ in range(2):
+        group(INT)()
+
+
 CASES: dict[str, tuple[type | Any, str, int, Sent]] = {  # where, at which call, what is sent
     "opening the set": (Shapes, "images", 1, group(TERM)),
     "checking, Ctrl-C twice": (preflight, "match", 1, group(INT, INT)),
     "the classifier": (Suite, "prepare", 1, group(USR1)),
+    "Ctrl-C": (Clock, "on_train_batch_start", 4, group(INT)),
+    "Ctrl-C, and again": (Clock, "on_train_batch_start", 4, impatient),
     "SIGTERM": (Clock, "on_train_batch_start", 4, group(TERM)),
     "SIGHUP": (Clock, "on_train_batch_start", 4, group(HUP)),
     "SIGUSR1": (Clock, "on_train_batch_start", 4, group(USR1)),
@@ -106,10 +116,12 @@ def main() -> None:
         root = Path(sys.argv[1]) / str(number)
         root.mkdir()
         os.chdir(root)
+        begun = time.monotonic()
         code = forked(lambda root=root, case=case: run(root, case))
+        seconds = time.monotonic() - begun
         files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("out", "err"))
         words = {name: (root / name).read_text() for name in ("out", "err")}
-        told[case] = {"code": code, "files": files} | words
+        told[case] = {"code": code, "files": files, "seconds": seconds} | words
     Path(sys.argv[1], "told.json").write_text(json.dumps(told, indent=1))
 
 

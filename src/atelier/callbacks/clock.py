@@ -85,6 +85,7 @@ class Clock(Callback):
         if not stopping.echo():
             if self.signal == number == signal.SIGINT:
                 stopping.leave(number)  # a second Ctrl-C does not wait for the save
+            stopping.promise(number)
             self.signal = number
 
     def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Batch, batch_idx: int) -> None:

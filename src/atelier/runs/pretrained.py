@@ -428,6 +428,7 @@ def _handed_on(process: subprocess.Popen) -> Iterator[list[int]]:
         if asked and number == signal.SIGINT:
             process.kill()
         elif not asked:
+            stopping.promise(number)
             process.terminate()
         asked.append(number)
 
