@@ -1,13 +1,61 @@
-"""How times are told, and what is said of work that takes long."""
+"""How times are told, what is said of work that takes long, and where what was said is kept."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from pathlib import Path
 
 import pytest
 
 from atelier.core import lines
 from atelier.core.lines import duration, paced, time_left
+
+
+@pytest.fixture
+def at_noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines.time, "strftime", lambda _: "NOON")
+    monkeypatch.setattr(lines, "_log", None)
+
+
+def failing(log: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lines.kept(log):
+        1 / 0  # noqa: B018
+
+
+def test_what_is_said_is_kept_with_its_time(tmp_path: Path, at_noon: None, capsys: pytest.CaptureFixture) -> None:
+    log = tmp_path / "log"
+    log.write_text("NOON of an earlier day\n")
+    lines.say("before")
+    with pytest.warns(match="beware"), lines.kept(log):
+        lines.say("one")
+        lines.say("another", error=True)
+        lines.keep("a\ntable \udc80")  # of a path that is no text
+        warnings.warn("beware", stacklevel=1)
+    lines.say("after")
+    kept = ["of an earlier day", "one", "another", "a", "table \\udc80", "warning: beware"]
+    assert log.read_text() == "".join(f"NOON {line}\n" for line in kept)
+    assert capsys.readouterr().out == "before\none\nafter\n"
+
+
+def test_the_line_of_an_error_is_kept_too_where_there_is_a_log_yet(tmp_path: Path, at_noon: None) -> None:
+    failing(tmp_path / "log")
+    lines.say("error: key=value")
+    lines.forget()
+    lines.say("of another job")
+    assert (tmp_path / "log").read_text() == "NOON error: key=value\n"
+    failing(tmp_path / "log")
+    (tmp_path / "log").unlink()  # nothing of the run is kept
+    lines.say("error: key=value")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_costs_the_kept_lines_alone(tmp_path: Path, at_noon: None, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    for log in (tmp_path / "log", tmp_path / "no folder" / "log"):
+        with lines.kept(log):
+            lines.say("a line")
+    assert capsys.readouterr() == ("a line\n" * 2, "")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def test_a_full_disk_costs_the_exported_weights_and_not_the_run(
     monkeypatch.setattr(report, "save_file", save_file)
     train.train(composed(*SHORT, run_dir=tmp_path))  # as the line says
     assert (tmp_path / "weights.safetensors").exists()
+    kept = (tmp_path / "train.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", one) for one in kept)
+    said = [one[20:].strip() for one in kept]
+    assert said.count(line) == 1 and said.count("after 16 images") == 2  # both runs
+    for one in (told.out + capsys.readouterr().out).splitlines():
+        assert one.strip() in said
 
 
 def test_a_full_disk_costs_the_summary_and_not_the_run(

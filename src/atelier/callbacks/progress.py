@@ -6,6 +6,7 @@ tests/callbacks/test_progress.py fails with it.
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -15,13 +16,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 from atelier.callbacks.clock import Clock
 from atelier.core import stopping
 from atelier.core.batch import Batch
-from atelier.core.lines import time_left
+from atelier.core.lines import keep, time_left
 
 ROOM = 72  # columns that the words beside the bar take
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal
@@ -44,6 +45,15 @@ class Progress(Callback):
     def say(self, line: str) -> None:
         if self._speaks:
             self.console.print(line, markup=False)
+            keep(line)
+
+    def show(self, table: Table) -> None:
+        """A table; the log has it as wide as the terminal."""
+        if self._speaks:
+            self.console.print(table)
+            plain = Console(file=io.StringIO(), width=self.console.width)
+            plain.print(table)
+            keep(plain.file.getvalue())
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         self._first, self._spoke, self._looked = self.clock.images_seen, time.monotonic(), -math.inf

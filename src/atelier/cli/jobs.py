@@ -62,6 +62,8 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         raise
     except Exception as error:
         known = user_error(error) or _removed(error, folder)
+        if known is None:
+            lines.keep(f"{type(error).__name__}: {error}")
         if known is None and not many:
             meeting.tell(bug(error))
             meeting.linger()
@@ -75,6 +77,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             return worst(hydra)
         sys.exit(2)
     finally:
+        lines.forget()
         if many:
             note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
         _remove_empty(folder)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from atelier.core.errors import UserError
-from atelier.core.lines import time_left
+from atelier.core.lines import say, time_left
 
 FORMAT = 1
 DTYPE = torch.float32
@@ -270,7 +270,7 @@ class _Pace:
             self.spoke, seconds = now, now - self.begun
             done, n = self.done * self.ranks, self.n * self.ranks
             told = f"{done:,} of {n:,} {self.wording.of}s, {done / seconds:,.0f}/s"
-            print(f"{self.wording.rows}: {told}, {time_left(seconds, self.done, self.n)}", flush=True)
+            say(f"{self.wording.rows}: {told}, {time_left(seconds, self.done, self.n)}")
 
 
 def _told(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -171,10 +171,9 @@ def check(name: str, cfg: DictConfig, source: Path) -> None:
     elif own in PAGES and is_version_2(config(source)):
         page_of = diffusers_scheduler.PAGES.get(type(instantiate(cfg.model.objective.target)))
         other = "eps" if page_of == "v" else "v"
-        print(
+        lines.say(
             f"{name}: nothing says what this net answers, {page_of} is taken; version 2 of 768 px says v, its base of"
-            f" 512 px eps: target@model.objective.target={other}",
-            flush=True,
+            f" 512 px eps: target@model.objective.target={other}"
         )
 
 

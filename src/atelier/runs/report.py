@@ -106,7 +106,7 @@ def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
     if callbacks.evaluation.values:  # also where the disk had no room for them
         evaluation = callbacks.evaluation
         result |= {"metrics": evaluation.values, "protocol": evaluation.protocol, "intervals": evaluation.intervals}
-    progress.console.print(_figures(result, f"after {clock.images_seen:,} images"))
+    progress.show(_figures(result, f"after {clock.images_seen:,} images"))
     for line in [*_reason_lines(result.get("reasons", [])), *_protocol_lines(result["protocol"])]:
         progress.say(line)
     if clock.reason:
