@@ -32,6 +32,7 @@ def test_a_full_disk_costs_the_exported_weights_and_not_the_run(
     told = capsys.readouterr()
     (line,) = [line for line in told.err.splitlines() if line.startswith("warning: ")]
     assert "no weights.safetensors written" in line and "No space left on device" in line
+    assert "  psnr               nearness in decibels" in told.out and "judge/asked" not in told.out
     assert "after 16 images" in told.out and "recon/psnr" in told.out and " GFLOP an image; pictures in " in told.out
     assert load(newest(tmp_path / "checkpoints"))["callbacks"]["Clock"]["images_seen"] == 16
     assert not list(tmp_path.glob("weights.safetensors*"))

@@ -64,11 +64,10 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         known = user_error(error) or _removed(error, folder)
         if known is None:
             lines.keep(f"{type(error).__name__}: {error}")
-        if known is None and not many:
-            meeting.tell(bug(error))
-            meeting.linger()
-            raise
-        if known is None:
+            if not many:
+                meeting.tell(bug(error))
+                meeting.linger()
+                raise
             traceback.print_exc()
         else:
             report(known)

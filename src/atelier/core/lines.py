@@ -43,8 +43,8 @@ def kept(path: Path) -> Iterator[None]:
     global _log
     shown = warnings.showwarning
 
-    def show(message: Warning | str, *where: object, **more: object) -> None:
-        shown(message, *where, **more)
+    def show(message: Warning | str, *where: object) -> None:
+        shown(message, *where)
         keep(f"warning: {message}")
 
     with contextlib.suppress(OSError):
@@ -68,8 +68,8 @@ def paced(parts: Iterable[Part], n: int, line: Callable[[int, str], str]) -> Ite
 
     Args:
         parts: parts, each of which is worked on before the next is asked for.
-        n: how many there are.
-        line: what is said when so many are done and there is so much time left (as `time_left` tells it).
+        n: number of parts.
+        line: words for so many parts done and so much time left (as `time_left` tells it).
     """
     begun = time.monotonic()
     due = begun + FIRST
