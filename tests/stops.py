@@ -18,6 +18,9 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 torch.set_num_threads(1)
 
@@ -101,17 +104,30 @@ def run(root: Path, case: str) -> None:
     jobs.job(entry.train, composed(*WORDS, run_dir=root / "outputs" / "run"))
 
 
-def unheard() -> None:
-    """Lines for a pipe that nobody reads any more."""
-    reader, pipe = os.pipe()
-    os.dup2(pipe, 1)
-    os.close(reader)
-    Progress(Clock(8, None, 0)).say("a line")
-    lines.say("another")
+def unheard(speak: Callable[[], object]) -> int:
+    """The exit code of a process whose lines are for a pipe that nobody reads any more."""
+
+    def work() -> None:
+        reader, pipe = os.pipe()
+        os.dup2(pipe, 1)
+        os.close(reader)
+        speak()
+
+    return forked(work)
+
+
+def a_job() -> None:
+    """One of a sweep, which says its number first."""
+    cfg = composed("model=gan", run_dir=Path(sys.argv[1]) / "job")
+    hydra = HydraConfig.get()
+    OmegaConf.set_readonly(hydra, False)
+    hydra.mode, hydra.job.num = RunMode.MULTIRUN, 1
+    jobs.job(lambda cfg: 0.5, cfg)
 
 
 def main() -> None:
-    told: dict[str, Any] = {"unheard": forked(unheard)}
+    speakers = (lambda: Progress(Clock(8, None, 0)).say("a line"), lambda: lines.say("a line"), a_job)
+    told: dict[str, Any] = {"unheard": [unheard(speak) for speak in speakers]}
     for number, case in enumerate(CASES):
         root = Path(sys.argv[1]) / str(number)
         root.mkdir()

@@ -40,7 +40,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     if many:
         stopping.listen()  # a launcher's process began elsewhere
         own = [word for word in hydra.overrides.task if word not in sys.argv]
-        print(f"\njob {hydra.job.num}: {' '.join(own)}", flush=True)
+        lines.say(f"\njob {hydra.job.num}: {' '.join(own)}")
     try:
         check_words(list(hydra.overrides.task))
         if many:
