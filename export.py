@@ -6,6 +6,7 @@ from atelier.core import stopping
 usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
+    usage.say_loading()
 usage.listed_values("adapters", "adapter_weights")
 
 import hydra  # noqa: E402

@@ -6,6 +6,7 @@ from atelier.core import stopping
 usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
+    usage.say_loading()
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402

@@ -24,8 +24,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from atelier.callbacks.progress import duration
 from atelier.core.errors import UserError
+from atelier.core.lines import duration
 from atelier.core.rng import ImageRngs
 from atelier.diffusion.samplers import Sampler
 from atelier.evaluation.evaluator import N_TRAINING, sample, training_set

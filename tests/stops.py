@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 torch.set_num_threads(1)
 
@@ -26,7 +30,7 @@ from atelier.callbacks.evaluation import Evaluation
 from atelier.callbacks.progress import Progress
 from atelier.checkpoints.safe_io import SafeIO
 from atelier.cli import jobs
-from atelier.core import stopping
+from atelier.core import lines, stopping
 from atelier.data.shapes import Shapes
 from atelier.metrics.suite import Suite
 from atelier.runs import preflight
@@ -55,10 +59,19 @@ def a_loader() -> None:
     os.kill(int(children[-1]), KILL)
 
 
+def impatient() -> None:
+    """Ctrl-C, and again some time later."""
+    stopping.ECHO = 0.0
+    for _ in range(2):
+        group(INT)()
+
+
 CASES: dict[str, tuple[type | Any, str, int, Sent]] = {  # where, at which call, what is sent
     "opening the set": (Shapes, "images", 1, group(TERM)),
     "checking, Ctrl-C twice": (preflight, "match", 1, group(INT, INT)),
     "the classifier": (Suite, "prepare", 1, group(USR1)),
+    "Ctrl-C": (Clock, "on_train_batch_start", 4, group(INT)),
+    "Ctrl-C, and again": (Clock, "on_train_batch_start", 4, impatient),
     "SIGTERM": (Clock, "on_train_batch_start", 4, group(TERM)),
     "SIGHUP": (Clock, "on_train_batch_start", 4, group(HUP)),
     "SIGUSR1": (Clock, "on_train_batch_start", 4, group(USR1)),
@@ -91,25 +104,40 @@ def run(root: Path, case: str) -> None:
     jobs.job(entry.train, composed(*WORDS, run_dir=root / "outputs" / "run"))
 
 
-def unheard() -> None:
-    """Lines for a pipe that nobody reads any more."""
-    reader, pipe = os.pipe()
-    os.dup2(pipe, 1)
-    os.close(reader)
-    Progress(Clock(8, None, 0)).say("a line")
-    stopping.say("another")
+def unheard(speak: Callable[[], object]) -> int:
+    """The exit code of a process whose lines are for a pipe that nobody reads any more."""
+
+    def work() -> None:
+        reader, pipe = os.pipe()
+        os.dup2(pipe, 1)
+        os.close(reader)
+        speak()
+
+    return forked(work)
+
+
+def a_job() -> None:
+    """One of a sweep, which says its number first."""
+    cfg = composed("model=gan", run_dir=Path(sys.argv[1]) / "job")
+    hydra = HydraConfig.get()
+    OmegaConf.set_readonly(hydra, False)
+    hydra.mode, hydra.job.num = RunMode.MULTIRUN, 1
+    jobs.job(lambda cfg: 0.5, cfg)
 
 
 def main() -> None:
-    told: dict[str, Any] = {"unheard": forked(unheard)}
+    speakers = (lambda: Progress(Clock(8, None, 0)).say("a line"), lambda: lines.say("a line"), a_job)
+    told: dict[str, Any] = {"unheard": [unheard(speak) for speak in speakers]}
     for number, case in enumerate(CASES):
         root = Path(sys.argv[1]) / str(number)
         root.mkdir()
         os.chdir(root)
+        begun = time.monotonic()
         code = forked(lambda root=root, case=case: run(root, case))
+        seconds = time.monotonic() - begun
         files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("out", "err"))
         words = {name: (root / name).read_text() for name in ("out", "err")}
-        told[case] = {"code": code, "files": files} | words
+        told[case] = {"code": code, "files": files, "seconds": seconds} | words
     Path(sys.argv[1], "told.json").write_text(json.dumps(told, indent=1))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -65,26 +64,14 @@ def test_a_fork_is_what_a_process_of_its_own_would_be(tmp_path: Path) -> None:
     assert (fork.returncode, fork.stdout, fork.stderr) == (own.returncode, own.stdout, own.stderr)
 
 
-def test_help_is_quick_and_lists_every_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [("--help",), ("--help", "model")])
+def test_help_is_quick(tmp_path: Path, words: tuple[str, ...]) -> None:
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        told = alone(tmp_path, "train.py", "--help").stdout
+        alone(tmp_path, "train.py", *words)
         seconds.append(time.monotonic() - started)
     assert statistics.median(seconds) <= 0.6
-    assert max(map(len, told.splitlines())) <= 120
-    assert "\nquantizer@model.net.quantizer=\n  fsq " in told and "\nperceptual@metrics.lpips=\n" in told
-    for group in ("model", "data"):
-        section = told.split(f"\n{group}=\n")[1].split("\n\n")[0]
-        for page in (ROOT / "conf" / group).glob("*.yaml"):
-            text = page.read_text()
-            first = " ".join(text.splitlines()[0].lstrip("# ").split()[:5])
-            assert f"  {page.stem:<25}{first}" in section, page
-            stands = ("root", "first_stage", "  - /first_stage@first_stage")
-            needs = any(f"\n{key}:" in text for key in stands) or re.search("\n  - (ldm|stable_diffusion|sdxl)\n", text)
-            assert bool(needs) == ("\n# Needs: " in text), page
-    assert "[needs: its files, 170 MB (data.download=true fetches them)]" in " ".join(told.split())
-    assert "trainer.precision=auto|32-true" in told
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "export.py"])

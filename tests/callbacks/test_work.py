@@ -127,6 +127,15 @@ def test_how_long_it_will_take(images: int, minutes: float | None, line: str, mo
     assert counted.progress.lines == [line]
 
 
+@pytest.mark.parametrize("images", [20 * BATCH, 20 * BATCH - 3])
+def test_nothing_is_foretold_after_the_last_batch(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may end beyond the budget, from where the time to go would be below 0."""
+    counted = made(images)
+    monkeypatch.setattr(work.time, "monotonic", lambda: float(counted.clock.images_seen))
+    trained(counted, 0, 20)
+    assert counted.progress.lines == []
+
+
 def test_a_run_that_goes_on_is_told_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its budget is no longer to be chosen."""
     counted = made()

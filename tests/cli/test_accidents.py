@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 from PIL import Image
 
 import evaluate
 import sample
 from atelier.checkpoints import store
 from atelier.cli import jobs
+from atelier.core import lines
 from atelier.core.errors import UserError
 from atelier.runs import folders
 from tests.compose import composed
@@ -51,6 +53,30 @@ def test_a_run_folder_that_was_removed_is_one_line(
         jobs.job(removed, composed("model=gan", run_dir=folder))
     assert leaving.value.code == 2
     assert capsys.readouterr().err.startswith("error: run_dir=run: the folder was removed under the run.")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("error", [UserError("model", "gan", "it diverged", "a lower lr"), ValueError("a bug")])
+def test_an_error_is_the_last_line_of_the_log_of_what_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, error: Exception
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def failing(cfg: DictConfig) -> None:
+        with folders.open_run(cfg) as folder:
+            lines.say("a line")
+            (folder / "metrics.csv" if begun else folder / "config.yaml").touch()
+            raise error
+
+    with pytest.raises(SystemExit if isinstance(error, UserError) else ValueError):
+        jobs.job(failing, composed("model=gan", run_dir=tmp_path / "outputs" / "run"))
+    if not begun:
+        assert not (tmp_path / "outputs").exists()
+        return
+    kept = (tmp_path / "outputs/run/train.log").read_text().splitlines()
+    line = str(error) if isinstance(error, UserError) else "ValueError: a bug"
+    assert [one[20:] for one in kept] == ["a line", line]
+    assert sorted(path.name for path in (tmp_path / "outputs/run").iterdir()) == ["metrics.csv", "train.log"]
 
 
 def test_commands_of_one_second_take_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

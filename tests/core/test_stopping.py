@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from atelier.callbacks.clock import Clock
 from atelier.cli.messages import user_error
 from atelier.core import stopping
+from atelier.runs import pretrained
 from tests.programs import python
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("stops")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
     done = python("-m", "tests.stops", str(folder), folder=ROOT, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "told.json").read_text())
@@ -43,6 +45,7 @@ def test_before_the_first_batch_nothing_is_left(told: dict[str, Any], case: str,
 @pytest.mark.parametrize(
     ("case", "code", "images"),
     [
+        ("Ctrl-C", 130, 32),
         ("SIGTERM", 143, 32),
         ("SIGHUP", 129, 32),
         ("SIGUSR1", 138, 32),
@@ -52,12 +55,23 @@ def test_before_the_first_batch_nothing_is_left(told: dict[str, Any], case: str,
 )
 def test_a_signal_to_run_and_loaders_saves(told: dict[str, Any], case: str, code: int, images: int) -> None:
     assert told[case]["code"] == code
-    assert told[case]["err"] == ""
+    assert told[case]["err"] == (stopping.AGAIN.decode() if case == "Ctrl-C" else "")
     assert f"outputs/run/checkpoints/images_{images:012d}.ckpt" in told[case]["files"]
     last = told[case]["out"].splitlines()[-2:]
     assert last[0] == f"stopped by a signal at {images} images, saved"
     assert last[1].startswith("go on with: python train.py ") and last[1].endswith(" run_dir=outputs/run")
     assert " model=vae " in last[1]
+
+
+def test_a_second_ctrl_c_ends_at_once(told: dict[str, Any]) -> None:
+    """It came before the batch that would have been the last: what was saved before is what there is."""
+    case = told["Ctrl-C, and again"]
+    assert (case["code"], case["err"]) == (130, stopping.AGAIN.decode())
+    assert [name for name in case["files"] if name.endswith(".ckpt")] == [
+        "outputs/run/checkpoints/images_000000000024.ckpt"
+    ]
+    assert "saved" not in case["out"] and case["out"].splitlines()[-1].startswith("go on with: python train.py ")
+    assert case["seconds"] < 10
 
 
 def test_a_loader_that_was_killed_is_one_line(told: dict[str, Any]) -> None:
@@ -112,12 +126,15 @@ def test_ranks_beside_the_first_have_nothing_to_tidy_up(handlers: None, monkeypa
     assert leaving.value.code == 0
 
 
-def test_a_launchers_echo_is_no_second_request(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launchers_echo_is_no_second_request(
+    handlers: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
     clock = Clock(8, None, 0)
     stopping.listen(clock._flag)
     for _ in range(3):
         signal.raise_signal(signal.SIGINT)
     assert clock.signal == signal.SIGINT
+    assert capfd.readouterr() == ("", stopping.AGAIN.decode())  # once
     monkeypatch.setattr(stopping, "ECHO", 0.0)
     with pytest.raises(SystemExit) as leaving:
         signal.raise_signal(signal.SIGINT)  # a second Ctrl-C
@@ -125,6 +142,34 @@ def test_a_launchers_echo_is_no_second_request(handlers: None, monkeypatch: pyte
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)  # twice is once
     assert clock.signal == signal.SIGTERM
+    assert capfd.readouterr() == ("", "")  # nobody sits there
+
+
+def test_impatience_is_no_echo(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times a second: the fourth comes a second after the one that counted."""
+    clock, now = Clock(8, None, 0), [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    stopping.listen(clock._flag)
+    for _ in range(3):
+        signal.raise_signal(signal.SIGINT)
+        now[0] += 0.34
+    with pytest.raises(SystemExit) as leaving:
+        signal.raise_signal(signal.SIGINT)
+    assert leaving.value.code == 130
+
+
+def test_a_part_in_training_is_told_once_and_killed_by_a_second_ctrl_c(
+    handlers: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(stopping, "ECHO", 0.0)
+    asked: list[str] = []
+    process = SimpleNamespace(terminate=lambda: asked.append("save and end"), kill=lambda: asked.append("end"))
+    with pretrained._handed_on(process) as numbers:
+        signal.raise_signal(signal.SIGINT)
+        assert asked == ["save and end"] and capfd.readouterr() == ("", stopping.AGAIN.decode())
+        signal.raise_signal(signal.SIGINT)
+    assert asked == ["save and end", "end"] and numbers == [signal.SIGINT] * 2
+    assert capfd.readouterr() == ("", "")
 
 
 def test_tidying_up_is_not_disturbed(handlers: None) -> None:
@@ -147,5 +192,5 @@ def test_nobody_reads_a_closed_terminal_or_pipe(tmp_path: Path) -> None:
 
 
 def test_a_run_outlives_what_reads_its_lines(told: dict[str, Any]) -> None:
-    """`python train.py | tee log` and Ctrl-C, which ends tee too."""
-    assert told["unheard"] == 0
+    """`python train.py | tee log` and Ctrl-C, which ends tee too; `python train.py -m ... | head` and its next job."""
+    assert told["unheard"] == [0, 0, 0]

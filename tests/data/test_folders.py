@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 import atelier.data.checking as checking
+from atelier.core import lines
 from atelier.core.errors import UserError
 from atelier.core.rng import generator
 from atelier.data.base import MemoryImages
@@ -389,6 +391,14 @@ def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     next(cache.iterdir()).write_text('{"rule": ')
     assert len(run(max_pixels=101)) == 5
     assert [file.suffix for file in cache.iterdir()] == [".json"]
+
+
+def test_checking_that_takes_long_is_told_where_no_output_is_parsed(tmp_path, monkeypatch, capsys):
+    root, clock = classes(tmp_path / "root", a=5), itertools.count(0, 3)  # 3 s an image
+    monkeypatch.setattr(lines.time, "monotonic", lambda: float(next(clock)))
+    check_files(root, image_files(root), 100, tmp_path / "cache")
+    told = capsys.readouterr()
+    assert told.out == "" and told.err == f"{root}: checking 5 images, once for all runs: 1 done, 12 s left\n"
 
 
 def test_a_remembered_refusal_is_refused_again(tmp_path):

@@ -112,6 +112,18 @@ def test_a_kept_classifier_is_not_trained_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2  # and no unfinished file
 
 
+def test_that_a_classifier_is_trained_is_said_before(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    said = "distances: a small classifier of this set is trained first, once for all runs\n"
+
+    def images() -> tuple[Tensor, Tensor]:
+        assert capsys.readouterr() == ("", said)
+        return set_of(100)
+
+    for _ in range(2):
+        classifier_of(images, "a", tmp_path, steps=2)
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("fault", ["cut", "flipped", "empty", "html"])
 def test_a_broken_kept_classifier_is_made_again(tmp_path: Path, fault: str) -> None:
     calls: list[int] = []

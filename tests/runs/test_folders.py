@@ -395,10 +395,14 @@ def test_a_recipe_of_another_set_gives_way(plan: Callable, words: list[str], rec
         assert told.cfg.model.net.scale_factor == told.cfg.data.scale_factor == 2
 
 
-def test_the_recipes_own_feeding_stays(plan: Callable) -> None:
-    """The batches of an experiment above are not those of the run below."""
-    told = pretrained.plan("first_stage", composed("experiment=shapes_srgan"))
+@pytest.mark.parametrize(
+    "above", [["experiment=shapes_srgan"], ["model=srgan", "data.task=low_resolution", "data.image_size=64"]]
+)
+def test_the_recipes_own_feeding_stays(plan: Callable, above: list[str]) -> None:
+    """The batches of an experiment above are not those of the run below, which is short: that leaves work to do."""
+    told = pretrained.plan("first_stage", composed(*above))
     below = composed("experiment=shapes_srresnet_short")
+    assert told.name == "experiment=shapes_srresnet_short"
     assert told.cfg.data.batch_size == below.data.batch_size and told.cfg.budget.images == below.budget.images
     assert told.cfg.data.task == "low_resolution" and told.cfg.data.image_size == 64
 

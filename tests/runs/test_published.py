@@ -162,7 +162,7 @@ def test_a_single_file_is_unpacked_once(
     with pytest.raises(UserError, match=r"error: model.net.vocabulary=None: a single file has no tokenizer. Fix: "):
         linked(tmp_path / "run", *given)
     unpacked = f"unpacking {tmp_path / 'sd.safetensors'} into "
-    assert capsys.readouterr().out.count(unpacked) == 1
+    assert capsys.readouterr().err.count(unpacked) == 1
     cfg = linked(tmp_path / "run", *given, "model.net.vocabulary=PATH")
     net = build.part(tmp_path / "run/frozen/net", cfg.model.net.sha256, cfg)
     files.same(net, model["unet"])
@@ -170,7 +170,7 @@ def test_a_single_file_is_unpacked_once(
     copy = tmp_path / "run/frozen/embedder.sources.text.encoder"
     assert sorted(path.name for path in copy.iterdir()) == sorted(["config.json", "model.safetensors", *words])
     linked(tmp_path / "again", *given)
-    assert unpacked not in capsys.readouterr().out
+    assert unpacked not in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_what_is_trained_and_little_else(tmp_path: Path) -> None:

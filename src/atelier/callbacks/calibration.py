@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atelier.callbacks.clock import Clock
 from atelier.core.errors import within
+from atelier.core.lines import say
 
 
 class Calibration(Callback):
@@ -31,7 +32,7 @@ class Calibration(Callback):
         with within("model"):
             line = model.calibrate(lambda n: _share(trainer, model, n))
         if line and trainer.is_global_zero:
-            print(line, flush=True)
+            say(line)
 
 
 def _share(trainer: Trainer, model: LightningModule, n: int) -> Iterator[Tensor]:

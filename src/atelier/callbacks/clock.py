@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from atelier.core import job, ranks, stopping
+from atelier.core import job, lines, ranks, stopping
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveFloat, PositiveInt
@@ -85,6 +85,7 @@ class Clock(Callback):
         if not stopping.echo():
             if self.signal == number == signal.SIGINT:
                 stopping.leave(number)  # a second Ctrl-C does not wait for the save
+            stopping.promise(number)
             self.signal = number
 
     def on_train_batch_start(self, trainer: Trainer, model: LightningModule, batch: Batch, batch_idx: int) -> None:
@@ -157,7 +158,7 @@ class Clock(Callback):
         """End the process as its signal asks: 143 after SIGTERM, 130 after Ctrl-C, 0 on the ranks that follow."""
         if trainer.is_global_zero:
             why = f"{self.reason}: stopped" if self.reason else "stopped by a signal"
-            stopping.say(f"{why} at {self.images_seen} images, saved")
+            lines.say(f"{why} at {self.images_seen} images, saved")
         stopping.leave(self.signal or signal.SIGTERM)
 
     def due(self, every: int, batch_size: int) -> bool:

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import flop_registry
 
 from atelier.callbacks.clock import Clock
 from atelier.callbacks.memory import Memory
-from atelier.callbacks.progress import Progress, duration
+from atelier.callbacks.progress import Progress
 from atelier.core.batch import Batch
+from atelier.core.lines import duration
 from atelier.core.peaks import peak
 
 FIRST, EVERY = 4, 61  # batches counted: the first ones, then each 61st, a prime, so that every n-th penalty is met
@@ -107,6 +108,8 @@ class Work(Callback):
         images = self.clock.images - self.clock.images_seen
         if self.clock.minutes is not None:
             images = min(images, int(60 * self.clock.minutes / seconds))
+        if images <= 0:  # that was the last batch
+            return
         work = self.words(images)
         line = f"about {duration(images * seconds)} on this device without judging" + (f" ({work})" if work else "")
         line += f", {self.memory.words()}" if self.memory.words() else ""

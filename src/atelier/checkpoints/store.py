@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from atelier.checkpoints.renamed import weights
 from atelier.core.errors import UserError
+from atelier.core.lines import say
 
 KEEP = 2
 LACKING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK)  # it has no such call
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 @rank_zero_only
 def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    say(f"warning: {line}", error=True)
 
 
 class Manifest:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.cli.messages import check_words, one_line, report, user_error
 from atelier.cli.start_up import load_torchmetrics
-from atelier.core import stopping
+from atelier.core import lines, stopping
 from atelier.core.errors import UserError, causes
 from atelier.core.launchers import rank
 from atelier.core.words import word
@@ -40,7 +40,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     if many:
         stopping.listen()  # a launcher's process began elsewhere
         own = [word for word in hydra.overrides.task if word not in sys.argv]
-        print(f"\njob {hydra.job.num}: {' '.join(own)}", flush=True)
+        lines.say(f"\njob {hydra.job.num}: {' '.join(own)}")
     try:
         check_words(list(hydra.overrides.task))
         if many:
@@ -58,15 +58,16 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             command = " ".join(["python train.py", *words, word("run_dir", str(folder))])
             nothing = ["stopped by a signal before there was anything to save"]
             notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained
-            stopping.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
+            lines.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
         raise
     except Exception as error:
         known = user_error(error) or _removed(error, folder)
-        if known is None and not many:
-            meeting.tell(bug(error))
-            meeting.linger()
-            raise
         if known is None:
+            lines.keep(f"{type(error).__name__}: {error}")
+            if not many:
+                meeting.tell(bug(error))
+                meeting.linger()
+                raise
             traceback.print_exc()
         else:
             report(known)
@@ -75,6 +76,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             return worst(hydra)
         sys.exit(2)
     finally:
+        lines.forget()
         if many:
             note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
         _remove_empty(folder)

@@ -16,6 +16,7 @@ from atelier.cli.given import meant
 from atelier.cli.guard import guarded
 from atelier.core.errors import RankGone, UserError, causes, nearest, parsed
 from atelier.core.launchers import rank, started
+from atelier.core.lines import say
 from atelier.core.stopping import piped
 from atelier.core.words import shell, word
 from atelier.runs import meeting
@@ -62,7 +63,7 @@ def user_error(error: BaseException) -> UserError | None:
 def report(error: UserError) -> None:
     """Print the line, once for all ranks: rank 0 what all of them have, else the one that has it."""
     if meeting.tell(error):
-        print(f"rank {rank()}: {error.line()}" if rank() else error.line(), file=sys.stderr, flush=True)
+        say(f"rank {rank()}: {error.line()}" if rank() else error.line(), error=True)
     meeting.linger()
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from atelier.cli.jobs import direction, note, one_process, worst
 from atelier.cli.messages import report
 from atelier.core.errors import UserError
+from atelier.core.lines import say
 from atelier.runs.folders import shorter, summary
 
 
@@ -48,7 +49,7 @@ class Summary(Callback):
             shown = [str(cells.get(column, "")).replace("|", "\\|") for column in columns]
             lines.append("| " + " | ".join(shown) + " |")
         (folder / "table.md").write_text("\n".join(lines) + "\n")
-        print("\n".join(lines) + f"\n{folder / 'table.md'}", flush=True)
+        say("\n".join(lines) + f"\n{folder / 'table.md'}")
         if any(job["error"] for job in jobs):
             sys.exit(1)
 

@@ -23,6 +23,7 @@ from atelier.core.launchers import rank
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 CODES = tuple(128 + number for number in SIGNALS)
 ECHO = 1.0  # seconds in which a launcher passes on what the whole group has got already
+AGAIN = b"\nwhat was learnt is saved, then the run stops; Ctrl-C again stops it now, unsaved\n\n"
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
@@ -52,11 +53,23 @@ _heard = -math.inf
 
 
 def echo() -> bool:
-    """Called in a handler: whether another signal came just before."""
+    """Called in a handler: whether another signal, which counted, came just before."""
     global _heard
-    before, _heard = _heard, time.monotonic()
+    now = time.monotonic()
+    again = now - _heard < ECHO
+    _heard = _heard if again else now
     mute()
-    return _heard - before < ECHO
+    return again
+
+
+def promise(number: int) -> None:
+    """Called in a handler that has what was learnt saved: tells whoever pressed Ctrl-C what happens now.
+
+    By the system's own call, since a print may be going on; the bar is drawn anew beneath the blank line.
+    """
+    if number == signal.SIGINT and rank() == 0:
+        with contextlib.suppress(OSError):
+            os.write(2, AGAIN)
 
 
 def leave(number: int) -> None:
@@ -100,13 +113,6 @@ def piped() -> Iterator[None]:
     except BrokenPipeError:
         mute()
         sys.exit(128 + signal.SIGPIPE)
-
-
-def say(line: str) -> None:
-    """A last line, if anybody reads it."""
-    mute()
-    with contextlib.suppress(BrokenPipeError):
-        print(line, flush=True)
 
 
 def follow_parent(worker: int) -> None:

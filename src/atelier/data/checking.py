@@ -6,18 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import PIL
 
+from atelier.core.lines import paced
 from atelier.data.file_images import threads
+from atelier.data.finding import printable
 from atelier.data.reading import check
-
-SECONDS = 15.0  # between lines of progress
 
 
 class Checked(NamedTuple):
@@ -64,21 +63,11 @@ def check_files(
 
     names = list(names)
     with ThreadPoolExecutor(threads()) as pool:
-        checked = dict(_told(pool.map(one, names), len(names), root))
+        told = f"{printable(root)}: checking {len(names):,} images, once for all runs"
+        checked = dict(paced(pool.map(one, names), len(names), lambda k, left: f"{told}: {k:,} done, {left}"))
     if not checked.items() <= known.items():
         _write(file, {"rule": rule, "files": known | checked})
     return checked
-
-
-def _told(files: Iterable[tuple[str, Checked]], n: int, root: Path) -> Iterator[tuple[str, Checked]]:
-    """The same, with a line now and then where it takes long."""
-    begun = spoke = time.monotonic()
-    for k, file in enumerate(files, 1):
-        yield file
-        now = time.monotonic()
-        if now - spoke > SECONDS:
-            spoke, left = now, (now - begun) * (n - k) / k
-            print(f"{root}: checked {k:,} of {n:,} files, once for all runs; {left:.0f} s left", flush=True)
 
 
 def fingerprint(files: Iterable[tuple[str, object]], checked: dict[str, Checked]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.core.launchers import rank
+from atelier.core.lines import say
 from atelier.core.ranges import Name, PositiveInt, Probability
 from atelier.data.base import DataModule, Role, Split
 from atelier.data.checking import Checked, check_files, fingerprint
@@ -86,7 +86,7 @@ class ImageFiles(DataModule, ABC):
     def tell(self, what: str) -> None:
         """One line about the files, once for all ranks."""
         if rank() == 0:
-            print(f"{printable(self.root)}: {what}", file=sys.stderr, flush=True)
+            say(f"{printable(self.root)}: {what}", error=True)
 
     @cached_property
     def checked(self) -> dict[str, Checked]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from atelier.core.errors import UserError
+from atelier.core.lines import say, time_left
 
 FORMAT = 1
 DTYPE = torch.float32
@@ -266,10 +267,10 @@ class _Pace:
         self.done += rows
         now = time.monotonic()
         if self.ranks and now - self.spoke > SECONDS and self.done < self.n:
-            self.spoke, speed = now, self.done / (now - self.begun)
+            self.spoke, seconds = now, now - self.begun
             done, n = self.done * self.ranks, self.n * self.ranks
-            told = f"{done:,} of {n:,} {self.wording.of}s, {speed * self.ranks:,.0f}/s"
-            print(f"{self.wording.rows}: {told}, {_time((self.n - self.done) / speed)} left", flush=True)
+            told = f"{done:,} of {n:,} {self.wording.of}s, {done / seconds:,.0f}/s"
+            say(f"{self.wording.rows}: {told}, {time_left(seconds, self.done, self.n)}")
 
 
 def _told(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -289,10 +290,6 @@ def _write(path: Path, content: bytes) -> None:
     except FileNotFoundError:  # another has finished the same, and removed what it took for leavings
         if not path.exists():
             raise
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _size(n_bytes: float) -> str:

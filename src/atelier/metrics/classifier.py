@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.lines import paced, say
 from atelier.metrics import cache
 from atelier.metrics.features import FeatureNet
 
@@ -75,6 +76,7 @@ def classifier_of(training_set: TrainingSet, fingerprint: str, folder: Path, ste
     path = folder / cache.name("classifier", _RECIPE, fingerprint, steps)
     kept = cache.read(path)
     if kept is None:
+        say("distances: a small classifier of this set is trained first, once for all runs", error=True)
         images, targets = training_set()
         kept = train_classifier(images, targets, steps)
         cache.write(path, kept)
@@ -98,7 +100,8 @@ def train_classifier(images: Tensor, targets: Tensor | None, steps: int, seed: i
 
 def _fit(net: nn.ModuleDict, rgb: Tensor, targets: Tensor | None, steps: int, peak: float = 3e-3) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), lr=peak)
-    for step in range(steps):
+    told = f"distances: the classifier has done {{}} of {steps} steps, {{}}"
+    for step in paced(range(steps), steps, told.format):
         optimizer.param_groups[0]["lr"] = peak * (1 - step / steps)
         chosen = torch.randint(len(rgb), (64,))
         x = _prepared(rgb[chosen])

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import hub
 from atelier.checkpoints.store import LACKING, warn
-from atelier.core import stopping
+from atelier.core import lines, stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, slurm_job, srun_tasks
 from atelier.core.words import word
@@ -134,16 +134,18 @@ def open_run(cfg: DictConfig) -> Iterator[Path]:
     if cfg.resume == "never" and rank() == 0 and (folder / "config.yaml").exists():
         raise UserError("resume", "never", f"{folder} holds a run", "run_dir=ANOTHER_FOLDER")
     with locked(folder) if rank() == 0 else contextlib.nullcontext():
-        begun, before = (folder / "config.yaml").exists(), set(folder.iterdir())
+        begun, before, log = (folder / "config.yaml").exists(), set(folder.iterdir()), folder / lines.LOG
         try:
-            yield folder
+            with lines.kept(log) if rank() == 0 else contextlib.nullcontext():
+                yield folder
         except BaseException as error:
             if (
                 not begun and rank() == 0 and not has_checkpoint(folder)
             ):  # nothing to go on from: the next try starts anew
                 started = {folder / name for name in ("config.yaml", "ground.json", "frozen")}
+                made = set(folder.iterdir()) - before
                 with stopping.undisturbed():
-                    _remove(started if isinstance(error, Exception) else set(folder.iterdir()) - before)
+                    _remove(started if isinstance(error, Exception) and made - started - {log} else made)
             raise
 
 

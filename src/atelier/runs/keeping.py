@@ -15,6 +15,7 @@ from torch import nn
 
 from atelier.core import ranks
 from atelier.core.errors import UserError
+from atelier.core.lines import say
 from atelier.data.latent_cache import LatentCache
 from atelier.data.text_cache import TextCache
 
@@ -63,12 +64,12 @@ def made(trainer: Trainer, cache: LatentCache | TextCache, fill: Callable[[], No
     if not all(everywhere(cache.check)):
         everywhere(cache.begin if first else lambda: None)
         if first:
-            print(f"making {cache.describe()}", flush=True)
+            say(f"making {cache.describe()}")
         everywhere(fill)
         everywhere(cache.finish if first else lambda: None)
     everywhere(cache.check)
     if first:
-        print(f"training reads {cache.describe()}", flush=True)
+        say(f"training reads {cache.describe()}")
 
 
 def everywhere(work: Callable[[], Any]) -> list[Any]:

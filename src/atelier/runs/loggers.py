@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from atelier.core.errors import UserError
+from atelier.core.lines import say
 from atelier.core.ranges import Name
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Finished(WandbLogger):
         offline = self._experiment.offline
         self._experiment.finish(exit_code=int(failed))
         if offline and folder.name.startswith("offline-run"):
-            print(f"W&B offline; upload with: wandb sync {folder}", flush=True)
+            say(f"W&B offline; upload with: wandb sync {folder}")
 
 
 class Board(TensorBoardLogger):
@@ -103,9 +104,9 @@ def _mode(asked: Literal["auto", "online", "offline"], client: Any) -> str:
         return os.environ["WANDB_MODE"]
     server = client.setup().settings.base_url
     if not client.login(prompt=False, verify=False):
-        print("W&B: no credentials found, the run is logged offline (wandb login asks for them)", flush=True)
+        say("W&B: no credentials found, the run is logged offline (wandb login asks for them)")
     elif not _answers(server):
-        print(f"W&B: {server} does not answer, the run is logged offline", flush=True)
+        say(f"W&B: {server} does not answer, the run is logged offline")
     else:
         return "online"
     return "offline"

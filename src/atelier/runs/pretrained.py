@@ -29,6 +29,7 @@ from atelier.checkpoints import forms
 from atelier.core import stopping
 from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError, within
+from atelier.core.lines import say
 from atelier.core.words import typed_value
 from atelier.nets.contracts import TextEncoder
 from atelier.runs import build, folders, preflight, published
@@ -166,7 +167,7 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path, fix: str) -> N
     _link(source, target)
     OmegaConf.set_struct(part, False)
     part.run, part.sha256 = str(source) if part.run == "auto" else part.run, forms.digest(source)
-    print(f"{name}: {folders.shorter(source)}{published.of_variant(source)}{_reached(source)}", flush=True)
+    say(f"{name}: {folders.shorter(source)}{published.of_variant(source)}{_reached(source)}")
 
 
 def _reached(source: Path) -> str:
@@ -357,10 +358,9 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
     begun = _unfinished(plan)
     run_dir = begun or _new_folder(folders.OUTPUTS / f"{plan.cfg.choices.data}_{plan.cfg.choices.model}")
     what = f"going on with {run_dir}" if begun else f"none is finished, so {plan.name} is trained first"
-    print(
+    say(
         f"{name}: {what}, {plan.cfg.budget.images:,} images (how long that takes follows);"
-        f" model.{name}.run=DIR takes one of yours, model.{name}.images=N another budget{_offered(name)}",
-        flush=True,
+        f" model.{name}.run=DIR takes one of yours, model.{name}.images=N another budget{_offered(name)}"
     )
     command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
     try:
@@ -428,6 +428,7 @@ def _handed_on(process: subprocess.Popen) -> Iterator[list[int]]:
         if asked and number == signal.SIGINT:
             process.kill()
         elif not asked:
+            stopping.promise(number)
             process.terminate()
         asked.append(number)
 

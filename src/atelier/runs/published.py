@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.checkpoints import diffusers_pipeline, diffusers_scheduler, forms, hub, single_file, transformers_folder
 from atelier.checkpoints.store import sha256
+from atelier.core import lines
 from atelier.core.errors import UserError, within
 from atelier.nets.contracts import DenoisingNet, FirstStage, TextEncoder
 from atelier.runs import build, keeping
@@ -118,7 +119,7 @@ def unpacked(file: Path, vocabulary: str | None, place: str = "model.net") -> Pa
     folder = keeping.automatic("single_files", known)
     if not lies_in(folder):
         part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        print(f"unpacking {file} into {folder}", flush=True)
+        lines.say(f"unpacking {file} into {folder}", error=True)
         with within(place):
             single_file.read(file).unpack(part)
         (part / diffusers_pipeline.INDEX).write_text("{}")
@@ -170,10 +171,9 @@ def check(name: str, cfg: DictConfig, source: Path) -> None:
     elif own in PAGES and is_version_2(config(source)):
         page_of = diffusers_scheduler.PAGES.get(type(instantiate(cfg.model.objective.target)))
         other = "eps" if page_of == "v" else "v"
-        print(
+        lines.say(
             f"{name}: nothing says what this net answers, {page_of} is taken; version 2 of 768 px says v, its base of"
-            f" 512 px eps: target@model.objective.target={other}",
-            flush=True,
+            f" 512 px eps: target@model.objective.target={other}"
         )
 
 

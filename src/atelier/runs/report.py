@@ -14,13 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from atelier.callbacks.order import Callbacks
-from atelier.callbacks.progress import Progress, duration
+from atelier.callbacks.progress import Progress
 from atelier.checkpoints import adapters, diffusers_folder
 from atelier.checkpoints.store import warn
 from atelier.core.errors import UserError
+from atelier.core.lines import duration
 from atelier.core.words import word
 from atelier.data.base import DataModule
 from atelier.evaluation.evaluator import intervals
+from atelier.evaluation.meanings import meanings
 from atelier.models.base import Generator, Model
 from atelier.runs.adapted import FILE
 from atelier.runs.folders import has_checkpoint, summary
@@ -105,8 +107,11 @@ def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
     if callbacks.evaluation.values:  # also where the disk had no room for them
         evaluation = callbacks.evaluation
         result |= {"metrics": evaluation.values, "protocol": evaluation.protocol, "intervals": evaluation.intervals}
-    progress.console.print(_figures(result, f"after {clock.images_seen:,} images"))
-    for line in [*_reason_lines(result.get("reasons", [])), *_protocol_lines(result["protocol"])]:
+    progress.show(_figures(result, f"after {clock.images_seen:,} images"))
+    reasons = result.get("reasons", [])
+    shown = [*result["metrics"], *(what for what, _, _ in reasons)]
+    explained = meanings(shown, progress.console.width)
+    for line in [*_reason_lines(reasons), *explained, *_protocol_lines(result["protocol"])]:
         progress.say(line)
     if clock.reason:
         progress.say(f"stopped early: {clock.reason}; the same command with {_run_dir(folder)} goes on")

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atelier.core.errors import RankGone, UserError
 from atelier.core.launchers import rank
+from atelier.core.lines import say
 from atelier.runs import meeting
 from atelier.runs.build import data_fields, parts, plain, section, stored_config
 from atelier.runs.folders import shorter
@@ -163,4 +164,4 @@ def check_same_data(cfg: DictConfig, folder: Path, data: DataModule) -> None:
         problem = f"the run in {shorter(folder)} was started on other images"
         raise UserError("data", cfg.choices.data, problem, "run_dir=ANOTHER_FOLDER")
     if before["ranks"] != now["ranks"]:
-        print(f"started on {before['ranks']} ranks, now {now['ranks']}: same images, other noise", flush=True)
+        say(f"started on {before['ranks']} ranks, now {now['ranks']}: same images, other noise")

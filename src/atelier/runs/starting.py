@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from atelier.core.lines import say
 from atelier.runs import build, preflight, pretrained
 
 if TYPE_CHECKING:
@@ -31,4 +32,4 @@ def start_from(model: Model, cfg: DictConfig) -> None:
     stored = build.stored_config(folder)
     pretrained.refuse_other_parts(cfg, stored, folder)
     model.begin_with(renamed.weights(load_file(folder / "weights.safetensors")), "start_from")
-    print(f"begins with the weights of {folder}", flush=True)
+    say(f"begins with the weights of {folder}")
