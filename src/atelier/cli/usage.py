@@ -46,6 +46,8 @@ def answer_help() -> None:
     script = Path(sys.argv[0]).stem
     with piped():
         print("\n".join(train_help() if script == "train" else other_help(script)))
+        if script == "sample" and (run := [one.partition("=")[2] for one in sys.argv[1:] if one.startswith("run=")]):
+            print("\n".join(names_of(run[-1].strip("\"'"))))
     sys.exit(0)
 
 
@@ -73,6 +75,24 @@ def other_help(script: str) -> list[str]:
     lines = [f"usage: python {script}.py [KEY=VALUE ...]", "", "keys and defaults", *("  " + line for line in keys)]
     lines += choices(script)
     return lines + ["", "example", *("  " + line for line in EXAMPLES.splitlines() if f"{script}.py" in line)]
+
+
+def names_of(run: str) -> list[str]:
+    """The labels and attributes that a run can be asked for; or why there are none to show."""
+    from atelier.core.errors import UserError
+    from atelier.runs import ground
+
+    folder = Path(run)
+    if not (folder / ground.FILE).exists():
+        from atelier.runs import folders  # which takes seconds
+
+        try:
+            folder = folders.find(run)
+        except UserError as error:
+            return ["", error.line()]
+    names = ground.names(folder)
+    lines = [line for key, text in (names.lines() if names else {}).items() for line in _entry(f"{key}=", text)]
+    return ["", f"names in {folder}" if lines else f"{folder} keeps no names of labels or attributes", *lines]
 
 
 def choices(script: str) -> list[str]:
@@ -103,10 +123,10 @@ def headline(page: Path) -> str:
 def listed(page: Path) -> list[str]:
     """A page's name, the first sentence of its header, and what it says after `Needs:`; as wide as the terminal."""
     first, needs = headline(page), [line for line in header(page) if line.startswith("Needs: ")]
+    return _entry(page.stem, " ".join([first, *(f"[n{need[1:].rstrip('.')}]" for need in needs)]))
+
+
+def _entry(name: str, text: str) -> list[str]:
     width = max(60, min(120, shutil.get_terminal_size().columns))
-    return textwrap.wrap(
-        " ".join([first, *(f"[n{need[1:].rstrip('.')}]" for need in needs)]),
-        width,
-        initial_indent=f"  {page.stem:<{NAME}}",
-        subsequent_indent=" " * (NAME + 2),
-    )
+    indents = {"initial_indent": f"  {name:<{NAME}}", "subsequent_indent": " " * (NAME + 2)}
+    return textwrap.wrap(text, width, **indents)
