@@ -7,7 +7,7 @@ usage.answer_help()
 if __name__ == "__main__":
     stopping.listen()
     usage.say_loading()
-usage.listed_values("attributes", "adapters", "adapter_weights")
+usage.listed_values("label", "attributes", "adapters", "adapter_weights")
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -25,7 +25,7 @@ def sample(cfg: DictConfig) -> None:
     from atelier.models.base import sampling_mode
     from atelier.requests import files
     from atelier.requests.folder import Folder
-    from atelier.requests.request import Request, verb, verbs
+    from atelier.requests.request import Request, named, verb, verbs
     from atelier.runs.trainer import autocast, device
 
     cfg = like.request(cfg)
@@ -39,6 +39,7 @@ def sample(cfg: DictConfig) -> None:
     options = build.options(cfg, model, verbs(model)[words["do"]], run.cfg)
     precision = autocast(model, words["precision"] or run.cfg.trainer.precision)
     request = Request.of(model, run.data, options, words)
+    words["label"] = named(words["label"], run.data)
     path = Path(words["out"] or folders.unused(run.pictures, folders.time_stamp()))
     sources = [] if words["source"] is None else files.sources(words["source"], path)
     n = {"n": len(sources)} if sources else {}

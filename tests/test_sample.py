@@ -18,7 +18,7 @@ from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.data.reading import pixels, square
 from atelier.evaluation.evaluator import sample
-from atelier.images.pictures import png_texts, save_png
+from atelier.images.pictures import LINE, png_texts, save_png
 from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond
@@ -317,9 +317,10 @@ def test_a_shorter_request_replaces_a_longer_one(finished: dict[str, Path], tmp_
 
 def test_the_grid_shows_the_first_64(finished: dict[str, Path], tmp_path: Path) -> None:
     drawn(finished["gan"], tmp_path, "n=70", "batch_size=48")
-    width, height = Image.open(tmp_path / "grid.png").size
-    assert width == height == 8 * 66 + 2
-    assert Image.open(tmp_path / "grid.png").convert("RGB").crop((464, 464, 528, 528)).getextrema() != ((0, 0),) * 3
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (8 * 66 + 2, 8 * (66 + LINE) + 2)
+        top = 2 + 7 * (66 + LINE)
+        assert picture.convert("RGB").crop((464, top, 528, top + 64)).getextrema() != ((0, 0),) * 3
 
 
 def test_where_memory_runs_out_the_pictures_stay_the_same() -> None:

@@ -129,11 +129,12 @@ def test_the_picture_at_the_end_is_what_the_saved_average_draws(finished: dict[s
     from atelier.images.pictures import grid
 
     loaded = folders.load(finished["gan"], ema=True)
-    cond = loaded.model.condition(loaded.data.test_batch(0, 4), "")
+    batch = loaded.data.test_batch(0, 4)
+    cond, words = loaded.model.condition(batch, ""), [loaded.data.names.called(k) for k in batch["label"].tolist()]
     with torch.inference_mode():
         images = to_uint8(loaded.model.sample(cond, ImageRngs(0, 0, 4)))
     drawn = Image.open(finished["gan"] / "samples/samples_000000096.png")
-    assert drawn.tobytes() == grid(images).permute(1, 2, 0).contiguous().numpy().tobytes()
+    assert drawn.tobytes() == grid(images, words=words).permute(1, 2, 0).contiguous().numpy().tobytes()
 
 
 def test_summary_says_what_the_figures_hold_under(finished: dict[str, Path]) -> None:
@@ -185,7 +186,9 @@ def test_raw_weights_beside_averaged_ones(tmp_path: Path, finished: dict[str, Pa
         cond = loaded.model.condition(loaded.data.test_batch(0, 4), "")
         with torch.inference_mode():
             drawn.append(to_uint8(loaded.model.sample(cond, ImageRngs(0, 0, 4))))
-    expected = grid(beside(drawn), 4).permute(1, 2, 0).contiguous().numpy().tobytes()
+    labels = loaded.data.test_batch(0, 4)["label"].tolist()
+    words = [loaded.data.names.called(k) for k in labels for _ in drawn]
+    expected = grid(beside(drawn), 4, words=words).permute(1, 2, 0).contiguous().numpy().tobytes()
     assert Image.open(tmp_path / "samples/samples_000000096.png").tobytes() == expected
 
 

@@ -35,7 +35,7 @@ from atelier.nets.planes import FoldedSource
 from atelier.nets.taesd import TAESD
 from atelier.nets.unet import UNet
 from atelier.nets.words import BytePairs
-from atelier.runs import build, exporting, folders, model_card
+from atelier.runs import build, exporting, folders, ground, model_card
 from tests.checkpoints import test_single_file as files
 from tests.checkpoints import test_transformers_folder as texts
 from tests.checkpoints.test_diffusers_unet_conditional import equal
@@ -382,6 +382,8 @@ def test_flow_on_labels_opens_part_by_part(
     published: Path, export: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = made(tmp_path / "run", published, "model=ldm", *NET, *LABELS)
+    run.folder.mkdir()
+    (run.folder / ground.FILE).write_text(json.dumps({"names": {"labels": ["cat", "dog"]}}))
     out = export(run, tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "unet: it is conditional on label, pipelines on a text" in lines[0]
@@ -396,7 +398,8 @@ def test_flow_on_labels_opens_part_by_part(
         torch.testing.assert_close(ours, net(z, t, class_labels=labels).sample, atol=1e-4, rtol=0)
         decoded = diffusers.AutoencoderKL.from_pretrained(out / "vae").decode(z / 0.18215).sample
         torch.testing.assert_close(model.decode(z), decoded, atol=1e-5, rtol=0)
-    assert 'unet = UNet2DModel.from_pretrained("FOLDER/unet")' in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert 'unet = UNet2DModel.from_pretrained("FOLDER/unet")' in card and " Labels: 0 cat, 1 dog.\n" in card
 
 
 def test_flow_on_texts_opens_part_by_part(

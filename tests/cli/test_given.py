@@ -42,6 +42,10 @@ def value(word: str, config: str = "train", *words: str) -> object:
     "prompt=2 cats": "2 cats",
     "root=null": None,
     "label=3": 3,
+    "label=[cat,3,Ankle boot,c++ (x),1e3,true]": ["cat", 3, "Ankle boot", "c++ (x)", "1e3", "true"],
+    "label='3'": "3",
+    "label=null": None,
+    "attributes=[+Smiling,-Male,+5_o_Clock_Shadow]": ["+Smiling", "-Male", "+5_o_Clock_Shadow"],
 }.items())  # fmt: skip
 def test_a_name_is_what_was_typed(word: str, read: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")

@@ -23,6 +23,7 @@ from atelier.data.base import DataModule, MemoryImages, Split, random_order, str
 from atelier.data.folders import FileImages
 from atelier.evaluation.evaluator import Evaluator, training_set
 from atelier.evaluation.gathering import read
+from atelier.images.pictures import LINE
 from atelier.images.pixels import to_uint8
 from atelier.models.base import Autoencoder, Cond, Likelihood
 from atelier.requests.request import Request
@@ -93,11 +94,11 @@ def judged(data: DataModule) -> dict[str, list[int]]:
 
 
 def picture(data: DataModule, folder: Path) -> list[int]:
-    """The labels in real.png: 4 rows of 5 cells, 64 px wide and 2 px apart."""
+    """The labels in real.png: 4 rows of 5 cells, 64 px wide and 2 px apart, with a line of words below each row."""
     grids = Grids(1, N, 0, str(folder), False, SimpleNamespace(images_seen=0), None, None)
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data)
     grids.on_train_start(trainer, Mirror())
-    pixels = np.array(Image.open(folder / "real.png"))[34::66, 34::66, 0]
+    pixels = np.array(Image.open(folder / "real.png"))[34 :: 66 + LINE, 34::66, 0]
     return pixels.flatten().tolist()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atelier.images.pictures import grid, save_gif, save_png
+from atelier.images.pictures import LINE, grid, save_gif, save_png
 
 
 def test_a_png_holds_the_same_levels(tmp_path: Path) -> None:
@@ -28,6 +28,20 @@ def test_a_grid_enlarges_small_images_and_keeps_their_places() -> None:
     middles = [int(picture[0, 34 + 66 * row, 34 + 66 * column]) for row in range(2) for column in range(3)]
     assert middles == [0, 10, 20, 30, 40, 50]
     assert grid(torch.zeros(4, 3, 128, 128, dtype=torch.uint8)).shape == (3, 2 * 130 + 2, 2 * 130 + 2)
+
+
+def test_words_stand_below_their_pictures_and_are_cut_where_they_are_wider() -> None:
+    images = torch.full((3, 1, 64, 64), 7, dtype=torch.uint8)
+    for n, edge in ((3, 2), (1, 0)):
+        picture = grid(images[:n], columns=2, words=["", "cat\ndog", "W" * 40][-n:])
+        assert picture.shape == (3, -(-n // 2) * (64 + LINE + edge) + edge, min(n, 2) * (64 + edge) + edge)
+        for k in range(n):
+            top, left = edge + k // 2 * (64 + LINE + edge), edge + k % 2 * (64 + edge)
+            assert (picture[:, top : top + 64, left : left + 64] == 7).all()
+            written = picture[0, top + 64 : top + 64 + LINE, left : left + 64].max() > 200
+            assert written == (n == 1 or k > 0)
+        edges = picture[:, :, -edge:] if edge else picture[:, :0]
+        assert not edges.any(), "a word is no wider than its picture"
 
 
 def test_an_animation_has_every_frame(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_run_tells_how_often_it_is_right_at_each_noise_level(runs: dict[str, P
 @pytest.mark.parametrize("run", ["free", "conditional"])
 def test_pictures_go_where_a_classifier_leads(runs: dict[str, Path], tmp_path: Path, run: str) -> None:
     """Also of a model that knows no labels; guidance 0 is off, another label is another way, any batch the same."""
-    lead = partial(by, runs["classifier"], "label=25")
+    lead = partial(by, runs["classifier"], "label=green ring")  # 25
     own = drawn(runs[run], tmp_path / "a", *(["guidance=1", "label=25"] if run == "conditional" else []))
     off = drawn(runs[run], tmp_path / "b", *lead("guidance=0"))
     assert torch.equal(own, off)

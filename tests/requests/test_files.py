@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sample as entry
 from atelier.core.errors import UserError
+from atelier.core.names import SetNames
 from atelier.core.rng import ImageRngs
 from atelier.images.pixels import to_float, to_uint8
 from atelier.models.base import Cond, Translator
@@ -46,7 +47,7 @@ class Blurs(Translator):
 class One:
     """A set whose sources are RGB."""
 
-    attribute_names = ["red", "striped"]
+    names = SetNames([], ["red", "striped"])
     channels = 3
 
     def test_batch(self, first: int, n: int) -> dict[str, Tensor]:
@@ -140,20 +141,18 @@ def test_attributes_by_name() -> None:
     model = Blurs()
     model.needs = frozenset({"target"})
 
-    def given(names: list[str] | str, scale: int | None = None) -> list:
-        return (
-            Request.of(model, One(), {}, WORDS | {"attributes": names, "scale_factor": scale}).given["target"].tolist()
-        )
+    def given(names: list[str] | str, scale: int | None = None) -> list | None:
+        return Request.of(model, One(), {}, WORDS | {"attributes": names, "scale_factor": scale}).signs
 
-    assert given(["striped"]) == [[0, 1]]
-    assert given("red", 2) == [[1, 0]]
+    assert given(["striped"]) == [-1, 1] and given(["+striped"]) == [0, 1]
+    assert given("red", 2) == [1, -1]
     with pytest.raises(UserError, match="attributes"):
         given(["rad"])
     with pytest.raises(UserError, match="scale"):
         given("red", 3)
     with pytest.raises(UserError) as error:
         next(Request(model, One()).translate([("a.png", Path("a.png"))]))
-    assert "attributes=red" in error.value.line()
+    assert "attributes=+red" in error.value.line()
 
 
 def test_results_never_come_among_the_sources(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from atelier.cli import jobs, messages
 from atelier.core import stopping
 from atelier.core.errors import UserError
 from atelier.core.words import typed_value
-from atelier.runs import build, folders, pretrained, resume
+from atelier.runs import build, folders, ground, pretrained, resume
 from tests.callbacks.test_checkpoint import TMPFS
 from tests.compose import composed
 from tests.conftest import SECRETS, overrides
@@ -632,6 +632,12 @@ def test_other_images_are_refused_on_resume(tmp_path: Path, capsys: pytest.Captu
     data = build.data(cfg)
     resume.check_same_data(cfg, tmp_path, data)
     resume.check_same_data(cfg, tmp_path, data)
+    assert ground.names(tmp_path) == data.names and data.names.labels[25] == "green ring"
+    kept = json.loads((tmp_path / "ground.json").read_text())
+    (tmp_path / "ground.json").write_text(json.dumps({"images": kept["images"], "ranks": 1}))  # a run of before
+    assert ground.names(tmp_path) is None
+    resume.check_same_data(cfg, tmp_path, data)
+    assert json.loads((tmp_path / "ground.json").read_text()) == kept
     cfg.trainer.devices = 2
     resume.check_same_data(cfg, tmp_path, data)
     assert "other noise" in capsys.readouterr().out

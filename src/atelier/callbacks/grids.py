@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +21,13 @@ from atelier.images.pictures import beside, grid, save_gif, save_png
 from atelier.images.pixels import to_uint8
 from atelier.models.base import Autoencoder, Cond, Generator, sampling_mode
 
-Pictures = dict[str, tuple[torch.Tensor, int | None]]  # name -> images (N, C, H, W) uint8, and how many go in a row
+
+class Pictures(NamedTuple):
+    """Images (N, C, H, W) uint8, how many go in a row, and the words below them."""
+
+    images: torch.Tensor
+    columns: int | None = None
+    words: list[str] = []
 
 
 class Grids(Callback):
@@ -52,8 +59,10 @@ class Grids(Callback):
         if trainer.is_global_zero and self.clock.images_seen == 0 and isinstance(model, Generator):
             self.folder.mkdir(parents=True, exist_ok=True)
             for case in model.cases:
-                real = trainer.datamodule.test_batch(0, self.n)[model.real_fields[case]]
-                save_png(grid(to_uint8(real)), self.folder / f"{_prefix(case)}real.png")
+                batch = trainer.datamodule.test_batch(0, self.n)
+                real, own = to_uint8(batch[model.real_fields[case]]), model.needs - {"target"}
+                words = trainer.datamodule.names.asked(batch, own) or []
+                save_png(grid(real, words=words), self.folder / f"{_prefix(case)}real.png")
 
     def on_train_batch_end(
         self, trainer: Trainer, model: LightningModule, outputs: object, batch: Batch, batch_idx: int
@@ -69,33 +78,36 @@ class Grids(Callback):
             raw = self._drawn(trainer, model) if self.raw else {}
             with self.ema.averaged(model):
                 drawn = self._drawn(trainer, model)
-        for name, (images, columns) in drawn.items():
+        for name, (images, columns, words) in drawn.items():
             if self.raw:
                 columns = 2 * (columns or math.ceil(math.sqrt(len(images) / 2)))
-                images = beside([images, raw[name][0]])
-            self._show(trainer, images, name, columns)
+                images, words = beside([images, raw[name].images]), [word for word in words for _ in range(2)]
+            self._show(trainer, Pictures(images, columns, words), name)
         model.train()
 
-    def _drawn(self, trainer: Trainer, model: LightningModule) -> Pictures:
-        """What the weights that the model holds make of the same noise and test images each time."""
+    def _drawn(self, trainer: Trainer, model: LightningModule) -> dict[str, Pictures]:
+        """What the weights that the model holds make of the same noise and test images each time, by name."""
         batch, drawn = trainer.datamodule.test_batch(0, self.n), {}
+        words = trainer.datamodule.names.asked(batch, model.needs) or []
         for case in model.cases:
             rngs, cond = ImageRngs(self.seed, 0, self.n), model.condition(batch, case)
             images = to_uint8(sample(model, cond, rngs, {}))
             name = f"{_prefix(case)}samples"
-            drawn[name] = images, None
+            drawn[name] = Pictures(images, None, words)
             if model.source_fields:
-                drawn[name] = translated(model, images, cond, batch, case)
+                shown, columns = translated(model, images, cond, batch, case)
+                after = [""] * (len(shown) // len(images) - 2)
+                drawn[name] = Pictures(shown, columns, [part for word in words for part in ("", word, *after)])
         if isinstance(model, Autoencoder):
             x = batch["image"].to(model.device)
             pairs = torch.stack([x, model.decode(model.encode(x))], dim=1).flatten(0, 1)
-            drawn["reconstructions"] = to_uint8(pairs), None
+            drawn["reconstructions"] = Pictures(to_uint8(pairs))
         return drawn
 
-    def _show(self, trainer: Trainer, images: torch.Tensor, name: str, columns: int | None = None) -> None:
+    def _show(self, trainer: Trainer, pictures: Pictures, name: str) -> None:
         path = self.folder / f"{name}_{self.clock.images_seen:09d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)  # removed since, perhaps
-        save_png(grid(images, columns), path)
+        save_png(grid(pictures.images, pictures.columns, words=pictures.words), path)
         self.table.picture(trainer, f"sample/{name}", path)
 
     def on_train_end(self, trainer: Trainer, model: LightningModule) -> None:
@@ -103,8 +115,9 @@ class Grids(Callback):
             for case in model.cases:
                 pictures = sorted(self.folder.glob(f"{_prefix(case)}samples_*.png"))
                 if len(pictures) > 1:
-                    frames = torch.stack([_read(path) for path in pictures])
-                    save_gif(frames, self.folder / f"{_prefix(case)}progress.gif", milliseconds=400)
+                    frames = [_read(path) for path in pictures]
+                    alike = [frame for frame in frames if frame.shape == frames[-1].shape]  # older ones had no words
+                    save_gif(torch.stack(alike), self.folder / f"{_prefix(case)}progress.gif", milliseconds=400)
 
 
 def translated(model: Generator, images: torch.Tensor, cond: Cond, batch: Batch, case: str) -> tuple[torch.Tensor, int]:

@@ -18,9 +18,10 @@ PATHS = frozenset(
     " prior vgg vocabulary weights".split()
 )
 NAMES = PATHS | frozenset(
-    "attributes best direction do experiment folders group instruction negative objective project prompt"
+    "attributes best direction do experiment folders group instruction label negative objective project prompt"
     " prior_text sha256 tags targets text text_targets".split()
 )
+OF_SETS = ("label", "attributes")  # keys whose names are those of a set, which are not ours to choose
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d[\d_]*)?|[+-]?(nan|inf)", re.IGNORECASE)
 MANY = {"-m", "--multirun"}
 PART = re.compile(r"\"[^\"]*\"|'[^']*'|[^,\[\]\s][^,\[\]]*(?<!\s)")  # of a list or a sweep
@@ -41,13 +42,20 @@ def _kept(word: str) -> str:
     *above, last = key.split(".")
     if not sign or not (last in NAMES or above[-1:] == ["columns"]):
         return word
-    return f"{key}={PART.sub(lambda found: _name(found[0], last in PATHS), value)}"
+    named = _of_set if key in OF_SETS else _name
+    return f"{key}={PART.sub(lambda found: named(found[0], last), value)}"
 
 
-def _name(part: str, is_path: bool) -> str:
+def _of_set(part: str, key: str) -> str:
+    """The name of a class or an attribute, whatever its signs; `label=3` is a number."""
+    kept = part[0] in "\"'" or part == "null" or (key == "label" and re.fullmatch(r"-?\d+", part, re.ASCII))
+    return part if kept else typed_value(part)
+
+
+def _name(part: str, key: str) -> str:
     mark = part[0] if part[0] in "\"'" else ""
     bare = part.strip(mark) if mark else part
-    if is_path and (bare == "~" or bare.startswith("~/")):
+    if key in PATHS and (bare == "~" or bare.startswith("~/")):
         return typed_value(os.path.expanduser(bare))
     return f'"{part}"' if NUMBER.fullmatch(part) else part
 

@@ -55,6 +55,8 @@ def answer_help() -> None:
         sys.exit(2)
     with piped():
         print("\n".join(lines))
+        if script == "sample" and (run := [one.partition("=")[2] for one in sys.argv[1:] if one.startswith("run=")]):
+            print("\n".join(names_of(run[-1].strip("\"'"))))
     sys.exit(0)
 
 
@@ -154,6 +156,23 @@ def choices(groups: dict[str, list[str]]) -> list[str]:
 def named(group: str) -> list[str]:
     """The names of the pages of a group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def names_of(run: str) -> list[str]:
+    """The labels and attributes that a run can be asked for; or why there are none to show."""
+    from atelier.runs import ground
+
+    folder = Path(run)
+    if not (folder / ground.FILE).exists():
+        from atelier.runs import folders  # which takes seconds
+
+        try:
+            folder = folders.find(run)
+        except UserError as error:
+            return ["", error.line()]
+    names = ground.names(folder)
+    lines = [line for key, text in (names.lines() if names else {}).items() for line in wrapped(f"{key}=", text, NAME)]
+    return ["", f"names in {folder}" if lines else f"{folder} keeps no names of labels or attributes", *lines]
 
 
 def pages(group: str) -> list[str]:

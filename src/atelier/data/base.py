@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from atelier.core import stopping
 from atelier.core.batch import Batch
 from atelier.core.errors import UserError
+from atelier.core.names import SetNames
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.core.rng import generator
 from atelier.images.pixels import looked_up, to_float
@@ -298,6 +299,26 @@ class DataModule(LightningDataModule, ABC):
     @abstractmethod
     def images(self, split: Split) -> Images:
         """The images of a split, opened; called once a split."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """What each label is called; [] where labels are numbers alone."""
+        return []
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """What each of `attributes` is called; [] where there are none."""
+        return []
+
+    @property
+    def exclusive_attributes(self) -> list[list[str]]:
+        """Groups of attributes of which an image has one at most."""
+        return []
+
+    @cached_property
+    def names(self) -> SetNames:
+        """All of these; of a run that is loaded as they were when it began."""
+        return SetNames(self.label_names, self.attribute_names, self.exclusive_attributes)
 
     def split(self, split: Split) -> Images:
         """The images of a split; opened once and kept. Raises UserError where there are none."""

@@ -107,8 +107,11 @@ class CelebA(DataModule):
 
     @property
     def attribute_names(self) -> list[str]:
-        """What each of `attributes` is called."""
         return self.known_names if self.attributes is None else self.attributes
+
+    @property
+    def exclusive_attributes(self) -> list[list[str]]:
+        return [[name for name in self.attribute_names if name in HAIR]]
 
     @property
     def photographs(self) -> Path:
@@ -171,7 +174,7 @@ class CelebA(DataModule):
             megabytes <= self.memory_mb and (self.num_workers == 0 or split == "test"),
             fingerprint(listed, self.checked),
         )
-        hair = [k for k, name in enumerate(self.attribute_names) if name in HAIR]
+        hair = [self.attribute_names.index(name) for group in self.exclusive_attributes for name in group]
         return AttributeTransfer(files, partial(changed, exclusive=hair))
 
     def _columns(self) -> list[int]:

@@ -14,14 +14,14 @@ from atelier.data.base import DataModule, MemoryImages, Role, Split
 from atelier.data.published import absent, fetch, resized, with_channels
 
 SOURCE = "www.cs.toronto.edu/~kriz/cifar.html"
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 @dataclass(kw_only=True, eq=False)
 class CIFAR10(DataModule):
     """50,000 train, 10,000 test, in torchvision's layout `<root>/cifar-10-batches-py/`, checksums compared.
 
-    Labels 0..9: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck. Sizes other than 32 by
-    an antialiased bicubic resize; one channel by luma.
+    Sizes other than 32 by an antialiased bicubic resize; one channel by luma.
 
     Args:
         root: the folder that has `cifar-10-batches-py/`.
@@ -33,6 +33,10 @@ class CIFAR10(DataModule):
 
     provides: ClassVar[frozenset[str]] = frozenset({"label"})
     shuffled: ClassVar[bool] = True  # as published
+
+    @property
+    def label_names(self) -> list[str]:
+        return CLASSES
 
     def prepare_data(self) -> None:
         if self.download and not self._present():

@@ -47,9 +47,16 @@ class ClassFolders(SingleFiles):
         return super().provides | ({"label", "attributes", "target"} if self.n_attributes else {"label"})
 
     @property
+    def label_names(self) -> list[str]:
+        return [printable(one) for one in self._classes]
+
+    @property
     def attribute_names(self) -> list[str]:
-        """What the classes are called."""
-        return list(self._classes)
+        return self.label_names if self.n_attributes else []
+
+    @property
+    def exclusive_attributes(self) -> list[list[str]]:
+        return [self.attribute_names] if self.n_attributes else []
 
     def told(self, items: list[Item]) -> dict[str, Tensor | list[list[str]]]:
         return {"label": torch.tensor([item.label for item in items])}

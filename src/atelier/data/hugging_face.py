@@ -103,6 +103,14 @@ class HuggingFace(DataModule):
                 table = table.cast_column(column, datasets.Image(decode=False))
         return table.select_columns(list(dict.fromkeys(self.there.values())))
 
+    @property
+    def label_names(self) -> list[str]:
+        """Those of a ClassLabel."""
+        if "label" not in self.there:
+            return []
+        table = self.tables[self.index["train"][0]]
+        return [printable(name) for name in getattr(table.features[self.there["label"]], "names", None) or []]
+
     @cached_property
     def index(self) -> dict[Split, tuple[str, list[int]]]:
         """Of both splits, the table and the numbers of its rows."""

@@ -87,6 +87,10 @@ class FashionMNIST(Idx):
     published: ClassVar[type[datasets.MNIST]] = datasets.FashionMNIST
     source: ClassVar[str] = "github.com/zalandoresearch/fashion-mnist"
 
+    @property
+    def label_names(self) -> list[str]:
+        return list(datasets.FashionMNIST.classes)
+
 
 def read_idx(file: Path) -> Tensor:
     """The uint8 array of an idx file, plain or .gz. Raises ValueError where it is cut or is none."""

@@ -78,9 +78,16 @@ class Shapes(DataModule):
         return frozenset({"label", "attributes", "text"}) | EXTRA[self.task]
 
     @property
+    def label_names(self) -> list[str]:
+        return [f"{colour} {shape}" for shape in world.SHAPES for colour in world.COLOURS]
+
+    @property
     def attribute_names(self) -> list[str]:
-        """What each of the 14 `attributes` is called."""
-        return [*world.COLOURS, *world.SIZES, *world.FILLS, *world.GROUNDS]
+        return [name for group in self.exclusive_attributes for name in group]
+
+    @property
+    def exclusive_attributes(self) -> list[list[str]]:
+        return [list(group) for group in (world.COLOURS, world.SIZES, world.FILLS, world.GROUNDS)]
 
     def images(self, split: Split) -> SceneImages:
         if split == "train":

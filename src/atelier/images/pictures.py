@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 REQUESTED = "request"  # name of the text in a picture that says what it was asked for
+LINE = 14  # pixels of height that a line of words has
 
 
 def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:
@@ -36,7 +37,9 @@ def png_texts(path: str | Path) -> dict[str, str]:
         return {name: str(text) for name, text in getattr(picture, "text", {}).items()}
 
 
-def grid(images: Tensor, columns: int | None = None, padding: int = 2, cell: int = 64) -> Tensor:
+def grid(
+    images: Tensor, columns: int | None = None, padding: int = 2, cell: int = 64, words: Sequence[str] = ()
+) -> Tensor:
     """One picture of many.
 
     Args:
@@ -44,13 +47,34 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2, cell: int
         columns: pictures in a row; None makes a square.
         padding: pixels of black between two pictures.
         cell: images narrower than this are enlarged by a whole factor, pixels repeated (16 px become 64).
+        words: text below each picture, cut where it is wider than that; none: no room is left for it.
 
     Returns:
         (3, H', W') uint8.
     """
     factor = max(1, cell // images.shape[-1])
     large = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(large.cpu(), nrow=columns or math.ceil(math.sqrt(len(images))), padding=padding)
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    if not words:
+        return make_grid(large.cpu(), nrow=columns, padding=padding)
+    height, width = large.shape[2:]
+    padding = padding if len(images) > 1 else 0  # a picture alone gets none
+    whole = make_grid(F.pad(large.cpu(), (0, 0, 0, LINE)), nrow=columns, padding=padding)
+    canvas = _pillow(whole)
+    pen = ImageDraw.Draw(canvas)
+    for k, word in enumerate(words):
+        row, column = divmod(k, columns)
+        place = (padding + column * (width + padding), padding + row * (height + LINE + padding) + height)
+        pen.text(place, _cut(word, pen, width), fill=(255, 255, 255))
+    return pil_to_tensor(canvas)
+
+
+def _cut(word: str, pen: ImageDraw.ImageDraw, width: int) -> str:
+    """As much of a word as so many pixels hold, on one line."""
+    word = " ".join(word.split())
+    if pen.textlength(word) <= width:
+        return word
+    return next((cut for k in range(len(word), 0, -1) if pen.textlength(cut := f"{word[:k]}..") <= width), "")
 
 
 def beside(images: list[Tensor]) -> Tensor:

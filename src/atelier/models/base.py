@@ -320,6 +320,15 @@ class Translator(Generator):
         return {self.source_fields[case]: batch[self.source_fields[case]].to(self.device)}
 
 
+@runtime_checkable
+class SeesAttributes(Protocol):
+    """A model that tells what attributes an image has."""
+
+    def attributes_of(self, x: Tensor) -> Tensor:
+        """(B, A) float32, 0 or 1, of images (B, C, H, W) in [-1, 1] of the size that it was trained on."""
+        ...
+
+
 class Likelihood(ABC):
     """Says how probable images are."""
 

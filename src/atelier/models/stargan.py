@@ -131,6 +131,11 @@ class StarGAN(TwoPlayers, Translator):
     def sample(self, cond: Cond, rngs: ImageRngs) -> Tensor:
         return self.generator(cond["image"], cond["target"])
 
+    def attributes_of(self, x: Tensor) -> Tensor:
+        """Attributes (B, A) that the discriminator's classifier sees in images (B, C, H, W)."""
+        logits = self.discriminator(x.to(self.device))[1]
+        return F.one_hot(logits.argmax(1), logits.shape[1]).float() if self.exclusive else (logits > 0).float()
+
     def _classified(self, logits: Tensor, attributes: Tensor) -> Tensor:
         """Cross-entropy of attributes (B, A), 0 or 1: scalar, the mean over images (eq. 2 and 3).
 

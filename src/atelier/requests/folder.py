@@ -29,7 +29,7 @@ class Made(NamedTuple):
     """Pictures in order, (n, C, H, W) uint8, what they were made of, and the names under which they are written.
 
     `files`: the file that each was made of. `frames`: (T, n or 2 n, C, H, W) uint8 of each GIF by the name of its file.
-    `captions`: the text that each was made by.
+    `captions`: the text that each was made by. `asked`: what each was to show, by the names of the set.
     """
 
     images: Tensor
@@ -38,6 +38,7 @@ class Made(NamedTuple):
     files: list[Path] | None = None
     frames: Mapping[str, Tensor] = {}
     captions: list[str] | None = None
+    asked: list[str] | None = None
 
 
 class Folder:
@@ -45,11 +46,11 @@ class Folder:
 
     Where pictures were made by texts, `captions.tsv` has them, so that the folder is a set with captions
     (data=captioned). Each picture has its own request, which makes it alone, as a text within it (`sample.py
-    like=PICTURE`).
+    like=PICTURE`), and what it was to show, where that has a name.
 
     Args:
         path: place, made if need be; the pictures of an earlier request there are replaced.
-        request: options that were asked for; `do`, `n`, `first` and `source` among it.
+        request: options that were asked for; `do`, `n`, `first`, `source`, and `label` where there is one, among it.
 
     Raises:
         UserError: it cannot be written.
@@ -61,6 +62,7 @@ class Folder:
         self.first: list[Tensor] = []
         self.frames: dict[str, list[Tensor]] = {}
         self.captions: list[str] = []  # lines of the table
+        self.asked: list[str] = []  # below the pictures of the grid
         self.before = _numbers(self.path / REQUEST)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -70,11 +72,12 @@ class Folder:
 
     def add(self, made: Made) -> None:
         """Write the next pictures; the grid shows what they were made of beside them."""
-        images, sources, names, files, frames, captions = made
+        images, sources, names, files, frames, captions, asked = made
         for k, image in enumerate(images):
             path = self.path / (f"{self.number:06d}.png" if names is None else names[k])
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(image, path, self._texts(None if files is None else files[k]))
+            texts = self._texts(None if files is None else files[k])
+            save_png(image, path, texts if asked is None else texts | {"asked": asked[k]})
             if captions is not None:
                 self.captions.append(f"{path.name}\t{' '.join(captions[k].split())}\n")
             self.number += 1
@@ -82,6 +85,7 @@ class Folder:
             shown = images.cpu() if sources is None else beside([sources, images])
             self.first.append(shown if names is None else shrunk(shown, GRID_SIDE))
             self.kinds = 1 if sources is None else 2
+            self.asked += [word for one in asked or [] for word in [""] * (self.kinds - 1) + [one]]
             for name, part in frames.items():
                 self.frames.setdefault(name, []).append(part.cpu())
         show_progress("images", self._written, self.request["n"])
@@ -109,8 +113,11 @@ class Folder:
         if len(sizes) > 1:  # of files
             self.first = [framed(images, max(map(max, sizes))) for images in self.first]
         shown = torch.cat(self.first)[:SHOWN]
-        square = self.kinds * math.ceil(math.sqrt(len(shown)) / self.kinds)
-        save_png(grid(shown, square if self.request["do"] == "sample" else COLUMNS), self.path / GRID)
+        labels = self.request.get("label")
+        group = self.kinds * (len(labels) if isinstance(labels, list) else 1)  # a column for each label
+        square = group * math.ceil(math.sqrt(len(shown)) / group)
+        columns = square if self.request["do"] == "sample" else COLUMNS
+        save_png(grid(shown, columns, words=self.asked[:SHOWN]), self.path / GRID)
         for name in GIFS:
             (self.path / name).unlink(missing_ok=True)
         if self.request["do"] == "interpolate":

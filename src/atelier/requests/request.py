@@ -15,6 +15,7 @@ from torch import Tensor
 
 from atelier.core.batch import Batch, rows_of
 from atelier.core.errors import UserError, nearest
+from atelier.core.ranges import Labels
 from atelier.core.rng import ImageRngs
 from atelier.data.base import DataModule
 from atelier.data.reading import pixels, square
@@ -26,6 +27,7 @@ from atelier.models.base import (
     Cond,
     Generator,
     Latent,
+    SeesAttributes,
     StyleBased,
 )
 from atelier.models.diffusion_model import UNGUIDED, UNKNOWN, DiffusionModel
@@ -87,6 +89,8 @@ class Request:
         items: test images whose condition the pictures take in turn; None: all of them in order.
         case: direction of a translator, one of `model.cases`.
         given: Batch fields that stand in place of the test images', one row or several that come in turn.
+        signs: 1, -1 or 0 for each attribute: whether images get it, lose it, or keep it as it is (`SetNames.signs`);
+            None: attributes are as `data` says.
         strength: time in (0, 1] that `edit` noises its source to.
         mask: place that `inpaint` fills: a word of `masks.WORDS`, a file or a folder.
         resamplings: number of times that `inpaint` takes each step.
@@ -101,6 +105,7 @@ class Request:
     items: list[int] | None = None
     case: str = ""
     given: Batch = field(default_factory=dict)
+    signs: list[int] | None = None
     strength: float = STRENGTH
     mask: str = "center"
     resamplings: int = 1
@@ -118,20 +123,21 @@ class Request:
         case = _case(words["direction"], model)
         _check_scale(words["scale_factor"], model)
         texts = _texts(words, model)
-        given = _given(words["attributes"], model, data) | texts
+        signs = _signs(words["do"], model, data, words["attributes"], words["source"] is not None)
         _check_words(words, model)
         if words["mask"] == masks.OBJECT and (words["source"] is not None or "mask" not in data.provides):
             problem = "files have no mask of their own" if words["source"] is not None else "the set has no masks"
             raise UserError("mask", masks.OBJECT, problem, f"mask=FILE_OR_FOLDER, or {', '.join(masks.WORDS)}")
-        known = words["label"] is not None or bool(texts.keys() - {"negative"}) or bool(model.source_fields)
+        known = items is not None or signs is not None or bool(texts.keys() - {"negative"}) or bool(model.source_fields)
         unknown = words["source"] is not None and isinstance(model, DiffusionModel) and not known
         for name in ("guidance", "guider"):
             if unknown and name in options:
-                word, fix = ("prompt", "prompt=TEXT") if "text" in model.needs else ("label", "label=0")
+                fixes = {"text": "prompt=TEXT", "label": "label=0", "attributes": "attributes=NAMES"}
+                fix = next((fixes[one] for one in fixes if one in model.needs), "label=0")
                 problem = "guidance needs something to lead to"
-                raise UserError(word, None, problem, f"{fix}, or leave {name} out")
+                raise UserError(fix.partition("=")[0], None, problem, f"{fix}, or leave {name} out")
         own = {name: words[name] for name in ("strength", "mask", "resamplings") if words[name] is not None}
-        return replace(cls(model, data, options, words["seed"], items, case, given), **own, unknown=unknown)
+        return replace(cls(model, data, options, words["seed"], items, case, texts, signs), **own, unknown=unknown)
 
     def pictures(self, verb: str, first: int, n: int, batch_size: int) -> Iterator[Made]:
         """The pictures first .. first + n - 1 of a verb, so many at a time."""
@@ -146,12 +152,24 @@ class Request:
             n: number of pictures.
             own: Batch fields in place of those.
         """
+        return self.model.condition(self._asked(first, n) | (own or {}), self.case)
+
+    def _asked(self, first: int, n: int) -> Batch:
+        """The test images that pictures first .. first + n - 1 are asked by, with what was given in place of theirs."""
         if self.items is None:
             batch = self.data.test_batch(first, n)
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
-        return self.model.condition(batch | self._given(first, n) | (own or {}), self.case)
+        return batch | self._given(first, n) | self._with_attributes(batch.get("attributes"))
+
+    def _with_attributes(self, own: Tensor | None) -> Batch:
+        """The attributes asked for, of images that have their `own` (B, A), under the name that the model knows."""
+        if self.signs is None or own is None:
+            return {}
+        signs = torch.tensor(self.signs).to(own)
+        name = "target" if "target" in self.model.needs else "attributes"
+        return {name: torch.where(signs == 0, own, (signs > 0).to(own))}
 
     def _given(self, first: int, n: int) -> Batch:
         """What pictures first .. first + n - 1 take of what was given, whose rows come round again."""
@@ -162,10 +180,11 @@ class Request:
 
     def sample(self, first: int, n: int) -> Made:
         """Images of the model; a translator's beside their sources."""
-        cond = self.conditions(first, n)
+        asked = self._asked(first, n)
+        cond = self.model.condition(asked, self.case)
         sources = to_uint8(cond[self.model.source_fields[self.case]]) if self.model.source_fields else None
         made = to_uint8(sample(self.model, cond, self._rngs(first, n), self.options))
-        return Made(made, sources, captions=cond.get("text"))
+        return Made(made, sources, captions=cond.get("text"), asked=self.data.names.asked(asked, self.model.needs))
 
     def reconstruct(self, first: int, n: int) -> Made:
         """Test images, each followed by what the model makes of it."""
@@ -240,7 +259,7 @@ class Request:
     def invert(self, first: int, n: int) -> Made:
         """Test images, each followed by what comes back from the noise that DDIM inverts it to.
 
-        It is inverted under its own condition, and comes back under that of `label` where one was given.
+        It is inverted under its own condition, and comes back under the label or the attributes that were asked for.
         """
         return self._changed("invert", first, n)
 
@@ -304,8 +323,8 @@ class Request:
         Raises:
             UserError: attributes are needed and none were given, or a file cannot be read.
         """
-        if "target" in self.model.needs and "target" not in self.given:
-            fix = f"attributes={self.data.attribute_names[0]}"
+        if "target" in self.model.needs and self.signs is None:
+            fix = f"attributes=+{self.data.names.attributes[0]}"
             raise UserError("attributes", None, "what are the images to get?", fix)
         for name, fix in (("instruction", "instruction='make it blue'"), ("text", "prompt=TEXT")):
             if name in self.model.needs and name not in self.given:
@@ -314,14 +333,28 @@ class Request:
             if (image := self._opened(path, len(sources))) is None:
                 continue
             fixed = isinstance(self.model, DiffusionModel)  # its net is for images of one size
-            source = pixels(square(image, self.data.image_size) if fixed else image)[None]
-            yield Made(to_uint8(self.translated(to_float(source), k)), source, [name], [path])
+            source, own = pixels(square(image, self.data.image_size) if fixed else image)[None], self._of_file(image)
+            made = to_uint8(self.translated(to_float(source), k, own))
+            asked = self.data.names.asked(own, self.model.needs)
+            yield Made(made, source, [name], [path], asked=asked)
 
-    def translated(self, x: Tensor, k: int) -> Tensor:
-        """What becomes of image k, (1, C, H, W) in [-1, 1] of any size; in parts if large and the net is local."""
-        model = self.model
+    def _of_file(self, image: Image.Image) -> Batch:
+        """The attributes that the model sees in a file, and those that it is to get; none where none were asked for."""
+        if self.signs is None:
+            return {}
+        if not isinstance(self.model, SeesAttributes):  # and they are all asked for
+            return self._with_attributes(torch.zeros(1, len(self.signs)))
+        own = self.model.attributes_of(to_float(pixels(square(image, self.data.image_size))[None])).cpu()
+        return {"attributes": own} | self._with_attributes(own)
+
+    def translated(self, x: Tensor, k: int, own: Batch | None = None) -> Tensor:
+        """What becomes of image k, (1, C, H, W) in [-1, 1] of any size; in parts if large and the net is local.
+
+        `own`: Batch fields of it, beside what was given.
+        """
+        model, given = self.model, self._given(k, 1) | (own or {})
         return files.tiled(
-            lambda part: self._translated_whole(part, k),
+            lambda part: self._translated_whole(part, k, given),
             x,
             model.receptive_radius,
             model.size_divisor,
@@ -365,7 +398,8 @@ class Request:
         if mask is not None:
             return x.masked_fill(mask, 0), model.inpaint(x, mask, cond, rngs, self.resamplings, **options)
         if verb == "invert":
-            back = {} if self.items is not None or self.given else UNGUIDED
+            changed = self.items is not None or self.signs is not None or self.given
+            back = {} if changed else UNGUIDED
             return x, model.invert(x, own, cond, **(back | options))
         return x, latents.projection(model, x, cond, rngs, self.options)
 
@@ -388,12 +422,12 @@ class Request:
         z = self.model.encode(x, self._rngs(base, count) if drawn else None)
         return _beside(x, self.model.decode(z, **self.options), skipped, n)
 
-    def _translated_whole(self, x: Tensor, k: int) -> Tensor:
+    def _translated_whole(self, x: Tensor, k: int, given: Batch) -> Tensor:
         """Sides are continued to what the net takes, which is cut off the result."""
         height, width = x.shape[2:]
         field, factor = self.model.source_fields[self.case], self.model.scale_factor
         source = {field: files.continued(x, self.model.size_divisor)}
-        cond = self.model.condition(self._given(k, 1) | source, self.case)
+        cond = self.model.condition(given | source, self.case)
         image = sample(self.model, cond, self._rngs(k, 1), self.options)
         return image[:, :, : factor * height, : factor * width]
 
@@ -417,8 +451,21 @@ def _beside(x: Tensor, made: Tensor, skipped: int, n: int) -> Made:
 # ---- what is checked
 
 
-def _items(verb: str, model: Generator, data: DataModule, label: int | None, files: bool) -> list[int] | None:
-    """Test images with this label, whose condition the pictures take in turn; None: all in order.
+def _refuse_own(key: str, typed: Any, verb: str, files: bool) -> None:
+    """Raises UserError where a verb gives test images back, which have conditions of their own."""
+    if verb in ("reconstruct", "resample") or (verb == "project" and not files):
+        raise UserError(key, typed, f"do={verb} is of the test images in order", "do=sample")
+
+
+def named(label: Labels | None, data: DataModule) -> Labels | None:
+    """What was typed as `label`, by the names that the set has."""
+    if label is None or isinstance(label, list):
+        return label and [named(one, data) for one in label]
+    return data.names.called(data.names.label(label, data.n_classes))
+
+
+def _items(verb: str, model: Generator, data: DataModule, label: Labels | None, files: bool) -> list[int] | None:
+    """Test images with this label, or with each of several in turn, whose condition the pictures take; None: all.
 
     Args:
         files: whether the request is about image files, whose class only the user knows.
@@ -428,20 +475,18 @@ def _items(verb: str, model: Generator, data: DataModule, label: int | None, fil
     """
     if label is None:
         if verb == "project" and files and "label" in model.needs:
-            raise UserError("label", None, "of which class are the images?", "label=0")
+            raise UserError("label", None, "of which class are the images?", data.names.typed(0))
         return None
-    if verb in ("reconstruct", "resample") or (verb == "project" and not files):
-        raise UserError("label", label, f"do={verb} is of the test images in order", "do=sample")
+    _refuse_own("label", label, verb, files)
     if "label" not in model.needs:
         raise UserError("label", label, f"{type(model).__name__} was trained without labels", "leave label out")
-    if label >= data.n_classes:
-        problem = f"the {data.n_classes} labels are 0 to {data.n_classes - 1}"
-        raise UserError("label", label, problem, f"label={data.n_classes - 1}")
     order = torch.tensor(data.order("test"))
-    labels = data.split("test").labels[order]
-    if label not in labels:
-        raise UserError("label", label, f"none of {len(order)} test images has it", f"label={int(labels[0])}")
-    return order[labels == label].tolist()
+    labels, having = data.split("test").labels[order], []
+    for one in label if isinstance(label, list) else [label]:
+        having.append(order[labels == data.names.label(one, data.n_classes)].tolist())
+        if not having[-1]:
+            raise UserError("label", one, f"none of {len(order)} test images has it", data.names.typed(int(labels[0])))
+    return [found[k % len(found)] for k in range(max(map(len, having))) for found in having]
 
 
 def _case(asked: str | None, model: Generator) -> str:
@@ -463,22 +508,26 @@ def _check_scale(asked: int | None, model: Generator) -> None:
         raise UserError("scale_factor", asked, problem, f"scale_factor={scale_factor}, or another run")
 
 
-def _given(names: list[str] | str | None, model: Generator, data: DataModule) -> Batch:
-    """The attributes to give, (1, A) of 0 and 1, as a Batch field.
+def _signs(
+    verb: str, model: Generator, data: DataModule, typed: list[str] | str | None, files: bool
+) -> list[int] | None:
+    """What is to become of each attribute (`SetNames.signs`); None where nothing was typed.
 
     Raises:
-        UserError: no such attribute, or nothing here takes attributes.
+        UserError: no such attribute, nothing here takes attributes, or those that files keep are not known.
     """
-    if names is None:
-        return {}
-    if "target" not in model.needs:
-        raise UserError("attributes", names, f"{type(model).__name__} takes none", "leave attributes out")
-    known, chosen = data.attribute_names, [names] if isinstance(names, str) else names
-    unknown = [name for name in chosen if name not in known]
-    if unknown:
-        fix = f"attributes={nearest(unknown[0], known) or known[0]}"
-        raise UserError("attributes", unknown[0], f"the set has {', '.join(known)[:90]}", fix)
-    return {"target": torch.tensor([[float(name in chosen) for name in known]])}
+    if typed is None:
+        return None
+    shown = typed if isinstance(typed, str) else ",".join(typed)
+    _refuse_own("attributes", shown, verb, files)
+    if not model.needs & {"target", "attributes"}:
+        raise UserError("attributes", shown, f"{type(model).__name__} takes none", "leave attributes out")
+    signs = data.names.signs(typed)
+    if files and 0 in signs and not isinstance(model, SeesAttributes):
+        whole = ",".join(name for name, sign in zip(data.names.attributes, signs, strict=True) if sign > 0)
+        problem = "what else the files show is not known, name all that they are to show"
+        raise UserError("attributes", shown, problem, f"attributes={whole or '[]'}")
+    return signs
 
 
 def _texts(words: Mapping[str, Any], model: Generator) -> Batch:

@@ -29,7 +29,7 @@ from atelier.core import lines, stopping
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank, slurm_job, srun_tasks
 from atelier.core.words import word
-from atelier.runs import build, pipelines, preflight, published
+from atelier.runs import build, ground, pipelines, preflight, published
 
 if TYPE_CHECKING:
     from atelier.data.base import DataModule
@@ -142,7 +142,7 @@ def open_run(cfg: DictConfig) -> Iterator[Path]:
             if (
                 not begun and rank() == 0 and not has_checkpoint(folder)
             ):  # nothing to go on from: the next try starts anew
-                started = {folder / name for name in ("config.yaml", "ground.json", "frozen")}
+                started = {folder / name for name in ("config.yaml", ground.FILE, "frozen")}
                 made = set(folder.iterdir()) - before
                 with stopping.undisturbed():
                     _remove(started if isinstance(error, Exception) and made - started - {log} else made)
@@ -343,6 +343,8 @@ def load(folder: Path, ema: bool | int, root: str | None = None) -> LoadedRun:
     with _of_this_version(folder):
         data, model = build.data(cfg), build.model(build.without_perceptual(cfg), folder)
         model.restore(checkpoint["state_dict"])
+    if (known := ground.names(folder)) is not None:
+        data.names = known
     averages = checkpoint["callbacks"]["EMA"]["nets"]
     chosen = _average(ema, list(averages))
     for half_life in chosen:

@@ -11,7 +11,7 @@ from typing import Any
 
 from atelier.checkpoints import forms, single_file
 from atelier.evaluation.evaluator import intervals
-from atelier.runs import build, ledger, published
+from atelier.runs import build, ground, ledger, published
 from atelier.runs.exporting import MODEL, Exported
 from atelier.runs.folders import LoadedRun, summary
 
@@ -98,7 +98,9 @@ def _data(run: LoadedRun, origin: Path | None) -> str:
     root = f", in a folder called `{ledger.named(Path(data.root))}`" if data.get("root") else ""
     trained = f"{run.images_seen:,} images were shown in batches of {data.batch_size}"
     shape = f"{data.image_channels} x {data.image_size} x {data.image_size}"
-    return f"The set `data={run.cfg.choices.data}` of this project ({shape}{root}); {trained}."
+    names = ground.names(run.folder) if "label" in run.model.needs else None
+    labels = f" Labels: {names.lines()['label']}." if names and names.labels else ""
+    return f"The set `data={run.cfg.choices.data}` of this project ({shape}{root}); {trained}.{labels}"
 
 
 def _command(run: LoadedRun, origin: Path | None) -> str:

@@ -20,7 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.precision import Precision
-from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
+from atelier.core.ranges import Labels, Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.core.words import typed_value, word
 from atelier.nets.contracts import BUILT, Layer, Upscaler, contract_of
 from atelier.runs.pages import CONF, known_keys, placed
@@ -83,7 +83,7 @@ TYPES: dict[str, Any] = {  # of the keys at the root of a config
     "root": Name | None,
     "batch_size": PositiveInt,
     "do": Name | None,
-    "label": NonNegInt | None,
+    "label": Labels | None,
     "source": Name | None,
     "prompt": str | None,
     "prompts": Name | None,

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.core.errors import RankGone, UserError
 from atelier.core.launchers import rank
 from atelier.core.lines import say
-from atelier.runs import meeting
+from atelier.runs import ground, meeting
 from atelier.runs.build import data_fields, parts, plain, section, stored_config
 from atelier.runs.folders import shorter
 from atelier.runs.pretrained import link_pretrained
@@ -148,13 +149,16 @@ def _default(node: dict[str, Any], key: str) -> Any:
 def check_same_data(cfg: DictConfig, folder: Path, data: DataModule) -> None:
     """A run goes on with the images it was started on; with another number of ranks it says what that changes.
 
+    What the set calls its labels and attributes is kept beside, for requests where the set is not.
+
     Raises:
         UserError: the images are others.
     """
     if rank() != 0:
         return
-    path = folder / "ground.json"
+    path = folder / ground.FILE
     now = {"images": data.fingerprint("train"), "ranks": cfg.trainer.devices * cfg.trainer.num_nodes}
+    now["names"] = asdict(data.names)
     if not path.exists():
         path.write_text(json.dumps(now))
     before = json.loads(path.read_text())
@@ -163,5 +167,7 @@ def check_same_data(cfg: DictConfig, folder: Path, data: DataModule) -> None:
     elif before["images"] != now["images"]:
         problem = f"the run in {shorter(folder)} was started on other images"
         raise UserError("data", cfg.choices.data, problem, "run_dir=ANOTHER_FOLDER")
+    elif "names" not in before:
+        path.write_text(json.dumps(before | {"names": now["names"]}))
     if before["ranks"] != now["ranks"]:
         say(f"started on {before['ranks']} ranks, now {now['ranks']}: same images, other noise")
