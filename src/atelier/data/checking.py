@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,12 @@ def check_files(
     known = _cached(file, rule)
 
     def one(name: str) -> tuple[str, Checked]:
-        status = os.stat(root / name)
+        try:
+            status = os.stat(root / name)
+        except OSError as error:  # a link that leads nowhere, or gone since the folder was looked at
+            return name, Checked(0, 0, str(error.strerror), "")
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            return name, Checked(0, 0, "no file, but a folder, pipe, socket or device", "")
         before = known.get(name)
         state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))  # an mtime can be put back
         if before is not None and before[:2] == state:

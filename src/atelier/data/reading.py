@@ -1,7 +1,7 @@
 """From an image file to pixels: one rule for each kind of file; a refusal is a `BadImage` with its reason.
 
 format    PNG, JPEG, WebP, BMP and TIFF by content, whatever the name says; nothing else is even tried
-pixels    more than max_pixels in the header: refused before decoding
+pixels    more than max_pixels in the header: refused before decoding; Pillow's own limit is off
 animated  the first frame; of several pages or pictures the first
 EXIF      turned upright
 16 bit    grey: v / 257 rounded, so 65535 is 255; colour: the high byte; never clipped; 32 bit: refused
@@ -32,10 +32,14 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I",
 
 Background = Literal["white", "grey", "black"]
 GREYS = {"white": 255, "grey": 128, "black": 0}
+SCALES = {"L;2": 85, "L;4": 17}  # of the grey levels in a PNG of 2 or 4 bits to those of 8
 ON_ITS_SIDE = range(5, 9)  # EXIF's orientations where width and height change places
 Decoded = TypeVar("Decoded")
 Source = Path | BytesIO  # a file, or what one holds
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
+
+
+Image.MAX_IMAGE_PIXELS = None  # what is refused is max_pixels' to say; Pillow's warns of files that are refused anyway
 
 
 class BadImage(Exception):
@@ -160,7 +164,17 @@ def _checked(file: BinaryIO, max_pixels: int) -> Image.Image:
         return image
     image.verify()
     file.seek(0)
-    return Image.open(file, formats=FORMATS)
+    return _rescaled(Image.open(file, formats=FORMATS))
+
+
+def _rescaled(image: Image.Image) -> Image.Image:
+    """A PNG, not yet decoded, whose transparent colour is on the scale of the pixels that Pillow makes: 8 bits."""
+    clear, how = image.info.get("transparency"), image.tile[0].args if image.tile else ""
+    if how in SCALES and clear is not None:
+        image.info["transparency"] = clear * SCALES[how]
+    if how == "RGB;16B" and clear is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image
 
 
 def _known(image: Image.Image) -> Image.Image:
