@@ -16,7 +16,7 @@ from typing import NamedTuple
 import PIL
 
 from atelier.data.file_images import threads
-from atelier.data.reading import check
+from atelier.data.reading import check, unwarned
 
 SECONDS = 15.0  # between lines of progress
 
@@ -69,7 +69,7 @@ def check_files(
         return name, Checked(*state, before.reason if same else look(root / name, max_pixels), content)
 
     names = list(names)
-    with ThreadPoolExecutor(threads()) as pool:
+    with unwarned(), ThreadPoolExecutor(threads()) as pool:
         checked = dict(_told(pool.map(one, names), len(names), root))
     if not checked.items() <= known.items():
         _write(file, {"rule": rule, "files": known | checked})

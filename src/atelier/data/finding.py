@@ -27,7 +27,7 @@ SYSTEM = (
 RESOURCES = "._"  # how the files begin that macOS puts beside each of a user's
 
 
-class Found(NamedTuple):
+class Listing(NamedTuple):
     """What lies under a folder.
 
     `files` are the paths, from there, of all visible files in natural order; every folder is entered once. `others`
@@ -96,7 +96,7 @@ def visible_files(root: Path) -> list[str]:
     return found_under(root).files
 
 
-def found_under(root: Path) -> Found:
+def found_under(root: Path) -> Listing:
     """All that lies under a folder. Raises UserError where a folder cannot be read."""
     entered, files, others, waiting = _chain(root), [], Counter(), [""]
     while waiting:
@@ -110,10 +110,10 @@ def found_under(root: Path) -> Found:
             elif _identity(status) not in entered:
                 entered.add(_identity(status))
                 waiting.append(path)
-    return Found(sorted(files, key=natural), others)
+    return Listing(sorted(files, key=natural), others)
 
 
-def passed_over(found: Found) -> list[str]:
+def passed_over(found: Listing) -> list[str]:
     """What of all that was found is no image by its name, and how much of it, as a line tells it."""
     suffixes = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in found.files if not is_image(name))
     kinds = ", ".join(f"{n} {printable(one)}" for one, n in suffixes.most_common(4)) + ", ..." * (len(suffixes) > 4)

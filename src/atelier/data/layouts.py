@@ -17,7 +17,7 @@ from typing import NamedTuple
 from atelier.core.errors import UserError
 from atelier.data.base import Split
 from atelier.data.finding import (
-    Found,
+    Listing,
     files_of,
     found_under,
     identity,
@@ -176,7 +176,7 @@ def left_out(root: str, used: set[str]) -> str:
     entered = {parent for name in used for parent in _parents(name)}
     places = {os.path.dirname(name) for name in used}
     aside = Counter(_why_unused(name, entered, places) for name in files if is_image(name))
-    notes = passed_over(Found(files, found.others)) + [f"{n} images {why}" for why, n in aside.most_common(N_TOLD)]
+    notes = passed_over(Listing(files, found.others)) + [f"{n} images {why}" for why, n in aside.most_common(N_TOLD)]
     if rest := aside.total() - sum(n for _, n in aside.most_common(N_TOLD)):
         notes.append(f"{rest} images in {len(aside) - N_TOLD} other places")
     return ", ".join(notes)

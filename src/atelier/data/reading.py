@@ -1,7 +1,7 @@
 """From an image file to pixels: one rule for each kind of file; a refusal is a `BadImage` with its reason.
 
 format    PNG, JPEG, WebP, BMP and TIFF by content, whatever the name says; nothing else is even tried
-pixels    more than max_pixels in the header: refused before decoding; Pillow's own limit is off
+pixels    more than max_pixels in the header: refused before decoding
 animated  the first frame; of several pages or pictures the first
 EXIF      turned upright
 16 bit    grey: v / 257 rounded, so 65535 is 255; colour: the high byte; never clipped; 32 bit: refused
@@ -13,7 +13,9 @@ damage    every pixel is decoded and every PNG checksum compared, so a file that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -37,9 +39,6 @@ ON_ITS_SIDE = range(5, 9)  # EXIF's orientations where width and height change p
 Decoded = TypeVar("Decoded")
 Source = Path | BytesIO  # a file, or what one holds
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
-
-
-Image.MAX_IMAGE_PIXELS = None  # what is refused is max_pixels' to say; Pillow's warns of files that are refused anyway
 
 
 class BadImage(Exception):
@@ -134,6 +133,14 @@ def square(image: Image.Image, size: PositiveInt, crop: Box | None = None) -> Im
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Inside, Pillow does not warn of many pixels, which are for max_pixels to refuse; in all threads at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _opened(path: Source, max_pixels: int, change: Callable[[Image.Image], Decoded]) -> Decoded:

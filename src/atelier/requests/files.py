@@ -16,7 +16,7 @@ from torch import Tensor
 from atelier.core.errors import UserError
 from atelier.data.base import DataModule
 from atelier.data.finding import GRID, found_under, image_files, passed_over, tell
-from atelier.data.reading import SUFFIXES, BadImage, decode
+from atelier.data.reading import SUFFIXES, BadImage, decode, unwarned
 
 TILE = 256  # pixels of the source a side; what is larger is made in parts where the net allows it
 MAX_PIXELS = 64_000_000
@@ -86,7 +86,8 @@ def opened(path: Path, data: DataModule) -> Image.Image:
         UserError: it cannot be read.
     """
     try:
-        return decode(path, data.image_channels, getattr(data, "background", "white"), MAX_PIXELS)
+        with unwarned():
+            return decode(path, data.image_channels, getattr(data, "background", "white"), MAX_PIXELS)
     except BadImage as error:
         raise UserError("source", path, str(error), "another file, or a folder without it") from error
 
