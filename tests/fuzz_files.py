@@ -419,7 +419,7 @@ def table(case: Case, layout: str, texts: dict[str, list[str]]) -> None:
     for name in texts:
         texts[name] = [text for other, text in rows if other == name]
     if case.chance(0.3):
-        rows.append((f"gone/{case.stem()}.png", "of no file"))
+        rows.append((f"gone/{case.n}.png", "of no file"))
     if layout == "jsonl":
         keep = [(name, text) for name, text in rows]
         lines = [

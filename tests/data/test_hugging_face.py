@@ -91,6 +91,7 @@ def test_a_source_is_mirrored_with_its_image(tmp_path: Path) -> None:
 
 def test_which_split_is_which(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     both = opened(saved(tmp_path / "both", 0, train=4, validation=3, other=2))
+    capsys.readouterr()
     both.prepare_data()
     assert capsys.readouterr().err == f"{tmp_path}/both: left out are 2 rows of the split other\n"
     assert both.split("test").read([0], None)["text"] == ["number 100"] and len(both.split("train")) == 4
