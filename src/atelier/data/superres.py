@@ -153,10 +153,8 @@ class SuperRes(ImageFiles):
         rounded = [item for item in pairs if any(off[item])]
         if rounded:
             large, small = (_shown(name, sides[name]) for name in rounded[0].names)
-            where = (
-                "they are cut at the same place from the top left, where they differ by less than a pixel of the small"
-            )
-            told = f"{len(rounded)} of {len(pairs)} pairs are rounded, first {large} and {small}; {where} one"
+            told = f"{len(rounded)} of {len(pairs)} pairs are rounded, first {large} and {small}; both are cut from the"
+            told += " top left, so they may be apart by less than a pixel of the source"
             tell(self.root, told)
 
     def _sides(self, name: str) -> tuple[int, int]:
