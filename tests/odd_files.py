@@ -295,8 +295,8 @@ def of_no_suffix(rng: Rng, x: np.ndarray) -> tuple[str, bytes]:
     frames = {"save_all": True, "append_images": [Image.fromarray(255 - x)]}
     kinds = [
         (".gif", encoded(Image.fromarray(x), "GIF", **frames)), (".heic", b"\0\0\0\x18ftypheic"), (".txt", b"a note\n"),
-        (".svg", b"<svg/>"), ("_no_suffix", image), (".png.part", image[:40]), (".JPG_original", image), (".md", b"# a set\n"),
-        (".pdf", b"%PDF-1.4"), (".csv", b"a,b\n"), (".png~", image), (".avif", b""),
+        (".svg", b"<svg/>"), ("_none", image), (".png.part", image[:40]), (".JPG_original", image),
+        (".md", b"# a set\n"), (".pdf", b"%PDF-1.4"), (".csv", b"a,b\n"), (".png~", image), (".avif", b""),
     ]  # fmt: skip
     return kinds[rng.integers(len(kinds))]
 
