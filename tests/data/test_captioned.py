@@ -70,6 +70,17 @@ def test_three_layouts_say_the_same(tmp_path):
         assert texts(tmp_path / name) == EXPECTED, name
 
 
+def test_a_caption_with_a_tab_in_it_is_refused(tmp_path):
+    root = captioned(tmp_path, "1.png\ta star\n2.png\ta cross\tin blue\n")
+    assert refusal(root).problem == "line 2: 3 columns, the first line has 2"
+
+
+def test_brackets_without_end_are_no_json(tmp_path):
+    images(tmp_path, "1.png")
+    (tmp_path / "metadata.jsonl").write_text("[" * 100_000)
+    assert refusal(tmp_path).problem == "line 1: it is no JSON"
+
+
 def test_tables_lie_in_the_folders_of_splits_too(tmp_path):
     images(tmp_path, "train/1.png", "train/2.png", "test/1.png")
     for split in ("train", "test"):

@@ -311,6 +311,14 @@ def test_a_class_folder_without_images_is_no_class(tmp_path, capsys):
     assert "0 images (.png" in str(refusal(ClassFolders, tmp_path / "b", n_classes=1))
 
 
+def test_a_class_of_which_no_image_can_be_read_is_refused(tmp_path):
+    classes(tmp_path, a=2, b=1)
+    (tmp_path / "b" / "0.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 of 3 images"):
+        error = refusal(ClassFolders, tmp_path, n_classes=2, on_bad_image="skip")
+    assert error.problem == "no image of the class b can be read"
+
+
 def test_a_root_without_class_folders_is_refused(tmp_path):
     image_file(tmp_path / "flat" / "1.png")
     assert "no class folders" in str(refusal(ClassFolders, tmp_path / "flat", n_classes=1))
@@ -334,7 +342,7 @@ def test_bad_files_stop_the_start_with_one_line(tmp_path):
 
 def test_bad_files_are_skipped_and_counted_once(tmp_path):
     module = data(ImageFolder, with_bad_files(tmp_path), on_bad_image="skip")
-    with pytest.warns(UserWarning, match="4 of 10 images cannot be read and are left out") as told:
+    with pytest.warns(UserWarning, match=r"4 of 10 images cannot be read and are left out: 2.png \(0 bytes\)") as told:
         module.prepare_data()
         assert [path.name for path in module.split("train").paths] == [f"{k}.png" for k in (0, 1, 4, 6, 8, 9)]
         module.split("test")

@@ -89,8 +89,11 @@ def test_a_source_is_mirrored_with_its_image(tmp_path: Path) -> None:
     assert len(texts_of(module.split("train"), "instruction")) == 6
 
 
-def test_which_split_is_which(tmp_path: Path) -> None:
+def test_which_split_is_which(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     both = opened(saved(tmp_path / "both", 0, train=4, validation=3, other=2))
+    capsys.readouterr()
+    both.prepare_data()
+    assert capsys.readouterr().err == f"{tmp_path}/both: left out are 2 rows of the split other\n"
     assert both.split("test").read([0], None)["text"] == ["number 100"] and len(both.split("train")) == 4
     held = opened(saved(tmp_path / "one", 20), holdout=0.3)
     texts = [held.split(split).read(range(len(held.split(split))), None)["text"] for split in ("train", "test")]
@@ -129,6 +132,15 @@ def test_rows_without_images_are_refused_before_training(tmp_path: Path) -> None
     datasets.Dataset.from_dict(rows, features=datasets.Features(KINDS)).save_to_disk(tmp_path)
     with pytest.raises(UserError, match=r"data.columns.image=image: 2 of 3 rows have none. Fix: leave those rows out"):
         opened(tmp_path).split("train")
+
+
+def test_a_row_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """It lies in the set as it always did: there is no file to put back."""
+    rows = table(3).cast_column("image", datasets.Image(decode=False)).to_dict()
+    rows["image"][1]["bytes"] = rows["image"][1]["bytes"][:200]
+    datasets.Dataset.from_dict(rows, features=datasets.Features(KINDS)).save_to_disk(tmp_path)
+    with pytest.raises(UserError, match="the image of row 1 of train cannot be read: .* leave such rows out before"):
+        opened(tmp_path).split("train").read([0, 1], None)
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,10 @@ def test_kaggles_archive_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "problem"), {
     "\n".join(["11", HEAD, *ROWS])[:-3]: "has not 1 or -1 for each of 3 attributes at 000011.jpg",
     "\n".join(["11", HEAD, *ROWS[:3], ROWS[3][:-2], *ROWS[4:]]): "at 000004.jpg",
+    "\n".join(["11", HEAD, *ROWS[:3], ROWS[1], *ROWS[3:]]): "has 000002.jpg twice",
     "": "is empty",
     "11\n": "is empty",
-}.items(), ids=["end", "row", "empty", "count"])  # fmt: skip
+}.items(), ids=["end", "row", "twice", "empty", "count"])  # fmt: skip
 def test_a_list_that_was_cut_is_one_line(text: str, problem: str, tmp_path: Path) -> None:
     faces(tmp_path / "celeba", text)
     assert problem in refused("celeba", tmp_path).problem
@@ -88,6 +90,53 @@ def test_faces_of_another_size_are_told_the_crop(tmp_path: Path) -> None:
     error = refused("celeba", tmp_path)
     assert (error.key, error.fix) == ("data.crop", "data.crop=none") and "64 x 218" in error.problem
     assert read("celeba", tmp_path, error.fix)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (409, 687)])  # made smaller; "in the wild"
+def test_one_face_of_another_size_is_named(size: tuple[int, int], tmp_path: Path) -> None:
+    """Wherever it stands in the list: it would be cut at the wrong place, or stop the training in the middle."""
+    faces(tmp_path / "celeba", "\n".join(["11", HEAD, *ROWS]))
+    picture(tmp_path / "celeba" / "images" / NAMES[7], *size)
+    error = refused("celeba", tmp_path, "data.crop=148")
+    assert error.line() == (
+        "error: data.crop=148: 1 of 11 photographs have not the 178 x 218 pixels that it is made for, first "
+        f"{NAMES[7]} ({size[0]} x {size[1]}). Fix: data.crop=none"
+    )
+    assert len(read("celeba", tmp_path, "data.crop=none").split("train")) == 10
+
+
+@pytest.mark.parametrize(("row", "problem"), [
+    ("000003.jpg", "list_eval_partition.txt has not 0, 1 or 2 at 000003.jpg"), ("000003.jpg train", "at 000003.jpg"),
+    ("000001.jpg 2", "list_eval_partition.txt has 000001.jpg twice"),
+])  # fmt: skip
+def test_a_list_of_parts_that_was_cut_is_one_line(row: str, problem: str, tmp_path: Path) -> None:
+    faces(tmp_path / "celeba", "\n".join(["11", HEAD, *ROWS]), images="img_align_celeba")
+    parts = ["000001.jpg 0", "000002.jpg 2", row]
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(parts))
+    assert problem in refused("celeba", tmp_path).problem
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_photograph_is_named_and_what_is_not_used_is_counted(tmp_path: Path, capsys) -> None:
+    faces(tmp_path / "celeba", "\n".join(["11", HEAD, *ROWS[:10]]), images="img_align_celeba")
+    parts = [f"{name} {k // 3}" for k, name in enumerate(NAMES[:8])]
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(parts))
+    (tmp_path / "celeba" / "notes.md").touch()
+    data = read("celeba", tmp_path)
+    assert (len(data.split("train")), len(data.split("test"))) == (3, 2)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: left out are 3 photographs of the validation part, 2 photographs that list_eval_partition.txt "
+        "has not, 1 files of formats that are not read (1 .md), 1 images that belong to no other in img_align_celeba/\n"
+    )
+    face = tmp_path / "celeba" / "img_align_celeba" / NAMES[0]
+    for make, said in ((os.mkfifo, "no file, but"), (os.mkdir, "no file, but"), (dangling, "No such file")):
+        face.unlink() if not face.is_dir() else face.rmdir()
+        make(face)
+        assert f"1 of 5 photographs cannot be read, first {NAMES[0]} ({said}" in refused("celeba", tmp_path).problem
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
 
 
 def test_faces_a_level_deeper_are_named(tmp_path: Path) -> None:

@@ -262,12 +262,32 @@ def test_pairs_that_do_not_fit_are_named(tmp_path):
     assert error.problem == "1 of 2 files of HR/ have none in LR/, first HR/a.png"
 
 
+@pytest.mark.parametrize("small", [(33, 51), (32, 50), (33, 50)])  # MATLAB's ceil, floor, round
+def test_pairs_that_were_rounded_are_told_and_cut_on_the_grid_of_the_source(tmp_path, capsys, small):
+    """131 x 201 is 32.75 x 50.25 at 4 : 1; pixel i of a source is over the pixels 4i to 4i + 3."""
+    pair(tmp_path, "a.png", 16, 16)
+    large = noise(tmp_path / "HR" / "bb.png", 131, 201, 1)
+    source = noise(tmp_path / "LR" / "bb.png", *small, 2)
+    module = data(tmp_path)
+    batch = module.split("train").read([1], None)
+    top, left = (201 // 4 - 2) // 2, (131 // 4 - 2) // 2
+    assert torch.equal(levels(batch["image"])[0], large[:, 4 * top : 4 * top + 8, 4 * left : 4 * left + 8])
+    assert torch.equal(levels(batch["source"])[0], source[:, top : top + 2, left : left + 2])
+    places = [module.split("train").read([1], [generator(k)]) for k in range(300)]
+    assert {one["source"].shape for one in places} == {(1, 3, 2, 2)}
+    told = capsys.readouterr().err
+    assert f"1 of 2 pairs are rounded, first HR/bb.png (131 x 201) and LR/bb.png ({small[0]} x {small[1]}); " in told
+    assert told.count("\n") == 1
+    noise(tmp_path / "LR" / "bb.png", small[0] + 2, small[1])
+    assert refusal(tmp_path).problem == f"HR/bb.png (131 x 201) is not 4 times LR/bb.png ({small[0] + 2} x {small[1]})"
+
+
 def test_a_pair_with_a_bad_source_is_bad(tmp_path):
     for name in ("a.png", "bb.png"):
         pair(tmp_path, name, 8, 8)
     (tmp_path / "LR" / "a.png").write_bytes(b"")
     assert "LR/a.png (0 bytes)" in refusal(tmp_path).problem
-    with pytest.warns(UserWarning, match="1 of 4 images"):
+    with pytest.warns(UserWarning, match="1 of 4 images cannot be read and are left out, with 1 that belong to them: "):
         images = data(tmp_path, on_bad_image="skip").split("train")
     assert [path.name for path in images.paths] == ["bb.png"] == [path.name for path in images.sources]
 

@@ -16,7 +16,7 @@ from atelier.data.base import Role, Split
 from atelier.data.captions import Captions, captions_under
 from atelier.data.checking import fingerprint
 from atelier.data.file_images import FileImages, Sourced
-from atelier.data.finding import Item, printable
+from atelier.data.finding import Item, printable, tell
 from atelier.data.folders import SingleFiles, any_images
 from atelier.data.pairs import SIGMA, THRESHOLD, with_edges
 
@@ -135,9 +135,9 @@ class Captioned(SingleFiles):
             said = f", the captions are of {printable(nameless[0])}" if nameless else ""
             raise UserError("data.root", printable(self.root), problem + said, "captions of files that are there")
         if bare:
-            self.tell(f"{len(bare)} of {n} images have no caption and are left out, {_first(bare)}")
+            tell(self.root, f"{len(bare)} of {n} images have no caption and are left out, {_first(bare)}")
         if nameless:
-            self.tell(f"captions of {len(nameless)} files that are not there, {_first(nameless)}")
+            tell(self.root, f"captions of {len(nameless)} files that are not there, {_first(nameless)}")
         return {split: [item for item in items if item.name in texts] for split, items in self.found.items()}
 
     def told_of(self) -> set[str]:

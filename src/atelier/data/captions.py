@@ -1,6 +1,7 @@
 """Captions of image files, in one of three layouts, as UTF-8 (a byte order mark and any line ends are passed over).
 
-captions.tsv     a line is FILE<tab>CAPTION; or its first line names the columns, `file` and `caption` among them
+captions.tsv     a line is FILE<tab>CAPTION; or its first line names the columns, `file` and `caption` among them;
+                 there may be further columns, as many in each line as in the first
 metadata.jsonl   a line is {"file_name": FILE, "text": CAPTION}, as Hugging Face's imagefolder has it
 FILE.txt         beside each image, its suffix put in place of the image's; a line is a caption
 
@@ -89,22 +90,25 @@ def _tables(root: str, files: list[str]) -> Iterator[tuple[str, str]]:
 
 def _tsv(path: str, lines: Iterator[Line]) -> Iterator[tuple[str, str]]:
     """FILE may be any bytes that the name of a file may be."""
-    file, caption = 0, 1
+    file, caption, width = 0, 1, 0
     for number, line in lines:
         columns = line.split(b"\t")
-        if number == 1 and {b"file", b"caption"} <= set(columns):
+        first, width = width == 0, width or len(columns)
+        if first and {b"file", b"caption"} <= set(columns):
             file, caption = columns.index(b"file"), columns.index(b"caption")
-        elif len(columns) > max(file, caption):
-            yield os.fsdecode(columns[file]), _caption(path, number, _utf8(path, number, columns[caption]))
-        else:
+        elif len(columns) <= max(file, caption):
             raise _bad(path, number, "no tab between a file and its caption")
+        elif len(columns) > width:  # else a caption with a tab in it would lose its end
+            raise _bad(path, number, f"{len(columns)} columns, the first line has {width}")
+        else:
+            yield os.fsdecode(columns[file]), _caption(path, number, _utf8(path, number, columns[caption]))
 
 
 def _jsonl(path: str, lines: Iterator[Line]) -> Iterator[tuple[str, str]]:
     for number, line in lines:
         try:
             said = json.loads(_utf8(path, number, line))
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets within brackets, without end
             raise _bad(path, number, "it is no JSON") from None
         name, text = (said.get(key) if isinstance(said, dict) else None for key in ("file_name", "text"))
         if not isinstance(name, str) or not isinstance(text, str):

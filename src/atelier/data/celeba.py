@@ -21,16 +21,19 @@ from atelier.data.attribute_transfer import AttributeTransfer, changed
 from atelier.data.base import DataModule, Role, Split, random_order
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages
-from atelier.data.finding import printable, root_word, subfolders
+from atelier.data.finding import printable, root_word, subfolders, tell
+from atelier.data.layouts import left_out
 from atelier.data.published import absent, fetch
-from atelier.data.reading import Box, read, upright_size
+from atelier.data.reading import Box, check, read, upright_size
 
 SOURCE = "mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 ATTRIBUTES, PARTITION, PHOTOGRAPHS = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
-PARTS = {"train": 0, "test": 2}  # 1 is the validation part
+PARTS = {"train": "0", "test": "2"}
+VALIDATION = "1"
 STARGAN, STARGAN_SEED, STARGAN_TEST = "images", 1234, 1999  # its folder, and how it takes a test part out
-MAX_PIXELS = 1 << 20
+MAX_PIXELS = 64_000_000
 WIDTH, HEIGHT = 178, 218  # of the photographs
+OTHER_SIZE = f", not {WIDTH} x {HEIGHT} pixels"  # the end of what is said of one that has another
 PUBLISHED = 40  # attributes
 VALUES = {"1", "-1", "0"}
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")  # a face is given one of them at most
@@ -53,8 +56,8 @@ class CelebA(DataModule):
     list_eval_partition.txt; the other lists are not needed. Or in StarGAN's (Choi et al. 2018): `<root>/celeba/` with
     images/ and list_attr_celeba.txt; 1,999 test images are those that its code takes, a tenth where there are fewer
     than 20,000, and all others train. Lists with commas, as Kaggle has them, and files in `root` itself are
-    found too. Crops of the 178 x 218 photographs, each then resized (antialiased bicubic) to
-    `image_size`; an FID is comparable only under the same crop:
+    found too. One line says which files no use is made of. Crops of the 178 x 218 photographs (of others only "none"
+    is taken), each then resized (antialiased bicubic) to `image_size`; an FID is comparable only under the same crop:
 
         ddim       128 x 128 centred at row 121, column 89 (Song, Meng, Ermon 2021; DDIM)
         score_sde  140 x 140 in the centre (Song et al. 2021; also WAE)
@@ -90,15 +93,37 @@ class CelebA(DataModule):
         """The attributes that the files have, and for each photograph its name and a value of each.
 
         Raises:
-            UserError: the list was cut, or is none.
+            UserError: the list was cut, is none, or has a photograph twice.
         """
         names, rows = parsed(self._lines(ATTRIBUTES))
         odd = next((row for row in rows if len(row) != 1 + len(names) or not set(row[1:]) <= VALUES), None)
-        if rows and odd is None:
-            return names, rows
-        said = f"has not 1 or -1 for each of {len(names)} attributes" if odd else "is empty"
-        problem = f"{self.folder / ATTRIBUTES} {said}" + (f" at {odd[0]}" if odd else "")
-        raise UserError("data.root", printable(self.root), problem, f"the whole list, from {SOURCE}")
+        if not rows or odd is not None:
+            said = f"has not 1 or -1 for each of {len(names)} attributes at {odd[0]}" if odd else "is empty"
+            raise self._bad_list(ATTRIBUTES, said)
+        self._refuse_twice(ATTRIBUTES, rows)
+        return names, rows
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The part of each photograph that the list of parts has: 0, 1 or 2. Raises UserError as `listed` does."""
+        rows = [line.replace(",", " ").split() for line in self._lines(PARTITION)]
+        rows = rows[1:] if rows[:1] == [["image_id", "partition"]] else rows
+        odd = next((row for row in rows if len(row) != 2 or row[1] not in {*PARTS.values(), VALIDATION}), None)
+        if odd is not None:
+            raise self._bad_list(PARTITION, f"has not 0, 1 or 2 at {odd[0]}")
+        self._refuse_twice(PARTITION, rows)
+        return dict(rows)
+
+    def _refuse_twice(self, name: str, rows: list[list[str]]) -> None:
+        seen: set[str] = set()
+        for file, *_ in rows:
+            if file in seen:
+                raise self._bad_list(name, f"has {file} twice")
+            seen.add(file)
+
+    def _bad_list(self, name: str, said: str) -> UserError:
+        problem = f"{printable(_found(self.folder / name))} {printable(said)}"
+        return UserError("data.root", printable(self.root), problem, f"the whole list, from {SOURCE}")
 
     @property
     def known_names(self) -> list[str]:
@@ -122,36 +147,55 @@ class CelebA(DataModule):
         return ours / PHOTOGRAPHS if (ours / PHOTOGRAPHS).is_dir() else ours  # as Kaggle's archive unpacks
 
     def prepare_data(self) -> None:
-        needed = (ATTRIBUTES, self.photographs.name, *([] if self.photographs.name == STARGAN else [PARTITION]))
+        needed = (*self._lists, self.photographs.name)
         if self.download and not all(_found(self.folder / name).exists() for name in needed):
             fetch(self.root, lambda: datasets.CelebA(self.root, download=True))
         _ = self.checked
+        if left := self._left_out():
+            tell(self.root, f"left out are {left}")
+
+    @property
+    def _lists(self) -> list[str]:
+        """The lists that are read."""
+        return [ATTRIBUTES] if self.photographs.name == STARGAN else [ATTRIBUTES, PARTITION]
+
+    def _left_out(self) -> str:
+        """Which files no use is made of, and why; "" where there are none."""
+        listed, inside = {row[0] for row in self.listed[1]}, os.path.relpath(self.photographs, self.folder)
+        unused = listed - {row[0] for split in PARTS for row in self._rows(split)}
+        unused = {name for name in unused if (self.photographs / name).is_file()}
+        validation = {name for name in unused if self.parts.get(name) == VALIDATION}
+        whys = {"of the validation part": validation, f"that {PARTITION} has not": unused - validation}
+        notes = [f"{len(names)} photographs {why}" for why, names in whys.items() if names]
+        known = {os.path.join(inside, name) for name in listed} | {
+            _found(self.folder / one).name for one in self._lists
+        }
+        return ", ".join([*notes, *filter(None, [left_out(str(self.folder), known)])])
 
     @cached_property
     def checked(self) -> dict[str, Checked]:
         """What decoding each photograph of both splits has shown; under `limit`, of those that are trained on.
 
         Raises:
-            UserError: one is missing or damaged.
+            UserError: one is missing or damaged, or has another size than the crop is made for.
         """
-        names = [*self._taken(), *self._table("test")[0]]
+        names = [*self._taken(), *(row[0] for row in self._rows("test"))]
         self._all_there(names)
-        checked = check_files(self.photographs, names, MAX_PIXELS, Path(self.cache))
-        bad = [name for name in names if checked[name].reason]
+        checked = check_files(self.photographs, names, MAX_PIXELS, Path(self.cache), check_photograph)
+        sized = [name for name in names if checked[name].reason.endswith(OTHER_SIZE)]
+        bad = [name for name in names if checked[name].reason and name not in sized]
         if bad:
             problem = (
                 f"{len(bad)} of {len(names)} photographs cannot be read, first {bad[0]} ({checked[bad[0]].reason})"
             )
             raise UserError("data.root", printable(self.root), problem, "put whole files in their place")
-        self._refuse_smaller(self.photographs / names[0])
+        if sized and box(self.crop) is not None:
+            first = f"{sized[0]} ({checked[sized[0]].reason.removesuffix(OTHER_SIZE)})"
+            problem = (
+                f"{len(sized)} of {len(names)} photographs have not the {WIDTH} x {HEIGHT} pixels that it is made for"
+            )
+            raise UserError("data.crop", self.crop, f"{problem}, first {first}", "data.crop=none")
         return checked
-
-    def _refuse_smaller(self, photograph: Path) -> None:
-        """Raises UserError where a photograph is too small for the crop, as resized ones are."""
-        cut, (width, height) = box(self.crop), upright_size(photograph)
-        if cut is not None and (cut[2] > width or cut[3] > height):
-            problem = f"it is made for {WIDTH} x {HEIGHT} pixels, {photograph.name} has {width} x {height}"
-            raise UserError("data.crop", self.crop, problem, "data.crop=none")
 
     def images(self, split: Split) -> AttributeTransfer:
         names, attributes = self._table(split)
@@ -192,21 +236,21 @@ class CelebA(DataModule):
 
     def _taken(self) -> list[str]:
         """The training images that `limit` leaves: the first in `order`, which is one without labels."""
-        names, _ = self._table("train")
+        names = [row[0] for row in self._rows("train")]
         return names if self.limit is None else [names[k] for k in random_order(len(names))[: self.limit]]
+
+    def _rows(self, split: Split) -> list[list[str]]:
+        """The rows of the list of attributes that are of a split."""
+        rows = self.listed[1]
+        if self.photographs.name == STARGAN:
+            return held_out(rows)[split]
+        of = {name: [row for row in rows if self.parts.get(row[0]) == part] for name, part in PARTS.items()}
+        return (of if of["test"] else held_out(of["train"]))[split]  # else the lists were cut
 
     def _table(self, split: Split) -> tuple[list[str], Tensor]:
         """File names of a split and their attributes (N, 40) float32."""
-        rows = self.listed[1]
-        if self.photographs.name == STARGAN:
-            rows = held_out(rows)[split]
-        else:
-            parts = dict(line.replace(",", " ").split()[:2] for line in self._lines(PARTITION))
-            of = {name: [row for row in rows if parts.get(row[0]) == str(part)] for name, part in PARTS.items()}
-            if not of["test"]:  # the lists were cut
-                of = held_out(of["train"])
-            rows = of[split]
-        values = np.array([row[1:] for row in rows], dtype=np.int8)
+        rows = self._rows(split)
+        values = np.array([row[1:] for row in rows], dtype=np.int8).reshape(len(rows), len(self.known_names))
         return [row[0] for row in rows], torch.from_numpy((values > 0).astype(np.float32))
 
     def _lines(self, name: str) -> list[str]:
@@ -242,6 +286,13 @@ def _found(file: Path) -> Path:
     """A list, or the same as Kaggle has it, with commas; a folder as it is."""
     comma = file.with_suffix(".csv")
     return comma if comma.is_file() and not file.exists() else file
+
+
+def check_photograph(path: Path, max_pixels: PositiveInt) -> str:
+    """Why a photograph cannot be read, as `check`; of one that can, its size where that is not the published one."""
+    reason = check(path, max_pixels)
+    size = (WIDTH, HEIGHT) if reason else upright_size(path)
+    return reason if size == (WIDTH, HEIGHT) else f"{size[0]} x {size[1]}{OTHER_SIZE}"
 
 
 def parsed(lines: list[str]) -> tuple[list[str], list[list[str]]]:

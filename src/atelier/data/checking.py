@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import PIL
 from atelier.core.lines import paced
 from atelier.data.file_images import threads
 from atelier.data.finding import printable
-from atelier.data.reading import check
+from atelier.data.reading import check, unwarned
 
 
 class Checked(NamedTuple):
@@ -52,7 +53,12 @@ def check_files(
     known = _cached(file, rule)
 
     def one(name: str) -> tuple[str, Checked]:
-        status = os.stat(root / name)
+        try:
+            status = os.stat(root / name)
+        except OSError as error:  # a link that leads nowhere, or gone since the folder was looked at
+            return name, Checked(0, 0, str(error.strerror), "")
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            return name, Checked(0, 0, "no file, but a folder, pipe, socket or device", "")
         before = known.get(name)
         state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))  # an mtime can be put back
         if before is not None and before[:2] == state:
@@ -62,7 +68,7 @@ def check_files(
         return name, Checked(*state, before.reason if same else look(root / name, max_pixels), content)
 
     names = list(names)
-    with ThreadPoolExecutor(threads()) as pool:
+    with unwarned(), ThreadPoolExecutor(threads()) as pool:
         told = f"{printable(root)}: checking {len(names):,} images, once for all runs"
         checked = dict(paced(pool.map(one, names), len(names), lambda k, left: f"{told}: {k:,} done, {left}"))
     if not checked.items() <= known.items():

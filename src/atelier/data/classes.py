@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 from atelier.core.errors import UserError
 from atelier.data.attribute_transfer import AttributeTransfer, another
 from atelier.data.base import Images, Split
-from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders
+from atelier.data.finding import Item, files_of, holds_images, image_files, other_root, printable, subfolders, tell
 from atelier.data.folders import SingleFiles
 from atelier.data.layouts import refuse_deeper, split_folders
 
@@ -25,7 +25,8 @@ class ClassFolders(SingleFiles):
 
     Layouts: <root>/<class>/ with a share of each class held out (`holdout`), or <root>/train/<class>/ and
     <root>/test/<class>/ (or val/ and other names of it), in which StarGAN keeps RaFD (Choi et al. 2018). `n_classes`
-    must be the number of class folders that have images; the only image of a class is trained on.
+    must be the number of class folders that have images; the only image of a class is trained on, and a class of which
+    none can be read is a UserError.
 
     With `n_attributes` as many, there are `attributes` too, of which an image has the one that is its class, and
     `target`, what it is to become: the class of another training image, drawn for each; of test images each of the
@@ -62,6 +63,11 @@ class ClassFolders(SingleFiles):
         return {"label": torch.tensor([item.label for item in items])}
 
     def images(self, split: Split) -> Images:
+        of = {item.label for item in self.index["train"]}
+        bare = [one for k, one in enumerate(self._classes) if k not in of]
+        if bare:
+            problem = f"no image of the class {printable(bare[0])} can be read"
+            raise UserError("data.root", printable(self.root), problem, "mend one, or remove the folder of that class")
         files = super().images(split)
         if not self.n_attributes:
             return files
@@ -99,7 +105,8 @@ class ClassFolders(SingleFiles):
             problem = f"{place} has {len(classes)} class folders ({named}){empty}"
             raise UserError("data.n_classes", self.n_classes, problem, f"data.n_classes={len(classes)}")
         if len(folders) > len(classes):
-            self.tell(f"{', '.join(printable(one) for one in folders if one not in classes)}: no images, so no class")
+            empty = ", ".join(printable(one) for one in folders if one not in classes)
+            tell(self.root, f"{empty}: no images, so no class")
         return classes
 
     def _items(self, files: dict[str, list[str]]) -> list[Item]:

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shlex
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from atelier.core.errors import UserError, nearest
+from atelier.core.launchers import rank
+from atelier.core.lines import say
 from atelier.core.words import word
 from atelier.data.reading import SUFFIXES
 
 REQUEST, GRID = "request.yaml", "grid.png"  # what sample.py writes beside its pictures, none of which the grid is
 CAPTIONS = "captions.tsv"  # lines FILE<tab>CAPTION
-SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
+SYSTEM = (
+    "__macosx", ".ds_store", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
+    "desktop.ini",
+)  # fmt: skip
+RESOURCES = "._"  # how the files begin that macOS puts beside each of a user's
+
+
+class Listing(NamedTuple):
+    """What lies under a folder.
+
+    `files` are the paths, from there, of all visible files in natural order; every folder is entered once. `others`
+    counts what of the user's is passed over, by what it is; what systems leave (SYSTEM, RESOURCES) is nobody's.
+    """
+
+    files: list[str]
+    others: Counter[str]
 
 
 class Item(NamedTuple):
@@ -73,25 +92,44 @@ def is_image(name: str) -> bool:
 
 
 def visible_files(root: Path) -> list[str]:
-    """Paths, from `root`, of all files under it, in natural order; every folder is entered once."""
-    top = root.resolve()
-    entered = {_identity(folder.stat()) for folder in (top, *top.parents)}
-    found, waiting = [], [""]
+    """The `files` that are `found_under` a folder."""
+    return found_under(root).files
+
+
+def found_under(root: Path) -> Listing:
+    """All that lies under a folder. Raises UserError where a folder cannot be read."""
+    entered, files, others, waiting = _chain(root), [], Counter(), [""]
     while waiting:
         inside = waiting.pop()
-        for name, status in _entries(root / inside):
+        for name, status in _entries(root / inside, others):
             path = os.path.join(inside, name)
-            if stat.S_ISDIR(status.st_mode) and _identity(status) not in entered:
+            if stat.S_ISREG(status.st_mode):
+                files.append(path)
+            elif not stat.S_ISDIR(status.st_mode):
+                others["pipes, sockets or devices"] += 1
+            elif _identity(status) not in entered:
                 entered.add(_identity(status))
                 waiting.append(path)
-            elif stat.S_ISREG(status.st_mode):
-                found.append(path)
-    return sorted(found, key=natural)
+    return Listing(sorted(files, key=natural), others)
+
+
+def passed_over(found: Listing) -> list[str]:
+    """What of all that was found is no image by its name, and how much of it, as a line tells it."""
+    suffixes = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in found.files if not is_image(name))
+    kinds = ", ".join(f"{n} {printable(one)}" for one, n in suffixes.most_common(4)) + ", ..." * (len(suffixes) > 4)
+    formats = [f"{sum(suffixes.values())} files of formats that are not read ({kinds})"] if suffixes else []
+    return formats + [f"{n} {what}" for what, n in found.others.items()]
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What two paths of one file or folder share."""
+    return _identity(path.stat())
 
 
 def subfolders(root: Path) -> list[str]:
-    """Names of the visible folders in `root`, in natural order."""
-    return [name for name, status in _entries(root) if stat.S_ISDIR(status.st_mode)]
+    """Names of the visible folders in `root`, in natural order, but of links to itself or to what it lies in."""
+    above = _chain(root)
+    return [name for name, status in _entries(root) if stat.S_ISDIR(status.st_mode) and _identity(status) not in above]
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -104,6 +142,12 @@ def printable(path: str | Path) -> str:
     """A path that can be printed on one line whatever its bytes are."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
+
+
+def tell(root: str, what: str) -> None:
+    """One line about the files of a set, once for all ranks."""
+    if rank() == 0:
+        say(f"{printable(root)}: {what}", error=True)
 
 
 def root_word(folder: Path) -> str:
@@ -130,19 +174,43 @@ def _refuse_arrow(folder: Path) -> None:
         raise UserError("data.root", printable(folder), "a Hugging Face dataset saved to disk, no image files", fix)
 
 
-def _entries(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """Visible entries with what they are, or link to, in natural order; dead links are left out."""
-    found = []
+def _entries(folder: Path, others: Counter[str] | None = None) -> list[tuple[str, os.stat_result]]:
+    """Visible entries with what they are, or link to, in natural order; `others` counts what is left out of them."""
+    found, others = [], Counter() if others is None else others
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM:
-                    with contextlib.suppress(OSError):
-                        found.append((entry.name, entry.stat()))
+                if entry.name.lower() in SYSTEM or entry.name.startswith(RESOURCES):
+                    continue
+                if entry.name.startswith("."):
+                    others["hidden files or folders"] += 1
+                elif (status := _status(entry)) is None:
+                    others["links that lead nowhere"] += 1
+                else:
+                    found.append((entry.name, status))
     except OSError as error:
-        fix = f"chmod -R u+rX {shlex.quote(printable(folder))}"
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        fix = (
+            f"chmod -R u+rX {shlex.quote(printable(folder))}" if denied else "another data.root, or remove that folder"
+        )
         raise UserError("data.root", printable(folder), str(error.strerror), fix) from error
     return sorted(found, key=lambda pair: natural(pair[0]))
+
+
+def _status(entry: os.DirEntry) -> os.stat_result | None:
+    """What an entry is, or links to; None for a link whose end cannot be seen."""
+    try:
+        return entry.stat()
+    except OSError:
+        if entry.is_symlink():
+            return None
+        raise
+
+
+def _chain(root: Path) -> set[tuple[int, int]]:
+    """A folder and all that it lies in."""
+    top = root.resolve()
+    return {identity(folder) for folder in (top, *top.parents)}
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

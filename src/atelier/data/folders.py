@@ -15,13 +15,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from atelier.core.errors import UserError
-from atelier.core.launchers import rank
-from atelier.core.lines import say
 from atelier.core.ranges import Name, PositiveInt, Probability
 from atelier.data.base import DataModule, Role, Split
 from atelier.data.checking import Checked, check_files, fingerprint
 from atelier.data.file_images import FileImages, Masks, Views
-from atelier.data.finding import Item, files_of, printable
+from atelier.data.finding import Item, files_of, printable, tell
 from atelier.data.layouts import left_out, refuse_pairs, split_folders
 from atelier.data.reading import Background, check, has_alpha, read, read_with_alpha
 
@@ -31,8 +29,8 @@ class ImageFiles(DataModule, ABC):
     """Image files under one folder, each decoded once at the start to find the unreadable ones.
 
     The files are those named as reading.SUFFIXES lists (any case) at any depth, in natural order (2 before 10);
-    hidden ones, pipes, sockets, broken links and links back to where the search came from are passed over, and one
-    line says of which others no use is made. What folders may be called: data/layouts.py. How a file becomes pixels:
+    of all that is not read one line says how much it is and why, but of links back to where the search came from and
+    of what systems leave (finding.SYSTEM). What folders may be called: data/layouts.py. How a file becomes pixels:
     data/reading.py. Where all images of both splits fit into `memory_mb`, each is kept once read, except the training
     images when loader processes read them (num_workers > 0).
 
@@ -42,8 +40,8 @@ class ImageFiles(DataModule, ABC):
             where there is no folder of one; 0 = the test split is the training split.
         background: colour behind transparent pixels.
         max_pixels: size beyond which images are refused before they are decoded.
-        on_bad_image: `error` stops at the start and names the unreadable files, `skip` leaves them out and
-            says how many.
+        on_bad_image: `error` stops at the start and names the unreadable files, `skip` leaves them out, and what
+            belongs to them, and says how many.
         memory_mb: limit of memory: images stay there if all need no more than this (in each training process).
         cache: folder for what was learnt of the files, so that only new or changed ones are decoded again.
     """
@@ -76,17 +74,12 @@ class ImageFiles(DataModule, ABC):
         used = {name for items in files.values() for item in items for name in item.names}
         left = left_out(self.root, used | self.told_of())
         if left:
-            self.tell(f"left out are {left}")
+            tell(self.root, f"left out are {left}")
         return files
 
     def told_of(self) -> set[str]:
         """Further files under the root that are read, or of which a line says that they are not."""
         return set()
-
-    def tell(self, what: str) -> None:
-        """One line about the files, once for all ranks."""
-        if rank() == 0:
-            say(f"{printable(self.root)}: {what}", error=True)
 
     @cached_property
     def checked(self) -> dict[str, Checked]:
@@ -151,13 +144,22 @@ class ImageFiles(DataModule, ABC):
 
     def _refuse_or_tell(self, reasons: dict[str, str]) -> None:
         problem = f"{len(reasons)} of {len(self.checked)} images cannot be read"
+        first = "; ".join(f"{printable(name)} ({printable(reason)})" for name, reason in list(reasons.items())[:3])
+        first += "; ..." if len(reasons) > 3 else ""
         if self.on_bad_image == "skip":
-            rank_zero_warn(f"{printable(self.root)}: {problem} and are left out", category=UserWarning)
+            touched = {
+                name
+                for items in self.files.values()
+                for item in items
+                for name in item.names
+                if reasons.keys() & item.names
+            }
+            beside = f", with {n} that belong to them" if (n := len(touched) - len(reasons)) else ""
+            line = f"{printable(self.root)}: {problem} and are left out{beside}: {first}"
+            rank_zero_warn(line, category=UserWarning)
             return
-        first = "; ".join(f"{printable(name)} ({reason})" for name, reason in list(reasons.items())[:3])
-        more = "; ..." if len(reasons) > 3 else ""
         fix = "mend or remove them, or data.on_bad_image=skip"
-        raise UserError("data.root", printable(self.root), f"{problem}: {first}{more}", fix)
+        raise UserError("data.root", printable(self.root), f"{problem}: {first}", fix)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -201,7 +203,8 @@ class SingleFiles(ImageFiles, ABC):
         if len(opaque) == len(names):
             raise UserError("data.masks", "alpha", f"none {where} is transparent anywhere", "data.masks=lama")
         if opaque:
-            self.tell(f"{len(opaque)} {where} have no alpha, first {printable(opaque[0])}: their mask is all of them")
+            what = f"{len(opaque)} {where} have no alpha, first {printable(opaque[0])}: their mask is all of them"
+            tell(self.root, what)
 
 
 @dataclass(kw_only=True, eq=False)

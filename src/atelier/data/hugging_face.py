@@ -18,7 +18,7 @@ from atelier.core.errors import UserError, nearest
 from atelier.core.ranges import Name, PositiveInt, Probability
 from atelier.data.base import DataModule, Role, Split
 from atelier.data.file_images import FileImages, Sourced
-from atelier.data.finding import Item, must_be_folder, printable
+from atelier.data.finding import Item, must_be_folder, printable, tell
 from atelier.data.folders import hold_out
 from atelier.data.reading import Background, BadImage, read
 
@@ -37,7 +37,8 @@ class HuggingFace(DataModule):
     """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` of the library `datasets` wrote.
 
     The training split is that called train, or the only one; the test split is that called test, validation, val or
-    valid, else a share is held out. Rows are read as they are asked for; how an image becomes pixels: data/reading.py.
+    valid, else a share is held out; one line says which splits are not used. Rows are read as they are asked for, and
+    one whose image cannot be read is a UserError; how an image becomes pixels: data/reading.py.
     A row with several texts gives one that is drawn each time in training, and the first at test.
 
     Args:
@@ -126,6 +127,12 @@ class HuggingFace(DataModule):
         held = hold_out([Item(str(row)) for row in rows[train]], self.holdout)
         return {split: (train, [int(item.name) for item in items]) for split, items in held.items()}
 
+    def prepare_data(self) -> None:
+        unused = self.tables.keys() - {name for name, _ in self.index.values()}
+        rows = [f"{len(self.tables[name])} rows of the split {printable(name)}" for name in sorted(unused)]
+        if rows:
+            tell(self.root, f"left out are {', '.join(rows)}")
+
     def images(self, split: Split) -> FileImages | Sourced:
         name, rows = self.index[split]
         table, pictures = self.tables[name], [one for one in PICTURES if one in self.there]
@@ -139,13 +146,23 @@ class HuggingFace(DataModule):
             n_bytes * self.image_size**2 <= self.memory_mb << 20 and (self.num_workers == 0 or split == "test"),
             self._content(table, rows),
         )
-        self._refuse_unreadable(files, places)
+        for place in places[:1]:  # so that what is wrong with all of them is said before training
+            files.read_file(place)
         return Sourced(files, lambda both: both.chunk(2, dim=1)) if "source" in pictures else files
 
     def _pixels(self, place: Path, bytes_of: Callable[[Path, str], BytesIO]) -> Tensor:
-        """The image of a row, and behind it its source, (C or 2 C, S, S) uint8. Raises BadImage."""
+        """The image of a row, and behind it its source, (C or 2 C, S, S) uint8.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         how = (self.image_size, self.image_channels, self.background, self.max_pixels)
-        return torch.cat([read(bytes_of(place, self.there[one]), *how) for one in PICTURES if one in self.there])
+        try:
+            return torch.cat([read(bytes_of(place, self.there[one]), *how) for one in PICTURES if one in self.there])
+        except BadImage as error:
+            problem = f"the image of {place.name} cannot be read: {error}"
+            fix = "leave such rows out before it is saved, or another data.columns.image"
+            raise UserError("data.root", printable(self.root), problem, fix) from error
 
     def _content(self, table: Dataset, rows: list[int]) -> str:
         """A hash of all that is read of some rows; the library's own changes whenever a set is saved."""
@@ -156,15 +173,6 @@ class HuggingFace(DataModule):
                     inside = value["bytes"] if isinstance(value, dict) else None
                     found.update(json.dumps(value, default=str).encode() if inside is None else inside)
         return found.hexdigest()[:16]
-
-    def _refuse_unreadable(self, files: FileImages, places: list[Path]) -> None:
-        """Decode the first image, so that what is wrong with all of them is said before training."""
-        for place in places[:1]:
-            try:
-                files.read_file(place)
-            except BadImage as error:
-                problem = f"the image of {place.name} cannot be read: {error}"
-                raise UserError("data.root", printable(self.root), problem, "another data.columns.image") from error
 
     def _told(self, name: Column, table: Dataset) -> Tensor | list[list[str]]:
         """The labels of all rows, or the texts of each. Raises UserError where they are something else."""

@@ -17,15 +17,18 @@ from typing import NamedTuple
 from atelier.core.errors import UserError
 from atelier.data.base import Split
 from atelier.data.finding import (
+    Listing,
     files_of,
+    found_under,
+    identity,
     image_files,
     is_image,
     must_be_folder,
     natural,
+    passed_over,
     printable,
     root_word,
     subfolders,
-    visible_files,
 )
 
 TRAIN = ("train", "training")
@@ -35,6 +38,7 @@ SMALL = ("lr", "lq", "low", "lowres", "lrbicubic", "input", "inputs", "source", 
 LARGE = ("hr", "hq", "high", "highres", "gt", "groundtruth", "target", "targets", "output", "outputs")
 BESIDE = ("set", "data", "images", "imgs")
 ALIKE = 0.9  # share of file names from which on two folders hold the same ones
+N_TOLD = 4  # folders that a line names
 
 Sides = tuple[str, str]  # folders: of the sources, A, and of what is to be made of them, B
 Words = tuple[tuple[str, ...], tuple[str, ...]]  # what each may be called
@@ -162,20 +166,20 @@ def refuse_pairs(root: str, within: str, fix: str, any_two: bool = False) -> Non
 
 
 def left_out(root: str, used: set[str]) -> str:
-    """What of the visible files under `root` is not `used`, and why; "" where nothing is."""
-    files = [name for name in visible_files(Path(root)) if name not in used]
-    suffixes = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in files if not is_image(name))
+    """How much of what lies under `root` is not `used`, and why; "" where nothing is. Of a file, not of a name: one
+    that is read by another name of it is used."""
+    found = found_under(Path(root))
+    files = [name for name in found.files if name not in used]
+    if any(map(is_image, files)):
+        known = {identity(Path(root, name)) for name in used if os.path.exists(os.path.join(root, name))}
+        files = [name for name in files if identity(Path(root, name)) not in known]
     entered = {parent for name in used for parent in _parents(name)}
-    aside = Counter(_unused(name, entered) for name in files if is_image(name))
-    notes = []
-    if suffixes:
-        kinds = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(4)) + ", ..." * (len(suffixes) > 4)
-        notes.append(f"{sum(suffixes.values())} files of formats that are not read ({kinds})")
-    for folder, n in aside.most_common(4):
-        found = role(os.path.basename(folder))
-        why = "a further split" if found and found.split else "of no split or side"
-        notes.append(f"{n} images in {printable(folder)}/ ({why})" if folder else f"{n} images beside the folders")
-    return ", ".join(notes) + ", ..." * (len(aside) > 4)
+    places = {os.path.dirname(name) for name in used}
+    aside = Counter(_why_unused(name, entered, places) for name in files if is_image(name))
+    notes = passed_over(Listing(files, found.others)) + [f"{n} images {why}" for why, n in aside.most_common(N_TOLD)]
+    if rest := aside.total() - sum(n for _, n in aside.most_common(N_TOLD)):
+        notes.append(f"{rest} images in {len(aside) - N_TOLD} other places")
+    return ", ".join(notes)
 
 
 def _plain(name: str) -> str:
@@ -269,6 +273,17 @@ def _parents(name: str) -> list[str]:
     return [os.sep.join(parts[:k]) for k in range(len(parts) + 1)]
 
 
-def _unused(name: str, entered: set[str]) -> str:
-    """The outermost folder of a path that no used file lies in; "" where there is none."""
-    return next((folder for folder in _parents(name) if folder not in entered), "")
+def _why_unused(name: str, entered: set[str], places: set[str]) -> str:
+    """Where an image lies of which no use is made: in a folder that no used file lies in, beside those, or among them.
+
+    Args:
+        entered: folders that used files lie in, at any depth.
+        places: folders that they lie in directly.
+    """
+    outside = next((folder for folder in _parents(name) if folder not in entered), None)
+    if outside is not None:
+        found = role(os.path.basename(outside))
+        return f"in {printable(outside)}/ ({'a further split' if found and found.split else 'of no split or side'})"
+    here = os.path.dirname(name)
+    within = f" in {printable(here)}/" if here else ""
+    return f"that belong to no other{within}" if here in places else f"beside the folders{within}"

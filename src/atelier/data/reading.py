@@ -13,7 +13,9 @@ damage    every pixel is decoded and every PNG checksum compared, so a file that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -32,6 +34,7 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I",
 
 Background = Literal["white", "grey", "black"]
 GREYS = {"white": 255, "grey": 128, "black": 0}
+SCALES = {"L;2": 85, "L;4": 17}  # of the grey levels in a PNG of 2 or 4 bits to those of 8
 ON_ITS_SIDE = range(5, 9)  # EXIF's orientations where width and height change places
 Decoded = TypeVar("Decoded")
 Source = Path | BytesIO  # a file, or what one holds
@@ -132,6 +135,14 @@ def square(image: Image.Image, size: PositiveInt, crop: Box | None = None) -> Im
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Inside, Pillow does not warn of many pixels, which are for max_pixels to refuse; in all threads at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
 def _opened(path: Source, max_pixels: int, change: Callable[[Image.Image], Decoded]) -> Decoded:
     """What is made of the upright image of a file; anything that goes wrong is a BadImage."""
     n_bytes = None if isinstance(path, Path) else path.getbuffer().nbytes
@@ -160,7 +171,17 @@ def _checked(file: BinaryIO, max_pixels: int) -> Image.Image:
         return image
     image.verify()
     file.seek(0)
-    return Image.open(file, formats=FORMATS)
+    return _rescaled(Image.open(file, formats=FORMATS))
+
+
+def _rescaled(image: Image.Image) -> Image.Image:
+    """A PNG, not yet decoded, whose transparent colour is on the scale of the pixels that Pillow makes: 8 bits."""
+    clear, how = image.info.get("transparency"), image.tile[0].args if image.tile else ""
+    if how in SCALES and clear is not None:
+        image.info["transparency"] = clear * SCALES[how]
+    if how == "RGB;16B" and clear is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image
 
 
 def _known(image: Image.Image) -> Image.Image:

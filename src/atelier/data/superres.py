@@ -19,7 +19,7 @@ from atelier.core.errors import UserError
 from atelier.core.ranges import PositiveInt
 from atelier.data.base import Role, Split, with_floats
 from atelier.data.file_images import decoded
-from atelier.data.finding import Item, files_of, printable, subfolders
+from atelier.data.finding import Item, files_of, printable, subfolders, tell
 from atelier.data.folders import ImageFiles, any_images
 from atelier.data.layouts import LARGE, SMALL, matched, side_folders
 from atelier.data.reading import Background, decode, pixels, upright_size
@@ -36,9 +36,10 @@ class SuperRes(ImageFiles):
 
     The place is random in training and the middle at test. A source is the MATLAB bicubic reduction of the square
     (`atelier.images.bicubic`), rounded to 8 bits as in a file; or, where there are HR/ and LR/ with files of the same
-    names, it is cut out of that in LR/, which must be exactly `scale_factor` times smaller. Layouts: <root>/train/
-    beside test/, or <root>/ with a share held out; HR/ and LR/ lie in each of these, or each of these in them (what
-    else they may be called: data/layouts.py), in LR/ perhaps X4/ with names that end in x4. As they are published:
+    names, it is cut out of that in LR/, which must be `scale_factor` times smaller, but for rounding to whole pixels,
+    of which one line tells. Layouts: <root>/train/ beside test/, or <root>/ with a share held out; HR/ and LR/ lie in
+    each of these, or each of these in them (what else they may be called: data/layouts.py), in LR/ perhaps X4/ with
+    names that end in x4. As they are published:
     DIV2K (Agustsson & Timofte 2017), DIV2K_train_HR/ beside DIV2K_valid_HR/ with the sources
     DIV2K_train_LR_bicubic/X4/0001x4.png where they are; Set5, Set14, BSD100 and Urban100 as Huang, Singh and Ahuja
     2015 give them away, image_SRF_4/img_001_SRF_4_HR.png beside _LR.png. The search of files, and what is kept in
@@ -136,13 +137,25 @@ class SuperRes(ImageFiles):
             least = min(min(sides[name]) for name in tiny) // self.scale_factor * self.scale_factor
             fix = f"data.image_size={least}, or remove them" if least else "remove them"
             raise self._refused(f"{problem}, first {_shown(tiny[0], sides[tiny[0]])}", fix)
-        for item in sorted(items):
-            if item.partner and sides[item.name] != tuple(self.scale_factor * n for n in sides[item.partner]):
+        self._refuse_or_tell_rounded([item for item in sorted(items) if item.partner], sides)
+        return sides
+
+    def _refuse_or_tell_rounded(self, pairs: list[Item], sides: dict[str, tuple[int, int]]) -> None:
+        """Pairs that are not exactly 1 to `scale_factor`: off by less than a pixel of the source, or by more."""
+        scale = self.scale_factor
+        off = {item: [n - scale * m for n, m in zip(*map(sides.get, item.names), strict=True)] for item in pairs}
+        for item, pixels_off in off.items():
+            if any(abs(n) >= scale for n in pixels_off):
                 large, small = (_shown(name, sides[name]) for name in item.names)
                 raise self._refused(
-                    f"{large} is not {self.scale_factor} times {small}", "another data.scale_factor, or other files"
+                    f"{large} is not {scale} times {small}", "another data.scale_factor, or other files"
                 )
-        return sides
+        rounded = [item for item in pairs if any(off[item])]
+        if rounded:
+            large, small = (_shown(name, sides[name]) for name in rounded[0].names)
+            told = f"{len(rounded)} of {len(pairs)} pairs are rounded, first {large} and {small}; both are cut from the"
+            told += " top left, so they may be apart by less than a pixel of the source"
+            tell(self.root, told)
 
     def _sides(self, name: str) -> tuple[int, int]:
         return _resized(*upright_size(Path(self.root, name)), self.resize)
@@ -217,9 +230,9 @@ class Squares:
         """The square (C, S, S) of an image, and that of its source where it has a file."""
         files = [self.paths[index], *([self.sources[index]] if self.sources else [])]
         pictures = [self._decoded(file) for file in files]
-        scale = self.scale_factor if self.sources else 1  # places are those of the smallest picture
+        scale = self.scale_factor if self.sources else 1  # places are those of whole pixels of the source
         side = self.size // scale
-        top, left = (_place(n - side, rng) for n in pictures[-1].shape[1:])
+        top, left = (_place(n // scale - side, rng) for n in pictures[0].shape[1:])
         cuts = [_cut(p, top * k, left * k, side * k) for p, k in zip(pictures, (scale, 1), strict=False)]
         if rng is not None and self.flip and _drawn(2, rng):
             cuts = [cut.flip(-1) for cut in cuts]

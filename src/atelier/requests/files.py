@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +15,18 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.data.base import DataModule
-from atelier.data.finding import GRID, image_files
-from atelier.data.reading import SUFFIXES, BadImage, decode
+from atelier.data.finding import GRID, found_under, image_files, passed_over, tell
+from atelier.data.reading import SUFFIXES, BadImage, decode, unwarned
 
 TILE = 256  # pixels of the source a side; what is larger is made in parts where the net allows it
 MAX_PIXELS = 64_000_000
+LONGEST_NAME = 255  # bytes, of most file systems
 LEAST = 8  # pixels a side: nets that halve twice keep more than one place, which their norms need
 Source = tuple[str, Path]  # the name under which a result is written, and the file that it is of
 
 
 def sources(source: str, out: Path) -> list[Source]:
-    """The image files of a request: one, or all in a folder.
+    """The image files of a request: one, or all in a folder, of which one line says what else lies there.
 
     Raises:
         UserError: there is none, or results would come among the sources.
@@ -32,19 +35,48 @@ def sources(source: str, out: Path) -> list[Source]:
     inside = out.resolve().is_relative_to(path.resolve()) if path.is_dir() else out.resolve() == path.parent.resolve()
     if path.exists() and inside:
         raise UserError("out", out, "results would come among the sources", "out=ANOTHER_FOLDER")
-    found = [(name, path / name) for name in image_files(path)] if path.is_dir() else []
     if path.is_file():
-        found = [(path.name, path)]
+        return [(result_names([path.name])[0], path)]
+    found = images_in(path, "source") if path.is_dir() else []
     if not found:
         problem = (
             f"no image file ({' '.join(SUFFIXES)}) is there" if path.exists() else "there is no such file or folder"
         )
         raise UserError("source", source, problem, "source=FILE_OR_FOLDER")
-    stems = [str(Path(name).with_suffix("")) for name, _ in found]
-    times = Counter([*stems, GRID.removesuffix(".png")])  # which is no name for a result
-    return [
-        (f"{stem if times[stem] == 1 else name}.png", path) for stem, (name, path) in zip(stems, found, strict=True)
+    if others := passed_over(found_under(path)):
+        tell(str(path), f"left out are {', '.join(others)}")
+    return [(result, path / name) for result, name in zip(result_names(found), found, strict=True)]
+
+
+def images_in(path: Path, key: str) -> list[str]:
+    """The `image_files` of a folder that an option names. Raises UserError, of that option, where it cannot be read."""
+    try:
+        return image_files(path)
+    except UserError as error:
+        raise UserError(key, error.value, error.problem, error.fix.replace("data.root", key)) from error
+
+
+def result_names(names: list[str]) -> list[str]:
+    """Under which name what becomes of each file is written: its own, with its suffix where the rest is not its alone.
+
+    A name that is too long with both suffixes is a hash.
+    """
+    stems = [str(Path(name).with_suffix("")) for name in names]
+    folders = {str(folder) for name in names for folder in Path(name).parents}
+    taken = {*names, *(folder.removesuffix(".png") for folder in folders), GRID.removesuffix(".png")}
+    times = Counter(stems)
+    results = [
+        stem if times[stem] == 1 and stem not in taken else name for stem, name in zip(stems, names, strict=True)
     ]
+    return [f"{result if _fits(result) else _hash(result)}.png" for result in results]
+
+
+def _fits(name: str) -> bool:
+    return len(os.fsencode(os.path.basename(name))) + len(".png") <= LONGEST_NAME
+
+
+def _hash(name: str) -> str:
+    return os.path.join(os.path.dirname(name), hashlib.sha256(os.fsencode(name)).hexdigest()[:16])
 
 
 def opened(path: Path, data: DataModule) -> Image.Image:
@@ -54,7 +86,8 @@ def opened(path: Path, data: DataModule) -> Image.Image:
         UserError: it cannot be read.
     """
     try:
-        return decode(path, data.image_channels, getattr(data, "background", "white"), MAX_PIXELS)
+        with unwarned():
+            return decode(path, data.image_channels, getattr(data, "background", "white"), MAX_PIXELS)
     except BadImage as error:
         raise UserError("source", path, str(error), "another file, or a folder without it") from error
 
