@@ -32,7 +32,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from atelier.core.batch import Batch
 from atelier.core.errors import UserError
+from atelier.core.names import SetNames
 from atelier.core.rng import generator
 from atelier.data.base import DataModule
 from atelier.data.finding import GRID, REQUEST, is_image, printable
@@ -897,7 +899,7 @@ def counted_in(page: str, root: Path) -> Outcome:
 class Copies(Request):
     """Each source as it is read is what is made of it."""
 
-    def translated(self, x: Tensor, k: int) -> Tensor:
+    def translated(self, x: Tensor, k: int, own: Batch | None = None) -> Tensor:
         return x
 
 
@@ -913,7 +915,7 @@ def sampled(case: Case) -> Outcome:
             words = {"do": "sample", "first": 0, "source": str(case.root), "run": "run", "seed": 0}
             sources = files.sources(str(case.root), out)
             folder = Folder(out, words | {"n": len(sources)})
-            data = SimpleNamespace(image_channels=3, background="white", image_size=SIZE)
+            data = SimpleNamespace(image_channels=3, background="white", image_size=SIZE, names=SetNames())
             request = Copies(SimpleNamespace(needs=frozenset()), data)
             for made in request.of_files("sample", sources):
                 folder.add(made)
