@@ -23,7 +23,7 @@ from atelier.core.precision import Precision
 from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.core.words import typed_value, word
 from atelier.nets.contracts import BUILT, Layer, Upscaler, contract_of
-from atelier.runs.pages import CONF, known_keys, placed
+from atelier.runs.pages import CONF, key_of, known_keys, placed, task_words
 
 ALLOWED = (  # where a config may call what is defined
     "models",
@@ -183,7 +183,7 @@ def _adaptable(values: dict[str, Any]) -> None:
     net, kind = values["model"].get("net"), _target(values["model"]["_target_"], "model")
     if not kind.takes_adapters:
         problem = f"{kind.__name__} takes no adapters, diffusion models do"
-        raise UserError("lora", values["choices"]["lora"], problem, "lora=null")
+        raise UserError("lora", values["choices"]["lora"], problem, "leave lora out")
     if values["start_from"] is None and not (isinstance(net, dict) and "run" in net):
         problem = "they would be trained on a net of random weights"
         raise UserError("lora", values["choices"]["lora"], problem, "start_from=RUN")
@@ -288,6 +288,8 @@ def _check_keys(values: dict[str, Any]) -> None:
     """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
     known = known_keys()
     for top, section in values.items():
+        if isinstance(known.get(top), dict) and not isinstance(section, dict):
+            raise UserError(top, section, "other keys stand beneath it", f"leave {top} out")
         inner = section if isinstance(section, dict) and "_target_" not in section else {}
         for key in [top, *(f"{top}.{name}" for name in inner)]:
             if key not in known and top not in OBJECTS:
@@ -330,6 +332,9 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
             _check_word(node, key, place)
             fitted(node[key], place, takes[key].annotation)
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
+    if missing and not partial and "_partial_" in node:
+        key = f"{prefix}._partial_"
+        raise UserError(key, partial, f"{missing[0]} is given to it later", f"{key}=true")
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
 
@@ -475,14 +480,16 @@ def _takes(made: type, name: str, asked: Callable) -> bool:
 
 
 def _origin(raw: Plain, key: str) -> str:
-    """The key that a user can change for the value at `key`: interpolations followed to their end."""
+    """The key that a user can change for the value at `key`: interpolations of the pages followed to their end."""
     node: Any = raw
-    parts = key.split(".")
+    parts, typed = key.split("."), {key_of(word) for word in task_words()}
     for i, part in enumerate(parts):
         node = node[int(part)] if isinstance(node, list) else node[part]
         found = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
-        if found:
+        if found and ".".join(parts[: i + 1]) not in typed:
             return _origin(raw, ".".join([found.group(1), *parts[i + 1 :]]))
+        if found:
+            return key
     return key
 
 
