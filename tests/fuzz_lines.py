@@ -35,6 +35,7 @@ from hydra.core.global_hydra import GlobalHydra
 from lightning import Trainer
 from omegaconf import DictConfig
 
+from atelier.core import job
 from atelier.core.errors import UserError
 from atelier.core.words import typed_value
 from atelier.runs import folders, meeting, preflight
@@ -60,6 +61,7 @@ of_pages, of_text = yaml.load, functools.cache(lambda text, loader: of_pages(tex
 yaml.load = lambda file, Loader: of_text(file.read(), Loader)  # noqa: N803  (half of the time of composing)
 mode = Hydra.get_mode  # composes once more to see whether a page asks for many runs
 Hydra.get_mode = lambda self, **asked: mode(self, **asked) if "hydra" in "".join(asked["overrides"]) else None
+THERE = {"FILE", "EMPTY", "cache"}  # in the folder that commands are typed in
 ROUNDS = 12  # of fixes, one upon the other
 SECONDS = 60
 MEMORY = 4 * 2**30  # bytes that a child may take beside what it was forked with
@@ -237,7 +239,8 @@ def _limited(line: Line, told: Path) -> None:
 
 def _done(line: Line) -> Told:
     errors, err, code = [], io.StringIO(), 0
-    shutil.rmtree("outputs", ignore_errors=True)
+    for name in set(os.listdir()) - THERE:
+        shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
     folders.stamp.cache_clear()
     with _heard(errors, line), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
         try:
@@ -263,6 +266,7 @@ def _heard(errors: list[UserError], line: Line) -> Iterator[None]:
         check(cfg)
         cfg.check = True
 
+    job.seconds_left = lambda: 60.0  # of budget.until=job_end
     meeting.tell, sys.argv = told, [f"{line.script}.py", *line.words]
     preflight.check = check if line.whole else checked
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -295,7 +299,7 @@ def complaint(line: Line, told: Told) -> str:
             return "no key"
         if error.fix == f"{error.key}={error.value}" or error.fix == " ".join(line.words):
             return "the fix is what was typed"
-    return "" if many or not Path("outputs").exists() else "something is left behind"
+    return "" if many or set(os.listdir()) == THERE else "something is left behind"
 
 
 def followed(line: Line, error: UserError) -> str:
@@ -315,7 +319,9 @@ def followed(line: Line, error: UserError) -> str:
         for way, told in ends:
             if wrong := complaint(way, told):
                 return f"the fix leads to {wrong}: {error.line()}\n    {way}\n{told.err[-3000:]}"
-            if told.errors and (told.errors[0].key, told.errors[0].value) == (error.key, error.value):
+            own = {word for word in set(way.words) - set(line.words) if value_of(word) not in map(value_of, line.words)}
+            next_one = told.errors[0] if told.errors else None
+            if next_one and next_one.key in map(key_of, own) and (not line.whole or next_one.problem == error.problem):
                 return f"the fix does not help: {error.line()}\n    {way}\n    {told.errors[0].line()}"
         line, told = ends[0]
         if not told.errors:
@@ -324,16 +330,21 @@ def followed(line: Line, error: UserError) -> str:
     return f"the fixes have no end: {error.line()}"
 
 
+def value_of(word: str) -> str:
+    """What stands behind the `=`; where a user typed it and it is wrong, that is a mistake beside a misspelt key."""
+    return word.partition("=")[2].strip("\"'[]")
+
+
 def typed(line: Line, error: UserError) -> list[Line]:
     """The line with each alternative of a fix in place of the word that was refused; of prose there is none."""
     if found := re.search(r"leave (\S+) out", error.fix):
         out = [[word for word in line.words if key_of(word).lstrip("+~") not in (error.key.lstrip("+~"), found[1])]]
     else:
         out = [fixes.instead(line.words, error.key, command) for command in fixes.commands(error.fix)]
-    return [replace(line, words=tuple(_filled(words))) for words in out if tuple(words) != line.words]
+    return [replace(line, words=tuple(_filled(line.script, words))) for words in out if tuple(words) != line.words]
 
 
-def _filled(words: list[str]) -> Iterator[str]:
+def _filled(script: str, words: list[str]) -> Iterator[str]:
     """What a fix leaves to the reader, filled in: a finished run, a name, or by what a page ships."""
     for word in words:
         key, _, value = word.partition("=")
@@ -341,10 +352,8 @@ def _filled(words: list[str]) -> Iterator[str]:
             yield word
         elif key == "start_from":
             yield f"{key}={a_finished_run()}"
-        elif isinstance(known_keys().get(key), str | None):
+        elif not key.startswith("hydra") and "???" in str((known_keys() | chosen(script, tuple(words)))[key_of(key)]):
             yield word
-        else:
-            assert key in known_keys() or "@" in key, f"{key}: no such key"
 
 
 def main() -> int:
@@ -355,6 +364,7 @@ def main() -> int:
         os.environ |= {"HOME": folder, "ATELIER_CACHE": f"{folder}/cache", "COLUMNS": "120"}
         Path("FILE").write_text("x")
         Path("EMPTY").mkdir()
+        Path("cache").mkdir()
         for _ in range(int(n)):
             line = drawer.line()
             told = ended(line)

@@ -38,10 +38,15 @@ def meant(words: list[str], train: bool) -> list[str]:
 
 def _kept(word: str) -> str:
     key, sign, value = word.partition("=")
-    *above, last = key.split(".")
-    if not sign or not (last in NAMES or above[-1:] == ["columns"]):
+    if not sign or not is_name(key):
         return word
-    return f"{key}={PART.sub(lambda found: _name(found[0], last in PATHS), value)}"
+    return f"{key}={PART.sub(lambda found: _name(found[0], key.rpartition('.')[2] in PATHS), value)}"
+
+
+def is_name(key: str) -> bool:
+    """Whether the value of a key is what somebody has called a thing, any text."""
+    *above, last = key.split(".")
+    return last in NAMES or above[-1:] == ["columns"]
 
 
 def _name(part: str, is_path: bool) -> str:

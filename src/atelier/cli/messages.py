@@ -24,7 +24,8 @@ from atelier.runs.pages import is_group, known_keys, member
 from atelier.runs.preflight import of_link
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-PAGE = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_]\w*|\[.*\]", re.IGNORECASE)
+NAME = r"(?!(?:null|true|false|nan|inf)\b)[a-z_]\w*"
+PAGE = re.compile(rf"{NAME}|\[ *{NAME}(?: *, *{NAME})* *\]", re.IGNORECASE)
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -79,15 +80,15 @@ def check_words(words: list[str]) -> None:
     """
     for one in words:
         key, _, value = one.partition("=")
-        if one.startswith("="):
-            raise UserError("KEY", value, "the key is missing", f"KEY={value}")
+        if one.startswith("=") or not one.strip():
+            raise UserError("KEY", value, "the key is missing", f"KEY={value.strip() or 'VALUE'}")
         if key == "run_dir" and value.strip("'\"") in ("", "null"):
             raise UserError(key, value, "it must name a folder", "run_dir=outputs/NAME, or leave it out")
         if is_unknown_flag(key):
             bare = key.lstrip("-").replace("-", "_")
             raise UserError(key, value, "keys are written without dashes", offers.for_key(bare, value))
         group = key.partition("@")[0]
-        if is_group(group) and value[:1] in tuple("[{$(") and not re.fullmatch(r"\[[A-Za-z_][\w, ]*\]", value):
+        if is_group(group) and value[:1] in tuple("[{$(") and not PAGE.fullmatch(value):
             raise UserError(key, value, f"it is the name of a page in conf/{group}", f"{key}={member(group, '')}")
         if key.startswith(("+", "~")):
             raise UserError(key, value, "keys are neither added nor removed", offers.for_key(key.lstrip("+~"), value))
@@ -103,16 +104,19 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
     parse = next((e for e in chain if isinstance(e, OverrideParseException)), None)
     if parse is not None:
         return _unreadable(parse.override)
-    known = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException)) or _is_group_override(e)]
+    typed = _typed(chain)
+    known = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException)) or typed]
     if not known or isinstance(chain[0], InstantiationException):
         return None
     text = "\n".join(str(e) for e in known)
-    for translate in (_unknown_page, _unknown_key, _unset, _other):
-        found = translate(text)
-        if found is not None:
-            return found
+    if "invalid literal for int" in text and typed:
+        text = f"Could not override '{typed.partition('=')[0]}'"
+    if found := _unknown_page(text) or _unknown_key(text) or _unset(text) or _unfit(text, typed):
+        return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
-    return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+    key, _, value = typed.partition("=")
+    key = key or _full_key(text)
+    return UserError(key, value, first.rstrip("."), offers.for_key(key, ""))
 
 
 def _unreadable(typed: str) -> UserError:
@@ -176,8 +180,11 @@ def _rank(chain: list[BaseException]) -> UserError | None:
     return None
 
 
-def _is_group_override(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and "Config group override must be" in str(error)
+def _typed(chain: list[BaseException]) -> str:
+    """The word of the command that Hydra was at when it failed; "" where it was at none, as in a job."""
+    frames = [frame for error in chain for frame, _ in traceback.walk_tb(error.__traceback__)]
+    words = [getattr(frame.f_locals.get("override"), "input_line", None) for frame in frames]
+    return next(filter(None, words), "")
 
 
 def _full_key(text: str, otherwise: str = "config") -> str:
@@ -206,9 +213,11 @@ def _unknown_key(text: str) -> UserError | None:
     found = re.search(r"Could not override '([^']+)'", text)
     if found is None and "not in struct" not in text:
         return None
-    key = found.group(1) if found else _full_key(text)
+    key, beneath = found.group(1) if found else _full_key(text), _full_key(text)
+    if beneath.startswith(f"{key}."):
+        return UserError(key, "", f"there is no such key as {beneath}", offers.for_key(beneath, "", known_wrong=True))
     typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
-    words = [word.partition("=")[2] for word in sys.argv[1:] if word.partition("=")[0] == key]
+    words = [one.partition("=")[2] for one in sys.argv[1:] if one.partition("=")[0] == key]
     value = typed.group(1) if typed else "".join(words[:1])
     if found := offers.renamed(key, value):
         today, fix = found
@@ -234,17 +243,21 @@ def _unset(text: str) -> UserError | None:
     return None
 
 
-def _other(text: str) -> UserError | None:
+def _unfit(text: str, typed: str) -> UserError | None:
+    """A value that is several where one is asked for, or that names no page."""
     if found := re.search(r"Ambiguous value for argument '(.*?)=(.*?)'\n", text, re.DOTALL):
         key, value = found.groups()
         return UserError(key, value, "one value, or a sweep", offers.several(key, value))
     if found := re.search(r"Sweep parameters '(.*?)=(.*?)' requires", text, re.DOTALL):
         key, value = found.groups()
         sweep = f"python train.py -m {shell(f'{key}={value}')}"
-        return UserError(key, value, "it is a sweep", sweep if offers.script() == "train" else f"{key}=VALUE")
+        each = offers.script() == "train" and not value.startswith("interval")
+        return UserError(key, value, "it is a sweep", sweep if each else offers.with_value(key, ""))
+    if "does not support sweep type" in text:
+        key, value = next(one.partition("=")[::2] for one in sys.argv[1:] if "interval(" in one)
+        return UserError(key, value, "only a search takes an interval", offers.with_value(key, ""))
     if "Config group override must be" in text:
-        words = [one.partition("=")[::2] for one in sys.argv[1:]]
-        group, value = next(((k, v) for k, v in words if is_group(k.partition("@")[0]) and not PAGE.fullmatch(v)))
+        group, _, value = typed.partition("=")
         name = group.partition("@")[0]
         out = f"leave {group} out, or " if value.lower() == "null" and offers.standing().get(group, "") is None else ""
         return UserError(group, value, f"it is the name of a page in conf/{name}", f"{out}{group}={member(name, value)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.checkpoints.renamed import argument
-from atelier.cli.given import NAMES
+from atelier.cli.given import is_name
 from atelier.core.errors import nearest
 from atelier.core.words import shell, word
 from atelier.runs.pages import HIDDEN, SCRIPTS, chosen, is_group, keys_of_page, known_keys, member, members, placed
@@ -67,7 +67,7 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
         return elsewhere if "=" in elsewhere else f"{elsewhere}={value if value and key == last else 'VALUE'}"
     if last in ("device", "accelerator"):
         return device(value)
-    if last in HIDDEN:
+    if last.startswith("_"):  # what a page has built
         return f"leave {key} out"
     if found := placed(key, value) or (on_another_page(key, value) if known_wrong else None):
         return found
@@ -84,6 +84,7 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
 
 def with_value(key: str, value: str) -> str:
     """A key that there is, with the value that was meant for another where it can stand there."""
+    key = key.removeprefix("choices.")
     if is_group(key):
         return f"{key}={member(key, value)}"
     return shell(f"{key}={value}") if value and alike(value, shipped(key)) else f"{key}=VALUE"
@@ -112,13 +113,13 @@ def alike(value: str, shipped: Any) -> bool:
     if isinstance(shipped, float):
         return re.fullmatch(r"[+-]?[\d._]+(e[+-]?\d+)?", value.lower()) is not None
     if isinstance(shipped, list | dict):
-        return value[:1] == ("[" if isinstance(shipped, list) else "{")
+        return bool(shipped) and value[:1] == ("[" if isinstance(shipped, list) else "{")
     return re.fullmatch(r"[\w./~-]+", value) is not None
 
 
 def takes_text(key: str) -> bool:
-    """Whether a key of this command takes any words: a page has some there, or it is a name."""
-    return not is_group(key) and (isinstance(shipped(key), str) or key.rpartition(".")[2] in NAMES)
+    """Whether a key takes any words; what is no name takes a few."""
+    return not is_group(key.removeprefix("choices.")) and is_name(key)
 
 
 def several(key: str, value: str) -> str:

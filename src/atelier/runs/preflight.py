@@ -126,8 +126,9 @@ def check(cfg: DictConfig) -> None:
         UserError: the first leaf that does not fit.
         OmegaConfBaseException: a leaf has no value, or refers to what is not there.
     """
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     raw = OmegaConf.to_container(cfg, resolve=False)
+    _check_sections(raw)
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     _check_keys(values)
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
@@ -284,12 +285,17 @@ def targets(cfg: DictConfig) -> None:
         _target(node["_target_"], key)
 
 
+def _check_sections(raw: dict[str, Any]) -> None:
+    """What the pages at the root have as a section is one still: others refer to what stands beneath it."""
+    known = known_keys()
+    for key in [key for key, value in raw.items() if isinstance(known.get(key), dict) and not isinstance(value, dict)]:
+        raise UserError(key, raw[key], "other keys stand beneath it", f"leave {key} out")
+
+
 def _check_keys(values: dict[str, Any]) -> None:
     """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
     known = known_keys()
     for top, section in values.items():
-        if isinstance(known.get(top), dict) and not isinstance(section, dict):
-            raise UserError(top, section, "other keys stand beneath it", f"leave {top} out")
         inner = section if isinstance(section, dict) and "_target_" not in section else {}
         for key in [top, *(f"{top}.{name}" for name in inner)]:
             if key not in known and top not in OBJECTS:
@@ -435,7 +441,7 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        shown = "null" if value is None else value
+        shown = typed_value(value) if value is None or isinstance(value, str) else value
         raise UserError(name, shown, _problem(error), _fix(name, value, expected, adapter)) from error
 
 
