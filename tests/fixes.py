@@ -55,7 +55,9 @@ def instead(words: tuple[str, ...], key: str, command: list[str]) -> list[str]:
     """The words with a fix in place of the one that was refused, of those that set the same, and of what is beneath."""
     named = {key, *map(key_of, command)}
     fronts = tuple(f"{one}." for one in named)
-    kept = [one for one in words if not {one.partition("=")[0], key_of(one)} & named and not key_of(one).startswith(fronts)]
+    kept = [
+        one for one in words if not {one.partition("=")[0], key_of(one)} & named and not key_of(one).startswith(fronts)
+    ]
     return [*kept, *command]
 
 

@@ -1,4 +1,4 @@
-"""Command lines that are wrong somewhere, drawn by a seed: each goes the way of a user's, and so does what it is offered.
+"""Command lines that are wrong somewhere, drawn by a seed: each goes the way of a user's, and so does what is offered.
 
 `python -m tests.fuzz_lines 2000 SEED` prints how they ended and each that was told of badly; a folder behind it, which
 holds the finished tiny runs of conftest.py, adds sample.py, evaluate.py and export.py on them, and training up to fit.
@@ -27,38 +27,45 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests import warm  # noqa: F401  (or each child would import as much)
-
 import yaml
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from lightning import Trainer
 from omegaconf import DictConfig
+from omegaconf._utils import get_yaml_loader
 
 from atelier.core import job
 from atelier.core.errors import UserError
 from atelier.core.words import typed_value
 from atelier.runs import folders, meeting, preflight
 from atelier.runs.pages import CONF, chosen, key_of, known_keys, places
-from tests import fixes
+from tests import (
+    fixes,
+    warm,  # noqa: F401  (or each child would import as much)
+)
 from tests.compose import a_finished_run
 from tests.programs import ROOT, forked
 from tests.tiny import FOUR, task, tiny
 
 LINE = re.compile(r"error: (\S+?)=(.*?): .+\. Fix: .+")
 VALUES = """
-abc 0 1 -1 3.5 1e-3 1e400 nan inf -inf 1000000000000 99999999999999999999999 true false null None yes ??? 007 1_000 0x10
-[] [1,2] [a] [[1]] [1,[2]] [null] {} {a:1} {_target_:os.system} {1:2} {run:auto} größe 日本 'a b' "x" a=b = ${seed} ${nope}
-${oc.env:NOPE} ${data} ${model.net} ${data.image_size ${seed}x ${x:1} ${.seed} $ a,b 1,2 0,-1 (1) [1, {a ] } ' " it's x\\
-~/x ../x /dev/null nothing/here FILE EMPTY choice(1,2) range(1,3) interval(0,1) glob(*) sweep 2026_11_28 a:b @ # % & ; * !
-1e5 .5 5. +1 - -- 1,000 last auto none cuda 16 label [label] [64] 0.0 adam hinge linear vq lpips
+abc 0 1 -1 3.5 1e-3 1e400 nan inf -inf 1000000000000 99999999999999999999999 true false null None yes ??? 007 1_000
+0x10 1e5 .5 5. +1 - -- 1,000 0.0 16 [] [1,2] [a] [[1]] [1,[2]] [null] [label] [64] {} {a:1} {1:2} {run:auto}
+{_target_:os.system} größe 日本 'a b' "x" a=b = ${seed} ${nope} ${oc.env:NOPE} ${data} ${model.net} ${.seed} ${x:1}
+${data.image_size ${seed}x $ a,b 1,2 0,-1 (1) [1, {a ] } ' " it's x\\ ~/x ../x /dev/null nothing/here FILE EMPTY
+choice(1,2) range(1,3) interval(0,1) glob(*) sweep 2026_11_28 a:b @ # % & ; * ! last auto none cuda label adam
+hinge linear vq lpips
 """.split()
 VALUES += ["", " ", "a b", " 1", "1 ", "a\tb", "a\nb", "x" * 300, "[1, 2]", "{a: 1}", "${seed} 1", "\u202e", "\x00"]
-SINGLE = ["vae", "seed", "--seed", "-x", "-seed=3", "=", "=3", "--cfg", "--cfg=jo", "model", "seed:3", "seed = 3", "--", "-"]
-SINGLE += ["hydra.run.dir=x", "hydra/launcher=nope", "hydra.job.chdir=true", "hydra.mode=MULTIRUN", "--resolve", ""]
-SINGLE += ["run_dir=FILE", "run_dir=FILE/x", "run_dir=/proc/x", "run_dir=last", "check=maybe", "model@data=vae", "-c", "job"]
-of_pages, of_text = yaml.load, functools.cache(lambda text, loader: of_pages(text, loader))
-yaml.load = lambda file, Loader: of_text(file.read(), Loader)  # noqa: N803  (half of the time of composing)
+SINGLE = """
+vae seed --seed -x -seed=3 = =3 --cfg --cfg=jo model seed:3 -- - --resolve hydra.run.dir=x hydra/launcher=nope
+hydra.job.chdir=true hydra.mode=MULTIRUN run_dir=FILE run_dir=FILE/x run_dir=/proc/x run_dir=last check=maybe
+model@data=vae -c job
+""".split()
+SINGLE += ["seed = 3", ""]
+of_pages = yaml.load
+of_text = functools.cache(lambda text: of_pages(text, get_yaml_loader()))
+yaml.load = lambda file, Loader: of_text(file.read())
 mode = Hydra.get_mode  # composes once more to see whether a page asks for many runs
 Hydra.get_mode = lambda self, **asked: mode(self, **asked) if "hydra" in "".join(asked["overrides"]) else None
 THERE = {"FILE", "EMPTY", "cache"}  # in the folder that commands are typed in
@@ -184,11 +191,17 @@ class Drawer:
             case 9:
                 return [*words, f"{self.section(key)}.{self.rng.choice(('_target_', '_partial_', '_args_'))}={value}"]
             case 10 if line.script == "train":
-                return [*words, f"{self.rng.choice(GROUPS)}@{self.section(key)}={self.rng.choice((value, 'linear', 'vq'))}"]
+                return [
+                    *words,
+                    f"{self.rng.choice(GROUPS)}@{self.section(key)}={self.rng.choice((value, 'linear', 'vq'))}",
+                ]
             case 11:
                 return [*words, f"{self.rng.choice(GROUPS)}={self.rng.choice((value, 'none', 'csv', 'vae'))}"]
             case 12:
-                return [*words, f"{key}=${{{self.rng.choice((key, self.section(key), self.rng.choice(sorted(leaves))))}}}"]
+                return [
+                    *words,
+                    f"{key}=${{{self.rng.choice((key, self.section(key), self.rng.choice(sorted(leaves))))}}}",
+                ]
         return [*words, f"{key}={value}"]
 
     def value(self, shipped: Any) -> str:
@@ -295,9 +308,9 @@ def complaint(line: Line, told: Told) -> str:
     if not line.whole and any(not LINE.fullmatch(one) or len(one) > 200 for one in lines):
         return "several lines"
     for error in told.errors:
-        if not re.fullmatch(r"[+~-]*[\w.@/-]+", error.key) or error.key == "config":
+        if error.key in ("", "config"):
             return "no key"
-        if error.fix == f"{error.key}={error.value}" or error.fix == " ".join(line.words):
+        if error.fix == f"{error.key}={error.value}" and error.key != "KEY" or error.fix == " ".join(line.words):
             return "the fix is what was typed"
     return "" if many or set(os.listdir()) == THERE else "something is left behind"
 
@@ -338,7 +351,8 @@ def value_of(word: str) -> str:
 def typed(line: Line, error: UserError) -> list[Line]:
     """The line with each alternative of a fix in place of the word that was refused; of prose there is none."""
     if found := re.search(r"leave (\S+) out", error.fix):
-        out = [[word for word in line.words if key_of(word).lstrip("+~") not in (error.key.lstrip("+~"), found[1])]]
+        gone = {error.key, error.key.lstrip("+~"), found[1]}
+        out = [[word for word in line.words if not gone & {word.partition("=")[0], key_of(word).lstrip("+~")}]]
     else:
         out = [fixes.instead(line.words, error.key, command) for command in fixes.commands(error.fix)]
     return [replace(line, words=tuple(_filled(line.script, words))) for words in out if tuple(words) != line.words]

@@ -8,19 +8,17 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from atelier.cli import offers
 from atelier.cli.flags import flags_first, is_unknown_flag
 from atelier.cli.given import meant
 from atelier.cli.guard import guarded
-from atelier.core.errors import RankGone, UserError, causes, parsed
+from atelier.core.errors import RankGone, UserError, causes, nearest, parsed
 from atelier.core.launchers import rank, started
 from atelier.core.stopping import piped
 from atelier.core.words import shell, word
 from atelier.runs import meeting
-from atelier.runs.pages import is_group, known_keys, member
+from atelier.runs.pages import is_group, key_of, known_keys, member, script_name
 from atelier.runs.preflight import of_link
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -68,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
             raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
         check_words(sys.argv[1:])
         sys.argv[1:] = flags_first(sys.argv[1:])
-        sys.argv[1:] = meant(sys.argv[1:], offers.script() == "train")
+        sys.argv[1:] = meant(sys.argv[1:], script_name() == "train")
         with guarded():
             main()
 
@@ -84,6 +82,9 @@ def check_words(words: list[str]) -> None:
             raise UserError("KEY", value, "the key is missing", f"KEY={value.strip() or 'VALUE'}")
         if key == "run_dir" and value.strip("'\"") in ("", "null"):
             raise UserError(key, value, "it must name a folder", "run_dir=outputs/NAME, or leave it out")
+        if key != key.strip():
+            fix = shell(f"{key.strip()}={value.strip()}")
+            raise UserError(key.strip(), value, "no space stands beside the =", fix)
         if is_unknown_flag(key):
             bare = key.lstrip("-").replace("-", "_")
             raise UserError(key, value, "keys are written without dashes", offers.for_key(bare, value))
@@ -122,10 +123,21 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
 def _unreadable(typed: str) -> UserError:
     """A word that is no `key=value`, or whose value is none that Hydra reads."""
     key, sign, value = typed.partition("=")
-    if key not in offers.keys() and not is_group(key):
-        return UserError(key, value, "there is no such key" if sign else "it is no KEY=VALUE", offers.for_key(key, value))
+    if not offers.has(key):
+        return _no_such_key(key, value) if sign else UserError(key, "", "it is no KEY=VALUE", offers.for_key(key, ""))
     text = sign and offers.takes_text(key)
     return UserError(key, value, "it cannot be parsed", word(key, value) if text else offers.with_value(key, ""))
+
+
+def _no_such_key(key: str, value: str) -> UserError:
+    if found := offers.renamed(key, value):
+        today, fix = found
+        return UserError(key, value, f"it is called {today} now", fix)
+    group, fix = key.partition(".")[0], offers.for_key(key, value, known_wrong=True)
+    if group in ("sampler", "guider") and script_name() != "train":
+        problem = f"name the {group} too" if fix.startswith(f"{group}=") else f"the run has no {group}"
+        return UserError(key, value, problem, fix)
+    return UserError(key, value, "there is no such key", fix)
 
 
 def _folder(chain: list[BaseException]) -> UserError | None:
@@ -203,7 +215,11 @@ def _unknown_page(text: str) -> UserError | None:
         return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
     typed = next((one.partition("=")[0] for one in sys.argv[1:] if one.startswith(f"{group}@")), group)
     if several := next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith(f"{typed}=[")), None):
-        lists = [key for key, value in known_keys(offers.script()).items() if key.startswith(f"{group}.") and isinstance(value, list)]
+        lists = [
+            key
+            for key, value in known_keys(script_name()).items()
+            if key.startswith(f"{group}.") and isinstance(value, list)
+        ]
         fix = f"{lists[0]}={several}" if lists else f"{typed}={member(group, page)}"
         return UserError(typed, several, f"it is the name of one page in conf/{group}", fix)
     return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={member(group, page)}")
@@ -219,14 +235,7 @@ def _unknown_key(text: str) -> UserError | None:
     typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
     words = [one.partition("=")[2] for one in sys.argv[1:] if one.partition("=")[0] == key]
     value = typed.group(1) if typed else "".join(words[:1])
-    if found := offers.renamed(key, value):
-        today, fix = found
-        return UserError(key, value, f"it is called {today} now", fix)
-    group, fix = key.partition(".")[0], offers.for_key(key, value, known_wrong=True)
-    if group in ("sampler", "guider") and offers.script() != "train":
-        problem = f"name the {group} too" if fix.startswith(f"{group}=") else f"the run has no {group}"
-        return UserError(key, value, problem, fix)
-    return UserError(key, value, "there is no such key", fix)
+    return _no_such_key(key, value)
 
 
 def _unset(text: str) -> UserError | None:
@@ -236,29 +245,36 @@ def _unset(text: str) -> UserError | None:
         return UserError(_full_key(text), f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
     if "Missing mandatory value" in text:
         return UserError(_full_key(text), "???", "it has no value", f"{_full_key(text)}=VALUE")
-    if found := re.search(r"Interpolation key '([^']+)' not found", text):
-        return UserError(_full_key(text), f"${{{found.group(1)}}}", "there is no such key", offers.for_key(found.group(1), ""))
+    if found := re.search(r"Interpolation key '([^']+)' not found|Error trying to access ([\w.]+)", text):
+        return _reference(_full_key(text), found[1] or found[2])
     if found := re.search(r"Recursive interpolation|Unsupported interpolation type \w+", text):
         return UserError(_full_key(text), "${...}", found.group(0).lower(), f"{_full_key(text)}=VALUE")
     return None
 
 
+def _reference(key: str, name: str) -> UserError:
+    """A key whose value is that of another, which is not there."""
+    if word := next((one for one in sys.argv[1:] if name.startswith(f"{key_of(one)}.")), None):
+        above, _, value = word.partition("=")
+        return UserError(above, value, f"{key} refers to {name}, which is not there then", f"leave {above} out")
+    close = nearest(name, offers.keys()) if key in map(key_of, sys.argv[1:]) else None
+    fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
+    return UserError(key, f"${{{name}}}", "there is no such key", fix)
+
+
 def _unfit(text: str, typed: str) -> UserError | None:
     """A value that is several where one is asked for, or that names no page."""
-    if found := re.search(r"Ambiguous value for argument '(.*?)=(.*?)'\n", text, re.DOTALL):
-        key, value = found.groups()
-        return UserError(key, value, "one value, or a sweep", offers.several(key, value))
-    if found := re.search(r"Sweep parameters '(.*?)=(.*?)' requires", text, re.DOTALL):
-        key, value = found.groups()
-        sweep = f"python train.py -m {shell(f'{key}={value}')}"
-        each = offers.script() == "train" and not value.startswith("interval")
-        return UserError(key, value, "it is a sweep", sweep if each else offers.with_value(key, ""))
+    single = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n| requires)", text, re.DOTALL)
     if "does not support sweep type" in text:
-        key, value = next(one.partition("=")[::2] for one in sys.argv[1:] if "interval(" in one)
+        typed = next(one for one in sys.argv[1:] if "interval(" in one)
+    typed = single[1] if single else typed
+    key, _, value = typed.partition("=")
+    group = key.partition("@")[0]
+    if single and offers.has(key):
+        return UserError(key, value, "one value, or a sweep", offers.several(key, value))
+    if "does not support sweep type" in text and offers.has(key):
         return UserError(key, value, "only a search takes an interval", offers.with_value(key, ""))
-    if "Config group override must be" in text:
-        group, _, value = typed.partition("=")
-        name = group.partition("@")[0]
-        out = f"leave {group} out, or " if value.lower() == "null" and offers.standing().get(group, "") is None else ""
-        return UserError(group, value, f"it is the name of a page in conf/{name}", f"{out}{group}={member(name, value)}")
-    return None
+    if "Config group override must be" in text and offers.has(key):
+        out = f"leave {key} out, or " if value.lower() == "null" and offers.standing()[key] is None else ""
+        return UserError(key, value, f"it is the name of a page in conf/{group}", f"{out}{key}={member(group, value)}")
+    return None if not key or offers.has(key) else _no_such_key(key, value)

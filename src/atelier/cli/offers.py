@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from atelier.checkpoints.renamed import argument
 from atelier.cli.given import is_name
 from atelier.core.errors import nearest
 from atelier.core.words import shell, word
-from atelier.runs.pages import HIDDEN, SCRIPTS, chosen, is_group, keys_of_page, known_keys, member, members, placed
+from atelier.runs.pages import HIDDEN, chosen, is_group, keys_of_page, known_keys, member, members, placed, script_name
 from atelier.runs.pages import standing as all_standing
 
 ELSEWHERE = {  # words of other projects -> ours
@@ -42,31 +41,35 @@ RENAMED = {  # keys of before that are no argument of another name -> what does 
 }
 
 
-def script() -> str:
-    """Whose keys are meant: `sample`, `evaluate`, `export`, or else `train`."""
-    name = Path(sys.argv[0]).stem
-    return name if name in SCRIPTS else "train"
-
-
 def standing() -> dict[str, str | None]:
     """Each group that this command has, as it is typed, and its page."""
-    return all_standing(script(), tuple(sys.argv[1:]))
+    return all_standing(script_name(), tuple(sys.argv[1:]))
 
 
 def keys() -> dict[str, Any]:
-    """The dotted keys of this command, with their values as written; those of all pages where its own do not compose."""
-    found = chosen(script(), tuple(sys.argv[1:])) or known_keys(script())
-    return {key: value for key, value in found.items() if key.rpartition(".")[2] not in HIDDEN}
+    """The dotted keys of this command, with their values as written; where its pages do not compose, those of all."""
+    found = chosen(script_name(), tuple(sys.argv[1:])) or known_keys(script_name())
+    hidden = (*HIDDEN, "choices")
+    return {
+        key: value for key, value in found.items() if not {key.partition(".")[0], key.rpartition(".")[2]} & {*hidden}
+    }
+
+
+def has(key: str) -> bool:
+    """Whether this command has such a key or group."""
+    return key in keys() or key in standing()
 
 
 def for_key(key: str, value: str, known_wrong: bool = False) -> str:
     """The nearest key of this command with a value; the key itself only where it is not known to be wrong."""
     known, last = keys(), key.split(".")[-1]
     elsewhere = ELSEWHERE.get(last, "")
-    if elsewhere and (elsewhere in known or "=" in elsewhere and script() == "train"):
+    if elsewhere and (elsewhere in known or "=" in elsewhere and script_name() == "train"):
         return elsewhere if "=" in elsewhere else f"{elsewhere}={value if value and key == last else 'VALUE'}"
     if last in ("device", "accelerator"):
         return device(value)
+    if key.startswith("choices.") and is_group(last):
+        return with_value(last, value)
     if last.startswith("_"):  # what a page has built
         return f"leave {key} out"
     if found := placed(key, value) or (on_another_page(key, value) if known_wrong else None):
@@ -78,13 +81,12 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
     leaves += [typed for typed in standing() if "@" not in typed]
     if close := nearest(key, [name for name in leaves if not (known_wrong and name == key)]):
         return with_value(close, value)
-    close = nearest(key, [name for name in known_keys(script()) if name != key])
+    close = nearest(key, [name for name in known_keys(script_name()) if name != key])
     return (close and on_another_page(close, value)) or f"leave {key} out"
 
 
 def with_value(key: str, value: str) -> str:
     """A key that there is, with the value that was meant for another where it can stand there."""
-    key = key.removeprefix("choices.")
     if is_group(key):
         return f"{key}={member(key, value)}"
     return shell(f"{key}={value}") if value and alike(value, shipped(key)) else f"{key}=VALUE"
@@ -99,13 +101,13 @@ def shipped(key: str) -> Any:
 
 def device(value: str) -> str:
     """How the CPU is taken, or a GPU: to train by a page, else by what is there."""
-    if script() == "train":
+    if script_name() == "train":
         return f"trainer={'cpu' if value == 'cpu' else 'gpu'}"
     return "leave it out: a GPU is taken where there is one (CUDA_VISIBLE_DEVICES= hides them)"
 
 
 def alike(value: str, shipped: Any) -> bool:
-    """Whether a value as typed can stand where a page has `shipped`; what has no value there takes a word or a number."""
+    """Whether a value as typed can stand where a page has `shipped`; where that is null, a word or a number can."""
     if isinstance(shipped, bool):
         return value.lower() in ("true", "false")
     if isinstance(shipped, int):
@@ -119,14 +121,15 @@ def alike(value: str, shipped: Any) -> bool:
 
 def takes_text(key: str) -> bool:
     """Whether a key takes any words; what is no name takes a few."""
-    return not is_group(key.removeprefix("choices.")) and is_name(key)
+    return not is_group(key) and is_name(key)
 
 
 def several(key: str, value: str) -> str:
     """What `key=a,b` may have meant: a list where the key takes one, else a sweep, or a name with a comma in it."""
     if isinstance(shipped(key), list):
         return f"{key}=[{value}]"
-    ways = [f"python train.py -m {shell(f'{key}={value}')}"] if script() == "train" and key != "run_dir" else []
+    sweeps = script_name() == "train" and key != "run_dir" and not value.startswith("interval")
+    ways = [f"python train.py -m {shell(f'{key}={value}')}"] if sweeps else []
     ways += [word(key, value)] if takes_text(key) else []
     return ", or ".join(ways) or with_value(key, "")
 
@@ -136,7 +139,7 @@ def on_another_page(key: str, value: str) -> str | None:
     places = {typed.rpartition("@")[2]: typed for typed in standing()}
     place = max((place for place in places if key.startswith(f"{place}.")), key=len, default="")
     group, now = places.get(place, "").partition("@")[0], _there(place)
-    page = _with_key(group, key.removeprefix(f"{place}."), now) if now or script() == "train" else None
+    page = _with_key(group, key.removeprefix(f"{place}."), now) if now or script_name() == "train" else None
     return f"{places[place]}={page} {with_value(key, value)}" if page else None
 
 
@@ -149,8 +152,8 @@ def _there(place: str) -> dict[str, Any]:
 
     from atelier.runs import build, folders
 
-    front, found = f"{place}.", chosen(script(), tuple(sys.argv[1:]))
-    if place in ("sampler", "guider") and script() != "train":
+    front, found = f"{place}.", chosen(script_name(), tuple(sys.argv[1:]))
+    if place in ("sampler", "guider") and script_name() != "train":
         front, found = f"model.{front}", chosen("train", ())
         asked = next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith("run=")), "last")
         with contextlib.suppress(Exception):  # whatever is wrong with the run is told when it is opened
@@ -172,7 +175,7 @@ def renamed(key: str, value: str) -> tuple[str, str] | None:
 
     None where it was no key of the classes that this command's pages name, or where they have not the key of today.
     """
-    known = chosen(script(), tuple(sys.argv[1:]))
+    known = chosen(script_name(), tuple(sys.argv[1:]))
     place, dot, last = key.rpartition(".")
     today, now = RENAMED.get(key), value
     if today is None and (target := known.get(f"{place}._target_")):

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = Path(__file__).parents[3] / "conf"
-SCRIPTS = ("train", "sample", "evaluate", "export")
 HIDDEN = ("_target_", "_partial_", "defaults", "hydra")  # what of a page is no key of a user
 
 
@@ -117,6 +116,12 @@ def keys_of_page(group: str, page: str) -> dict[str, Any]:
     return _dotted(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{page}.yaml")), "", ())
 
 
+def script_name() -> str:
+    """Whose keys are meant: `sample`, `evaluate`, `export`, or else `train`."""
+    name = Path(sys.argv[0]).stem
+    return name if name in ("sample", "evaluate", "export") else "train"
+
+
 def task_words(hydra: DictConfig | None = None) -> list[str]:
     """The words of this command, or of one job of a sweep, as they were typed; there is none outside of a command.
 
@@ -138,19 +143,20 @@ def key_of(word: str) -> str:
 
 
 def placed(key: str, value: str) -> str | None:
-    """How a group that stands inside a page is chosen, where `key` is its name, its place or both; None where it is none.
+    """How a group that stands inside a page is chosen, where `key` is its name, its place or both; None: it is none.
 
-    Where `value` is none of its pages, the nearest of them, or all. Where this command has no such place, a model that has.
+    Where `value` is none of its pages, the nearest of them, or all. Where this command has no such place, by a model
+    that has.
     """
-    script = Path(sys.argv[0]).stem
-    here = standing(script if script in SCRIPTS else "train", tuple(sys.argv[1:]))
+    script = script_name()
+    here = standing(script, tuple(sys.argv[1:]))
     inside = [typed for typed in here if "@" in typed]
     group = key.partition("@")[0]
     own = [typed for typed in inside if key in (typed, *typed.split("@"))]
     own = own or [typed for typed in inside if "@" in key and typed.startswith(f"{group}@")]
     if own:
         return f"{own[0]}={member(own[0].partition('@')[0], value)}"
-    for group, place, page in places():
+    for group, place, page in places() if script == "train" else ():
         if key in (group, place, f"{group}@{place}") and page != "train":
             other = f"model={page} {group}@{place}={member(group, value)}"
             asked = any(word.startswith(("model=", "experiment=")) for word in sys.argv[1:])

@@ -186,8 +186,8 @@ def _adaptable(values: dict[str, Any]) -> None:
         problem = f"{kind.__name__} takes no adapters, diffusion models do"
         raise UserError("lora", values["choices"]["lora"], problem, "leave lora out")
     if values["start_from"] is None and not (isinstance(net, dict) and "run" in net):
-        problem = "they would be trained on a net of random weights"
-        raise UserError("lora", values["choices"]["lora"], problem, "start_from=RUN")
+        problem = "adapters would be trained on a net of random weights"
+        raise UserError("start_from", "null", problem, "start_from=RUN")
     if values["text_cache"] is not None and values["lora"]["text_targets"]:
         problem = "training changes what the text encoder says"
         raise UserError("text_cache", values["text_cache"], problem, "text_cache=null, or lora.text_targets=[]")
@@ -327,9 +327,7 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
     takes = _arguments(target)
     for key in node:
         if key not in takes and key not in ("_target_", "_partial_"):
-            close = nearest(str(key), takes)
-            fix = f"{prefix}.{close}=VALUE" if close else f"leave {key} out"
-            raise UserError(f"{prefix}.{key}", node[key], f"{target.__name__} has no such argument", fix)
+            raise _no_argument(target, f"{prefix}.{key}", node[key])
     for key in [key for key in takes if key in node]:
         if _is_part(takes[key].annotation, node[key]):
             _check_part(node[key], f"{prefix}.{key}")
@@ -343,6 +341,17 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         raise UserError(key, partial, f"{missing[0]} is given to it later", f"{key}=true")
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
+
+
+def _no_argument(target: Callable, key: str, value: Any) -> UserError:
+    """What a class does not take; a recipe whose model was exchanged brings what another took."""
+    words, problem = task_words(), f"{target.__name__} has no such argument"
+    recipe = next((word for word in words if word.startswith("experiment=")), None)
+    if recipe and not any(key_of(word).startswith(key) for word in words):
+        return UserError(key, value, f"{problem}, which {recipe} gives it", "leave experiment out")
+    place, _, last = key.rpartition(".")
+    close = nearest(last, _arguments(target))
+    return UserError(key, value, problem, f"{place}.{close}=VALUE" if close else f"leave {key} out")
 
 
 def _is_part(annotation: Any, given: Any) -> bool:
