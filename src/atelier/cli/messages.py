@@ -90,7 +90,7 @@ def check_words(words: list[str]) -> None:
             raise UserError(key, value, "keys are written without dashes", offers.for_key(bare, value))
         group = key.partition("@")[0]
         if is_group(group) and value[:1] in tuple("[{$(") and not PAGE.fullmatch(value):
-            raise UserError(key, value, f"it is the name of a page in conf/{group}", f"{key}={member(group, '')}")
+            raise UserError(key, value, f"it is the name of a page in conf/{group}", offers.for_key(key, ""))
         if key.startswith(("+", "~")):
             raise UserError(key, value, "keys are neither added nor removed", offers.for_key(key.lstrip("+~"), value))
         if key.startswith("hydra") and key.endswith("_target_"):

@@ -140,7 +140,10 @@ def on_another_page(key: str, value: str) -> str | None:
     place = max((place for place in places if key.startswith(f"{place}.")), key=len, default="")
     group, now = places.get(place, "").partition("@")[0], _there(place)
     page = _with_key(group, key.removeprefix(f"{place}."), now) if now or script_name() == "train" else None
-    return f"{places[place]}={page} {with_value(key, value)}" if page else None
+    if page is None:
+        return None
+    out = f"leave {key} out, or " if script_name() == "train" and standing()[places[place]] is None else ""
+    return f"{out}{places[place]}={page} {with_value(key, value)}"
 
 
 def _there(place: str) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def renamed(key: str, value: str) -> tuple[str, str] | None:
     known = chosen(script_name(), tuple(sys.argv[1:]))
     place, dot, last = key.rpartition(".")
     today, now = RENAMED.get(key), value
-    if today is None and (target := known.get(f"{place}._target_")):
+    if today is None and last not in HIDDEN and (target := known.get(f"{place}._target_")):
         typed = {"true": True, "false": False}.get(value.lower(), value)
         name, now = argument(target, last, typed)
         today = f"{place}{dot}{name}"
