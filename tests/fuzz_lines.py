@@ -329,8 +329,8 @@ def followed(line: Line, error: UserError) -> str:
         seen.add((error.key, error.problem, error.fix))
         try:
             ways = typed(line, error)
-        except ValueError as wrong:
-            return f"the fix cannot be typed ({wrong}): {error.line()}"
+        except (ValueError, KeyError) as wrong:
+            return f"the fix cannot be typed: {error.line()} ({wrong})"
         if not ways:
             return ""
         ends = [(way, ended(way)) for way in ways]

@@ -47,8 +47,8 @@ def standing() -> dict[str, str | None]:
 
 
 def keys() -> dict[str, Any]:
-    """The dotted keys of this command, with their values as written; where its pages do not compose, those of all."""
-    found = chosen(script_name(), tuple(sys.argv[1:])) or known_keys(script_name())
+    """The dotted keys of this command, with their values as written."""
+    found = chosen(script_name(), tuple(sys.argv[1:]))
     hidden = (*HIDDEN, "choices")
     return {
         key: value for key, value in found.items() if not {key.partition(".")[0], key.rpartition(".")[2]} & {*hidden}

@@ -51,14 +51,20 @@ def _dotted(node: Any, prefix: str, hidden: tuple[str, ...] = HIDDEN) -> dict[st
 def chosen(script: str, words: tuple[str, ...]) -> dict[str, Any]:
     """Every dotted key, `_target_` too, of the pages that the words of a command choose, with its value as written.
 
-    Nothing else of the words is looked at; there is none where the pages cannot be composed.
+    Nothing else of the words is looked at; what cannot be composed is left out.
     """
-    return _composition(script, _page_words(words))[0]
+    return _composable(script, words)[0]
 
 
 def standing(script: str, words: tuple[str, ...]) -> dict[str, str | None]:
     """Each group of the pages that the words choose, as it is typed (`sampler@model.sampler`), and its page there."""
-    return _composition(script, _page_words(words))[1]
+    return _composable(script, words)[1]
+
+
+def _composable(script: str, words: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str | None]]:
+    pages = _page_words(words)
+    at_root = tuple(word for word in pages if "@" not in word)
+    return next(found for tried in (pages, at_root, ()) if (found := _composition(script, tried))[0])
 
 
 def _page_words(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,11 +19,10 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from atelier.checkpoints import renamed
 from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
-from atelier.core.precision import Precision
-from atelier.core.ranges import Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.core.words import typed_value, word
-from atelier.nets.contracts import BUILT, Layer, Upscaler, contract_of
+from atelier.nets.contracts import BUILT, Upscaler, contract_of
 from atelier.runs.pages import CONF, key_of, known_keys, placed, task_words
+from atelier.runs.typed_keys import PART, TYPES
 
 ALLOWED = (  # where a config may call what is defined
     "models",
@@ -62,61 +61,6 @@ PROVIDING = {  # Batch fields -> the sets that have all of them
     "source instruction": "data=shapes data.task=edit",
 }
 Plain = dict[str, Any] | list[Any]
-TYPES: dict[str, Any] = {  # of the keys at the root of a config
-    "seed": Seed,
-    "run_dir": Name,
-    "resume": Literal["auto", "never"],
-    "compile": bool,
-    "accumulate": PositiveInt,
-    "frozen_precision": Literal["32-true", "bf16-true"],
-    "channels_last": bool,
-    "latent_cache": Name | None,
-    "text_cache": Name | None,
-    "start_from": Name | None,
-    "check": bool,
-    "objective": Name | None,
-    "run": Name,
-    "n": PositiveInt,
-    "first": NonNegInt,
-    "like": Name | None,
-    "out": Name | None,
-    "root": Name | None,
-    "batch_size": PositiveInt,
-    "do": Name | None,
-    "label": NonNegInt | None,
-    "source": Name | None,
-    "prompt": str | None,
-    "prompts": Name | None,
-    "negative": str | None,
-    "instruction": Name | None,
-    "direction": Name | None,
-    "attributes": list[Name] | Name | None,
-    "scale_factor": PositiveInt | None,
-    "strength": Share | None,
-    "mask": Name | None,
-    "resamplings": PositiveInt | None,
-    "adapters": list[Name] | Name | None,
-    "adapter_weights": list[float] | float | None,
-    "ema": bool | PositiveInt,
-    "precision": Precision | None,
-    "layout": Literal["diffusers", "single_file", "onnx", "kohya", "comfyui"],
-    "vocabulary": Name | None,
-    "tile": Tile | None,
-}
-PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
-    "run": Name,
-    "experiment": Name,
-    "images": PositiveInt | None,
-    "fetch": bool,
-    "scale": PositiveFloat | None,  # of latents, as the codec takes these three
-    "shift": float,
-    "n_measured": PositiveInt,
-    "layer": Layer,  # of a text encoder of transformers, which states are its tokens
-    "final_norm": bool,
-    "vocabulary": Name | None,  # of Stable Diffusion in a single file, the tokenizer that it lacks
-    "checkpointing": bool,  # of a U-Net
-    "sha256": Name,
-}
 
 
 def check(cfg: DictConfig) -> None:
