@@ -317,7 +317,8 @@ def complaint(line: Line, told: Told) -> str:
             return "no key"
         if error.fix == f"{error.key}={error.value}" and error.key != "KEY" or error.fix == " ".join(line.words):
             return "the fix is what was typed"
-    return "" if many or set(os.listdir()) == THERE else "something is left behind"
+    left = set(os.listdir()) ^ THERE
+    return f"something is left behind: {', '.join(left)}" if left and not many else ""
 
 
 def followed(line: Line, error: UserError) -> str:
@@ -371,6 +372,8 @@ def _filled(script: str, words: list[str]) -> Iterator[str]:
             yield word
         elif key == "start_from":
             yield f"{key}={a_finished_run()}"
+        elif key == "mask":
+            yield "mask=center"
         elif not key.startswith("hydra") and "???" in str((known_keys() | chosen(script, tuple(words)))[key_of(key)]):
             yield word
 

@@ -95,6 +95,8 @@ def check_words(words: list[str]) -> None:
             raise UserError(key, value, "keys are neither added nor removed", offers.for_key(key.lstrip("+~"), value))
         if key.startswith("hydra") and key.endswith("_target_"):
             raise UserError(key, value, "what Hydra calls is not for the command line", f"leave {key} out")
+        if key == "hydra.job.chdir":
+            raise UserError(key, value, "paths are told from where the command is given", f"leave {key} out")
 
 
 def _composition_error(chain: list[BaseException]) -> UserError | None:
@@ -112,7 +114,7 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
     text = "\n".join(str(e) for e in known)
     if "invalid literal for int" in text and typed:
         text = f"Could not override '{typed.partition('=')[0]}'"
-    if found := _unknown_page(text) or _unknown_key(text) or _unset(text) or _unfit(text, typed):
+    if found := _unknown_page(text) or _unknown_key(text, typed) or _unset(text) or _unfit(text, typed):
         return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
     key, _, value = typed.partition("=")
@@ -225,17 +227,18 @@ def _unknown_page(text: str) -> UserError | None:
     return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={member(group, page)}")
 
 
-def _unknown_key(text: str) -> UserError | None:
+def _unknown_key(text: str, typed: str) -> UserError | None:
     found = re.search(r"Could not override '([^']+)'", text)
     if found is None and "not in struct" not in text:
         return None
-    key, beneath = found.group(1) if found else _full_key(text), _full_key(text)
-    if beneath.startswith(f"{key}."):
-        return UserError(key, "", f"there is no such key as {beneath}", offers.for_key(beneath, "", known_wrong=True))
-    typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
-    words = [one.partition("=")[2] for one in sys.argv[1:] if one.partition("=")[0] == key]
-    value = typed.group(1) if typed else "".join(words[:1])
-    return _no_such_key(key, value)
+    beneath = _full_key(text)
+    key, _, value = typed.partition("=") if typed else (found[1] if found else beneath, "", "")
+    if not beneath.startswith(f"{key}."):
+        words = [one.partition("=")[2] for one in sys.argv[1:] if one.partition("=")[0] == key]
+        return _no_such_key(key, value or "".join(words[:1]))
+    section = isinstance(offers.keys().get(key), dict)
+    fix = offers.for_key(beneath, "", known_wrong=True) if section else offers.with_value(key, "")
+    return UserError(key, value, f"there is no such key as {beneath}", fix)
 
 
 def _unset(text: str) -> UserError | None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from yaml import YAMLError
 
 from atelier.checkpoints import renamed
 from atelier.core import job, launchers
@@ -110,13 +111,22 @@ def beginning(place: str) -> Path:
         UserError: none lies there, or one of adapters alone.
     """
     folder = Path(place)
-    if not all((folder / name).exists() for name in ("weights.safetensors", "config.yaml")):
+    stored = _stored(folder)
+    if stored is None or not (folder / "weights.safetensors").exists():
         raise UserError("start_from", place, "no finished run lies there", "start_from=DIR of a finished run")
-    stored = OmegaConf.load(folder / "config.yaml")
     if stored.get("lora") is not None:
         whole = f"start_from={stored.start_from or 'RUN'}"
         raise UserError("start_from", place, "it holds adapters, not a whole model", f"{whole}, whose they are")
     return folder
+
+
+def _stored(folder: Path) -> DictConfig | None:
+    """The config of a run as it lies there; None where none does, or what is none."""
+    try:
+        stored = OmegaConf.load(folder / "config.yaml")
+    except (OSError, UnicodeDecodeError, YAMLError):
+        return None
+    return stored if isinstance(stored, DictConfig) and {"model", "data"} <= stored.keys() else None
 
 
 def _adaptable(values: dict[str, Any]) -> None:
