@@ -22,7 +22,7 @@ PLACEHOLDER = re.compile(r"[A-Z][A-Z_]{2,}")  # VALUE, ANOTHER_FOLDER: for the r
 def commands(fix: str) -> list[list[str]]:
     """The alternatives of a fix that can be typed, each as its words; what is prose is none."""
     found = []
-    for part in re.split(r",? or |; |, (?=\w+=)", fix):
+    for part in re.split(r",? or |; |, (?=[\w.@]+=)", fix):
         words = [word for word in shlex.split(part) if word not in ("python", "train.py", "sample.py", "evaluate.py")]
         if words and all(WORD.fullmatch(word) or word == "-m" for word in words):
             found.append([re.sub(r"\|[\w|]+$", "", word) for word in words])  # the first of `key=a|b`
@@ -56,7 +56,9 @@ def instead(words: tuple[str, ...], key: str, command: list[str]) -> list[str]:
     named = {key, *map(key_of, command)}
     fronts = tuple(f"{one}." for one in named)
     kept = [
-        one for one in words if not {one.partition("=")[0], key_of(one)} & named and not key_of(one).startswith(fronts)
+        one
+        for one in words
+        if not {one.partition("=")[0].strip(), key_of(one).strip()} & named and not key_of(one).startswith(fronts)
     ]
     return [*kept, *command]
 

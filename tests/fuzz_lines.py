@@ -45,7 +45,7 @@ from tests import (
 )
 from tests.compose import a_finished_run
 from tests.programs import ROOT, forked
-from tests.tiny import FOUR, task, tiny
+from tests.tiny import task, tiny
 
 LINE = re.compile(r"error: (\S+?)=(.*?): .+\. Fix: .+")
 VALUES = """
@@ -61,6 +61,7 @@ SINGLE = """
 vae seed --seed -x -seed=3 = =3 --cfg --cfg=jo model seed:3 -- - --resolve hydra.run.dir=x hydra/launcher=nope
 hydra.job.chdir=true hydra.mode=MULTIRUN run_dir=FILE run_dir=FILE/x run_dir=/proc/x run_dir=last check=maybe
 model@data=vae -c job
+--config-name=nope --config-dir=nope --config-path=nope --info --info=nope --package=x --run --experimental-rerun=x -h
 """.split()
 SINGLE += ["seed = 3", ""]
 of_pages = yaml.load
@@ -152,11 +153,20 @@ class Drawer:
         return f"{group}@{place}={self.rng.choice(pages(group))}"
 
     def whole(self) -> Line:
-        """A tiny run up to its fit."""
-        return Line("train", tuple(tiny(self.rng.choice(FOUR), self.runs)), whole=True)
+        """A tiny run up to its fit, now and then on files that are not there."""
+        words = tiny(self.family(), self.runs)
+        if self.rng.random() < 0.25:
+            words = [word for word in words if not word.startswith(("data=", "data.n_", "data.task="))]
+            page, root = self.rng.choice(pages("data")), self.rng.choice(("FILE", "EMPTY", "nothing", "FILE/x"))
+            words += [f"data={page}", *([f"data.root={root}"] if page != "shapes" else [])]
+        return Line("train", tuple(words), whole=True)
+
+    def family(self) -> str:
+        """One that has a finished tiny run."""
+        return self.rng.choice(sorted(path.parent.name for path in self.runs.glob("*/weights.safetensors")))
 
     def request(self) -> Line:
-        script, family = self.rng.choice(("sample", "sample", "evaluate", "export")), self.rng.choice(FOUR)
+        script, family = self.rng.choice(("sample", "sample", "evaluate", "export")), self.family()
         words = [f"run={self.runs / family}"]
         if script != "export":
             words += ["n=2"] if script == "sample" else ["eval.n_samples=4", "eval.n_real=4", "metrics=none"]
@@ -338,9 +348,7 @@ def followed(line: Line, error: UserError) -> str:
         for way, told in ends:
             if wrong := complaint(way, told):
                 return f"the fix leads to {wrong}: {error.line()}\n    {way}\n{told.err[-3000:]}"
-            own = {word for word in set(way.words) - set(line.words) if value_of(word) not in map(value_of, line.words)}
-            next_one = told.errors[0] if told.errors else None
-            if next_one and next_one.key in map(key_of, own) and (not line.whole or next_one.problem == error.problem):
+            if told.errors and unhelpful(line, way, error, told.errors[0]):
                 return f"the fix does not help: {error.line()}\n    {way}\n    {told.errors[0].line()}"
         line, told = ends[0]
         if not told.errors:
@@ -349,9 +357,17 @@ def followed(line: Line, error: UserError) -> str:
     return f"the fixes have no end: {error.line()}"
 
 
+def unhelpful(line: Line, way: Line, error: UserError, after: UserError) -> bool:
+    """Whether what is told after a fix is about the fix: not about a value that was typed before, beside a wrong key,
+    nor about one of several that the reader chooses from. Of what lies behind preflight a fix may know a part."""
+    before = {value_of(word) for word in line.words}
+    new = [word for word in set(way.words) - set(line.words) if f"{word}|" not in error.fix]
+    own = {key_of(word) for word in new if value_of(word) not in before}
+    return after.key in own and (not line.whole or after.problem == error.problem)
+
+
 def value_of(word: str) -> str:
-    """What stands behind the `=`; where a user typed it and it is wrong, that is a mistake beside a misspelt key."""
-    return word.partition("=")[2].strip("\"'[]")
+    return re.sub(r"[\"'\[\]]", "", word.partition("=")[2])
 
 
 def typed(line: Line, error: UserError) -> list[Line]:
@@ -360,7 +376,11 @@ def typed(line: Line, error: UserError) -> list[Line]:
         gone = {error.key, error.key.lstrip("+~"), found[1]}
         out = [[word for word in line.words if not gone & {word.partition("=")[0], key_of(word).lstrip("+~")}]]
     else:
-        out = [fixes.instead(line.words, error.key, command) for command in fixes.commands(error.fix)]
+        out = [
+            fixes.instead(line.words, error.key, command)
+            for command in fixes.commands(error.fix)
+            if "data.download=true" not in command
+        ]
     return [replace(line, words=tuple(_filled(line.script, words))) for words in out if tuple(words) != line.words]
 
 

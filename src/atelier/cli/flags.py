@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 from atelier.core.errors import UserError
@@ -36,6 +37,12 @@ def flags_first(words: list[str]) -> list[str]:
     taken = parser.parse_intermixed_args(words)
     if sum(bool(getattr(taken, name)) for name in ALONE) > 1:
         refuse("--multirun: of --run, --multirun, --cfg, --info and --shell-completion one can be given")
+    for name in ("config_path", "config_name", "experimental_rerun"):
+        if value := getattr(taken, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(flag, value, "a script has its own page in conf/", f"leave {flag} out")
+    if taken.config_dir is not None and not Path(taken.config_dir).is_dir():
+        raise UserError("--config-dir", taken.config_dir, "there is no such folder", "--config-dir=FOLDER of pages")
     if taken.resolve and not taken.cfg:
         refuse("--resolve: it goes with --cfg job")
     many = ["--multirun"] if taken.multirun else []

@@ -118,10 +118,11 @@ def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
     Raises:
         UserError: they were asked for.
     """
-    if cfg.trainer.devices > 1 and "submitit" not in hydra.launcher._target_:
+    devices = cfg.trainer.devices
+    if isinstance(devices, int) and devices > 1 and "submitit" not in hydra.launcher._target_:
         problem = "a sweep whose jobs share a command line cannot start ranks"
         fix = "trainer.devices=1 or hydra/launcher=submitit_slurm"
-        raise UserError("trainer.devices", cfg.trainer.devices, problem, fix)
+        raise UserError("trainer.devices", devices, problem, fix)
 
 
 def _remove_empty(folder: Path) -> None:

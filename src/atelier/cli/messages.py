@@ -260,7 +260,8 @@ def _reference(key: str, name: str) -> UserError:
     if word := next((one for one in sys.argv[1:] if name.startswith(f"{key_of(one)}.")), None):
         above, _, value = word.partition("=")
         return UserError(above, value, f"{key} refers to {name}, which is not there then", f"leave {above} out")
-    close = nearest(name, offers.keys()) if key in map(key_of, sys.argv[1:]) else None
+    kind, own = type(offers.shipped(key)), key in map(key_of, sys.argv[1:])
+    close = nearest(name, [one for one in offers.keys() if own and isinstance(offers.shipped(one), kind)])
     fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
     return UserError(key, f"${{{name}}}", "there is no such key", fix)
 

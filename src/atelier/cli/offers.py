@@ -68,9 +68,9 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
         return elsewhere if "=" in elsewhere else f"{elsewhere}={value if value and key == last else 'VALUE'}"
     if last in ("device", "accelerator"):
         return device(value)
-    if key.startswith("choices.") and is_group(last):
-        return with_value(last, value)
-    if last.startswith("_"):  # what a page has built
+    if key.startswith("choices.") and value in members(last):
+        return f"{last}={value}"
+    if key.startswith("choices.") or last.startswith("_"):  # what pages say, not a user
         return f"leave {key} out"
     if found := placed(key, value) or (on_another_page(key, value) if known_wrong else None):
         return found
