@@ -13,15 +13,13 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from atelier.cli import jobs, messages  # noqa: E402
-from atelier.runs import adapted, build, folders, preflight  # noqa: E402
+from atelier.runs import adapted, build, folders, pages, preflight  # noqa: E402
 
 
 def evaluate(cfg: DictConfig) -> None:
     """Load a run, judge its samples with the code that training used, print one JSON line and keep it."""
     import json
     import sys
-
-    from hydra.core.hydra_config import HydraConfig
 
     from atelier.callbacks.evaluation import numbers
     from atelier.evaluation.gathering import show_progress
@@ -62,7 +60,7 @@ def evaluate(cfg: DictConfig) -> None:
     print(line, flush=True)
     folders.append(run.folder / "evaluations.jsonl", line)
     if cfg.eval.record:
-        ledger.record(run, printed, list(HydraConfig.get().overrides.task))
+        ledger.record(run, printed, pages.task_words())
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

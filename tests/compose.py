@@ -61,6 +61,6 @@ def a_finished_run() -> Path:
     """A folder that looks like one."""
     folder = Path(os.environ["ATELIER_CACHE"]) / "a_finished_run"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "weights.safetensors"):
-        (folder / name).touch()
+    (folder / "config.yaml").write_text("{model: {}, data: {}}")
+    (folder / "weights.safetensors").touch()
     return folder

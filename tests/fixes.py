@@ -22,7 +22,7 @@ PLACEHOLDER = re.compile(r"[A-Z][A-Z_]{2,}")  # VALUE, ANOTHER_FOLDER: for the r
 def commands(fix: str) -> list[list[str]]:
     """The alternatives of a fix that can be typed, each as its words; what is prose is none."""
     found = []
-    for part in re.split(r",? or |; |, (?=\w+=)", fix):
+    for part in re.split(r",? or |; |, (?=[\w.@]+=)", fix):
         words = [word for word in shlex.split(part) if word not in ("python", "train.py", "sample.py", "evaluate.py")]
         if words and all(WORD.fullmatch(word) or word == "-m" for word in words):
             found.append([re.sub(r"\|[\w|]+$", "", word) for word in words])  # the first of `key=a|b`
@@ -33,7 +33,7 @@ def typed(error: UserError, *words: str, config: str = "train") -> int:
     """Type each alternative of a fix in place of the word that was refused; gives how many there were."""
     found = commands(error.fix)
     for command in found:
-        _passes(tuple(_instead(words, error.key, command)), config)
+        _passes(tuple(instead(words, error.key, command)), config)
     return len(found)
 
 
@@ -42,7 +42,7 @@ def changed(error: UserError, cfg: DictConfig, *words: str, config: str = "train
     found = commands(error.fix)
     for command in found:
         if [key_of(word) for word in command] != [error.key] or "@" in command[0]:
-            _passes(tuple(_instead(words, error.key, command)), config)
+            _passes(tuple(instead(words, error.key, command)), config)
         elif not PLACEHOLDER.fullmatch(command[0].partition("=")[2]):
             (override,) = OverridesParser.create().parse_overrides(command)
             fitting = cfg.copy()
@@ -51,9 +51,16 @@ def changed(error: UserError, cfg: DictConfig, *words: str, config: str = "train
     return len(found)
 
 
-def _instead(words: tuple[str, ...], key: str, command: list[str]) -> list[str]:
+def instead(words: tuple[str, ...], key: str, command: list[str]) -> list[str]:
+    """The words with a fix in place of the one that was refused, of those that set the same, and of what is beneath."""
     named = {key, *map(key_of, command)}
-    return [*(word for word in words if key_of(word) not in named), *command]
+    fronts = tuple(f"{one}." for one in named)
+    kept = [
+        one
+        for one in words
+        if not {one.partition("=")[0].strip(), key_of(one).strip()} & named and not key_of(one).startswith(fronts)
+    ]
+    return [*kept, *command]
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from torch import nn
 
 import train as entry
 from atelier.checkpoints import renamed
-from atelier.cli import messages
+from atelier.cli import messages, offers
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.models.base import sampling_mode
@@ -326,7 +326,7 @@ def test_an_argument_of_before_is_told_its_name_of_today(name: str, monkeypatch:
     keys = next(keys for names, keys in renamed.KEYS.items() if name in names.split())
     monkeypatch.setattr("sys.argv", ["train.py", word])
     for old, new in keys.items():
-        assert messages.renamed(f"{place}.{old}", "3") == (f"{place}.{new}", f"{place}.{new}=3")
+        assert offers.renamed(f"{place}.{old}", "3") == (f"{place}.{new}", f"{place}.{new}=3")
         assert f"{place}.{new}" in chosen_keys("train", (word,))  # so that the fix composes
         assert f"{place}.{old}" not in chosen_keys("train", (word,))
 
@@ -334,14 +334,14 @@ def test_an_argument_of_before_is_told_its_name_of_today(name: str, monkeypatch:
 def test_the_channels_of_every_set_are_told_their_name_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
     for page in pages("data"):
         monkeypatch.setattr("sys.argv", ["train.py", f"data={page}"])
-        assert messages.renamed("data.channels", "3") == ("data.image_channels", "data.image_channels=3")
+        assert offers.renamed("data.channels", "3") == ("data.image_channels", "data.image_channels=3")
 
 
-@pytest.mark.parametrize("key", messages.RENAMED)
+@pytest.mark.parametrize("key", offers.RENAMED)
 def test_what_does_the_same_now_composes(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train.py"])
     value = "uniform" if key.endswith("density") else "2"
-    today, fix = messages.renamed(key, value)
+    today, fix = offers.renamed(key, value)
     assert fix in (today, f"{today}={value}") and composed(fix)
 
 
@@ -352,7 +352,7 @@ def test_what_does_the_same_now_composes(key: str, monkeypatch: pytest.MonkeyPat
 ])  # fmt: skip
 def test_a_key_that_never_was_has_no_name_of_today(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train.py", *given.split()])
-    assert messages.renamed(*given.split()[-1].split("=")) is None
+    assert offers.renamed(*given.split()[-1].split("=")) is None
 
 
 @pytest.mark.parametrize(("given", "line"), {

@@ -85,7 +85,7 @@ def test_a_word_is_what_it_was_behind_a_shell_and_hydra(value: str) -> None:
 
 @pytest.mark.parametrize(("given", "fix"), {
     "train.py model=gan,vae": "python train.py -m model=gan,vae",
-    "train.py run_dir=a,b": "python train.py -m run_dir=a,b, or 'run_dir=\"a,b\"'",
+    "train.py run_dir=a,b": "'run_dir=\"a,b\"'",
     "train.py metrics=[fid,kid]": "metrics.names=[fid,kid]",
     "train.py device=cpu": "trainer=cpu",
     "train.py trainer.device=cuda": "trainer=gpu",

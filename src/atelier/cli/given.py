@@ -39,11 +39,16 @@ def meant(words: list[str], train: bool) -> list[str]:
 
 def _kept(word: str) -> str:
     key, sign, value = word.partition("=")
-    *above, last = key.split(".")
-    if not sign or not (last in NAMES or above[-1:] == ["columns"]):
+    if not sign or not is_name(key):
         return word
-    named = _of_set if key in OF_SETS else _name
+    named, last = _of_set if key in OF_SETS else _name, key.rpartition(".")[2]
     return f"{key}={PART.sub(lambda found: named(found[0], last), value)}"
+
+
+def is_name(key: str) -> bool:
+    """Whether the value of a key is what somebody has called a thing, any text."""
+    *above, last = key.split(".")
+    return last in NAMES or above[-1:] == ["columns"]
 
 
 def _of_set(part: str, key: str) -> str:

@@ -22,6 +22,7 @@ from atelier.core.launchers import rank
 from atelier.core.words import word
 from atelier.runs import meeting
 from atelier.runs.folders import OUTPUTS, has_checkpoint, register, shorter
+from atelier.runs.pages import task_words
 
 NOTES = ("done", "error.txt")
 
@@ -32,17 +33,17 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     The folder is the one that Hydra chose, which the ranks that Lightning starts get too.
     """
     hydra = HydraConfig.get()
-    many = hydra.mode == RunMode.MULTIRUN
+    many, words = hydra.mode == RunMode.MULTIRUN, task_words(hydra)
     register()  # a launcher's process got the function alone
     folder = shorter(Path(hydra.runtime.output_dir))
     OmegaConf.set_readonly(cfg, False)
     cfg.run_dir = str(folder)
     if many:
         stopping.listen()  # a launcher's process began elsewhere
-        own = [word for word in hydra.overrides.task if word not in sys.argv]
+        own = [word for word in words if word not in sys.argv]
         lines.say(f"\njob {hydra.job.num}: {' '.join(own)}")
     try:
-        check_words(list(hydra.overrides.task))
+        check_words(words)
         if many:
             for name in NOTES:  # of an earlier try
                 (folder / name).unlink(missing_ok=True)
@@ -54,8 +55,8 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         return worst(hydra) if value is not None and math.isnan(value) else value
     except SystemExit as leaving:
         if leaving.code in stopping.CODES:
-            words = [shlex.quote(one) for one in hydra.overrides.task if not one.startswith("run_dir=")]
-            command = " ".join(["python train.py", *words, word("run_dir", str(folder))])
+            typed = [shlex.quote(one) for one in words if not one.startswith("run_dir=")]
+            command = " ".join(["python train.py", *typed, word("run_dir", str(folder))])
             nothing = ["stopped by a signal before there was anything to save"]
             notes = getattr(leaving, "__notes__", nothing)  # of a part that was being trained
             lines.say(f"go on with: {command}" if has_checkpoint(folder) else "\n".join(notes))
@@ -78,7 +79,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
     finally:
         lines.forget()
         if many:
-            note(folder, "overrides.txt", "\n".join(hydra.overrides.task))
+            note(folder, "overrides.txt", "\n".join(words))
         _remove_empty(folder)
 
 
@@ -108,7 +109,7 @@ def worst(hydra: DictConfig) -> float:
 def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     """Do what sample.py, evaluate.py and export.py do; a user's mistake is one line."""
     with one_line():
-        check_words(list(HydraConfig.get().overrides.task))
+        check_words(task_words())
         load_torchmetrics()
         work(cfg)
 
@@ -119,10 +120,11 @@ def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
     Raises:
         UserError: they were asked for.
     """
-    if cfg.trainer.devices > 1 and "submitit" not in hydra.launcher._target_:
+    devices = cfg.trainer.devices
+    if isinstance(devices, int) and devices > 1 and "submitit" not in hydra.launcher._target_:
         problem = "a sweep whose jobs share a command line cannot start ranks"
         fix = "trainer.devices=1 or hydra/launcher=submitit_slurm"
-        raise UserError("trainer.devices", cfg.trainer.devices, problem, fix)
+        raise UserError("trainer.devices", devices, problem, fix)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -8,10 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
-from atelier.checkpoints.renamed import argument
+from atelier.cli import offers
+from atelier.cli.flags import flags_first, is_unknown_flag
 from atelier.cli.given import meant
 from atelier.cli.guard import guarded
 from atelier.core.errors import RankGone, UserError, causes, nearest, parsed
@@ -20,32 +19,12 @@ from atelier.core.lines import say
 from atelier.core.stopping import piped
 from atelier.core.words import shell, word
 from atelier.runs import meeting
-from atelier.runs.pages import CONF, chosen, known_keys, placed
+from atelier.runs.pages import is_group, key_of, known_keys, member, script_name
 from atelier.runs.preflight import of_link
 
 ENVIRONMENT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-ELSEWHERE = {  # words of other projects -> ours
-    "strategy": "trainer=ddp",
-    "gradient_clip_val": "model.grad_clip",
-    "accumulate_grad_batches": "data.batch_size",
-    "max_epochs": "budget.images",
-    "max_steps": "budget.images",
-    "num_classes": "data.n_classes",
-    "learning_rate": "model.optimizer.lr",
-    "check_val_every_n_epoch": "eval.every_images",
-    "val_check_interval": "eval.every_images",
-}
-
-RENAMED = {  # keys of before that are no argument of another name -> what does the same now
-    "model.guidance": "model.guider.guidance",
-    "model.objective.density": "time_distribution@model.objective.time_distribution",
-    "model.objective.space": "weighting@model.objective.weighting=flow_error",
-    "model.objective.floor": "model.objective.weighting.time_floor",
-    "model.objective.mean": "model.objective.time_distribution.logit_mean",
-    "model.objective.deviation": "model.objective.time_distribution.logit_std",
-    "model.objective.mean_end": "model.objective.time_distribution.logit_mean_end",
-    "model.objective.mean_images": "model.objective.time_distribution.logit_mean_images",
-}
+NAME = r"(?!(?:null|true|false|nan|inf)\b)[a-z_]\w*"
+PAGE = re.compile(rf"{NAME}|\[ *{NAME}(?: *, *{NAME})* *\]", re.IGNORECASE)
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -87,7 +66,8 @@ def run(main: Callable[[], None]) -> None:
         if unsafe := os.environ.get(ENVIRONMENT):
             raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
         check_words(sys.argv[1:])
-        sys.argv[1:] = meant(sys.argv[1:], _script() == "train")
+        sys.argv[1:] = flags_first(sys.argv[1:])
+        sys.argv[1:] = meant(sys.argv[1:], script_name() == "train")
         with guarded():
             main()
 
@@ -97,77 +77,27 @@ def check_words(words: list[str]) -> None:
 
     `+key` and `~key` would be read by nothing or take something needed away, `hydra...._target_` would be called.
     """
-    from hydra._internal.utils import get_args_parser
-
-    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
     for one in words:
         key, _, value = one.partition("=")
-        if one.startswith("="):
-            raise UserError("KEY", value, "the key is missing", f"KEY={value}")
+        if one.startswith("=") or not one.strip():
+            raise UserError("KEY", value, "the key is missing", f"KEY={value.strip() or 'VALUE'}")
         if key == "run_dir" and value.strip("'\"") in ("", "null"):
             raise UserError(key, value, "it must name a folder", "run_dir=outputs/NAME, or leave it out")
-        if key.startswith("--") and not any(flag.startswith(key) for flag in flags):
+        if key != key.strip():
+            fix = shell(f"{key.strip()}={value.strip()}")
+            raise UserError(key.strip(), value, "no space stands beside the =", fix)
+        if is_unknown_flag(key):
             bare = key.lstrip("-").replace("-", "_")
-            raise UserError(key, value, "keys are written without dashes", _fix(bare, value))
+            raise UserError(key, value, "keys are written without dashes", offers.for_key(bare, value))
+        group = key.partition("@")[0]
+        if is_group(group) and value[:1] in tuple("[{$(") and not PAGE.fullmatch(value):
+            raise UserError(key, value, f"it is the name of a page in conf/{group}", offers.for_key(key, ""))
         if key.startswith(("+", "~")):
-            raise UserError(key, value, "keys are neither added nor removed", _fix(key.lstrip("+~"), value))
+            raise UserError(key, value, "keys are neither added nor removed", offers.for_key(key.lstrip("+~"), value))
         if key.startswith("hydra") and key.endswith("_target_"):
             raise UserError(key, value, "what Hydra calls is not for the command line", f"leave {key} out")
-
-
-def _fix(key: str, value: str, known_wrong: bool = False) -> str:
-    """The nearest known key with a value; the key itself only where it is not known to be wrong."""
-    known, last = known_keys(_script()), key.split(".")[-1]
-    elsewhere = ELSEWHERE.get(last, "")
-    if elsewhere.partition("=")[0] in known:
-        return elsewhere if "=" in elsewhere else f"{elsewhere}={value if value and key == last else 'VALUE'}"
-    if last in ("device", "accelerator"):
-        return _device(value)
-    if chosen := placed(key, value):
-        return chosen
-    close = nearest(
-        key,
-        [
-            name
-            for name, shipped in known.items()
-            if not isinstance(shipped, dict) and not (known_wrong and name == key)
-        ],
-    )
-    if close is None:
-        return f"python {_script()}.py --cfg job lists every key"
-    if (CONF / close).is_dir():
-        return f"{close}={_page(close, value)}"
-    return shell(f"{close}={value}") if value and _alike(value, known[close]) else f"{close}=VALUE"
-
-
-def _device(value: str) -> str:
-    """How the CPU is taken, or a GPU: to train by a page, else by what is there."""
-    if _script() == "train":
-        return f"trainer={'cpu' if value == 'cpu' else 'gpu'}"
-    return "leave it out: a GPU is taken where there is one (CUDA_VISIBLE_DEVICES= hides them)"
-
-
-def _page(group: str, value: str) -> str:
-    """The page of a group that is called so, or nearly; all of them where none is."""
-    pages = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    return value if value in pages else nearest(value, pages) or "|".join(pages)
-
-
-def _alike(value: str, shipped: Any) -> bool:
-    """Whether a value as typed can stand where a page has `shipped`; what has no value there takes anything."""
-    while isinstance(shipped, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", shipped)):
-        shipped = known_keys().get(found.group(1))
-    if isinstance(shipped, bool):
-        return value.lower() in ("true", "false")
-    if isinstance(shipped, (int, float)):
-        return re.fullmatch(r"[+-]?[\d._]+(e[+-]?\d+)?", value.lower()) is not None
-    return True
-
-
-def _script() -> str:
-    """Whose keys are meant: `sample`, `evaluate`, `export`, or else `train`."""
-    name = Path(sys.argv[0]).stem
-    return name if name in ("sample", "evaluate", "export") else "train"
+        if key == "hydra.job.chdir":
+            raise UserError(key, value, "paths are told from where the command is given", f"leave {key} out")
 
 
 def _composition_error(chain: list[BaseException]) -> UserError | None:
@@ -177,19 +107,40 @@ def _composition_error(chain: list[BaseException]) -> UserError | None:
 
     parse = next((e for e in chain if isinstance(e, OverrideParseException)), None)
     if parse is not None:
-        key, _, value = parse.override.partition("=")
-        text = isinstance(known_keys(_script()).get(key, ""), str | None)
-        return UserError(key, value, "it cannot be parsed", word(key, value) if text else f"{key}=VALUE")
-    known = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException)) or _is_group_override(e)]
+        return _unreadable(parse.override)
+    typed = _typed(chain)
+    known = [e for e in chain if isinstance(e, (HydraException, OmegaConfBaseException)) or typed]
     if not known or isinstance(chain[0], InstantiationException):
         return None
     text = "\n".join(str(e) for e in known)
-    for translate in (_unknown_page, _unknown_key, _unset, _other):
-        found = translate(text)
-        if found is not None:
-            return found
+    if "invalid literal for int" in text and typed:
+        text = f"Could not override '{typed.partition('=')[0]}'"
+    if found := _unknown_page(text) or _unknown_key(text, typed) or _unset(text) or _unfit(text, typed):
+        return found
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(chain[-1]).__name__)
-    return UserError(_full_key(text), "", first.rstrip("."), "python train.py --cfg job lists every key")
+    key, _, value = typed.partition("=")
+    key = key or _full_key(text)
+    return UserError(key, value, first.rstrip("."), offers.for_key(key, ""))
+
+
+def _unreadable(typed: str) -> UserError:
+    """A word that is no `key=value`, or whose value is none that Hydra reads."""
+    key, sign, value = typed.partition("=")
+    if not offers.has(key):
+        return _no_such_key(key, value) if sign else UserError(key, "", "it is no KEY=VALUE", offers.for_key(key, ""))
+    text = sign and offers.takes_text(key)
+    return UserError(key, value, "it cannot be parsed", word(key, value) if text else offers.with_value(key, ""))
+
+
+def _no_such_key(key: str, value: str) -> UserError:
+    if found := offers.renamed(key, value):
+        today, fix = found
+        return UserError(key, value, f"it is called {today} now", fix)
+    group, fix = key.partition(".")[0], offers.for_key(key, value, known_wrong=True)
+    if group in ("sampler", "guider") and script_name() != "train":
+        problem = f"name the {group} too" if fix.startswith(f"{group}=") else f"the run has no {group}"
+        return UserError(key, value, problem, fix)
+    return UserError(key, value, "there is no such key", fix)
 
 
 def _folder(chain: list[BaseException]) -> UserError | None:
@@ -244,41 +195,11 @@ def _rank(chain: list[BaseException]) -> UserError | None:
     return None
 
 
-def _several(key: str, value: str) -> str:
-    """What `key=a,b` may have meant: a list where the key takes one, else a sweep, or a name with a comma in it."""
-    shipped = known_keys(_script()).get(key)
-    if isinstance(shipped, list):
-        return f"{key}=[{value}]"
-    sweep = f"python train.py -m {shell(f'{key}={value}')}"
-    if _script() != "train":
-        return word(key, value)
-    return sweep if (CONF / key).is_dir() or isinstance(shipped, int | float) else f"{sweep}, or {word(key, value)}"
-
-
-def _own(group: str, key: str) -> str | None:
-    """The page of conf/<group> with this key that is most like what the run of this command has there.
-
-    Where there is no run yet, the default one; None where it has nothing of the kind.
-    """
-    from omegaconf import OmegaConf
-
-    from atelier.runs import build, folders
-
-    asked = next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith("run=")), "last")
-    node = {key: value for key, value in chosen("train", ()).items() if key.startswith(f"model.{group}.")}
-    node = {key.removeprefix(f"model.{group}."): value for key, value in node.items()}
-    with contextlib.suppress(Exception):  # whatever is wrong with the run is told when it is opened
-        model = build.stored_config(folders.find(asked)).model
-        node = OmegaConf.to_container(model[group]) if group in model else {}
-    pages = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))}
-    with_key = [page for page, values in pages.items() if key.partition(".")[2].partition(".")[0] in values]
-    alike = {page: {k for k, v in pages[page].items() if node.get(k) == v} for page in with_key}
-    order = {page: ("_target_" in same, page != "none", len(same)) for page, same in alike.items()}
-    return max(order, key=order.__getitem__, default=None) if node else None
-
-
-def _is_group_override(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and "Config group override must be" in str(error)
+def _typed(chain: list[BaseException]) -> str:
+    """The word of the command that Hydra was at when it failed; "" where it was at none, as in a job."""
+    frames = [frame for error in chain for frame, _ in traceback.walk_tb(error.__traceback__)]
+    words = [getattr(frame.f_locals.get("override"), "input_line", None) for frame in frames]
+    return next(filter(None, words), "")
 
 
 def _full_key(text: str, otherwise: str = "config") -> str:
@@ -297,47 +218,28 @@ def _unknown_page(text: str) -> UserError | None:
         return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
     typed = next((one.partition("=")[0] for one in sys.argv[1:] if one.startswith(f"{group}@")), group)
     if several := next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith(f"{typed}=[")), None):
-        lists = [key for key, value in known_keys().items() if key.startswith(f"{group}.") and isinstance(value, list)]
-        fix = f"{lists[0]}={several}" if lists else f"{typed}={_page(group, page)}"
+        lists = [
+            key
+            for key, value in known_keys(script_name()).items()
+            if key.startswith(f"{group}.") and isinstance(value, list)
+        ]
+        fix = f"{lists[0]}={several}" if lists else f"{typed}={member(group, page)}"
         return UserError(typed, several, f"it is the name of one page in conf/{group}", fix)
-    return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={_page(group, page)}")
+    return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={member(group, page)}")
 
 
-def _unknown_key(text: str) -> UserError | None:
+def _unknown_key(text: str, typed: str) -> UserError | None:
     found = re.search(r"Could not override '([^']+)'", text)
     if found is None and "not in struct" not in text:
         return None
-    key = found.group(1) if found else _full_key(text)
-    typed = re.search(r"To append to your config use \+[^=\s]+=(.*)", text)
-    words = [word.partition("=")[2] for word in sys.argv[1:] if word.partition("=")[0] == key]
-    value = typed.group(1) if typed else "".join(words[:1])
-    group = key.partition(".")[0]
-    if group in ("sampler", "guider"):
-        own = _own(group, key)
-        fix = f"{group}={own} {key}={value}" if own else f"leave {key} out"
-        return UserError(key, value, f"name the {group} too" if own else f"the run has no {group}", fix)
-    if found := renamed(key, value):
-        today, fix = found
-        return UserError(key, value, f"it is called {today} now", fix)
-    return UserError(key, value, "there is no such key", _fix(key, value, known_wrong=True))
-
-
-def renamed(key: str, value: str) -> tuple[str, str] | None:
-    """What a key of before is called today, and the override that does what `key=value` did.
-
-    None where it was no key of the classes that this command's pages name, or where they have not the key of today.
-    """
-    keys = chosen(_script(), tuple(sys.argv[1:]))
-    place, dot, last = key.rpartition(".")
-    today, now = RENAMED.get(key), value
-    if today is None and (target := keys.get(f"{place}._target_")):
-        typed = {"true": True, "false": False}.get(value.lower(), value)
-        name, now = argument(target, last, typed)
-        today = f"{place}{dot}{name}"
-        now = value if now is typed else now
-    if today in (None, key) or today.partition("=")[0].rpartition("@")[2] not in keys:
-        return None
-    return today, today if "=" in today else f"{today}={now or 'VALUE'}"
+    beneath = _full_key(text)
+    key, _, value = typed.partition("=") if typed else (found[1] if found else beneath, "", "")
+    if not beneath.startswith(f"{key}."):
+        words = [one.partition("=")[2] for one in sys.argv[1:] if one.partition("=")[0] == key]
+        return _no_such_key(key, value or "".join(words[:1]))
+    section = isinstance(offers.keys().get(key), dict)
+    fix = offers.for_key(beneath, "", known_wrong=True) if section else offers.with_value(key, "")
+    return UserError(key, value, f"there is no such key as {beneath}", fix)
 
 
 def _unset(text: str) -> UserError | None:
@@ -347,21 +249,37 @@ def _unset(text: str) -> UserError | None:
         return UserError(_full_key(text), f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
     if "Missing mandatory value" in text:
         return UserError(_full_key(text), "???", "it has no value", f"{_full_key(text)}=VALUE")
-    if found := re.search(r"Interpolation key '([^']+)' not found", text):
-        return UserError(_full_key(text), f"${{{found.group(1)}}}", "there is no such key", _fix(found.group(1), ""))
+    if found := re.search(r"Interpolation key '([^']+)' not found|Error trying to access ([\w.]+)", text):
+        return _reference(_full_key(text), found[1] or found[2])
     if found := re.search(r"Recursive interpolation|Unsupported interpolation type \w+", text):
         return UserError(_full_key(text), "${...}", found.group(0).lower(), f"{_full_key(text)}=VALUE")
     return None
 
 
-def _other(text: str) -> UserError | None:
-    if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
-        key, value = found.groups()
-        return UserError(key, value, "one value, or a sweep", _several(key, value))
-    if "Config group override must be" in text:
-        pattern = r"([a-z_]+)=(null|true|false|[\d.]*)"
-        words = [found.groups() for word in sys.argv[1:] if (found := re.fullmatch(pattern, word))]
-        group, value = next(((k, v) for k, v in words if (CONF / k).is_dir()), ("model", "null"))
-        pages = "|".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-        return UserError(group, value, f"it is the name of a page in conf/{group}", f"{group}={pages}")
-    return None
+def _reference(key: str, name: str) -> UserError:
+    """A key whose value is that of another, which is not there."""
+    if word := next((one for one in sys.argv[1:] if name.startswith(f"{key_of(one)}.")), None):
+        above, _, value = word.partition("=")
+        return UserError(above, value, f"{key} refers to {name}, which is not there then", f"leave {above} out")
+    kind, own = type(offers.shipped(key)), key in map(key_of, sys.argv[1:])
+    close = nearest(name, [one for one in offers.keys() if own and isinstance(offers.shipped(one), kind)])
+    fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
+    return UserError(key, f"${{{name}}}", "there is no such key", fix)
+
+
+def _unfit(text: str, typed: str) -> UserError | None:
+    """A value that is several where one is asked for, or that names no page."""
+    single = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n| requires)", text, re.DOTALL)
+    if "does not support sweep type" in text:
+        typed = next(one for one in sys.argv[1:] if "interval(" in one)
+    typed = single[1] if single else typed
+    key, _, value = typed.partition("=")
+    group = key.partition("@")[0]
+    if single and offers.has(key):
+        return UserError(key, value, "one value, or a sweep", offers.several(key, value))
+    if "does not support sweep type" in text and offers.has(key):
+        return UserError(key, value, "only a search takes an interval", offers.with_value(key, ""))
+    if "Config group override must be" in text and offers.has(key):
+        out = f"leave {key} out, or " if value.lower() == "null" and offers.standing()[key] is None else ""
+        return UserError(key, value, f"it is the name of a page in conf/{group}", f"{out}{key}={member(group, value)}")
+    return None if not key or offers.has(key) else _no_such_key(key, value)

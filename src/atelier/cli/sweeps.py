@@ -15,6 +15,7 @@ from atelier.cli.messages import report
 from atelier.core.errors import UserError
 from atelier.core.lines import say
 from atelier.runs.folders import shorter, summary
+from atelier.runs.pages import task_words
 
 
 class Summary(Callback):
@@ -24,7 +25,7 @@ class Summary(Callback):
         """Refuse what no job can do; Hydra would turn an exception here into a warning."""
         try:
             one_process(config, config.hydra)
-            its_folder(list(config.hydra.overrides.task))
+            its_folder(task_words(config.hydra))
             searching(config)
         except UserError as error:
             report(error)

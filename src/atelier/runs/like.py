@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from atelier.core.errors import UserError
-from atelier.runs.pages import key_of
+from atelier.runs.pages import key_of, task_words
 
 OWN = ("like", "out", "batch_size", "images_seen")  # of a request that are no part of what a picture is
 
@@ -22,7 +21,7 @@ def request(cfg: DictConfig) -> DictConfig:
     """
     if cfg.like is None:
         return cfg
-    typed = {key_of(word.lstrip("+~")).split(".")[0] for word in HydraConfig.get().overrides.task}
+    typed = {key_of(word.lstrip("+~")).split(".")[0] for word in task_words()}
     typed |= {"adapter_weights"} if "adapters" in typed else set()  # one request
     found = {key: value for key, value in _within(cfg.like).items() if key not in {*typed, *OWN}}
     made = cfg.copy()

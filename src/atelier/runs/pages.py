@@ -7,9 +7,12 @@ import functools
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atelier.core.errors import nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONF = Path(__file__).parents[3] / "conf"
 HIDDEN = ("_target_", "_partial_", "defaults", "hydra")  # what of a page is no key of a user
@@ -45,26 +48,99 @@ def _dotted(node: Any, prefix: str, hidden: tuple[str, ...] = HIDDEN) -> dict[st
     return keys
 
 
-@functools.cache
 def chosen(script: str, words: tuple[str, ...]) -> dict[str, Any]:
     """Every dotted key, `_target_` too, of the pages that the words of a command choose, with its value as written.
 
-    Nothing else of the words is looked at; there is none where the pages cannot be composed.
+    Nothing else of the words is looked at; what cannot be composed is left out.
     """
+    return _composable(script, words)[0]
+
+
+def standing(script: str, words: tuple[str, ...]) -> dict[str, str | None]:
+    """Each group of the pages that the words choose, as it is typed (`sampler@model.sampler`), and its page there."""
+    return _composable(script, words)[1]
+
+
+def _composable(script: str, words: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str | None]]:
+    pages = _page_words(words)
+    at_root = tuple(word for word in pages if "@" not in word)
+    return next(found for tried in (pages, at_root, ()) if (found := _composition(script, tried))[0])
+
+
+def _page_words(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that choose a page that there is; of several for a sweep, the first."""
+    found = []
+    for word in words:
+        typed, _, page = word.partition("=")
+        group, page = typed.partition("@")[0], page.partition(",")[0]
+        if page in members(group):
+            found.append(f"{typed}={page}")
+    return tuple(found)
+
+
+@functools.cache
+def members(group: str) -> tuple[str, ...]:
+    """The pages of a group; none where it is no group."""
+    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) if group else ()
+
+
+def is_group(name: str) -> bool:
+    """Whether pages of it lie in conf/."""
+    return bool(members(name))
+
+
+def member(group: str, value: str) -> str:
+    """The page of a group that is called so, or nearly; all of them where none is."""
+    pages = members(group)
+    return value if value in pages else nearest(value, pages) or "|".join(pages)
+
+
+@functools.cache
+def _composition(script: str, pages: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str | None]]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    groups = (word.partition("=")[0].partition("@")[0] for word in words)
-    pages = [word for word, group in zip(words, groups, strict=True) if "=" in word and (CONF / group).is_dir()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(HydraException, OmegaConfBaseException))
         if not GlobalHydra.instance().is_initialized():  # it is inside of a command
             stack.enter_context(initialize_config_dir(str(CONF), version_base="1.3"))
-        return _dotted(OmegaConf.to_container(compose(script, pages)), "", ())
-    return {}
+        cfg = compose(script, list(pages), return_hydra_config=True)
+        groups = {typed: page for typed, page in cfg.hydra.runtime.choices.items() if not typed.startswith("hydra/")}
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        return _dotted(OmegaConf.to_container(cfg), "", ()), groups
+    return {}, {}
+
+
+def keys_of_page(group: str, page: str) -> dict[str, Any]:
+    """Every dotted key that a page itself has, with its value; of the groups inside it there is none."""
+    from omegaconf import OmegaConf
+
+    return _dotted(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{page}.yaml")), "", ())
+
+
+def script_name() -> str:
+    """Whose keys are meant: `sample`, `evaluate`, `export`, or else `train`."""
+    name = Path(sys.argv[0]).stem
+    return name if name in ("sample", "evaluate", "export") else "train"
+
+
+def task_words(hydra: DictConfig | None = None) -> list[str]:
+    """The words of this command, or of one job of a sweep, as they were typed; there is none outside of a command.
+
+    Args:
+        hydra: section of a config that Hydra hands over; None: that of what runs.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if hydra is None and not HydraConfig.initialized():
+        return []
+    section = HydraConfig.get() if hydra is None else hydra
+    return OmegaConf.to_container(section.overrides.task, resolve=False)
 
 
 def key_of(word: str) -> str:
@@ -73,23 +149,25 @@ def key_of(word: str) -> str:
 
 
 def placed(key: str, value: str) -> str | None:
-    """How a group that stands inside a page is chosen there, where `key` is its name or its place.
+    """How a group that stands inside a page is chosen, where `key` is its name, its place or both; None: it is none.
 
-    Where `value` is none of its pages, the nearest of them, or all.
+    Where `value` is none of its pages, the nearest of them, or all. Where this command has no such place, by a model
+    that has.
     """
-    group, _, place = key.partition("@")
-    found = [(g, at, page) for g, at, page in places() if (group in (g, at) and place in ("", at))]
-    if not found:
-        return None
-    pages = [page for _, _, page in found]
-    asked = next((word.removeprefix("model=") for word in sys.argv[1:] if word.startswith("model=")), "")
-    if place or (asked and not {asked, "train"} & set(pages)):
-        return " or ".join(f"model={page}" for page in sorted(set(pages)))
-    taken = asked or re.search(r"^  - model: (\w+)", (CONF / "train.yaml").read_text(), re.MULTILINE)[1]
-    group, place, page = next((f for f in found if f[2] == taken), found[0])
-    members = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    chosen = f"{group}@{place}={value if value in members else nearest(value, members) or '|'.join(members)}"
-    return chosen if page in (taken, "train") else f"model={page} {chosen}"
+    script = script_name()
+    here = standing(script, tuple(sys.argv[1:]))
+    inside = [typed for typed in here if "@" in typed]
+    group = key.partition("@")[0]
+    own = [typed for typed in inside if key in (typed, *typed.split("@"))]
+    own = own or [typed for typed in inside if "@" in key and typed.startswith(f"{group}@")]
+    if own:
+        return f"{own[0]}={member(own[0].partition('@')[0], value)}"
+    for group, place, page in places() if script == "train" else ():
+        if key in (group, place, f"{group}@{place}") and page != "train":
+            other = f"model={page} {group}@{place}={member(group, value)}"
+            asked = any(word.startswith(("model=", "experiment=")) for word in sys.argv[1:])
+            return f"leave {key} out, or {other}" if asked else other
+    return None
 
 
 @functools.cache

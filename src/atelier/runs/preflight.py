@@ -15,15 +15,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from yaml import YAMLError
 
 from atelier.checkpoints import renamed
 from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
-from atelier.core.precision import Precision
-from atelier.core.ranges import Labels, Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.core.words import typed_value, word
-from atelier.nets.contracts import BUILT, Layer, Upscaler, contract_of
-from atelier.runs.pages import CONF, known_keys, placed
+from atelier.nets.contracts import BUILT, Upscaler, contract_of
+from atelier.runs.pages import CONF, key_of, known_keys, placed, task_words
+from atelier.runs.typed_keys import PART, TYPES
 
 ALLOWED = (  # where a config may call what is defined
     "models",
@@ -62,61 +62,6 @@ PROVIDING = {  # Batch fields -> the sets that have all of them
     "source instruction": "data=shapes data.task=edit",
 }
 Plain = dict[str, Any] | list[Any]
-TYPES: dict[str, Any] = {  # of the keys at the root of a config
-    "seed": Seed,
-    "run_dir": Name,
-    "resume": Literal["auto", "never"],
-    "compile": bool,
-    "accumulate": PositiveInt,
-    "frozen_precision": Literal["32-true", "bf16-true"],
-    "channels_last": bool,
-    "latent_cache": Name | None,
-    "text_cache": Name | None,
-    "start_from": Name | None,
-    "check": bool,
-    "objective": Name | None,
-    "run": Name,
-    "n": PositiveInt,
-    "first": NonNegInt,
-    "like": Name | None,
-    "out": Name | None,
-    "root": Name | None,
-    "batch_size": PositiveInt,
-    "do": Name | None,
-    "label": Labels | None,
-    "source": Name | None,
-    "prompt": str | None,
-    "prompts": Name | None,
-    "negative": str | None,
-    "instruction": Name | None,
-    "direction": Name | None,
-    "attributes": list[Name] | Name | None,
-    "scale_factor": PositiveInt | None,
-    "strength": Share | None,
-    "mask": Name | None,
-    "resamplings": PositiveInt | None,
-    "adapters": list[Name] | Name | None,
-    "adapter_weights": list[float] | float | None,
-    "ema": bool | PositiveInt,
-    "precision": Precision | None,
-    "layout": Literal["diffusers", "single_file", "onnx", "kohya", "comfyui"],
-    "vocabulary": Name | None,
-    "tile": Tile | None,
-}
-PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
-    "run": Name,
-    "experiment": Name,
-    "images": PositiveInt | None,
-    "fetch": bool,
-    "scale": PositiveFloat | None,  # of latents, as the codec takes these three
-    "shift": float,
-    "n_measured": PositiveInt,
-    "layer": Layer,  # of a text encoder of transformers, which states are its tokens
-    "final_norm": bool,
-    "vocabulary": Name | None,  # of Stable Diffusion in a single file, the tokenizer that it lacks
-    "checkpointing": bool,  # of a U-Net
-    "sha256": Name,
-}
 
 
 def check(cfg: DictConfig) -> None:
@@ -126,8 +71,9 @@ def check(cfg: DictConfig) -> None:
         UserError: the first leaf that does not fit.
         OmegaConfBaseException: a leaf has no value, or refers to what is not there.
     """
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     raw = OmegaConf.to_container(cfg, resolve=False)
+    _check_sections(raw)
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     _check_keys(values)
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
@@ -165,13 +111,22 @@ def beginning(place: str) -> Path:
         UserError: none lies there, or one of adapters alone.
     """
     folder = Path(place)
-    if not all((folder / name).exists() for name in ("weights.safetensors", "config.yaml")):
+    stored = _stored(folder)
+    if stored is None or not (folder / "weights.safetensors").exists():
         raise UserError("start_from", place, "no finished run lies there", "start_from=DIR of a finished run")
-    stored = OmegaConf.load(folder / "config.yaml")
     if stored.get("lora") is not None:
         whole = f"start_from={stored.start_from or 'RUN'}"
         raise UserError("start_from", place, "it holds adapters, not a whole model", f"{whole}, whose they are")
     return folder
+
+
+def _stored(folder: Path) -> DictConfig | None:
+    """The config of a run as it lies there; None where none does, or what is none."""
+    try:
+        stored = OmegaConf.load(folder / "config.yaml")
+    except (OSError, UnicodeDecodeError, YAMLError):
+        return None
+    return stored if isinstance(stored, DictConfig) and {"model", "data"} <= stored.keys() else None
 
 
 def _adaptable(values: dict[str, Any]) -> None:
@@ -183,10 +138,10 @@ def _adaptable(values: dict[str, Any]) -> None:
     net, kind = values["model"].get("net"), _target(values["model"]["_target_"], "model")
     if not kind.takes_adapters:
         problem = f"{kind.__name__} takes no adapters, diffusion models do"
-        raise UserError("lora", values["choices"]["lora"], problem, "lora=null")
+        raise UserError("lora", values["choices"]["lora"], problem, "leave lora out")
     if values["start_from"] is None and not (isinstance(net, dict) and "run" in net):
-        problem = "they would be trained on a net of random weights"
-        raise UserError("lora", values["choices"]["lora"], problem, "start_from=RUN")
+        problem = "adapters would be trained on a net of random weights"
+        raise UserError("start_from", "null", problem, "start_from=RUN")
     if values["text_cache"] is not None and values["lora"]["text_targets"]:
         problem = "training changes what the text encoder says"
         raise UserError("text_cache", values["text_cache"], problem, "text_cache=null, or lora.text_targets=[]")
@@ -284,6 +239,13 @@ def targets(cfg: DictConfig) -> None:
         _target(node["_target_"], key)
 
 
+def _check_sections(raw: dict[str, Any]) -> None:
+    """What the pages at the root have as a section is one still: others refer to what stands beneath it."""
+    known = known_keys()
+    for key in [key for key, value in raw.items() if isinstance(known.get(key), dict) and not isinstance(value, dict)]:
+        raise UserError(key, raw[key], "other keys stand beneath it", f"leave {key} out")
+
+
 def _check_keys(values: dict[str, Any]) -> None:
     """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
     known = known_keys()
@@ -319,9 +281,7 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
     takes = _arguments(target)
     for key in node:
         if key not in takes and key not in ("_target_", "_partial_"):
-            close = nearest(str(key), takes)
-            fix = f"{prefix}.{close}=VALUE" if close else f"leave {key} out"
-            raise UserError(f"{prefix}.{key}", node[key], f"{target.__name__} has no such argument", fix)
+            raise _no_argument(target, f"{prefix}.{key}", node[key])
     for key in [key for key in takes if key in node]:
         if _is_part(takes[key].annotation, node[key]):
             _check_part(node[key], f"{prefix}.{key}")
@@ -330,8 +290,22 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
             _check_word(node, key, place)
             fitted(node[key], place, takes[key].annotation)
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
+    if missing and not partial and "_partial_" in node:
+        key = f"{prefix}._partial_"
+        raise UserError(key, partial, f"{missing[0]} is given to it later", f"{key}=true")
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
+
+
+def _no_argument(target: Callable, key: str, value: Any) -> UserError:
+    """What a class does not take; a recipe whose model was exchanged brings what another took."""
+    words, problem = task_words(), f"{target.__name__} has no such argument"
+    recipe = next((word for word in words if word.startswith("experiment=")), None)
+    if recipe and not any(key_of(word).startswith(key) for word in words):
+        return UserError(key, value, f"{problem}, which {recipe} gives it", "leave experiment out")
+    place, _, last = key.rpartition(".")
+    close = nearest(last, _arguments(target))
+    return UserError(key, value, problem, f"{place}.{close}=VALUE" if close else f"leave {key} out")
 
 
 def _is_part(annotation: Any, given: Any) -> bool:
@@ -430,7 +404,7 @@ def fitted(value: Any, name: str, expected: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        shown = "null" if value is None else value
+        shown = typed_value(value) if value is None or isinstance(value, str) else value
         raise UserError(name, shown, _problem(error), _fix(name, value, expected, adapter)) from error
 
 
@@ -475,14 +449,16 @@ def _takes(made: type, name: str, asked: Callable) -> bool:
 
 
 def _origin(raw: Plain, key: str) -> str:
-    """The key that a user can change for the value at `key`: interpolations followed to their end."""
+    """The key that a user can change for the value at `key`: interpolations of the pages followed to their end."""
     node: Any = raw
-    parts = key.split(".")
+    parts, typed = key.split("."), {key_of(word) for word in task_words()}
     for i, part in enumerate(parts):
         node = node[int(part)] if isinstance(node, list) else node[part]
         found = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
-        if found:
+        if found and ".".join(parts[: i + 1]) not in typed:
             return _origin(raw, ".".join([found.group(1), *parts[i + 1 :]]))
+        if found:
+            return key
     return key
 
 

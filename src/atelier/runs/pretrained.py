@@ -33,7 +33,7 @@ from atelier.core.lines import say
 from atelier.core.words import typed_value
 from atelier.nets.contracts import TextEncoder
 from atelier.runs import build, folders, preflight, published
-from atelier.runs.pages import key_of
+from atelier.runs.pages import key_of, task_words
 
 ROOT = Path(__file__).parents[3]
 GROUND = "ground.json"  # which images a run was trained on
@@ -226,7 +226,7 @@ def plan(name: str, cfg: DictConfig) -> Plan:
     page = ROOT / "conf" / "experiment" / f"{part.experiment}.yaml"
     if not page.exists():
         raise UserError(f"model.{name}.experiment", part.experiment, "no such page in conf/experiment", "see conf/")
-    typed = [word for word in HydraConfig.get().overrides.task if key_of(word).split(".")[0] in PASSED_ON]
+    typed = [word for word in task_words() if key_of(word).split(".")[0] in PASSED_ON]
     words = [_recipe(page, cfg.choices.data)[1], f"data={cfg.choices.data}"]
     words += [word for word in typed if key_of(word) not in ("data", *(f"data.{key}" for key in cfg.data))]
     images = part.get("images")
