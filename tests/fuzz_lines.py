@@ -64,11 +64,6 @@ model@data=vae -c job
 --config-name=nope --config-dir=nope --config-path=nope --info --info=nope --package=x --run --experimental-rerun=x -h
 """.split()
 SINGLE += ["seed = 3", ""]
-of_pages = yaml.load
-of_text = functools.cache(lambda text: of_pages(text, get_yaml_loader()))
-yaml.load = lambda file, Loader: of_text(file.read())
-mode = Hydra.get_mode  # composes once more to see whether a page asks for many runs
-Hydra.get_mode = lambda self, **asked: mode(self, **asked) if "hydra" in "".join(asked["overrides"]) else None
 THERE = {"FILE", "EMPTY", "cache"}  # in the folder that commands are typed in
 ROUNDS = 12  # of fixes, one upon the other
 SECONDS = 60
@@ -327,7 +322,7 @@ def complaint(line: Line, told: Told) -> str:
             return "no key"
         if error.fix == f"{error.key}={error.value}" and error.key != "KEY" or error.fix == " ".join(line.words):
             return "the fix is what was typed"
-    left = set(os.listdir()) ^ THERE
+    left = (set(os.listdir()) ^ THERE) - {"x"}  # of hydra.run.dir=x
     return f"something is left behind: {', '.join(left)}" if left and not many else ""
 
 
@@ -398,19 +393,46 @@ def _filled(script: str, words: list[str]) -> Iterator[str]:
             yield word
 
 
+parsed = functools.cache(functools.partial(yaml.load, Loader=get_yaml_loader()))
+
+
+@contextlib.contextmanager
+def in_haste() -> Iterator[None]:
+    """Inside, a page is parsed once, and a command is composed once where nothing says that it is a sweep."""
+    parse, mode = yaml.load, Hydra.get_mode
+    yaml.load = lambda file, Loader: parsed(file.read())
+    Hydra.get_mode = lambda self, **asked: mode(self, **asked) if "hydra" in "".join(asked["overrides"]) else None
+    try:
+        yield
+    finally:
+        yaml.load, Hydra.get_mode = parse, mode
+
+
+@contextlib.contextmanager
+def somewhere() -> Iterator[None]:
+    """Inside, the folder is a new one, which holds what lines name."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("FILE").write_text("x")
+        Path("EMPTY").mkdir()
+        Path("cache").mkdir()
+        yield
+
+
+def judged(line: Line) -> tuple[Told, str]:
+    """How a line ends, and what is wrong with that or with what it is offered."""
+    told = ended(line)
+    return told, complaint(line, told) or next(filter(None, (followed(line, error) for error in told.errors)), "")
+
+
 def main() -> int:
     """Draw, type, follow, print; 1 where there is a complaint."""
     n, seed, *rest = sys.argv[1:]
     drawer, ends, complaints = Drawer(int(seed), Path(rest[0]).resolve() if rest else None), Counter(), Counter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        os.environ |= {"HOME": folder, "ATELIER_CACHE": f"{folder}/cache", "COLUMNS": "120"}
-        Path("FILE").write_text("x")
-        Path("EMPTY").mkdir()
-        Path("cache").mkdir()
+    with somewhere(), in_haste():
+        os.environ |= {"HOME": os.getcwd(), "ATELIER_CACHE": f"{os.getcwd()}/cache", "COLUMNS": "120"}
         for _ in range(int(n)):
             line = drawer.line()
-            told = ended(line)
-            wrong = complaint(line, told) or next(filter(None, (followed(line, error) for error in told.errors)), "")
+            told, wrong = judged(line)
             ends["complained of" if wrong else "refused" if told.errors else "passed"] += 1
             if wrong:
                 complaints[wrong.partition(":")[0]] += 1

@@ -20,8 +20,8 @@ def is_unknown_flag(word: str) -> bool:
     return word.startswith("-") and len(word) > 1 and not known
 
 
-def flags_first(words: list[str]) -> list[str]:
-    """The words with flags before all others: Hydra's parser takes no word behind a flag that stands behind another.
+def flags_last(words: list[str]) -> list[str]:
+    """The words with flags behind all others: Hydra's parser takes no word behind a flag that stands behind another.
 
     Raises:
         UserError: a flag lacks its value, has a wrong one, or does not go with another.
@@ -30,7 +30,7 @@ def flags_first(words: list[str]) -> list[str]:
 
     def refuse(message: str) -> NoReturn:
         flag, _, problem = message.partition(": ")
-        raise UserError(flag.rpartition("/")[2].removeprefix("argument "), "", problem or message, HELP)
+        raise UserError(flag.removeprefix("argument ").partition("/")[0], "", problem or message, HELP)
 
     parser = get_args_parser()
     parser.error = refuse
@@ -45,6 +45,5 @@ def flags_first(words: list[str]) -> list[str]:
         raise UserError("--config-dir", taken.config_dir, "there is no such folder", "--config-dir=FOLDER of pages")
     if taken.resolve and not taken.cfg:
         refuse("--resolve: it goes with --cfg job")
-    many = ["--multirun"] if taken.multirun else []
     flags = [one for one in words if one not in taken.overrides and one not in ("-m", "--multirun", "--")]
-    return [*many, *flags, *taken.overrides]
+    return [*taken.overrides, *flags, *(["--multirun"] if taken.multirun else [])]

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from atelier.cli import offers
-from atelier.cli.flags import flags_first, is_unknown_flag
+from atelier.cli.flags import flags_last, is_unknown_flag
 from atelier.cli.given import meant
 from atelier.cli.guard import guarded
 from atelier.core.errors import RankGone, UserError, causes, nearest, parsed
@@ -66,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
         if unsafe := os.environ.get(ENVIRONMENT):
             raise UserError(ENVIRONMENT, unsafe, "it lets checkpoints run code", f"unset {ENVIRONMENT}")
         check_words(sys.argv[1:])
-        sys.argv[1:] = flags_first(sys.argv[1:])
+        sys.argv[1:] = flags_last(sys.argv[1:])
         sys.argv[1:] = meant(sys.argv[1:], script_name() == "train")
         with guarded():
             main()
@@ -257,14 +257,17 @@ def _unset(text: str) -> UserError | None:
 
 
 def _reference(key: str, name: str) -> UserError:
-    """A key whose value is that of another, which is not there."""
-    if word := next((one for one in sys.argv[1:] if name.startswith(f"{key_of(one)}.")), None):
-        above, _, value = word.partition("=")
-        return UserError(above, value, f"{key} refers to {name}, which is not there then", f"leave {above} out")
-    kind, own = type(offers.shipped(key)), key in map(key_of, sys.argv[1:])
-    close = nearest(name, [one for one in offers.keys() if own and isinstance(offers.shipped(one), kind)])
-    fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
-    return UserError(key, f"${{{name}}}", "there is no such key", fix)
+    """A key whose value is that of another, which is not there: misspelt, or gone with what was typed above it."""
+    if key in map(key_of, sys.argv[1:]):
+        kind = type(offers.shipped(key))
+        close = nearest(name, [one for one in offers.keys() if isinstance(offers.shipped(one), kind)])
+        fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
+        return UserError(key, f"${{{name}}}", "there is no such key", fix)
+    for one in sys.argv[1:]:
+        if name.startswith(f"{key_of(one)}."):
+            above, _, value = one.partition("=")
+            return UserError(above, value, f"{key} refers to {name}, which is not there then", f"leave {above} out")
+    return UserError(key, f"${{{name}}}", "there is no such key", f"{key}=VALUE")
 
 
 def _unfit(text: str, typed: str) -> UserError | None:
