@@ -231,6 +231,9 @@ def _unknown_key(text: str, typed: str) -> UserError | None:
     found = re.search(r"Could not override '([^']+)'", text)
     if found is None and "not in struct" not in text:
         return None
+    if recipe := re.match(r"In 'experiment/(\w+)'", text):
+        problem = f"its page chooses {found[1]}, which this model has not" if found else "its page does not fit"
+        return UserError("experiment", recipe[1], problem, "leave experiment out")
     beneath = _full_key(text)
     key, _, value = typed.partition("=") if typed else (found[1] if found else beneath, "", "")
     if not beneath.startswith(f"{key}."):
@@ -247,7 +250,8 @@ def _unset(text: str) -> UserError | None:
         name = found.group(1)
         return UserError(_full_key(text), f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
     if "Missing mandatory value" in text:
-        return UserError(_full_key(text), "???", "it has no value", f"{_full_key(text)}=VALUE")
+        key = offers.origin(_full_key(text))
+        return UserError(key, "???", "it has no value", f"{key}=VALUE")
     if found := re.search(r"Interpolation key '([^']+)' not found|Error trying to access ([\w.]+)", text):
         return _reference(_full_key(text), found[1] or found[2])
     if found := re.search(r"Recursive interpolation|Unsupported interpolation type \w+", text):

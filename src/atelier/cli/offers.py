@@ -94,9 +94,14 @@ def with_value(key: str, value: str) -> str:
 
 def shipped(key: str) -> Any:
     """What a key of this command has where nothing else is typed; an interpolation is followed."""
+    return keys().get(origin(key))
+
+
+def origin(key: str) -> str:
+    """The key that the value of another is taken from."""
     value = keys().get(key)
     found = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-    return shipped(found[1]) if found else value
+    return origin(found[1]) if found else key
 
 
 def device(value: str) -> str:

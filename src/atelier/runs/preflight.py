@@ -250,7 +250,8 @@ def _check_keys(values: dict[str, Any]) -> None:
     """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
     known = known_keys()
     for top, section in values.items():
-        inner = section if isinstance(section, dict) and "_target_" not in section else {}
+        inner = section if isinstance(section, dict) and isinstance(known.get(top, {}), dict) else {}
+        inner = {} if "_target_" in inner else inner
         for key in [top, *(f"{top}.{name}" for name in inner)]:
             if key not in known and top not in OBJECTS:
                 close = nearest(key, known)
