@@ -370,7 +370,8 @@ def typed(line: Line, error: UserError) -> list[Line]:
     """The line with each alternative of a fix in place of the word that was refused; of prose there is none."""
     if found := re.search(r"leave (\S+) out", error.fix):
         gone = {error.key, error.key.lstrip("+~"), found[1]}
-        out = [[word for word in line.words if not gone & {word.partition("=")[0], key_of(word).lstrip("+~")}]]
+        kept = [word for word in line.words if not gone & {word.partition("=")[0], key_of(word).lstrip("+~")}]
+        out = [[word for word in kept if not key_of(word).startswith(f"{found[1]}.")]]
     else:
         lacking = {"data.download=true", *(["data.root=FOLDER"] if line.whole else [])}  # here: a network, and files
         commands = [one for one in fixes.commands(error.fix) if not {*one} & lacking]

@@ -246,16 +246,18 @@ def _unknown_key(text: str, typed: str) -> UserError | None:
 
 def _unset(text: str) -> UserError | None:
     """What has no value: an environment variable, `???`, or a reference to nothing."""
+    key = offers.origin(_full_key(text), [key_of(one) for one in sys.argv[1:]])
+    key = {"hydra.run.dir": "run_dir", "hydra.sweep.dir": "run_dir"}.get(key, key)
     if found := re.search(r"Environment variable '([^']+)' not found", text):
         name = found.group(1)
-        return UserError(_full_key(text), f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
+        return UserError(key, f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
     if "Missing mandatory value" in text:
-        key = offers.origin(_full_key(text))
         return UserError(key, "???", "it has no value", f"{key}=VALUE")
     if found := re.search(r"Interpolation key '([^']+)' not found|Error trying to access ([\w.]+)", text):
         return _reference(_full_key(text), found[1] or found[2])
-    if found := re.search(r"Recursive interpolation|Unsupported interpolation type \w+", text):
-        return UserError(_full_key(text), "${...}", found.group(0).lower(), f"{_full_key(text)}=VALUE")
+    reasons = r"Recursive interpolation|Unsupported interpolation type \w+|Interpolation to parent node"
+    if found := re.search(reasons, text):
+        return UserError(key, "${...}", found.group(0).lower(), f"{key}=VALUE")
     return None
 
 

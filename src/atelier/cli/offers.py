@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from atelier.checkpoints.renamed import argument
@@ -78,7 +79,7 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
         group, place = key.split("@", 1)
         return f"{group}={member(group, value)}" if group in standing() and not place else f"leave {key} out"
     leaves = [name for name, shipped in known.items() if not isinstance(shipped, dict)]
-    leaves += [typed for typed in standing() if "@" not in typed]
+    leaves += [group for group in standing() if "@" not in group and "." not in key]
     if close := nearest(key, [name for name in leaves if not (known_wrong and name == key)]):
         return with_value(close, value)
     close = nearest(key, [name for name in known_keys(script_name()) if name != key])
@@ -97,11 +98,11 @@ def shipped(key: str) -> Any:
     return keys().get(origin(key))
 
 
-def origin(key: str) -> str:
-    """The key that the value of another is taken from."""
+def origin(key: str, typed: Collection[str] = ()) -> str:
+    """The key that the value of another is taken from, but for those that were typed."""
     value = keys().get(key)
-    found = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-    return origin(found[1]) if found else key
+    found = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) and key not in typed else None
+    return origin(found[1], typed) if found else key
 
 
 def device(value: str) -> str:
