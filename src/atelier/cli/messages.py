@@ -215,7 +215,8 @@ def _unknown_page(text: str) -> UserError | None:
     page = found.group(1).removeprefix(f"{group}/")
     if group.startswith("hydra/"):
         return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
-    typed = next((one.partition("=")[0] for one in sys.argv[1:] if one.startswith(f"{group}@")), group)
+    words = [one.partition("=")[::2] for one in sys.argv[1:] if one.partition("=")[0].partition("@")[0] == group]
+    typed = next((name for name, value in words if page in value.strip("[]").split(",")), group)
     if several := next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith(f"{typed}=[")), None):
         lists = [
             key

@@ -101,7 +101,7 @@ def shipped(key: str) -> Any:
 def origin(key: str, typed: Collection[str] = ()) -> str:
     """The key that the value of another is taken from, but for those that were typed."""
     value = keys().get(key)
-    found = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) and key not in typed else None
+    found = re.search(r"\$\{(\w[\w.]*)\}", value) if isinstance(value, str) and key not in typed else None
     return origin(found[1], typed) if found else key
 
 
@@ -148,8 +148,9 @@ def on_another_page(key: str, value: str) -> str | None:
     page = _with_key(group, key.removeprefix(f"{place}."), now) if now or script_name() == "train" else None
     if page is None:
         return None
-    out = f"leave {key} out, or " if script_name() == "train" and standing()[places[place]] is None else ""
-    return f"{out}{places[place]}={page} {with_value(key, value)}"
+    typed, other = places[place], f"{places[place]}={page} {with_value(key, value)}"
+    by_hand = standing()[typed] is None or any(one.startswith((f"{typed}=", "experiment=")) for one in sys.argv[1:])
+    return f"leave {key} out, or {other}" if by_hand and script_name() == "train" else other
 
 
 def _there(place: str) -> dict[str, Any]:
