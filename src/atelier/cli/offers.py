@@ -48,12 +48,9 @@ def standing() -> dict[str, str | None]:
 
 
 def keys() -> dict[str, Any]:
-    """The dotted keys of this command, with their values as written."""
-    found = chosen(script_name(), tuple(sys.argv[1:]))
-    hidden = (*HIDDEN, "choices")
-    return {
-        key: value for key, value in found.items() if not {key.partition(".")[0], key.rpartition(".")[2]} & {*hidden}
-    }
+    """The dotted keys of this command in their order, with their values as written."""
+    found = sorted(chosen(script_name(), tuple(sys.argv[1:])).items())
+    return {key: one for key, one in found if key.rpartition(".")[2] not in HIDDEN and not key.startswith("choices")}
 
 
 def has(key: str) -> bool:
@@ -71,7 +68,7 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
         return device(value)
     if key.startswith("choices.") and value in members(last):
         return f"{last}={value}"
-    if key.startswith("choices.") or last.startswith("_"):  # what pages say, not a user
+    if key.startswith(("choices.", "hydra.")) or last.startswith("_"):  # what pages say, not a user
         return f"leave {key} out"
     if found := placed(key, value) or (on_another_page(key, value) if known_wrong else None):
         return found
@@ -90,7 +87,11 @@ def with_value(key: str, value: str) -> str:
     """A key that there is, with the value that was meant for another where it can stand there."""
     if is_group(key):
         return f"{key}={member(key, value)}"
-    return shell(f"{key}={value}") if value and alike(value, shipped(key)) else f"{key}=VALUE"
+    return _set(key, value, shipped(key))
+
+
+def _set(key: str, value: str, shipped: Any) -> str:
+    return shell(f"{key}={value}") if value and alike(value, shipped) else f"{key}=VALUE"
 
 
 def shipped(key: str) -> Any:
@@ -148,7 +149,8 @@ def on_another_page(key: str, value: str) -> str | None:
     page = _with_key(group, key.removeprefix(f"{place}."), now) if now or script_name() == "train" else None
     if page is None:
         return None
-    typed, other = places[place], f"{places[place]}={page} {with_value(key, value)}"
+    there = keys_of_page(group, page)[key.removeprefix(f"{place}.")]
+    typed, other = places[place], f"{places[place]}={page} {_set(key, value, there)}"
     by_hand = standing()[typed] is None or any(one.startswith((f"{typed}=", "experiment=")) for one in sys.argv[1:])
     return f"leave {key} out, or {other}" if by_hand and script_name() == "train" else other
 
