@@ -73,8 +73,7 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
     if found := placed(key, value) or (on_another_page(key, value) if known_wrong else None):
         return found
     if "@" in key:
-        group, place = key.split("@", 1)
-        return f"{group}={member(group, value)}" if group in standing() and not place else f"leave {key} out"
+        return f"leave {key} out"
     leaves = [name for name, shipped in known.items() if not isinstance(shipped, dict)]
     leaves += [group for group in standing() if "@" not in group and "." not in key]
     if close := nearest(key, [name for name in leaves if not (known_wrong and name == key)]):
