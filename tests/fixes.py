@@ -52,13 +52,12 @@ def changed(error: UserError, cfg: DictConfig, *words: str, config: str = "train
 
 
 def instead(words: tuple[str, ...], key: str, command: list[str]) -> list[str]:
-    """The words with a fix in place of the one that was refused, of those that set the same, and of what is beneath."""
+    """The words with a fix in place of the one that was refused, and of those that set the same or an item of it."""
     named = {key, *map(key_of, command)}
-    fronts = tuple(f"{one}." for one in named)
     kept = [
         one
         for one in words
-        if not {one.partition("=")[0].strip(), key_of(one).strip()} & named and not key_of(one).startswith(fronts)
+        if not {one.partition("=")[0].strip(), key_of(one).strip(), re.sub(r"\.\d+$", "", key_of(one))} & named
     ]
     return [*kept, *command]
 

@@ -52,21 +52,21 @@ VALUES = """
 abc 0 1 -1 3.5 1e-3 1e400 nan inf -inf 1000000000000 99999999999999999999999 true false null None yes ??? 007 1_000
 0x10 1e5 .5 5. +1 - -- 1,000 0.0 16 [] [1,2] [a] [[1]] [1,[2]] [null] [label] [64] {} {a:1} {1:2} {run:auto}
 {_target_:os.system} größe 日本 'a b' "x" a=b = ${seed} ${nope} ${oc.env:NOPE} ${data} ${model.net} ${.seed} ${x:1}
-${data.image_size ${seed}x $ a,b 1,2 0,-1 (1) [1, {a ] } ' " it's x\\ ~/x ../x /dev/null nothing/here FILE EMPTY
+${data.image_size ${seed}x $ a,b 1,2 0,-1 (1) [1, {a ] } ' " it's x\\ ~/x ../x /dev/null nothing/here a_file a_folder
 choice(1,2) range(1,3) interval(0,1) glob(*) sweep 2026_11_28 a:b @ # % & ; * ! last auto none cuda label adam
 hinge linear vq lpips
 """.split()
 VALUES += ["", " ", "a b", " 1", "1 ", "a\tb", "a\nb", "x" * 300, "[1, 2]", "{a: 1}", "${seed} 1", "\u202e", "\x00"]
 SINGLE = """
 vae seed --seed -x -seed=3 = =3 --cfg --cfg=jo model seed:3 -- - --resolve hydra.run.dir=x hydra/launcher=nope
-hydra.job.chdir=true hydra.mode=MULTIRUN run_dir=FILE run_dir=FILE/x run_dir=/proc/x run_dir=last check=maybe
+hydra.job.chdir=true hydra.mode=MULTIRUN run_dir=a_file run_dir=a_file/x run_dir=/proc/x run_dir=last check=maybe
 model@data=vae -c job
 --config-name=nope --config-dir=nope --config-path=nope --info --info=nope --package=x --run --experimental-rerun=x -h
 """.split()
 SINGLE += ["seed = 3", ""]
-THERE = {"FILE", "EMPTY", "cache"}  # in the folder that commands are typed in
+THERE = {"a_file", "a_folder", "cache"}  # in the folder that commands are typed in
 ROUNDS = 12  # of fixes, one upon the other
-SECONDS = 60
+SECONDS = 30
 MEMORY = 4 * 2**30  # bytes that a child may take beside what it was forked with
 
 
@@ -152,7 +152,7 @@ class Drawer:
         words = tiny(self.family(), self.runs)
         if self.rng.random() < 0.25:
             words = [word for word in words if not word.startswith(("data=", "data.n_", "data.task="))]
-            page, root = self.rng.choice(pages("data")), self.rng.choice(("FILE", "EMPTY", "nothing", "FILE/x"))
+            page, root = self.rng.choice(pages("data")), self.rng.choice(("a_file", "a_folder", "nothing", "a_file/x"))
             words += [f"data={page}", *([f"data.root={root}"] if page != "shapes" else [])]
         return Line("train", tuple(words), whole=True)
 
@@ -244,7 +244,8 @@ def ended(line: Line) -> Told:
     with tempfile.NamedTemporaryFile() as file:
         code = forked(lambda: _limited(line, Path(file.name)))
         told = Path(file.name).read_bytes()
-    return pickle.loads(told) if told else Told(code, f"the process ended with {code}", [])
+    at_work = code == -signal.SIGALRM  # on numbers that are large, not wrong
+    return pickle.loads(told) if told else Told(0 if at_work else code, f"the process ended with {code}", [])
 
 
 def _limited(line: Line, told: Path) -> None:
@@ -369,13 +370,12 @@ def typed(line: Line, error: UserError) -> list[Line]:
     """The line with each alternative of a fix in place of the word that was refused; of prose there is none."""
     if found := re.search(r"leave (\S+) out", error.fix):
         gone = {error.key, error.key.lstrip("+~"), found[1]}
-        out = [[word for word in line.words if not gone & {word.partition("=")[0], key_of(word).lstrip("+~")}]]
+        kept = [word for word in line.words if not gone & {word.partition("=")[0], key_of(word).lstrip("+~")}]
+        out = [[word for word in kept if not key_of(word).startswith(f"{found[1]}.")]]
     else:
-        out = [
-            fixes.instead(line.words, error.key, command)
-            for command in fixes.commands(error.fix)
-            if "data.download=true" not in command
-        ]
+        lacking = {"data.download=true", *(["data.root=FOLDER"] if line.whole else [])}  # here: a network, and files
+        commands = [one for one in fixes.commands(error.fix) if not {*one} & lacking]
+        out = [fixes.instead(line.words, error.key, command) for command in commands]
     return [replace(line, words=tuple(_filled(line.script, words))) for words in out if tuple(words) != line.words]
 
 
@@ -412,8 +412,8 @@ def in_haste() -> Iterator[None]:
 def somewhere() -> Iterator[None]:
     """Inside, the folder is a new one, which holds what lines name."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        Path("FILE").write_text("x")
-        Path("EMPTY").mkdir()
+        Path("a_file").write_text("x")
+        Path("a_folder").mkdir()
         Path("cache").mkdir()
         yield
 

@@ -255,7 +255,7 @@ def parent_of(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     "data.batch_size=[1,": "error: data.batch_size=[1,: it cannot be parsed.",
     "data.seed=???": "error: data.seed=???: it has no value. Fix: data.seed=VALUE",
     "data.seed=${oc.env:NOPE}": "error: data.seed=${oc.env:NOPE}: NOPE is not set. Fix: export NOPE=VALUE",
-    "data.seed=${data.limt}": "error: data.seed=${data.limt}: there is no such key. Fix: data.limit=",
+    "data.seed=${data.limt}": "error: data.seed=${data.limt}: there is no such key. Fix: data.seed=VALUE",
     "data.seed=${data.seed}": "recursive interpolation",
     "choices.model=vae": "Fix: model=vae",
     "model.net.multipliers=[1,-2]": "item 1: it must be greater than 0",

@@ -495,5 +495,6 @@ def test_mistakes_are_one_line(published: Path, export: Callable[..., Path], tmp
     cfg = composed("model=gan", *SMALL)
     gan = folders.LoadedRun(tmp_path / "gan", cfg, run.data, build.on_parts(cfg, {}), 0, [])
     with pytest.raises(UserError, match=r"error: run=.*gan: GAN is no diffusion model. Fix: run=DIR of one"):
-        export(gan, tmp_path / "out")
+        export(gan, tmp_path / "out/deep")
+    assert not (tmp_path / "out").exists(), "a folder that was made for it"
     assert not (tmp_path / "out").exists()

@@ -173,6 +173,10 @@ def test_a_model_of_holes_begins_as_the_text_to_image_model_that_it_comes_from(
     below.model.first_stage.sha256 = "another"
     with pytest.raises(UserError, match="it stands on another first_stage"):
         starting.start_from(model, below)
+    (tmp_path / "weights.safetensors").write_bytes(b"cut")
+    below.model.first_stage.sha256 = "same"
+    with pytest.raises(UserError, match=r"error: start_from=.*: it cannot be read .*. Fix: start_from=ANOTHER"):
+        starting.start_from(model, below)
     with pytest.raises(UserError, match="no finished run lies there"):
         starting.start_from(model, OmegaConf.merge(below, {"start_from": str(tmp_path / "nothing")}))
 

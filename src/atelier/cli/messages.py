@@ -216,7 +216,8 @@ def _unknown_page(text: str) -> UserError | None:
     page = found.group(1).removeprefix(f"{group}/")
     if group.startswith("hydra/"):
         return UserError(group, page, "this plugin of Hydra is not installed", 'pip install -e ".[sweep]"')
-    typed = next((one.partition("=")[0] for one in sys.argv[1:] if one.startswith(f"{group}@")), group)
+    words = [one.partition("=")[::2] for one in sys.argv[1:] if one.partition("=")[0].partition("@")[0] == group]
+    typed = next((name for name, value in words if page in value.strip("[]").split(",")), group)
     if several := next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith(f"{typed}=[")), None):
         lists = [
             key
@@ -232,6 +233,9 @@ def _unknown_key(text: str, typed: str) -> UserError | None:
     found = re.search(r"Could not override '([^']+)'", text)
     if found is None and "not in struct" not in text:
         return None
+    if recipe := re.match(r"In 'experiment/(\w+)'", text):
+        problem = f"its page chooses {found[1]}, which this model has not" if found else "its page does not fit"
+        return UserError("experiment", recipe[1], problem, "leave experiment out")
     beneath = _full_key(text)
     key, _, value = typed.partition("=") if typed else (found[1] if found else beneath, "", "")
     if not beneath.startswith(f"{key}."):
@@ -244,15 +248,18 @@ def _unknown_key(text: str, typed: str) -> UserError | None:
 
 def _unset(text: str) -> UserError | None:
     """What has no value: an environment variable, `???`, or a reference to nothing."""
+    key = offers.origin(_full_key(text), [key_of(one) for one in sys.argv[1:]])
+    key = {"hydra.run.dir": "run_dir", "hydra.sweep.dir": "run_dir"}.get(key, key)
     if found := re.search(r"Environment variable '([^']+)' not found", text):
         name = found.group(1)
-        return UserError(_full_key(text), f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
+        return UserError(key, f"${{oc.env:{name}}}", f"{name} is not set", f"export {name}=VALUE")
     if "Missing mandatory value" in text:
-        return UserError(_full_key(text), "???", "it has no value", f"{_full_key(text)}=VALUE")
+        return UserError(key, "???", "it has no value", f"{key}=VALUE")
     if found := re.search(r"Interpolation key '([^']+)' not found|Error trying to access ([\w.]+)", text):
         return _reference(_full_key(text), found[1] or found[2])
-    if found := re.search(r"Recursive interpolation|Unsupported interpolation type \w+", text):
-        return UserError(_full_key(text), "${...}", found.group(0).lower(), f"{_full_key(text)}=VALUE")
+    reasons = r"Recursive interpolation|Unsupported interpolation type \w+|Interpolation to parent node"
+    if found := re.search(reasons, text):
+        return UserError(key, "${...}", found.group(0).lower(), f"{key}=VALUE")
     return None
 
 
@@ -260,7 +267,7 @@ def _reference(key: str, name: str) -> UserError:
     """A key whose value is that of another, which is not there: misspelt, or gone with what was typed above it."""
     if key in map(key_of, sys.argv[1:]):
         kind = type(offers.shipped(key))
-        close = nearest(name, [one for one in offers.keys() if isinstance(offers.shipped(one), kind)])
+        close = nearest(name, [one for one in offers.keys() if type(offers.shipped(one)) is kind])
         fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
         return UserError(key, f"${{{name}}}", "there is no such key", fix)
     for one in sys.argv[1:]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from atelier.checkpoints.renamed import argument
@@ -47,12 +48,9 @@ def standing() -> dict[str, str | None]:
 
 
 def keys() -> dict[str, Any]:
-    """The dotted keys of this command, with their values as written."""
-    found = chosen(script_name(), tuple(sys.argv[1:]))
-    hidden = (*HIDDEN, "choices")
-    return {
-        key: value for key, value in found.items() if not {key.partition(".")[0], key.rpartition(".")[2]} & {*hidden}
-    }
+    """The dotted keys of this command in their order, with their values as written."""
+    found = sorted(chosen(script_name(), tuple(sys.argv[1:])).items())
+    return {key: one for key, one in found if key.rpartition(".")[2] not in HIDDEN and not key.startswith("choices")}
 
 
 def has(key: str) -> bool:
@@ -70,15 +68,14 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
         return device(value)
     if key.startswith("choices.") and value in members(last):
         return f"{last}={value}"
-    if key.startswith("choices.") or last.startswith("_"):  # what pages say, not a user
+    if key.startswith(("choices.", "hydra.")) or last.startswith("_"):  # what pages say, not a user
         return f"leave {key} out"
     if found := placed(key, value) or (on_another_page(key, value) if known_wrong else None):
         return found
     if "@" in key:
-        group, place = key.split("@", 1)
-        return f"{group}={member(group, value)}" if group in standing() and not place else f"leave {key} out"
+        return f"leave {key} out"
     leaves = [name for name, shipped in known.items() if not isinstance(shipped, dict)]
-    leaves += [typed for typed in standing() if "@" not in typed]
+    leaves += [group for group in standing() if "@" not in group and "." not in key]
     if close := nearest(key, [name for name in leaves if not (known_wrong and name == key)]):
         return with_value(close, value)
     close = nearest(key, [name for name in known_keys(script_name()) if name != key])
@@ -89,14 +86,23 @@ def with_value(key: str, value: str) -> str:
     """A key that there is, with the value that was meant for another where it can stand there."""
     if is_group(key):
         return f"{key}={member(key, value)}"
-    return shell(f"{key}={value}") if value and alike(value, shipped(key)) else f"{key}=VALUE"
+    return _set(key, value, shipped(key))
+
+
+def _set(key: str, value: str, shipped: Any) -> str:
+    return shell(f"{key}={value}") if value and alike(value, shipped) else f"{key}=VALUE"
 
 
 def shipped(key: str) -> Any:
     """What a key of this command has where nothing else is typed; an interpolation is followed."""
+    return keys().get(origin(key))
+
+
+def origin(key: str, typed: Collection[str] = ()) -> str:
+    """The key that the value of another is taken from, but for those that were typed."""
     value = keys().get(key)
-    found = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-    return shipped(found[1]) if found else value
+    found = re.search(r"\$\{(\w[\w.]*)\}", value) if isinstance(value, str) and key not in typed else None
+    return origin(found[1], typed) if found else key
 
 
 def device(value: str) -> str:
@@ -142,8 +148,10 @@ def on_another_page(key: str, value: str) -> str | None:
     page = _with_key(group, key.removeprefix(f"{place}."), now) if now or script_name() == "train" else None
     if page is None:
         return None
-    out = f"leave {key} out, or " if script_name() == "train" and standing()[places[place]] is None else ""
-    return f"{out}{places[place]}={page} {with_value(key, value)}"
+    there = keys_of_page(group, page)[key.removeprefix(f"{place}.")]
+    typed, other = places[place], f"{places[place]}={page} {_set(key, value, there)}"
+    by_hand = standing()[typed] is None or any(one.startswith((f"{typed}=", "experiment=")) for one in sys.argv[1:])
+    return f"leave {key} out, or {other}" if by_hand and script_name() == "train" else other
 
 
 def _there(place: str) -> dict[str, Any]:

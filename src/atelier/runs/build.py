@@ -120,14 +120,27 @@ def _base(copied: Path, cfg: DictConfig) -> dict[str, Tensor]:
     Raises:
         UserError: they are others than those that training began on.
     """
-    from safetensors.torch import load_file
-
     from atelier.checkpoints import forms
 
     if forms.digest(copied) != cfg.base_sha256:
         problem = "these are not the weights that the adapters were trained on"
         raise UserError("start_from", copied, problem, f"put back the file with sha256 {cfg.base_sha256[:12]}...")
-    return renamed.weights(load_file(copied / "weights.safetensors"))
+    return weights(copied / "weights.safetensors", "start_from")
+
+
+def weights(path: Path, key: str) -> dict[str, Tensor]:
+    """The weights of a finished run, in the names of today; `key` is what named it.
+
+    Raises:
+        UserError: the file is not whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return renamed.weights(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(key, path, f"it cannot be read ({error})", f"{key}=ANOTHER") from error
 
 
 def parts(cfg: DictConfig) -> list[str]:
@@ -218,8 +231,6 @@ def part(folder: Path, expected: str | None, cfg: DictConfig, node: DictConfig |
 
 def _read(folder: Path, cfg: DictConfig, node: DictConfig) -> nn.Module:
     """The net of a folder, of whichever form."""
-    from safetensors.torch import load_file
-
     from atelier.checkpoints import diffusers_conditional, diffusers_folder, forms, taesd_files, transformers_folder
 
     names, images = forms.form(folder), (cfg.data.image_size, cfg.data.image_channels)
@@ -232,7 +243,7 @@ def _read(folder: Path, cfg: DictConfig, node: DictConfig) -> nn.Module:
     if names == forms.TRANSFORMERS:
         return transformers_folder.text_encoder(str(folder), node.get("layer", "last"), node.get("final_norm", True))
     finished = model(without_perceptual(safe_config(folder)), folder)
-    finished.restore(renamed.weights(load_file(folder / names[1])))
+    finished.restore(weights(folder / names[1], f"model.{folder.name}.run"))
     return finished.part()
 
 

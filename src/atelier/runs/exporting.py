@@ -125,6 +125,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("out", out, "there is something already", "out=ANOTHER_FOLDER")
     part = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    made = [folder for folder in part.parents if not folder.exists()]
     try:
         part.mkdir(parents=True)
         yield part
@@ -134,6 +135,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UserError("out", out, f"it cannot be written ({why})", "out=A_FOLDER_OF_YOURS") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it became what was asked for
+            for folder in made:
+                folder.rmdir()
 
 
 # ---- layouts

@@ -250,7 +250,8 @@ def _check_keys(values: dict[str, Any]) -> None:
     """Outside of what becomes a call, the keys are those of the pages at the root; each group has its object."""
     known = known_keys()
     for top, section in values.items():
-        inner = section if isinstance(section, dict) and "_target_" not in section else {}
+        inner = section if isinstance(section, dict) and isinstance(known.get(top, {}), dict) else {}
+        inner = {} if "_target_" in inner else inner
         for key in [top, *(f"{top}.{name}" for name in inner)]:
             if key not in known and top not in OBJECTS:
                 close = nearest(key, known)
@@ -298,14 +299,17 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
 
 
 def _no_argument(target: Callable, key: str, value: Any) -> UserError:
-    """What a class does not take; a recipe whose model was exchanged brings what another took."""
-    words, problem = task_words(), f"{target.__name__} has no such argument"
-    recipe = next((word for word in words if word.startswith("experiment=")), None)
-    if recipe and not any(key_of(word).startswith(key) for word in words):
-        return UserError(key, value, f"{problem}, which {recipe} gives it", "leave experiment out")
-    place, _, last = key.rpartition(".")
+    """What a class does not take: typed, or brought by a page for what another page has exchanged."""
+    words, (place, _, last) = task_words(), key.rpartition(".")
+    if not any(key_of(word).startswith(key) for word in words):
+        inside = [word for word in words if "@" in word.partition("=")[0] and key.startswith(f"{key_of(word)}.")]
+        if pages := inside or [word for word in words if word.startswith("experiment=")]:
+            name, _, page = pages[-1].partition("=")
+            problem = f"{target.__name__} would get {key}, which it does not take"
+            return UserError(name, page, problem, f"leave {name} out")
     close = nearest(last, _arguments(target))
-    return UserError(key, value, problem, f"{place}.{close}=VALUE" if close else f"leave {key} out")
+    fix = f"{place}.{close}=VALUE" if close else f"leave {key} out"
+    return UserError(key, value, f"{target.__name__} has no such argument", fix)
 
 
 def _is_part(annotation: Any, given: Any) -> bool:

@@ -24,12 +24,8 @@ def start_from(model: Model, cfg: DictConfig) -> None:
     """
     if cfg.start_from is None or cfg.get("lora") is not None:  # adapters: `build.model` has them
         return
-    from safetensors.torch import load_file
-
-    from atelier.checkpoints import renamed
-
     folder = preflight.beginning(cfg.start_from)
     stored = build.stored_config(folder)
     pretrained.refuse_other_parts(cfg, stored, folder)
-    model.begin_with(renamed.weights(load_file(folder / "weights.safetensors")), "start_from")
+    model.begin_with(build.weights(folder / "weights.safetensors", "start_from"), "start_from")
     say(f"begins with the weights of {folder}")
