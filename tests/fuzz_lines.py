@@ -280,7 +280,7 @@ def _done(line: Line) -> Told:
 @contextlib.contextmanager
 def _heard(errors: list[UserError], line: Line) -> Iterator[None]:
     """Inside, the mistakes that are reported are noted, and a command that is not `whole` ends with preflight."""
-    tell, check, argv = meeting.tell, preflight.check, sys.argv
+    tell, check, argv, left = meeting.tell, preflight.check, sys.argv, job.seconds_left
 
     def told(error: UserError) -> bool:
         errors.append(error)
@@ -298,7 +298,7 @@ def _heard(errors: list[UserError], line: Line) -> Iterator[None]:
     try:
         yield
     finally:
-        meeting.tell, preflight.check, sys.argv = tell, check, argv
+        meeting.tell, preflight.check, sys.argv, job.seconds_left = tell, check, argv, left
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

@@ -122,7 +122,7 @@ def test_a_run_without_adapters_and_a_model_that_takes_none_are_refused(
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    (["lora=attention"], "lora=attention: they would be trained on a net of random weights. Fix: start_from=RUN"),
+    (["lora=attention"], "start_from=null: adapters would be trained on a net of random weights. Fix: start_from=RUN"),
     (["lora=attention", "start_from=BASE", "text_cache=auto", "lora.text_targets=[qkv]"],
      "text_cache=auto: training changes what the text encoder says. Fix: text_cache=null, or lora.text_targets=[]"),
     (["lora=attention", "start_from=LORA"], "it holds adapters, not a whole model"),

@@ -115,6 +115,7 @@ def _composition(script: str, pages: tuple[str, ...]) -> tuple[dict[str, Any], d
     return {}, {}
 
 
+@functools.cache
 def keys_of_page(group: str, page: str) -> dict[str, Any]:
     """Every dotted key that a page itself has, with its value; of the groups inside it there is none."""
     from omegaconf import OmegaConf
