@@ -46,7 +46,7 @@ def elsewhere() -> Iterator[None]:
     "train.py weighting=a,b": "error: weighting=a,b: there is no such key. Fix: weighting@model.objective.weighting=",
     "train.py seed=choice(1,2)": "error: seed=choice(1,2): one value, or a sweep. Fix: python train.py -m 'seed=",
     "train.py -m 'seed=interval(0,1)'": "error: seed=interval(0,1): only a search takes an interval.",
-    "train.py 'callbacks.grids.seed=${.batch_size}'": "Fix: 'callbacks.grids.seed=${eval.batch_size}'",
+    "train.py 'callbacks.grids.seed=${.batch_size}'": "Fix: 'callbacks.grids.seed=${data.batch_size}'",
     "train.py 'callbacks.table.path=${seed}'": "error: callbacks.table.path=0: it must be a string.",
     "train.py callbacks.table._partial_=false": "clock is given to it later. Fix: callbacks.table._partial_=true",
     "train.py frozen_precision={a": "error: frozen_precision={a: it cannot be parsed. Fix: frozen_precision=VALUE",
