@@ -233,8 +233,9 @@ def _unknown_key(text: str, typed: str) -> UserError | None:
     if found is None and "not in struct" not in text:
         return None
     if recipe := re.match(r"In 'experiment/(\w+)'", text):
-        problem = f"its page chooses {found[1]}, which this model has not" if found else "its page does not fit"
-        return UserError("experiment", recipe[1], problem, "leave experiment out")
+        problem = f"experiment={recipe[1]} chooses {found[1] if found else 'pages'}, which it has not"
+        model = next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith("model=")), "")
+        return UserError("model", model, problem, "leave model out" if model else "leave experiment out")
     beneath = _full_key(text)
     key, _, value = typed.partition("=") if typed else (found[1] if found else beneath, "", "")
     if not beneath.startswith(f"{key}."):
