@@ -95,6 +95,8 @@ def check_words(words: list[str]) -> None:
             raise UserError(key, value, "keys are neither added nor removed", offers.for_key(key.lstrip("+~"), value))
         if key.startswith("hydra") and key.endswith("_target_"):
             raise UserError(key, value, "what Hydra calls is not for the command line", f"leave {key} out")
+        if key.startswith("choices."):
+            raise UserError(key, value, "it only says which page was chosen", offers.for_key(key, value))
         if key == "hydra.job.chdir":
             raise UserError(key, value, "paths are told from where the command is given", f"leave {key} out")
 

@@ -144,9 +144,9 @@ def on_another_page(key: str, value: str, given: str = "") -> str | None:
     """The page that has this key, of the group that stands where it begins, and the key; None where none has it.
 
     Args:
-        key: a key of some page.
-        value: what it is to have.
-        given: what was typed in place of the key; "": the key.
+        key: dotted key of some page.
+        value: text that it is to have.
+        given: key that was typed in its place; "": the same.
     """
     places = {typed.rpartition("@")[2]: typed for typed in standing()}
     place = max((place for place in places if key.startswith(f"{place}.")), key=len, default="")

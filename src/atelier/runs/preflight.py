@@ -305,9 +305,8 @@ def _no_argument(target: Callable, key: str, value: Any) -> UserError:
         pages = [word for word in words if is_group(word.partition("=")[0].partition("@")[0])]
         above = [word for word in pages if key.startswith(f"{key_of(word)}.") or word.startswith("experiment=")]
         if above:
-            name, _, page = max(above, key=lambda word: (key.startswith(key_of(word)), len(key_of(word)))).partition(
-                "="
-            )
+            closest = max(above, key=lambda word: (key.startswith(key_of(word)), len(key_of(word))))
+            name, _, page = closest.partition("=")
             problem = f"{target.__name__} would get {key}, which it does not take"
             return UserError(name, page, problem, f"leave {name} out")
     close = nearest(last, _arguments(target))
