@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import fuzz_lines
-from tests.fuzz_lines import Line
+from tests.drawn_lines import Drawer, Line
 from tests.programs import ROOT, python
 
 
@@ -66,7 +66,7 @@ def test_what_was_told_badly_is_one_line_and_its_fix_helps(given: str, line: str
 
 
 def test_lines_that_are_wrong_somewhere_are_refused_in_one_line_whose_fix_passes() -> None:
-    drawer = fuzz_lines.Drawer(3, None)
+    drawer = Drawer(3, None)
     for line in (drawer.line() for _ in range(12)):
         told, wrong = fuzz_lines.judged(line)
         assert not wrong, f"{line}\n{told.err}\n{wrong}"
