@@ -133,7 +133,7 @@ def _heard(errors: list[UserError], line: Line) -> Iterator[None]:
 
 def complaint(line: Line, told: Told) -> str:
     """What a user would complain of; "" where there is nothing, also where the command was right."""
-    many = {"-m", "--multirun"} & set(line.words)
+    many = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(line.words)
     if told.code not in (0, 2, *([1] if many else [])) or "Traceback" in told.err:
         return "traceback"
     if told.code == 0:
@@ -148,6 +148,8 @@ def complaint(line: Line, told: Told) -> str:
             return "no key"
         if error.fix == f"{error.key}={error.value}" and error.key != "KEY" or error.fix == " ".join(line.words):
             return "the fix is what was typed"
+        if not error.line().endswith(" ".join(error.fix.split())) and "|" not in error.fix:
+            return "the fix is cut"
     left = (set(os.listdir()) ^ THERE) - {"x"}  # of hydra.run.dir=x
     return f"something is left behind: {', '.join(left)}" if left and not many else ""
 
