@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import fuzz_lines
-from tests.fuzz_lines import Line
+from tests.drawn_lines import Drawer, Line
 from tests.programs import ROOT, python
 
 
@@ -34,6 +34,8 @@ def elsewhere() -> Iterator[None]:
     "train.py budget=3": "error: budget=3: other keys stand beneath it. Fix: leave budget out",
     "train.py model.embedder=null": "error: model.embedder=null: model.net.cond_dim refers to model.embedder.dim",
     "train.py data=cifar10 data.task=edit": "no such key. Fix: leave data.task out, or data=shapes data.task=edit",
+    "train.py data=cifar10 data.tasks=edit": "Fix: leave data.tasks out, or data=shapes data.task=edit",
+    "train.py -m experiment=emoji_sketch model=vae": "experiment=emoji_sketch chooses first_stage@model.first_stage",
     "train.py model.net.run=x": "there is no such key. Fix: model=sdxl model.net.run=x",
     "train.py model=gan planes@model.loss=masked_image": "there is no such key. Fix: leave planes@model.loss out",
     "train.py model=gan sampler@model.sampler=heun": "Fix: leave sampler@model.sampler out, or model=",
@@ -64,7 +66,7 @@ def test_what_was_told_badly_is_one_line_and_its_fix_helps(given: str, line: str
 
 
 def test_lines_that_are_wrong_somewhere_are_refused_in_one_line_whose_fix_passes() -> None:
-    drawer = fuzz_lines.Drawer(3, None)
+    drawer = Drawer(3, None)
     for line in (drawer.line() for _ in range(12)):
         told, wrong = fuzz_lines.judged(line)
         assert not wrong, f"{line}\n{told.err}\n{wrong}"

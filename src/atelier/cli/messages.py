@@ -96,6 +96,8 @@ def check_words(words: list[str]) -> None:
             raise UserError(key, value, "keys are neither added nor removed", offers.for_key(key.lstrip("+~"), value))
         if key.startswith("hydra") and key.endswith("_target_"):
             raise UserError(key, value, "what Hydra calls is not for the command line", f"leave {key} out")
+        if key.startswith("choices."):
+            raise UserError(key, value, "it only says which page was chosen", offers.for_key(key, value))
         if key == "hydra.job.chdir":
             raise UserError(key, value, "paths are told from where the command is given", f"leave {key} out")
 
@@ -234,8 +236,9 @@ def _unknown_key(text: str, typed: str) -> UserError | None:
     if found is None and "not in struct" not in text:
         return None
     if recipe := re.match(r"In 'experiment/(\w+)'", text):
-        problem = f"its page chooses {found[1]}, which this model has not" if found else "its page does not fit"
-        return UserError("experiment", recipe[1], problem, "leave experiment out")
+        problem = f"experiment={recipe[1]} chooses {found[1] if found else 'pages'}, which it has not"
+        model = next((one.partition("=")[2] for one in sys.argv[1:] if one.startswith("model=")), "")
+        return UserError("model", model, problem, "leave model out" if model else "leave experiment out")
     beneath = _full_key(text)
     key, _, value = typed.partition("=") if typed else (found[1] if found else beneath, "", "")
     if not beneath.startswith(f"{key}."):

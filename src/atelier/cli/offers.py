@@ -79,7 +79,7 @@ def for_key(key: str, value: str, known_wrong: bool = False) -> str:
     if close := nearest(key, [name for name in leaves if not (known_wrong and name == key)]):
         return with_value(close, value)
     close = nearest(key, [name for name in known_keys(script_name()) if name != key])
-    return (close and on_another_page(close, value)) or f"leave {key} out"
+    return (close and on_another_page(close, value, key)) or f"leave {key} out"
 
 
 def with_value(key: str, value: str) -> str:
@@ -140,8 +140,14 @@ def several(key: str, value: str) -> str:
     return ", or ".join(ways) or with_value(key, "")
 
 
-def on_another_page(key: str, value: str) -> str | None:
-    """The page that has this key, of the group that stands where it begins, and the key; None where none has it."""
+def on_another_page(key: str, value: str, given: str = "") -> str | None:
+    """The page that has this key, of the group that stands where it begins, and the key; None where none has it.
+
+    Args:
+        key: dotted key of some page.
+        value: text that it is to have.
+        given: key that was typed in its place; "": the same.
+    """
     places = {typed.rpartition("@")[2]: typed for typed in standing()}
     place = max((place for place in places if key.startswith(f"{place}.")), key=len, default="")
     group, now = places.get(place, "").partition("@")[0], _there(place)
@@ -151,7 +157,7 @@ def on_another_page(key: str, value: str) -> str | None:
     there = keys_of_page(group, page)[key.removeprefix(f"{place}.")]
     typed, other = places[place], f"{places[place]}={page} {_set(key, value, there)}"
     by_hand = standing()[typed] is None or any(one.startswith((f"{typed}=", "experiment=")) for one in sys.argv[1:])
-    return f"leave {key} out, or {other}" if by_hand and script_name() == "train" else other
+    return f"leave {given or key} out, or {other}" if by_hand and script_name() == "train" else other
 
 
 def _there(place: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.words import typed_value, word
 from atelier.nets.contracts import BUILT, Upscaler, contract_of
-from atelier.runs.pages import CONF, key_of, known_keys, placed, task_words
+from atelier.runs.pages import CONF, is_group, key_of, known_keys, placed, task_words
 from atelier.runs.typed_keys import PART, TYPES
 
 ALLOWED = (  # where a config may call what is defined
@@ -302,9 +302,11 @@ def _no_argument(target: Callable, key: str, value: Any) -> UserError:
     """What a class does not take: typed, or brought by a page for what another page has exchanged."""
     words, (place, _, last) = task_words(), key.rpartition(".")
     if not any(key_of(word).startswith(key) for word in words):
-        inside = [word for word in words if "@" in word.partition("=")[0] and key.startswith(f"{key_of(word)}.")]
-        if pages := inside or [word for word in words if word.startswith("experiment=")]:
-            name, _, page = pages[-1].partition("=")
+        pages = [word for word in words if is_group(word.partition("=")[0].partition("@")[0])]
+        above = [word for word in pages if key.startswith(f"{key_of(word)}.") or word.startswith("experiment=")]
+        if above:
+            closest = max(above, key=lambda word: (key.startswith(key_of(word)), len(key_of(word))))
+            name, _, page = closest.partition("=")
             problem = f"{target.__name__} would get {key}, which it does not take"
             return UserError(name, page, problem, f"leave {name} out")
     close = nearest(last, _arguments(target))
