@@ -53,7 +53,7 @@ def elsewhere() -> Iterator[None]:
     "train.py callbacks.table._partial_=false": "clock is given to it later. Fix: callbacks.table._partial_=true",
     "train.py frozen_precision={a": "error: frozen_precision={a: it cannot be parsed. Fix: frozen_precision=VALUE",
     "train.py \"seed='0'\"": "error: seed=\"0\": it must be an integer. Fix: seed=0",
-    "train.py choices.data=mnist 'data.x=}'": "error: choices.data=mnist: it only says which page was chosen. Fix: data=mnist",
+    "train.py choices.data=mnist 'data.x=}'": "it only says which page was chosen. Fix: data=mnist",
     "train.py experiment=shapes_cut model=vae": "VAE would get model.generator_optimizer, which it does not",
     "train.py hydra.job.chdir=true": "error: hydra.job.chdir=true: paths are told from where the command is given.",
     "evaluate.py augment=ada": "error: augment=ada: there is no such key. Fix: leave augment out",
