@@ -304,7 +304,7 @@ def _no_argument(target: Callable, key: str, value: Any) -> UserError:
     if not any(key_of(word).startswith(key) for word in words):
         pages = [word for word in words if is_group(word.partition("=")[0].partition("@")[0])]
         above = [word for word in pages if key.startswith(f"{key_of(word)}.") or word.startswith("experiment=")]
-        if above:
+        if len(above) > 1:  # of which one has exchanged what another sets
             closest = max(above, key=lambda word: (key.startswith(key_of(word)), len(key_of(word))))
             name, _, page = closest.partition("=")
             problem = f"{target.__name__} would get {key}, which it does not take"
