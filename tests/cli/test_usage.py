@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from atelier.cli import usage
-from atelier.runs.pages import CONF, offered
+from atelier.runs.pages import CONF, members, offered
 
 SCRIPTS = ("train", "sample", "evaluate", "export")
 
@@ -27,7 +27,7 @@ def test_help_fits_a_screen_and_names_every_page(script: str) -> None:
     text = "\n".join(lines).rpartition("groups and their pages")[2]
     for group in offered(script):
         told = text[re.search(rf"\b{group}[@=:]", text).start() :].split("\n\n")[0]
-        for page in usage.named(group):
+        for page in members(group):
             images, sign, recipe = page.partition("_")
             rows = rf"experiment={images}{sign}[^=]*?[ \n]{recipe}\b" if group == "experiment" else rf"[ \n]{page}\b"
             assert re.search(rows, told), (group, page)

@@ -12,7 +12,7 @@ from pathlib import Path
 from atelier.core.errors import UserError, nearest
 from atelier.core.launchers import rank
 from atelier.core.stopping import piped
-from atelier.runs.pages import CONF, offered
+from atelier.runs.pages import CONF, members, offered
 
 GROUP, NAME = 21, 26  # columns for the name of a group, and of a page or key, with a blank behind it
 ALL_KEYS = "keys"  # what is asked for as if it were a group
@@ -96,7 +96,7 @@ def help_lines(script: str, words: list[str]) -> list[str]:
 
 
 def _unknown(script: str, name: str, groups: list[str]) -> UserError:
-    of_page = next((group for group in groups if (CONF / group / f"{name}.yaml").exists()), None)
+    of_page = next((group for group in groups if name in members(group)), None)
     close = of_page or nearest(name, [*groups, ALL_KEYS])
     fix = " ".join(["python", f"{script}.py", "--help", *([close] if close else [])])
     return UserError("--help", name, "it is the name of no group of pages", fix)
@@ -105,7 +105,7 @@ def _unknown(script: str, name: str, groups: list[str]) -> UserError:
 def train_help() -> list[str]:
     groups = offered("train")
     parts = [group for group, typed in groups.items() if all("@model." in one for one in typed)]
-    of_parts = "; ".join(f"{group}: {' '.join(named(group))}" for group in parts)
+    of_parts = "; ".join(f"{group}: {' '.join(members(group))}" for group in parts)
     return [
         "usage: python train.py [GROUP=PAGE ...] [KEY=VALUE ...]",
         "",
@@ -147,15 +147,10 @@ def choices(groups: dict[str, list[str]]) -> list[str]:
     """Each group as it is typed and the names of its pages; recipes of the same images beside one another."""
     rows: dict[str, list[str]] = {}
     for group, typed in groups.items():
-        for page in named(group):
+        for page in members(group):
             images, sign, recipe = page.partition("_") if group == "experiment" else ("", "", page)
             rows.setdefault(f"{typed[0]}={images}{sign}", []).append(recipe)
     return [line for row, names in rows.items() for line in wrapped(row, " ".join(names), GROUP)]
-
-
-def named(group: str) -> list[str]:
-    """The names of the pages of a group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def names_of(run: str) -> list[str]:

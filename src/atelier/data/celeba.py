@@ -162,7 +162,7 @@ class CelebA(DataModule):
     def _left_out(self) -> str:
         """Which files no use is made of, and why; "" where there are none."""
         listed, inside = {row[0] for row in self.listed[1]}, os.path.relpath(self.photographs, self.folder)
-        unused = listed - {row[0] for split in PARTS for row in self._rows(split)}
+        unused = listed - {row[0] for rows in self._rows.values() for row in rows}
         unused = {name for name in unused if (self.photographs / name).is_file()}
         validation = {name for name in unused if self.parts.get(name) == VALIDATION}
         whys = {"of the validation part": validation, f"that {PARTITION} has not": unused - validation}
@@ -179,7 +179,7 @@ class CelebA(DataModule):
         Raises:
             UserError: one is missing or damaged, or has another size than the crop is made for.
         """
-        names = [*self._taken(), *(row[0] for row in self._rows("test"))]
+        names = [*self._taken(), *(row[0] for row in self._rows["test"])]
         self._all_there(names)
         checked = check_files(self.photographs, names, MAX_PIXELS, Path(self.cache), check_photograph)
         sized = [name for name in names if checked[name].reason.endswith(OTHER_SIZE)]
@@ -236,20 +236,21 @@ class CelebA(DataModule):
 
     def _taken(self) -> list[str]:
         """The training images that `limit` leaves: the first in `order`, which is one without labels."""
-        names = [row[0] for row in self._rows("train")]
+        names = [row[0] for row in self._rows["train"]]
         return names if self.limit is None else [names[k] for k in random_order(len(names))[: self.limit]]
 
-    def _rows(self, split: Split) -> list[list[str]]:
-        """The rows of the list of attributes that are of a split."""
+    @cached_property
+    def _rows(self) -> dict[Split, list[list[str]]]:
+        """The rows of the list of attributes that are of each split."""
         rows = self.listed[1]
         if self.photographs.name == STARGAN:
-            return held_out(rows)[split]
+            return held_out(rows)
         of = {name: [row for row in rows if self.parts.get(row[0]) == part] for name, part in PARTS.items()}
-        return (of if of["test"] else held_out(of["train"]))[split]  # else the lists were cut
+        return of if of["test"] else held_out(of["train"])  # else the lists were cut
 
     def _table(self, split: Split) -> tuple[list[str], Tensor]:
         """File names of a split and their attributes (N, 40) float32."""
-        rows = self._rows(split)
+        rows = self._rows[split]
         values = np.array([row[1:] for row in rows], dtype=np.int8).reshape(len(rows), len(self.known_names))
         return [row[0] for row in rows], torch.from_numpy((values > 0).astype(np.float32))
 

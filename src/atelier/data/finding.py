@@ -73,9 +73,13 @@ def image_files(root: Path) -> list[str]:
 
     Of a folder that sample.py has written the pictures, and not the grid of them.
     """
-    found = visible_files(root)
-    grids = {os.path.join(os.path.dirname(name), GRID) for name in found if os.path.basename(name) == REQUEST}
-    return [name for name in found if is_image(name) and name not in grids]
+    return images_among(visible_files(root))
+
+
+def images_among(files: list[str]) -> list[str]:
+    """Those of all files under a folder that are `image_files`."""
+    grids = {os.path.join(os.path.dirname(name), GRID) for name in files if os.path.basename(name) == REQUEST}
+    return [name for name in files if is_image(name) and name not in grids]
 
 
 def holds_images(folder: Path) -> bool:

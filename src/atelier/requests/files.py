@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.data.base import DataModule
-from atelier.data.finding import GRID, found_under, image_files, passed_over, tell
+from atelier.data.finding import GRID, Listing, found_under, images_among, passed_over, tell
 from atelier.data.reading import SUFFIXES, BadImage, decode, unwarned
 
 TILE = 256  # pixels of the source a side; what is larger is made in parts where the net allows it
@@ -37,21 +37,22 @@ def sources(source: str, out: Path) -> list[Source]:
         raise UserError("out", out, "results would come among the sources", "out=ANOTHER_FOLDER")
     if path.is_file():
         return [(result_names([path.name])[0], path)]
-    found = images_in(path, "source") if path.is_dir() else []
+    listing = listed(path, "source") if path.is_dir() else Listing([], Counter())
+    found = images_among(listing.files)
     if not found:
         problem = (
             f"no image file ({' '.join(SUFFIXES)}) is there" if path.exists() else "there is no such file or folder"
         )
         raise UserError("source", source, problem, "source=FILE_OR_FOLDER")
-    if others := passed_over(found_under(path)):
+    if others := passed_over(listing):
         tell(str(path), f"left out are {', '.join(others)}")
     return [(result, path / name) for result, name in zip(result_names(found), found, strict=True)]
 
 
-def images_in(path: Path, key: str) -> list[str]:
-    """The `image_files` of a folder that an option names. Raises UserError, of that option, where it cannot be read."""
+def listed(path: Path, key: str) -> Listing:
+    """What lies in a folder that an option names. Raises UserError, of that option, where it cannot be read."""
     try:
-        return image_files(path)
+        return found_under(path)
     except UserError as error:
         raise UserError(key, error.value, error.problem, error.fix.replace("data.root", key)) from error
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
+from atelier.data.finding import images_among
 from atelier.data.reading import BadImage, decode, pixels, square
-from atelier.requests.files import MAX_PIXELS, images_in
+from atelier.requests.files import MAX_PIXELS, listed
 
 WORDS = ("center", "left", "random")
 OBJECT = "object"  # the mask that a set has beside each image
@@ -64,7 +65,7 @@ def _found(path: Path, mask: str, name: str) -> Path:
     if not path.is_dir():
         raise UserError("mask", mask, "there is no such file or folder", f"mask=FILE_OR_FOLDER, or {', '.join(WORDS)}")
     stem = Path(name).with_suffix("")
-    for other in images_in(path, "mask"):
+    for other in images_among(listed(path, "mask").files):
         if other == name or Path(other).with_suffix("") == stem:
             return path / other
     raise UserError("mask", mask, f"no mask named like {name} is there", "a mask for each source, or mask=center")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -15,3 +16,10 @@ def names(folder: Path) -> SetNames | None:
     path = folder / FILE
     found = json.loads(path.read_text()).get("names") if path.exists() else None
     return None if found is None else SetNames(**found)
+
+
+def images(folder: Path) -> str | None:
+    """The fingerprint of the images that a run was begun on; None where it is not known."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads((folder / FILE).read_text())["images"]
+    return None

@@ -188,7 +188,7 @@ def offered(script: str) -> dict[str, list[str]]:
     for group, place, shipped in re.findall(
         r"^  - (\w+)(@[\w.]+)?: (\S+)", (CONF / f"{script}.yaml").read_text(), re.MULTILINE
     ):
-        if {path.stem for path in (CONF / group).glob("*.yaml")} - {shipped}:
+        if set(members(group)) - {shipped}:
             found.setdefault(group, set()).add(group + place)
     for group, place, _ in places() if script == "train" else ():
         found.setdefault(group, set()).add(f"{group}@{place}")

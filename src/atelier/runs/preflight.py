@@ -457,14 +457,14 @@ def _takes(made: type, name: str, asked: Callable) -> bool:
 def _origin(raw: Plain, key: str) -> str:
     """The key that a user can change for the value at `key`: interpolations of the pages followed to their end."""
     node: Any = raw
-    parts, typed = key.split("."), {key_of(word) for word in task_words()}
+    parts = key.split(".")
     for i, part in enumerate(parts):
         node = node[int(part)] if isinstance(node, list) else node[part]
         found = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
-        if found and ".".join(parts[: i + 1]) not in typed:
-            return _origin(raw, ".".join([found.group(1), *parts[i + 1 :]]))
-        if found:
+        if found and ".".join(parts[: i + 1]) in map(key_of, task_words()):
             return key
+        if found:
+            return _origin(raw, ".".join([found.group(1), *parts[i + 1 :]]))
     return key
 
 

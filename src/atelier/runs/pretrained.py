@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import shlex
 import shutil
@@ -32,11 +31,10 @@ from atelier.core.errors import UserError, within
 from atelier.core.lines import say
 from atelier.core.words import typed_value
 from atelier.nets.contracts import TextEncoder
-from atelier.runs import build, folders, preflight, published
-from atelier.runs.pages import key_of, task_words
+from atelier.runs import build, folders, ground, preflight, published
+from atelier.runs.pages import key_of, members, task_words
 
 ROOT = Path(__file__).parents[3]
-GROUND = "ground.json"  # which images a run was trained on
 PASSED_ON = ("debug", "trainer", "metrics", "logger", "data")  # what was typed of these, a part's training gets too
 SIGN_EVERY = 60.0  # seconds between the signs of life that the other ranks wait for
 STOPPED = [*stopping.CODES, *(-number for number in stopping.SIGNALS)]
@@ -184,8 +182,8 @@ def _link(source: Path, target: Path, with_parts: bool = True) -> None:
     What that one stands on itself comes with it: its own config has the hash of each.
     """
     target.mkdir(parents=True)
-    ground = {GROUND: source / GROUND} if (source / GROUND).exists() else {}
-    for name, path in (forms.files(source) | ground).items():
+    begun_on = {ground.FILE: source / ground.FILE} if (source / ground.FILE).exists() else {}
+    for name, path in (forms.files(source) | begun_on).items():
         try:
             os.link(path.resolve(), target / name)
         except OSError:  # another disk
@@ -336,13 +334,7 @@ def _stored_identity(folder: Path, idle: set[str]) -> dict[str, Any] | None:
 def _grounds(folder: Path) -> set[str | None]:
     """The fingerprints of the images that a run, and what it stands on, were trained on; None: not known."""
     runs = [folder, *(path.parent for path in folder.glob("frozen/**/config.yaml"))]
-    return {_ground(run) for run in runs}
-
-
-def _ground(folder: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return json.loads((folder / GROUND).read_text())["images"]
-    return None
+    return {ground.images(run) for run in runs}
 
 
 # ---- training
@@ -388,7 +380,7 @@ def _offered(name: str) -> str:
     word = f"{name}@model.{name}"
     if word not in HydraConfig.get().runtime.choices:
         return ""
-    others = sorted(path.stem for path in (ROOT / "conf" / name).glob("*.yaml") if path.stem != "own")
+    others = [page for page in members(name) if page != "own"]
     return f", {word}={'|'.join(others)} a pretrained one"
 
 
