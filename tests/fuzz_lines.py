@@ -148,7 +148,8 @@ def complaint(line: Line, told: Told) -> str:
             return "no key"
         if error.fix == f"{error.key}={error.value}" and error.key != "KEY" or error.fix == " ".join(line.words):
             return "the fix is what was typed"
-        if not error.line().endswith(" ".join(error.fix.split())) and "|" not in error.fix:
+        short = error.fix.replace(f"leave {error.key} out", "leave it out")
+        if not error.line().endswith((" ".join(error.fix.split()), short)) and "|" not in error.fix:
             return "the fix is cut"
     left = (set(os.listdir()) ^ THERE) - {"x"}  # of hydra.run.dir=x
     return f"something is left behind: {', '.join(left)}" if left and not many else ""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -139,8 +140,9 @@ def leaves(node: dict[str, Any]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def seen() -> set[tuple]:
-    return set()
+def seen() -> dict[str, set[tuple]]:
+    """What each test has looked at, of all pages."""
+    return defaultdict(set)
 
 
 def unseen(cfg: DictConfig, keys: list[str], seen: set[tuple]) -> Iterator[str]:
@@ -173,14 +175,14 @@ def wrongs(value: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize(("config", "group", "page"), PAGES, ids=lambda part: part or "-")
 def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(
-    config: str, group: str, page: str, seen: set[tuple], monkeypatch: pytest.MonkeyPatch
+    config: str, group: str, page: str, seen: dict[str, set[tuple]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("atelier.core.job.seconds_left", lambda: 60.0)  # of budget.until=job_end, in a SLURM job
     cfg, keys = scope(config, group, page)
     preflight.check(cfg)
     assert keys or page == "shapes_flow"  # another page by another name
     words = [*([f"{group}={page}"] if group else []), *required(group, page)]
-    for key in unseen(cfg, keys, seen):
+    for key in unseen(cfg, keys, seen["nonsense"]):
         parent, name = parent_of(cfg, key)
         old, offered = OmegaConf.to_container(parent)[name], {}
         for wrong in wrongs(OmegaConf.to_container(OmegaConf.create([parent[name]]))[0]):
@@ -198,11 +200,11 @@ def test_a_page_fits_and_no_leaf_of_it_takes_nonsense(
 
 
 @pytest.mark.parametrize(("config", "group", "page"), [page for page in PAGES if page[1] not in WHOLE])
-def test_a_misspelt_key_is_named(config: str, group: str, page: str) -> None:
+def test_a_misspelt_key_is_named(config: str, group: str, page: str, seen: dict[str, set[tuple]]) -> None:
     """On the command line, where Hydra complains, and in a page, where nothing but preflight does."""
     cfg, keys = scope(config, group, page)
     parser = OverridesParser.create()
-    for key in keys:
+    for key in unseen(cfg, keys, seen["misspelt"]):
         if ".dropped." in key:  # whose keys are names of sources: the embedder knows them
             continue
         given = parser.parse_overrides([f"{key}x=1"])

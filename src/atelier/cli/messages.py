@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -35,7 +36,7 @@ def user_error(error: BaseException) -> UserError | None:
             return cause.at(_full_key(outer, ""))
         outer += f"{cause}\n"
     chain = list(causes(error))
-    first = _composition_error(chain) or _folder(chain)
+    first = _composition_error(chain) or _long_name(chain) or _folder(chain)
     return first or _loader(chain) or _memory(chain) or _rank(chain)
 
 
@@ -139,6 +140,8 @@ def _no_such_key(key: str, value: str) -> UserError:
         today, fix = found
         return UserError(key, value, f"it is called {today} now", fix)
     group, fix = key.partition(".")[0], offers.for_key(key, value, known_wrong=True)
+    if fix == shell(f"{key}={value}"):  # one of several models that are swept over has it, and another has not
+        fix = f"leave {key} out"
     if group in ("sampler", "guider") and script_name() != "train":
         problem = f"name the {group} too" if fix.startswith(f"{group}=") else f"the run has no {group}"
         return UserError(key, value, problem, fix)
@@ -154,6 +157,16 @@ def _folder(chain: list[BaseException]) -> UserError | None:
         return None
     problem = f"the folder cannot be made ({error.strerror}{of_link(error.filename)})"
     return UserError("run_dir", error.filename or "", problem, "run_dir=A_FOLDER_OF_YOURS")
+
+
+def _long_name(chain: list[BaseException]) -> UserError | None:
+    """A path that no disk takes, in whatever was looked for or written first."""
+    name = next((e.filename for e in chain if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG), None)
+    if name is None:
+        return None
+    words = [(key, value.strip("'\"")) for key, _, value in (one.partition("=") for one in sys.argv[1:])]
+    key, value = next(((key, value) for key, value in words if value and value in str(name)), ("run_dir", name))
+    return UserError(key, value, "the name is longer than this disk takes", f"{key}=A_SHORTER_NAME")
 
 
 def _loader(chain: list[BaseException]) -> UserError | None:

@@ -37,8 +37,13 @@ class UserError(Exception):
         return UserError(front + self.key[1:], self.value, self.problem, fix)
 
     def line(self) -> str:
-        """One line of at most 200 characters; what is too long loses its middle, the value first, the fix last."""
+        """One line of at most 200 characters; what is too long loses its middle, the value first, the fix last.
+
+        A key that is to be left out is not named twice in a line that is too long.
+        """
         key, value, problem, fix = (" ".join(str(p).split()) for p in (self.key, self.value, self.problem, self.fix))
+        if len(key) + len(value) + len(problem) + len(fix) > LONGEST - len("error: =: . Fix: "):
+            fix = fix.replace(f"leave {key} out", "leave it out")
         spare = LONGEST - len(f"error: {key}=: . Fix: ")
         value = _short(value, min(60, max(12, spare - len(problem) - len(fix))))
         problem = _short(problem, max(30, spare - len(value) - len(fix)))
