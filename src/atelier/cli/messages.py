@@ -89,7 +89,8 @@ def check_words(words: list[str]) -> None:
             raise UserError(key.strip(), value, "no space stands beside the =", fix)
         if is_unknown_flag(key):
             bare = key.lstrip("-").replace("-", "_")
-            raise UserError(key, value, "keys are written without dashes", offers.for_key(bare, value))
+            fix = offers.for_key(bare, value).replace(f"leave {bare} out", f"leave {key} out")
+            raise UserError(key, value, "keys are written without dashes", fix)
         group = key.partition("@")[0]
         if is_group(group) and value[:1] in tuple("[{$(") and not PAGE.fullmatch(value):
             raise UserError(key, value, f"it is the name of a page in conf/{group}", offers.for_key(key, ""))

@@ -40,6 +40,7 @@ RENAMED = {  # keys of before that are no argument of another name -> what does 
     "model.objective.mean_end": "model.objective.time_distribution.logit_mean_end",
     "model.objective.mean_images": "model.objective.time_distribution.logit_mean_images",
 }
+LONG = 90  # characters of a fix behind which its line has no room for the rest
 
 
 def standing() -> dict[str, str | None]:
@@ -137,7 +138,8 @@ def several(key: str, value: str) -> str:
     sweeps = script_name() == "train" and key != "run_dir" and not value.startswith("interval")
     ways = [f"python train.py -m {shell(f'{key}={value}')}"] if sweeps else []
     ways += [word(key, value)] if takes_text(key) else []
-    return ", or ".join(ways) or with_value(key, "")
+    both = ", or ".join(ways)
+    return ways[-1] if len(both) > LONG else both or with_value(key, "")
 
 
 def on_another_page(key: str, value: str, given: str = "") -> str | None:
