@@ -10,7 +10,7 @@ import pytest
 
 from atelier.cli import given, sweeps
 from atelier.core.errors import UserError
-from atelier.runs import preflight
+from atelier.runs import fitting, preflight
 from tests.compose import composed
 from tests.test_entry_points import cli, run_folders
 from tests.tiny import TINY
@@ -61,8 +61,8 @@ def test_names_within_a_section_are_too() -> None:
 def annotations() -> dict[str, set[str]]:
     """The annotations that arguments of each name have in the rooms that configs call."""
     found: dict[str, set[str]] = {}
-    paths = [path for room in preflight.ALLOWED for path in (SOURCE / room.replace(".", "/")).rglob("*.py")]
-    for path in paths + [(SOURCE / room.replace(".", "/")).with_suffix(".py") for room in preflight.ALLOWED]:
+    paths = [path for room in fitting.ALLOWED for path in (SOURCE / room.replace(".", "/")).rglob("*.py")]
+    for path in paths + [(SOURCE / room.replace(".", "/")).with_suffix(".py") for room in fitting.ALLOWED]:
         for node in ast.walk(ast.parse(path.read_text() if path.exists() else "")):
             if isinstance(node, ast.arg) and node.annotation is not None:
                 found.setdefault(node.arg, set()).add(ast.unparse(node.annotation))

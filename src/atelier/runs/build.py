@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from atelier.checkpoints import renamed
 from atelier.core.errors import UserError, within
 from atelier.core.launchers import rank
-from atelier.runs import preflight
+from atelier.runs import fitting, preflight
 from atelier.runs.pages import CONF
 
 BASE = "base"  # the copy of the run that adapters are trained on, beside those of parts
@@ -426,7 +426,7 @@ def options(cfg: DictConfig, model: Model, maker: Callable, trained: DictConfig 
 def _option(value: Any, name: str, kind: Any, trained: DictConfig | None) -> Any:
     """An object that a page describes, on the finished runs that it names, or a number."""
     if not isinstance(value, DictConfig):
-        return preflight.fitted(value, name, kind)
+        return fitting.fitted(value, name, kind)
     return _standing_on(
         value, {part: lent(value[part], f"{name}.{part}", trained.data) for part in _parts(value)}, name
     )

@@ -9,12 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from yaml import YAMLError
 
 from atelier.checkpoints import renamed
@@ -22,22 +20,10 @@ from atelier.core import job, launchers
 from atelier.core.errors import UserError, nearest
 from atelier.core.words import typed_value, word
 from atelier.nets.contracts import BUILT, Upscaler, contract_of
-from atelier.runs.pages import CONF, is_group, key_of, known_keys, placed, task_words
+from atelier.runs.fitting import arguments, called, fitted
+from atelier.runs.pages import CONF, is_group, key_of, known_keys, task_words
 from atelier.runs.typed_keys import PART, TYPES
 
-ALLOWED = (  # where a config may call what is defined
-    "models",
-    "nets",
-    "diffusion",
-    "data",
-    "losses",
-    "metrics",
-    "callbacks",
-    "evaluation",
-    "optim",
-    "runs.trainer",
-    "runs.loggers",
-)
 OBJECTS = (
     "data",
     "model",
@@ -49,8 +35,6 @@ OBJECTS = (
     "evaluator",
     "lora",
 )  # what is built from a page
-STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-EXAMPLES = (True, 0.1, 1, "NAME", [0.9, 0.99], [1], [], None)
 MARGIN = 1.2
 PROVIDING = {  # Batch fields -> the sets that have all of them
     "text": "data=captioned data.root=FOLDER, or data=shapes",
@@ -135,7 +119,7 @@ def _adaptable(values: dict[str, Any]) -> None:
     Raises:
         UserError: they would be.
     """
-    net, kind = values["model"].get("net"), _target(values["model"]["_target_"], "model")
+    net, kind = values["model"].get("net"), called(values["model"]["_target_"], "model")
     if not kind.takes_adapters:
         problem = f"{kind.__name__} takes no adapters, diffusion models do"
         raise UserError("lora", values["choices"]["lora"], problem, "leave lora out")
@@ -153,7 +137,7 @@ def pieces(n: int, values: dict[str, Any]) -> None:
     Raises:
         UserError: the family takes them whole, or a rank's share does not divide.
     """
-    kind = _target(values["model"]["_target_"], "model")
+    kind = called(values["model"]["_target_"], "model")
     if not getattr(kind, "takes_pieces", False):
         able = {
             one.__name__ for one in _classes() if getattr(one, "takes_pieces", False) and not inspect.isabstract(one)
@@ -188,7 +172,7 @@ def _keywords(functions: Iterable[Callable]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for function in functions:
-        for name, p in _arguments(function).items():
+        for name, p in arguments(function).items():
             if p.kind is p.KEYWORD_ONLY and found.setdefault(name, p.annotation) != p.annotation:
                 raise TypeError(f"{function.__qualname__} takes {name}: {p.annotation}, another {found[name]}")
     return found
@@ -236,7 +220,7 @@ def targets(cfg: DictConfig) -> None:
         UserError: a `_target_` that no page may name.
     """
     for key, node in _objects(OmegaConf.to_container(cfg, resolve=False), ""):
-        _target(node["_target_"], key)
+        called(node["_target_"], key)
 
 
 def _check_sections(raw: dict[str, Any]) -> None:
@@ -277,9 +261,9 @@ def _objects(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
     prefix = _origin(raw, prefix)
-    target, partial = _target(node["_target_"], prefix), node.get("_partial_", False)
+    target, partial = called(node["_target_"], prefix), node.get("_partial_", False)
     fitted(partial, f"{prefix}._partial_", bool)
-    takes = _arguments(target)
+    takes = arguments(target)
     for key in node:
         if key not in takes and key not in ("_target_", "_partial_"):
             raise _no_argument(target, f"{prefix}.{key}", node[key])
@@ -309,7 +293,7 @@ def _no_argument(target: Callable, key: str, value: Any) -> UserError:
             name, _, page = closest.partition("=")
             problem = f"{target.__name__} would get {key}, which it does not take"
             return UserError(name, page, problem, f"leave {name} out")
-    close = nearest(last, _arguments(target))
+    close = nearest(last, arguments(target))
     fix = f"{place}.{close}=VALUE" if close else f"leave {key} out"
     return UserError(key, value, f"{target.__name__} has no such argument", fix)
 
@@ -324,7 +308,7 @@ def _is_part(annotation: Any, given: Any) -> bool:
 
 def contract(target: str, argument: str) -> type | None:
     """The contract that an argument of a class names, by the class's path; None where it names none."""
-    return contract_of(_arguments(_target(target, argument))[argument].annotation)
+    return contract_of(arguments(called(target, argument))[argument].annotation)
 
 
 def _check_word(node: dict[str, Any], key: str, place: str) -> None:
@@ -350,110 +334,6 @@ def _check_part(given: Any, prefix: str) -> None:
             raise UserError(error.key, error.value, error.problem, fix) from error
 
 
-def _target(path: Any, prefix: str) -> Callable:
-    """The class or function of this project that a `_target_` names; nothing else is ever called."""
-    fix = "a class or function of src/atelier, as in the pages of conf/"
-    module, _, name = str(path).rpartition(".")
-    if not any(f"{module}.".startswith(f"atelier.{place}.") for place in ALLOWED):
-        raise UserError(f"{prefix}._target_", path, "it is not on the list of what a config may call", fix)
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
-            raise  # something that the module needs
-        raise UserError(f"{prefix}._target_", path, "there is no such class or function", fix) from error
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or found.__module__ != module:
-        raise UserError(f"{prefix}._target_", path, f"{module} does not define it", fix)
-    return found
-
-
-@functools.cache
-def _arguments(target: Callable) -> dict[str, inspect.Parameter]:
-    """The named arguments of a class or function, their annotations evaluated."""
-    own = target if inspect.isfunction(target) or is_dataclass(target) else target.__init__
-    hints = get_type_hints(own, include_extras=True)
-    named = inspect.signature(target).parameters.items()
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {key: p.replace(annotation=hints.get(key, Any)) for key, p in named if p.kind not in kinds}
-
-
-@functools.cache
-def _adapter(expected: Any) -> TypeAdapter | None:
-    try:
-        return TypeAdapter(expected, config=STRICT)
-    except PydanticUserError:
-        return None  # a dataclass: only an object will do
-
-
-def fitted(value: Any, name: str, expected: Any) -> Any:
-    """One value, plain or an object to be built, as an annotation has it: a whole number where it says float is one.
-
-    Raises:
-        UserError: it does not fit.
-    """
-    if isinstance(value, dict) and "_target_" in value:
-        _fits_object(value, name, expected)
-        return value
-    if isinstance(value, dict) and get_origin(expected) is dict:
-        keys, kind = get_args(expected)
-        for key in value:
-            if get_origin(keys) is Literal and key not in get_args(keys):
-                raise UserError(f"{name}.{key}", value[key], "there is no such key", f"{name}.{get_args(keys)[0]}=...")
-        return {key: fitted(child, f"{name}.{key}", kind) for key, child in value.items()}
-    adapter = _adapter(expected)
-    if adapter is None:
-        raise UserError(name, value, f"it must be built: a {expected.__name__}", _built(name, value))
-    options = _options(expected)
-    if isinstance(value, bool) and options and not any(option is value for option in options):
-        fix = _fix(name, value, expected, adapter)
-        raise UserError(name, value, f"it must be one of {typed_value(options)}", fix)
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        shown = typed_value(value) if value is None or isinstance(value, str) else value
-        raise UserError(name, shown, _problem(error), _fix(name, value, expected, adapter)) from error
-
-
-def _fits_object(node: dict[str, Any], name: str, expected: Any) -> None:
-    """A class must be of the kind that the argument takes, a function must return it."""
-    target, partial = _target(node["_target_"], name), node.get("_partial_", False)
-    fitted(partial, f"{name}._partial_", bool)
-    made = Callable if partial else target
-    if inspect.isfunction(made):
-        made = get_type_hints(made).get("return", Any)
-    kinds = [get_origin(kind) or kind for kind in (get_args(expected) or (expected,)) if kind is not type(None)]
-    if expected is Any or any(kind is made or _is(made, kind) for kind in kinds):
-        return
-    key = f"{name}._partial_" if "_partial_" in node else f"{name}._target_"
-    wanted = getattr(expected, "__name__", expected)
-    raise UserError(key, node[key.rpartition(".")[2]], f"it makes no {wanted}", _built(name))
-
-
-def _is(made: Any, kind: Any) -> bool:
-    if not inspect.isclass(made) or not inspect.isclass(kind):
-        return False
-    if getattr(kind, "_is_protocol", False):
-        return all(_takes(made, name, method) for name, method in _methods(kind))
-    return issubclass(made, kind)
-
-
-def _methods(contract: type) -> Iterator[tuple[str, Callable]]:
-    """Those that a protocol asks for; of its attributes only an object knows."""
-    for name, value in vars(contract).items():
-        if inspect.isfunction(value) and (name == "__call__" or not name.startswith("_")):
-            yield name, value
-
-
-def _takes(made: type, name: str, asked: Callable) -> bool:
-    """Whether a class has a method that takes as many arguments; a module is called by its `forward`."""
-    own = getattr(made, "forward" if name == "__call__" and hasattr(made, "forward") else name, None)
-    try:
-        inspect.signature(own).bind(*inspect.signature(asked).parameters)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def _origin(raw: Plain, key: str) -> str:
     """The key that a user can change for the value at `key`: interpolations of the pages followed to their end."""
     node: Any = raw
@@ -466,46 +346,6 @@ def _origin(raw: Plain, key: str) -> str:
         if found:
             return _origin(raw, ".".join([found.group(1), *parts[i + 1 :]]))
     return key
-
-
-def _problem(error: ValidationError) -> str:
-    """pydantic's complaint in a few words."""
-    first = error.errors()[0]
-    place = next((f"item {part}: " for part in first["loc"] if isinstance(part, int)), "")
-    message = (
-        first["msg"].replace("Input should be", "it must be").replace("a valid i", "an i").replace("a valid ", "a ")
-    )
-    return place + message[0].lower() + message[1:]
-
-
-def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
-    """An override that does: the group whose page the value names, or one found by trying."""
-    if (chosen := placed(name, str(value))) and chosen.endswith(f"={value}"):
-        return chosen
-    options, shipped = _options(expected), known_keys().get(name)
-    close = nearest(str(value), [str(option) for option in options])
-    alike = [option for option in options if str(option) == close]
-    own = [] if shipped is None or "???" in str(shipped) or "${" in str(shipped) else [shipped]  # of that page alone
-    candidates = [*alike, *own, *options, *([o] for o in options), *EXAMPLES]
-    for candidate in candidates:
-        try:
-            adapter.validate_python(candidate)
-        except ValidationError:
-            continue
-        return word(name, candidate)
-    return _built(name, value)
-
-
-def _built(name: str, value: Any = "") -> str:
-    """How an object is asked for that no value can be."""
-    return placed(name, str(value)) or f"{name} as in the pages of conf/"
-
-
-def _options(expected: Any) -> list[Any]:
-    """The values that a Literal anywhere in an annotation lists."""
-    if get_origin(expected) is Literal:
-        return list(get_args(expected))
-    return [option for part in get_args(expected) for option in _options(part)]
 
 
 def texts_of(split: Any, name: str, indices: Iterable[int] | None = None) -> list[str]:
@@ -546,7 +386,7 @@ def provided(needs: frozenset[str], family: type, data: Any) -> None:
     problem = f"{family.__name__} needs {', '.join(sorted(missing))}, {type(data).__name__} has {has}"
     tasks = [name for name, fields in getattr(data, "tasks", {}).items() if missing <= fields]
     fixes = [fix for names, fix in PROVIDING.items() if missing <= set(names.split())]
-    if "source" in missing and any(contract_of(p.annotation) is Upscaler for p in _arguments(family).values()):
+    if "source" in missing and any(contract_of(p.annotation) is Upscaler for p in arguments(family).values()):
         fixes = ["data=superres data.root=FOLDER, or data=shapes data.task=low_resolution"]
     fix = f"data.task={'|'.join(tasks)}" if tasks else next(iter(fixes), "data=shapes, or data.conditions=[]")
     raise UserError("model", family.__name__, problem, fix)
