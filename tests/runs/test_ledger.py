@@ -17,7 +17,7 @@ from atelier.runs import ledger
 from tests.compose import composed
 
 KEYS = (
-    "experiment overrides judged_with run seeds n values intervals protocol images tflop seconds device commit versions"
+    "experiment overrides judged_with run seeds n values intervals protocol images tflop seconds device commit versions checksum"
 )
 
 
