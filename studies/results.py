@@ -4,11 +4,7 @@
 
 A table stands under a comment that says which rows it is of; its lines are written anew, all else stays:
 
-    <!-- table of results/shapes.jsonl
-    rows: shapes_ddpm budget.images=43000
-    but: data.image_size=64
-    columns: valid, loosely valid
-    -->
+    <!-- table of results/shapes.jsonl; rows: shapes_ddpm seed 21 or shapes_edm; columns: valid, recall -->
 
 `rows` are words that each row has (experiment, overrides, name of the run, `seed 11`), `but` words of which it has
 none. Training seeds of one command are one line, of the worst by the first column; `seeds: each` gives a line to each.
@@ -24,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-TABLE = re.compile(r"(<!-- table of results/(\w+)\.jsonl\n(.*?)-->\n)((?:\|.*\n)*)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table of results/(\w+)\.jsonl; (.*) -->\n)((?:\|.*\n)*)")
 UNTOLD = re.compile(  # words that say where and how often, or what another cell says
     r"(experiment|model|data|data\.root|seed|budget\.images|eval\.\w+|metrics(\.\w+)*|callbacks\S*|checkpoint\S*)="
 )
@@ -42,6 +38,7 @@ COLUMNS = {  # heading -> key of a row's values, digits behind the point
     "combinations": ("judge/combinations", 2),
     "shape kept": ("answer/shape", 3),
     "colour kept": ("answer/colour", 3),
+    "ground kept": ("answer/ground", 3),
     "place kept": ("answer/place", 3),
     "all kept": ("answer/all", 3),
     "PSNR": ("pair/psnr", 1),
@@ -57,7 +54,7 @@ COLUMNS = {  # heading -> key of a row's values, digits behind the point
     "memorisation": ("memorisation", 3),
     "held-out loss": ("heldout/loss", 3),
     "gap": ("gap", 3),
-    "condition gain": ("condition_gain", 2),
+    "condition gain": ("condition_gain", 3),
     "bits/dim": ("bpd", 2),
 }
 Row = dict[str, Any]
@@ -68,23 +65,24 @@ class Table(NamedTuple):
     """What a comment asks for."""
 
     file: str
-    rows: frozenset[str]
+    rows: list[frozenset[str]]  # of each row all words of one of them
     but: frozenset[str]
     base: frozenset[str]
     columns: list[str]
     each: bool  # a line for each seed
 
     @classmethod
-    def asked(cls, file: str, lines: str) -> Table:
-        """Of the lines within the comment: `key: words`."""
-        said = dict(re.findall(r"(\w+): (.*)", lines))
-        rows, but, base = (_words(said.get(key, "")) for key in ("rows", "but", "base"))
-        return cls(file, rows, but, base, said["columns"].split(", "), said.get("seeds") == "each")
+    def asked(cls, file: str, text: str) -> Table:
+        """Of what stands within the comment: `key: words; key: words`."""
+        said = dict(part.split(": ", 1) for part in text.split("; "))
+        rows = [_words(either) for either in said.get("rows", "").split(" or ")]
+        columns = said["columns"].split(", ")
+        return cls(file, rows, _words(said.get("but", "")), _words(said.get("base", "")), columns, "seeds" in said)
 
     def chosen(self, ledger: Ledger) -> list[Row]:
         """Its rows of the ledger."""
         found = ((row, words(row)) for row in ledger[self.file])
-        return [row for row, own in found if self.rows <= own and not self.but & own]
+        return [row for row, own in found if any(either <= own for either in self.rows) and not self.but & own]
 
     def lines(self, ledger: Ledger) -> list[str]:
         """The table in Markdown; a column that no row has a value of is left out."""
@@ -93,14 +91,20 @@ class Table(NamedTuple):
         commands: dict[tuple[str, ...], list[Row]] = {}
         for row in chosen:
             seed = [str(row["seeds"]["training"])] if self.each else []
-            commands.setdefault((told(row, self.rows | self.base), *command(row), *seed), []).append(row)
+            commands.setdefault((told(row, self.base), *command(row), *seed), []).append(row)
         head = ["run", *columns, "images", "TFLOP", "seed"]
-        cells = [[kind[0], *line(rows, columns)] for kind, rows in sorted(commands.items())]
+        cells = [[kind[0], *line(rows, columns)] for kind, rows in sorted(commands.items(), key=natural)]
         return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)]
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"seed \d+|\S+", text))
+
+
+def natural(item: tuple[tuple[str, ...], list[Row]]) -> list[list[Any]]:
+    """The order of commands: by what is told of them, then by the rest, and numbers by their size."""
+    told_first = [item[0][0].replace("`", ""), " ".join(item[0][1:])]
+    return [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)] for text in told_first]
 
 
 def command(row: Row) -> list[str]:
