@@ -8,7 +8,8 @@ A table stands under a comment that says which rows it is of; its lines are writ
 
 `rows` are words that each row has (experiment, overrides, name of the run, `seed 11`), `but` words of which it has
 none. Training seeds of one command are one line, of the worst by the first column; `seeds: each` gives a line to each.
-`base` are words that stand above the table and are not told again in it. A row that no table shows is named at the end.
+`base` are words that stand above the table and are not told again in it; a column `valid (95 %)` has intervals as well.
+A row that no table shows is named at the end.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ TABLE = re.compile(r"(<!-- table of results/(\w+)\.jsonl; (.*) -->\n)((?:\|.*\n)
 UNTOLD = re.compile(  # words that say where and how often, or what another cell says
     r"(experiment|model|data|data\.root|seed|budget\.images|eval\.\w+|metrics(\.\w+)*|callbacks\S*|checkpoint\S*)="
 )
+INTERVAL, NO_BREAK = " (95 %)", "\u00a0"  # the ends of an interval stay in one line
 COLUMNS = {  # heading -> key of a row's values, digits behind the point
     "valid": ("judge/valid", 3),
     "loosely valid": ("judge/loose", 3),
@@ -90,11 +92,11 @@ class Table(NamedTuple):
         Raises:
             ValueError: there is no such column, or no row.
         """
-        if unknown := [column for column in self.columns if column not in COLUMNS]:
+        if unknown := [column for column in self.columns if column.removesuffix(INTERVAL) not in COLUMNS]:
             raise ValueError(f"no column {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
         if not (chosen := self.chosen(ledger)):
             raise ValueError(f"results/{self.file}.jsonl has no row of this table: {self}")
-        columns = [c for c in self.columns if any(row["values"].get(COLUMNS[c][0]) is not None for row in chosen)]
+        columns = [column for column in self.columns if any(figure(row, column) != "-" for row in chosen)]
         commands: dict[tuple[str, ...], list[Row]] = {}
         for row in chosen:
             seed = [str(row["seeds"]["training"])] if self.each else []
@@ -124,29 +126,32 @@ def words(row: Row) -> frozenset[str]:
     return frozenset([*command(row), row["run"], f"seed {row['seeds']['training']}"])
 
 
-def told(row: Row, untold: frozenset[str]) -> str:
-    """The command of a row but for the words that say where and how often."""
+def told(row: Row, base: frozenset[str]) -> str:
+    """The command of a row but for the words of the base, and those that say where and how often."""
     experiment, *rest = command(row)
-    return " ".join(f"`{w}`" for w in [experiment, *(w for w in rest if w not in untold and not UNTOLD.match(w))])
+    own = [w for w in rest if w not in base and not UNTOLD.match(w)]
+    first = [] if experiment in base and own else [experiment]
+    return " ".join(f"`{word}`" for word in [*first, *own])
 
 
 def line(rows: list[Row], columns: list[str]) -> list[str]:
     """The cells of one command: figures of its worst row by the first column, small shares and large distances."""
-    key, sign = COLUMNS[columns[0]][0], -1 if columns[0].startswith("fd_") else 1
+    key, sign = COLUMNS[columns[0].removesuffix(INTERVAL)][0], -1 if columns[0].startswith("fd_") else 1
     worst = min(rows, key=lambda row: sign * (row["values"].get(key) or 0))
     seeds = [str(row["seeds"]["training"]) for row in sorted(rows, key=lambda row: row["seeds"]["training"])]
     of = f", worst of {', '.join(seeds)}" if len(rows) > 1 else ""
     tflop = "-" if worst["tflop"] is None else f"{worst['tflop']:.1f}"
-    cells = [figure(worst, *COLUMNS[column]) for column in columns]
+    cells = [figure(worst, column) for column in columns]
     return [*cells, f"{worst['images']:,}", tflop, f"{worst['seeds']['training']}{of}"]
 
 
-def figure(row: Row, key: str, digits: int) -> str:
-    """A value and its interval, or a dash."""
-    value, interval = row["values"].get(key), row["intervals"].get(key)
+def figure(row: Row, column: str) -> str:
+    """A value, with its interval where the column is one of intervals, or a dash."""
+    key, digits = COLUMNS[column.removesuffix(INTERVAL)]
+    value, interval = row["values"].get(key), row["intervals"].get(key) if column.endswith(INTERVAL) else None
     if value is None:
         return "-"
-    between = f" ({interval[0]:.{digits}f} .. {interval[1]:.{digits}f})" if interval else ""
+    between = f" ({interval[0]:.{digits}f}{NO_BREAK}..{NO_BREAK}{interval[1]:.{digits}f})" if interval else ""
     return f"{value:.{digits}f}{between}"
 
 

@@ -33,11 +33,11 @@ LEDGER = {
         row(1, 0.5),
     ]
 }
-PLAIN = "| `shapes_ddpm` | 0.500 (0.488 .. 0.510) | 96,000 | 6.6 | 1 |\n"
-NINE = "| `shapes_ddpm` `model.width=9` `guidance=3` | 0.900 (0.888 .. 0.910) | 96,000 | 6.6 | 1 |\n"
-WORST = "| `shapes_ddpm` `model.width=10` | 0.887 (0.875 .. 0.897) | 96,000 | - | 2, worst of 2, 3 |\n"
-TWO = "| `shapes_ddpm` `model.width=10` | 0.887 (0.875 .. 0.897) | 96,000 | - | 2 |\n"
-THREE = "| `shapes_ddpm` `model.width=10` | 0.912 (0.900 .. 0.922) | 96,000 | 6.6 | 3 |\n"
+PLAIN = "| `shapes_ddpm` | 0.500 (0.488\u00a0..\u00a00.510) | 96,000 | 6.6 | 1 |\n"
+NINE = "| `shapes_ddpm` `model.width=9` `guidance=3` | 0.900 (0.888\u00a0..\u00a00.910) | 96,000 | 6.6 | 1 |\n"
+WORST = "| `shapes_ddpm` `model.width=10` | 0.887 (0.875\u00a0..\u00a00.897) | 96,000 | - | 2, worst of 2, 3 |\n"
+TWO = "| `shapes_ddpm` `model.width=10` | 0.887 (0.875\u00a0..\u00a00.897) | 96,000 | - | 2 |\n"
+THREE = "| `shapes_ddpm` `model.width=10` | 0.912 (0.900\u00a0..\u00a00.922) | 96,000 | 6.6 | 3 |\n"
 
 
 def made(asked: str, ledger: results.Ledger = LEDGER) -> str:
@@ -52,11 +52,12 @@ def made(asked: str, ledger: results.Ledger = LEDGER) -> str:
 @pytest.mark.parametrize(
     ("asked", "lines"),
     [
-        ("columns: valid, fd_classifier", PLAIN + NINE + WORST),
-        ("seeds: each; columns: valid", PLAIN + NINE + TWO + THREE),
-        ("rows: seed 2 or guidance=3; columns: valid", NINE + TWO),
-        ("rows: shapes_ddpm; but: model.width=10 guidance=3; columns: valid", PLAIN),
-        ("rows: run_3; base: model.width=10; columns: valid", THREE.replace(" `model.width=10`", "")),
+        ("columns: valid (95 %), fd_classifier", PLAIN + NINE + WORST),
+        ("seeds: each; columns: valid (95 %)", PLAIN + NINE + TWO + THREE),
+        ("rows: seed 2 or guidance=3; columns: valid (95 %)", NINE + TWO),
+        ("rows: shapes_ddpm; but: model.width=10 guidance=3; columns: valid (95 %)", PLAIN),
+        ("rows: run_1; base: shapes_ddpm; columns: valid (95 %)", NINE.replace("`shapes_ddpm` ", "") + PLAIN),
+        ("rows: run_3; base: model.width=10; columns: valid", "| `shapes_ddpm` | 0.912 | 96,000 | 6.6 | 3 |\n"),
     ],
 )
 def test_rows_columns_and_the_worst_of_seeds(asked: str, lines: str) -> None:
@@ -81,7 +82,7 @@ def test_what_no_table_shows_is_named_and_documents_are_written(
 ) -> None:
     document = tmp_path / "docs" / "a.md"
     document.parent.mkdir()
-    document.write_text("<!-- table of results/shapes.jsonl; rows: model.width=10; columns: valid -->\n")
+    document.write_text("<!-- table of results/shapes.jsonl; rows: model.width=10; columns: valid (95 %) -->\n")
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(results, "read", lambda: LEDGER)
     results.main()
