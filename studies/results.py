@@ -138,8 +138,7 @@ def line(rows: list[Row], columns: list[str]) -> list[str]:
     """The cells of one command: figures of its worst row by the first column, small shares and large distances."""
     key, sign = COLUMNS[columns[0].removesuffix(INTERVAL)][0], -1 if columns[0].startswith("fd_") else 1
     worst = min(rows, key=lambda row: sign * (row["values"].get(key) or 0))
-    seeds = [str(row["seeds"]["training"]) for row in sorted(rows, key=lambda row: row["seeds"]["training"])]
-    of = f", worst of {', '.join(seeds)}" if len(rows) > 1 else ""
+    of = f", worst of {len(rows)}" if len(rows) > 1 else ""
     tflop = "-" if worst["tflop"] is None else f"{worst['tflop']:.1f}"
     cells = [figure(worst, column) for column in columns]
     return [*cells, f"{worst['images']:,}", tflop, f"{worst['seeds']['training']}{of}"]
