@@ -1,8 +1,9 @@
-"""The numbers of documents are those of the rows of results/ that they name; those of before are listed."""
+"""The numbers of documents are those of the rows of results/ that they name, or are made of them; those of before are
+listed. A number that is changed by hand is found, in the README, in the tables and in the rows themselves."""
 
 from __future__ import annotations
 
-import json
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from atelier.runs.ledger import checksum
+from studies import results
+
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 FRONT = ({"flow_tiny"}, {"shapes_ddpm"}, {"shapes_ldm"}, {"shapes_text_to_image"})  # of three training seeds each
 TIE = re.compile(r"(?:<!--|#) results/(\w+)\.jsonl:?([^\n]*?)(?:-->|\n|$)")
 WORDS = re.compile(r"(?:judging )?seed \d+|[\w.@/]+=\S+|\w+")
@@ -35,7 +40,11 @@ def tied(text: str) -> tuple[str, frozenset[str], str]:
 
 
 def document(name: str, text: str) -> Iterator[Claim]:
-    """The rows of all tables, each told apart by the code and the seed of its first cell, and the tied paragraphs."""
+    """The rows of all tables, each told apart by the code and the seed of its first cell, and the tied paragraphs.
+
+    Of the README every paragraph. Blocks of code say nothing; tables that studies/results.py makes have their own test.
+    """
+    text = re.sub(r"```.*?```", "", results.TABLE.sub("", text), flags=re.DOTALL)
     for block in re.split(r"\n\s*\n", re.sub(r"-->\s*\n", "-->\n", text)):
         file, words, rest = tied(block)
         table = [re.split(r"\s*\|\s*", line.strip("| ")) for line in block.splitlines() if line.startswith("|")]
@@ -45,8 +54,8 @@ def document(name: str, text: str) -> Iterator[Claim]:
                 cells[0] = f"seed {cells[0]}"
             own = WORDS.findall(" ".join(re.findall("`(.*?)`", cells[0]))) + re.findall(r"seed \d+", cells[0])
             yield Claim(where, numbers(cells), file, words | set(own), True)
-        if file and not table:
-            yield Claim(f"{name}: {rest}", numbers([rest]), file, words, False)
+        if not table and (file or name == "README.md"):
+            yield Claim(f"{name}: {rest}", numbers([re.sub("`.*?`", "", rest)]), file, words, False)
 
 
 def header(name: str, page: str) -> Claim:
@@ -116,13 +125,79 @@ def before() -> list[str]:
 
 
 def test_every_number_is_of_a_row_or_of_before() -> None:
-    files = ROOT.glob("results/*.jsonl")
-    ledger = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
-    assert not list(complaints(everything(), ledger, before()))
+    assert not list(complaints(everything(), results.read(), before()))
 
 
 def test_what_no_document_says_any_more_is_no_longer_listed() -> None:
     assert set(before()) == {" ".join(claim.numbers) for claim in everything()} & set(before())
+
+
+def numbers_of_the_readme() -> list[re.Match[str]]:
+    """What looks like a metric outside of code."""
+    text = re.sub(r"```.*?```|`.*?`", lambda code: "x" * len(code[0]), README, flags=re.DOTALL)
+    return list(METRIC.finditer(text))
+
+
+@pytest.mark.parametrize("number", numbers_of_the_readme(), ids=lambda number: number[0])
+def test_a_number_of_the_readme_that_is_changed_is_found(number: re.Match[str]) -> None:
+    digit = README[: number.end()].rstrip(" %")[-1]
+    at = README.rindex(digit, 0, number.end())
+    changed = f"{README[:at]}{(int(digit) + 1) % 10}{README[at + 1 :]}"
+    assert list(complaints(list(document("README.md", changed)), results.read(), before()))
+
+
+def test_tables_are_those_of_the_ledger() -> None:
+    ledger = results.read()
+    stale = [path.name for path, text in results.documents().items() if results.written(text, ledger) != text]
+    assert not stale, f"python studies/results.py writes {stale}"
+
+
+def test_every_row_stands_in_a_table() -> None:
+    assert not results.unseen(list(results.documents().values()), results.read())
+
+
+def test_no_row_was_changed_by_hand() -> None:
+    for file, rows in results.read().items():
+        wrong = [row["run"] for row in rows if checksum(row) != row.get("checksum")]
+        assert not wrong, f"results/{file}.jsonl is not as evaluate.py eval.record=true wrote it: {wrong}"
+
+
+def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Where each number of a row stands."""
+    for key in node if isinstance(node, dict) else range(len(node)):
+        if isinstance(node[key], dict | list):
+            yield from leaves(node[key])
+        elif isinstance(node[key], float | int):
+            yield node, key
+
+
+def test_any_number_of_a_row_that_is_changed_is_found() -> None:
+    """Those that no document shows too."""
+    row = copy.deepcopy(results.read()["shapes"][0])
+    found = list(leaves(row))
+    assert len(found) > 30
+    for node, key in found:
+        kept, node[key] = node[key], node[key] + 0.001
+        assert checksum(row) != row["checksum"]
+        node[key] = kept
+    assert checksum(row) == row["checksum"]
+
+
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings of a document, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for file, anchor in LINK.findall(path.read_text()):
+        if not file.startswith("http"):
+            target = path.parent / file if file else path
+            assert target.exists() and (not anchor or anchor in anchors(target)), f"{path.name}: {file}#{anchor}"
 
 
 def row(seed: int, valid: float, *overrides: str) -> dict[str, Any]:

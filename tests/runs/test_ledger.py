@@ -18,6 +18,7 @@ from tests.compose import composed
 
 KEYS = (
     "experiment overrides judged_with run seeds n values intervals protocol images tflop seconds device commit versions"
+    " checksum"
 )
 
 
@@ -63,6 +64,7 @@ def test_a_row_says_what_was_done_by_which_code_where(
     assert [row[name] for name in ("values", *told[1:])] == [printed[name] for name in told]
     assert row["tflop"] == trained["tflop"] > 0 and row["seconds"] == trained["seconds"] > 0
     assert row["commit"] == {"training": "abc-dirty", "judging": provenance.commit()}
+    assert row["checksum"] == ledger.checksum(row) != ledger.checksum(row | {"n": 17})
     assert row["device"]["judging"].endswith(", 1 thread, 32-true") and row["device"]["training"]
     assert {"torch", "lightning", "torchmetrics", "atelier"} <= set(row["versions"]["judging"])
 

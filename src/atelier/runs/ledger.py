@@ -1,8 +1,13 @@
-"""The ledger: each evaluation that a document quotes is one row, a line of JSON, of results/<data>.jsonl."""
+"""The ledger: each evaluation that a document quotes is one row, a line of JSON, of results/<data>.jsonl.
+
+A row ends with a checksum of all else in it, so that a number that was changed by hand, or by a merge, is found. It
+protects from slips, not from somebody who writes a checksum too.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import re
 import shlex
@@ -50,8 +55,15 @@ def record(run: LoadedRun, printed: dict[str, Any], words: list[str]) -> None:
         file.seek(0)
         kept = [line for line in file if _same(json.loads(line)) != _same(row)]
         file.truncate(0)
-        file.writelines([*kept, json.dumps(row) + "\n"])
-    print(f"recorded in results/{path.name}", file=sys.stderr, flush=True)
+        file.writelines([*kept, json.dumps(row | {"checksum": checksum(row)}) + "\n"])
+    told = f"recorded in results/{path.name}; python studies/results.py puts it into the documents"
+    print(told, file=sys.stderr, flush=True)
+
+
+def checksum(row: dict[str, Any]) -> str:
+    """16 hexadecimal digits of SHA-256 over all of a row but its checksum, whatever the order of its keys."""
+    rest = {key: value for key, value in row.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _same(row: dict[str, Any]) -> list[Any]:
