@@ -48,6 +48,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
             for name in NOTES:  # of an earlier try
                 (folder / name).unlink(missing_ok=True)
             one_process(cfg, hydra)
+            no_doctor(cfg)
         load_torchmetrics()
         value = work(cfg)
         if many:
@@ -125,6 +126,16 @@ def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
         problem = "a sweep whose jobs share a command line cannot start ranks"
         fix = "trainer.devices=1 or hydra/launcher=submitit_slurm"
         raise UserError("trainer.devices", devices, problem, fix)
+
+
+def no_doctor(cfg: DictConfig) -> None:
+    """What writes nothing is no business of a sweep, which has a folder for each job and a table.
+
+    Raises:
+        UserError: it was asked for.
+    """
+    if cfg.doctor is True:
+        raise UserError("doctor", True, "it tells of one run and writes nothing, -m is for several", "leave -m out")
 
 
 def _remove_empty(folder: Path) -> None:

@@ -34,8 +34,8 @@ def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
 
 
 def refuse_planes(cfg: DictConfig) -> None:
-    """Refuse a page that sees planes, which are made of pixels, before anything that it stands on is trained."""
-    if (planes := cfg.model.get("planes")) is not None:
+    """Refuse a cache for a page that sees planes, which are made of pixels, before what it stands on is trained."""
+    if cfg[KEY] is not None and (planes := cfg.model.get("planes")) is not None:
         page = planes._target_.rpartition(".")[2]
         problem = f"its planes ({page}) are made of pixels in training, which a cache of latents has not"
         raise UserError(KEY, cfg[KEY], problem, f"{KEY}=null")
