@@ -68,8 +68,7 @@ class Work(Callback):
         """`22 TFLOP, 0.46 GFLOP an image` for so many images; "" where nothing was counted."""
         if not self.flop:
             return ""
-        all_of_them, each = (f"{float(f'{n:.2g}'):,g}" for n in (self.tflop(images), self.gflop_per_image))
-        return f"{all_of_them} TFLOP, {each} GFLOP an image"
+        return f"{two_digits(self.tflop(images))} TFLOP, {two_digits(self.gflop_per_image)} GFLOP an image"
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         self._looks = not any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
@@ -149,6 +148,11 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()
+
+
+def two_digits(number: float) -> str:
+    """`1,200`, `0.46`."""
+    return f"{float(f'{number:.2g}'):,g}"
 
 
 def fitting(time: float, seconds: float) -> int:

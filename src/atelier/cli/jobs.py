@@ -135,7 +135,7 @@ def no_doctor(cfg: DictConfig) -> None:
         UserError: it was asked for.
     """
     if cfg.doctor is True:
-        raise UserError("doctor", True, "it tells of one run and writes nothing, -m is for several", "leave -m out")
+        raise UserError("doctor", "true", "it tells of one run and writes nothing, -m is for several", "leave -m out")
 
 
 def _remove_empty(folder: Path) -> None:

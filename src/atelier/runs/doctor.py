@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from atelier.callbacks.memory import Memory, gigabytes
 from atelier.callbacks.pieces import take_in_pieces
 from atelier.callbacks.trial import Trial
-from atelier.callbacks.work import FITS, Work, fitting
+from atelier.callbacks.work import FITS, Work, fitting, two_digits
 from atelier.checkpoints import single_file
 from atelier.core import machine, room
 from atelier.core.errors import UserError
@@ -40,6 +39,7 @@ COLUMNS, NAME, KEY = 100, 14, 32  # of a line, and of a name or a key at its lef
 TRIAL = 4.0  # seconds after which a trial begins no further batch
 HOUR = 3600.0
 READ, MAX_PIXELS = 16, 64_000_000  # files that are read to see how long one takes, and the size that is too large
+SPLITS = {"train": "training", "test": "test"}
 LARGE = 32  # pixels: images of which half the size is still a picture
 
 
@@ -50,6 +50,8 @@ class Asked:
     title: str
     cfg: DictConfig
     parts: dict[str, nn.Module]
+    told: Rows  # of each part, where it lies
+    key: str  # of its budget, in the command that was typed; "" where it has none there
 
 
 @dataclass
@@ -88,7 +90,7 @@ def examine(cfg: DictConfig) -> None:
         return
     device = found.the_device(cfg.trainer.accelerator)
     rates = machine.convolution_rates(device, found.SECONDS)
-    section("this machine", found.of_machine(device, rates, cfg.trainer.precision, Path(cfg.run_dir).parent))
+    section("this machine", found.of_machine(device, rates, cfg.trainer.precision, Path(cfg.run_dir)))
     section('optional parts, each by pip install -e ".[NAME]"', found.of_extras())
     section("published weights", found.of_weights())
     section("credentials", found.of_credentials())
@@ -97,12 +99,16 @@ def examine(cfg: DictConfig) -> None:
     data = build.data(cfg)
     section("what the run finds", [("data", of_data(cfg, data)), ("metrics", of_metrics(cfg)), *left_out(cfg)])
     preflight.provided(build.family(cfg).needs, build.family(cfg), data)
-    tried = [attempt(asked, rates) for asked in to_try(cfg)]
+    asked = to_try(cfg)
+    if parts := [row for one in asked for row in one.told]:
+        section("what it stands on", parts)
+    tried = [attempt(one, rates) for one in asked]
     total = sum(one.total for one in tried)
     if len(tried) > 1:
         section("together", [("time", f"about {duration(total)} without judging")])
     if total > FITS:
-        section("where that is too long", advice(cfg, tried[-1], rates, device), KEY)
+        budgets = {one.key: each for one, each in zip(asked, tried, strict=True) if one.key and each.total > FITS}
+        section("where that is too long", advice(cfg, budgets, rates, device), KEY)
 
 
 def section(title: str, rows: Rows, columns: int = NAME) -> None:
@@ -126,10 +132,11 @@ def of_data(cfg: DictConfig, data: DataModule) -> str:
     """What of a set is there, or why it is not, and where it was looked for."""
     place = f" in {Path(cfg.data.root).expanduser().absolute()}" if "root" in cfg.data else ", drawn on the spot"
     try:
-        images = ", ".join(f"{n:,} of {split}" for split, n in data.counted().items())
+        counted = data.counted()
+        images = " and ".join(f"{counted[split]:,} {name}" for split, name in SPLITS.items() if split in counted)
     except UserError as error:
         return f"not there{place}: {error.problem}; {error.fix}"
-    return f"{type(data).__name__}{place}: {images}"
+    return f"{type(data).__name__}{place}: {images} images"
 
 
 def of_metrics(cfg: DictConfig) -> str:
@@ -138,7 +145,7 @@ def of_metrics(cfg: DictConfig) -> str:
         build.metrics(cfg).check()
     except UserError as error:
         return f"{error.key}={error.value}: {error.problem}; {error.fix}"
-    return f"{cfg.metrics.net}: it finds what it needs"
+    return f"metrics={cfg.metrics.net}: nothing is missing"
 
 
 def left_out(cfg: DictConfig) -> Rows:
@@ -157,18 +164,20 @@ def left_out(cfg: DictConfig) -> Rows:
 # ---- what is tried
 
 
-def to_try(cfg: DictConfig) -> Iterator[Asked]:
+def to_try(cfg: DictConfig) -> list[Asked]:
     """The runs that would be trained first, as what this one stands on, and itself behind them.
 
     Raises:
         UserError: a part that is named is not there, or does not fit.
     """
     words = [word for word in task_words() if not word.startswith("doctor=")]
-    yield from _with_those_below(cfg, " ".join(["python train.py", *words]))
+    return _with_those_below(cfg, " ".join(["python train.py", *words]), "budget.images")
 
 
-def _with_those_below(cfg: DictConfig, title: str) -> Iterator[Asked]:
+def _with_those_below(cfg: DictConfig, title: str, key: str) -> list[Asked]:
+    below: list[Asked] = []
     nets: dict[str, nn.Module] = {}
+    told: Rows = []
     base = None if cfg.start_from is None else preflight.beginning(cfg.start_from)
     for part in build.parts(cfg):
         if base is not None:
@@ -177,16 +186,16 @@ def _with_those_below(cfg: DictConfig, title: str) -> Iterator[Asked]:
         plan = replace(pretrained.plan(part, cfg), reads=False) if node.run == "auto" else None
         source = named(part, cfg) if plan is None else pretrained.finished(plan)
         if source is None:
-            show(
-                [(part, f"no finished run of {plan.name} lies under {folders.OUTPUTS.absolute()}: it is trained first")]
-            )
-            yield from _with_those_below(plan.cfg, f"first, for {part}: {' '.join(['python train.py', *plan.words])}")
+            first = f"first, for {part}: {' '.join(['python train.py', *plan.words])}"
+            below += _with_those_below(plan.cfg, first, f"model.{part}.images" if key else "")
             nets[part] = pretrained.untrained(plan)
+            where = folders.OUTPUTS.absolute()
+            told.append((part, f"not there: no finished run of {plan.name} under {where}, so it is trained first"))
         else:
             pretrained.refuse_unfit(part, source, cfg, f"model.{part}.run=auto")
-            show([(part, f"there: {source}")])
             nets[part] = build.part(source, None, cfg, node)
-    yield Asked(title, cfg, nets)
+            told.append((part, f"there: {source}"))
+    return [*below, Asked(title, cfg, nets, told, key)]
 
 
 def named(part: str, cfg: DictConfig) -> Path:
@@ -263,10 +272,10 @@ def of_trial(tried: Tried, plain: float, there: int | None, ranks: int) -> Rows:
         ranks: processes that share a batch.
     """
     took = tried.seconds * tried.batch
-    step = f"{tried.batch} images in {took:.3g} s, {1 / tried.seconds:,.3g} images/s"
+    step = f"{tried.batch} images in {two_digits(took)} s, {two_digits(1 / tried.seconds)} images/s"
     if tried.gflop is not None:
         share = tried.gflop * 1e9 / tried.seconds / ranks / plain
-        step += f"; {tried.gflop:.2g} GFLOP an image, {share:.0%} of the speed of that convolution"
+        step += f"; {tried.gflop:.2g} GFLOP an image, {100 * share:.0f} % as fast as that convolution"
     if ranks > 1:
         step += f"; a share of 1/{ranks} was tried, without what ranks exchange"
     rows = [("step", step)]
@@ -274,7 +283,7 @@ def of_trial(tried: Tried, plain: float, there: int | None, ranks: int) -> Rows:
         free = "" if there is None else f", {gigabytes(there)} are free"
         rows.append(("memory", f"{gigabytes(tried.memory)}{free}"))
     rows.append(("disk", f"{gigabytes(tried.disk)} for checkpoints"))
-    work = "" if tried.gflop is None else f" ({tried.gflop * tried.images / 1e3:,.2g} TFLOP)"
+    work = "" if tried.gflop is None else f" ({two_digits(tried.gflop * tried.images / 1e3)} TFLOP)"
     rows.append(("time", f"{tried.images:,} images: about {duration(tried.total)} without judging{work}"))
     return rows
 
@@ -294,18 +303,27 @@ def of_reading(cfg: DictConfig) -> Rows:
     if not taken:
         return [("images", "noise of their size, reading files is not tried")]
     each, readers = sum(taken) / len(taken), cfg.data.num_workers or threads()
-    speed = f"{1e3 * each:.2g} ms an image on one core, {readers / each:,.3g} images/s by {readers}"
+    speed = f"{two_digits(1e3 * each)} ms an image on one core, {two_digits(readers / each)} images/s by {readers}"
     return [("images", f"noise of their size; reading files takes {speed}, unless they stay in memory")]
 
 
 # ---- what to change
 
 
-def advice(cfg: DictConfig, tried: Tried, rates: dict[str, float], device: torch.device) -> Rows:
-    """Keys that shorten a run, each with about how much."""
-    rows = [(f"budget.images={fitting(FITS, tried.seconds):_}", "fits 3 min; schedules follow it")]
-    if tried.total > HOUR:
-        rows.append((f"budget.images={fitting(HOUR, tried.seconds):_}", "fits an hour"))
+def advice(cfg: DictConfig, budgets: dict[str, Tried], rates: dict[str, float], device: torch.device) -> Rows:
+    """Keys that shorten a run, each with about how much.
+
+    Args:
+        cfg: config of the run.
+        budgets: key of a budget -> the run that it is of, which takes long.
+        rates: operations a second of convolutions, by number format.
+        device: device that trains.
+    """
+    rows = []
+    for key, tried in budgets.items():
+        rows.append((f"{key}={fitting(FITS, tried.seconds):_}", "fits 3 min; schedules follow it"))
+        if tried.total > HOUR:
+            rows.append((f"{key}={fitting(HOUR, tried.seconds):_}", "fits an hour"))
     on_gpu, gain = device.type == "cuda", rates["bf16"] / rates["float32"]
     taken = found.resolved(cfg.trainer.precision, on_gpu)
     if taken == "32-true" and gain > 1:

@@ -1,4 +1,4 @@
-"""What of a machine `doctor=true` tells before any run: what it is, which optional parts, weights and credentials it has.
+"""What `doctor=true` tells of a machine: what it is, and which optional parts, weights and credentials it has.
 
 Nothing is imported, downloaded or written to find out, and of a credential it is told that it is there.
 """
@@ -76,8 +76,8 @@ def of_machine(device: torch.device, rates: dict[str, float], asked: Precision, 
     there = room.there(torch.device("cpu"))
     rows.append(("memory", "the system does not say" if there is None else f"{gigabytes(there)} are free"))
     rows.append(("GPU", _gpu(device)))
-    disk, place = on_disk(folder)
-    rows.append(("disk", f"{gigabytes(disk.free)} of {gigabytes(disk.total)} are free at {place}"))
+    disk = on_disk(folder)
+    rows.append(("disk", f"{gigabytes(disk.free)} of {gigabytes(disk.total)} are free at {folder.absolute()}"))
     told = ", ".join(f"{name} {value / 1e9:,.3g}" for name, value in rates.items())
     where = "the GPU" if device.type == "cuda" else f"{used} thread{'s' * (used != 1)}"
     rows.append(("GFLOP/s", f"{told}: a convolution, forward and backward, on {where}"))
@@ -96,12 +96,12 @@ def _gpu(device: torch.device) -> str:
     return told + (f"; {n} of them" if n > 1 else "") + ("" if device.type == "cuda" else "; not used (trainer=cpu)")
 
 
-def on_disk(folder: Path) -> tuple[shutil._ntuple_diskusage, Path]:
-    """Room on the disk of a folder that may not be there yet, and the nearest one above it that is, from the root."""
+def on_disk(folder: Path) -> shutil._ntuple_diskusage:
+    """Room, in bytes, on the disk of a folder that may not be there yet."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place), place
+    return shutil.disk_usage(place)
 
 
 def precision(asked: Precision, device: torch.device, rates: dict[str, float]) -> str:
@@ -130,7 +130,7 @@ def of_extras() -> Rows:
         missing = [module for module in extra.modules if not _installed(module)]
         if missing:
             what = ", ".join(module.rpartition(".")[2] for module in missing)
-            rows.append((name, f'not there: {what}; for {extra.asked_by}: pip install -e ".[{name}]"'))
+            rows.append((name, f"not there: {what}. Needed for {extra.asked_by}"))
         else:
             rows.append((name, ", ".join(_version(module, owners) for module in extra.modules)))
     return [*rows, ("looked in", _path(sysconfig.get_paths()["purelib"]))]
@@ -159,10 +159,8 @@ def of_weights() -> Rows:
     rows.append(("VGG19", _files([perceptual["vgg"].vgg], "model=srgan; conf/perceptual/vgg.yaml says from where")))
     vae = OmegaConf.load(CONF / "first_stage" / "sd_vae.yaml").run
     cached = hub_cache() / f"models--{vae.replace('/', '--')}"
-    rows.append(
-        ("sd_vae", _files([cached], "first_stage@model.first_stage=sd_vae; its fetch=true downloads it, 335 MB"))
-    )
-    return rows
+    by = "first_stage@model.first_stage=sd_vae; model.first_stage.fetch=true downloads it, 335 MB"
+    return [*rows, ("sd_vae", _files([cached], by))]
 
 
 def hub_cache() -> Path:
@@ -174,8 +172,11 @@ def hub_cache() -> Path:
 def _files(places: Iterable[str | Path], asked_by: str) -> str:
     """Whether all of some files or folders are there; each is told."""
     paths = [Path(place).expanduser() for place in places]
-    told = "; ".join(f"{'there' if path.exists() else 'not there'}: {_path(path)}" for path in paths)
-    return told if all(path.exists() for path in paths) else f"{told}; for {asked_by}"
+    there = [_path(path) for path in paths if path.exists()]
+    missing = [_path(path) for path in paths if not path.exists()]
+    told = [f"there: {', '.join(there)}"] if there else []
+    told += [f"not there: {', '.join(missing)}. Needed for {asked_by}"] if missing else []
+    return "; ".join(told)
 
 
 def _path(path: str | Path) -> str:
@@ -207,4 +208,4 @@ def _places(there: dict[str, bool], asked_by: str) -> str:
     found = [place for place, is_there in there.items() if is_there]
     if found:
         return f"there: {found[0]}"
-    return f"not there: {', '.join(there)}; for {asked_by}"
+    return f"not there: {', '.join(there)}. Needed for {asked_by}"
