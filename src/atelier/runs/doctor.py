@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from atelier.callbacks.memory import Memory, gigabytes
@@ -40,7 +41,7 @@ TRIAL = 4.0  # seconds after which a trial begins no further batch
 HOUR = 3600.0
 READ, MAX_PIXELS = 16, 64_000_000  # files that are read to see how long one takes, and the size that is too large
 SPLITS = {"train": "training", "test": "test"}
-LARGE = 32  # pixels: images of which half the size is still a picture
+SMALLEST = 16  # width or pixels that are still worth a try
 
 
 @dataclass
@@ -108,7 +109,7 @@ def examine(cfg: DictConfig) -> None:
         section("together", [("time", f"about {duration(total)} without judging")])
     if total > FITS:
         budgets = {one.key: each for one, each in zip(asked, tried, strict=True) if one.key and each.total > FITS}
-        section("where that is too long", advice(cfg, budgets, rates, device), KEY)
+        section("where that is too long", advice(asked[-1], budgets, rates, device), KEY)
 
 
 def section(title: str, rows: Rows, columns: int = NAME) -> None:
@@ -120,7 +121,7 @@ def section(title: str, rows: Rows, columns: int = NAME) -> None:
 def show(rows: Rows, columns: int = NAME) -> None:
     """Print a name in its columns and beside it a text, as wide as a page; a path that is longer stays whole."""
     for name, text in rows:
-        first, others = f"  {name:<{columns}}", " " * (columns + 2)
+        first, others = f"  {name:<{columns - 1}} ", " " * (columns + 2)
         options = {"break_long_words": False, "break_on_hyphens": False}
         say(textwrap.fill(text, COLUMNS, initial_indent=first, subsequent_indent=others, **options))
 
@@ -289,7 +290,7 @@ def of_trial(tried: Tried, plain: float, there: int | None, ranks: int) -> Rows:
 
 
 def of_reading(cfg: DictConfig) -> Rows:
-    """How fast image files of the set are read, on stand-ins of which the step is tried."""
+    """How fast image files of the set are read, which the trial of a step does not do."""
     if "root" not in cfg.data:
         return []
     size, channels, taken = cfg.data.image_size, cfg.data.image_channels, []
@@ -301,25 +302,26 @@ def of_reading(cfg: DictConfig) -> Rows:
             continue
         taken.append(time.perf_counter() - begun)
     if not taken:
-        return [("images", "noise of their size, reading files is not tried")]
+        return [("images", "the step is tried on noise of their size, there are no files to read")]
     each, readers = sum(taken) / len(taken), cfg.data.num_workers or threads()
-    speed = f"{two_digits(1e3 * each)} ms an image on one core, {two_digits(readers / each)} images/s by {readers}"
-    return [("images", f"noise of their size; reading files takes {speed}, unless they stay in memory")]
+    speed = f"a file is read in {two_digits(1e3 * each)} ms, so {readers} at once give {two_digits(readers / each)}"
+    where = "images/s where the set does not stay in memory"
+    return [("images", f"the step is tried on noise of their size; {speed} {where}")]
 
 
 # ---- what to change
 
 
-def advice(cfg: DictConfig, budgets: dict[str, Tried], rates: dict[str, float], device: torch.device) -> Rows:
+def advice(asked: Asked, budgets: dict[str, Tried], rates: dict[str, float], device: torch.device) -> Rows:
     """Keys that shorten a run, each with about how much.
 
     Args:
-        cfg: config of the run.
+        asked: run that is asked for.
         budgets: key of a budget -> the run that it is of, which takes long.
         rates: operations a second of convolutions, by number format.
         device: device that trains.
     """
-    rows = []
+    cfg, rows = asked.cfg, []
     for key, tried in budgets.items():
         rows.append((f"{key}={fitting(FITS, tried.seconds):_}", "fits 3 min; schedules follow it"))
         if tried.total > HOUR:
@@ -336,11 +338,24 @@ def advice(cfg: DictConfig, budgets: dict[str, Tried], rates: dict[str, float], 
     if on_gpu and torch.cuda.device_count() > cfg.trainer.devices:
         n = torch.cuda.device_count()
         rows.append((f"trainer=ddp trainer.devices={n}", f"all {n} GPUs; data.batch_size is of all of them"))
-    net = cfg.model.get("net")
-    if isinstance(net, DictConfig) and isinstance(net.get("width"), int) and net.width > 1:
-        rows.append((f"model.net.width={net.width // 2}", "about a quarter of the work, a smaller net"))
-    if cfg.data.image_size >= LARGE:
-        rows.append((f"data.image_size={cfg.data.image_size // 2}", "about a quarter of the work, smaller images"))
+    halves = {"model.net.width": "a smaller net", "data.image_size": "smaller images"}
+    for key, what in halves.items():
+        half = (OmegaConf.select(cfg, key) or 0) // 2
+        if half >= SMALLEST and _can_be(asked, key, half):
+            rows.append((f"{key}={half}", f"about a quarter of the work, {what}"))
     if not on_gpu:
         rows.append(("a GPU", "trainer=auto takes it where torch sees one"))
     return rows
+
+
+def _can_be(asked: Asked, key: str, value: int) -> bool:
+    """Whether a model can be made with another value of a key; on parts it cannot with images of another size."""
+    if asked.parts and key.startswith("data."):
+        return False
+    other = asked.cfg.copy()
+    OmegaConf.update(other, key, value)
+    try:
+        build.untaught(other, asked.parts)
+    except (InstantiationException, UserError):
+        return False
+    return True
