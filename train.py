@@ -44,10 +44,8 @@ def train(cfg: DictConfig) -> float | None:
         preflight.provided(build.family(cfg).needs, build.family(cfg), data)
         model = build.model(cfg, folder)
         preflight.match(model, data)
-        if cfg.latent_cache is not None:
-            latents.keep(cfg, model, data)
-        if cfg.text_cache is not None:
-            texts.keep(cfg, model, data)
+        latents.keep(cfg, model, data)
+        texts.keep(cfg, model, data)
         callbacks = build.callbacks(cfg)
         callbacks.evaluation.asked["objective"] = cfg.objective
         with build.loggers(cfg) as loggers:

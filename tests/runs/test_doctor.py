@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 import train
+from atelier.cli import jobs
 from atelier.core.errors import UserError
 from atelier.runs import doctor, pretrained
-from atelier.runs.doctor import Asked, Tried
+from atelier.runs.doctor import Candidate, Tried
 from tests.compose import composed
 from tests.conftest import overrides
 from tests.programs import python
@@ -62,11 +64,9 @@ def test_a_sweep_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_job_of_a_sweep_is_refused() -> None:
-    from atelier.cli import jobs
-
-    jobs.no_doctor(composed())
+    jobs.fits_a_sweep(composed(), HydraConfig.get())
     with pytest.raises(UserError, match="leave -m out"):
-        jobs.no_doctor(composed("doctor=true"))
+        jobs.fits_a_sweep(composed("doctor=true"), HydraConfig.get())
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -182,15 +182,15 @@ def test_of_two_ranks_a_share_is_tried_and_the_second_is_silent(
 
 def test_words_of_a_trial_by_hand() -> None:
     """0.01 s an image, 0.2 GFLOP: 20 GFLOP/s, half of the convolution's; a million images are 10,000 s."""
-    one = Tried(1_000_000, 32, 0.01, 0.2, 3 * 10**9, 45_000_000)
+    one = Tried(1_000_000, 32, 1, 0.01, 0.2, 40e9, 3 * 10**9, 16 * 10**9, 45_000_000)
     assert one.total == 1_000_000 / (1 / 0.01)
-    assert dict(doctor.of_trial(one, 40e9, 16 * 10**9, 1)) == {
+    assert dict(doctor.of_trial(one)) == {
         "step": "32 images in 0.32 s, 100 images/s; 0.2 GFLOP an image, 50 % as fast as that convolution",
         "memory": "3 GB, 16 GB are free",
         "disk": "0.045 GB for checkpoints",
         "time": "1,000,000 images: about 2 h 47 min without judging (200 TFLOP)",
     }
-    rows = dict(doctor.of_trial(Tried(100, 32, 0.01, None, None, 0.0), 40e9, None, 4))
+    rows = dict(doctor.of_trial(Tried(100, 32, 4, 0.01, None, 40e9, None, None, 0.0)))
     assert rows["step"] == "32 images in 0.32 s, 100 images/s; a share of 1/4 was tried, without what ranks exchange"
     assert "memory" not in rows and rows["time"] == "100 images: about 1 s without judging"
 
@@ -202,8 +202,8 @@ def test_minutes_cut_the_budget(elsewhere: Path, capsys: pytest.CaptureFixture) 
 
 def advised(words: list[str], rates: dict[str, float], seconds: float = 0.1) -> dict[str, str]:
     cfg = composed(*words)
-    asked = Asked("", cfg, {}, [], "budget.images")
-    tried = Tried(100_000, 32, seconds, 0.2, 1, 1.0)
+    asked = Candidate("", cfg, {}, [], "budget.images")
+    tried = Tried(100_000, 32, 1, seconds, 0.2, 40e9, 1, 1, 1.0)
     return dict(doctor.advice(asked, {"budget.images": tried}, rates, CPU))
 
 
@@ -222,10 +222,10 @@ def test_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_offered_can_be_made() -> None:
-    """A net whose width does not halve, and one on a part of images of another size, are not offered halved."""
-    asked = Asked("", composed("model.net.width=36", "model.net.heads=4"), {}, [], "budget.images")
-    assert not doctor._can_be(asked, "model.net.width", 18) and doctor._can_be(asked, "model.net.width", 32)
-    assert not doctor._can_be(Asked("", asked.cfg, {"a": torch.nn.Identity()}, [], ""), "data.image_size", 8)
+    """No net whose width does not divide by its heads, and none on a part that is of images of another size."""
+    asked = Candidate("", composed("model.net.width=32", "model.net.heads=8"), {}, [], "budget.images")
+    assert not doctor._can_be(asked, "model.net.width", 18) and doctor._can_be(asked, "model.net.width", 16)
+    assert not doctor._can_be(Candidate("", asked.cfg, {"a": torch.nn.Identity()}, [], ""), "data.image_size", 8)
 
 
 def test_what_is_not_tried_is_told(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from atelier.data.file_images import threads
 from atelier.data.finding import is_image
 from atelier.data.reading import BadImage, read
 from atelier.data.stand_in import stand_in
+from atelier.models.base import Model
 from atelier.runs import build, folders, found, preflight, pretrained, published
 from atelier.runs.found import Rows
 from atelier.runs.pages import task_words
@@ -45,7 +46,7 @@ SMALLEST = 16  # width or pixels that are still worth a try
 
 
 @dataclass
-class Asked:
+class Candidate:
     """A run that is to be tried: its command, its config, and its parts, trained or not."""
 
     title: str
@@ -62,17 +63,23 @@ class Tried:
     Args:
         images: images of its budget.
         batch: images of a batch, over all ranks.
+        ranks: processes that share a batch.
         seconds: seconds an image.
-        gflop: operations an image; None where they were not counted.
-        memory: bytes; None where they are not known.
+        gflop: GFLOP an image; None where they were not counted.
+        plain: operations a second of a plain convolution in the number format of the run.
+        memory: bytes that it takes; None where they are not known.
+        free: bytes of memory that there are; None where the system does not say.
         disk: bytes that its checkpoints need.
     """
 
     images: int
     batch: int
+    ranks: int
     seconds: float
     gflop: float | None
+    plain: float
     memory: int | None
+    free: int | None
     disk: float
 
     @property
@@ -100,16 +107,19 @@ def examine(cfg: DictConfig) -> None:
     data = build.data(cfg)
     section("what the run finds", [("data", of_data(cfg, data)), ("metrics", of_metrics(cfg)), *left_out(cfg)])
     preflight.provided(build.family(cfg).needs, build.family(cfg), data)
-    asked = to_try(cfg)
-    if parts := [row for one in asked for row in one.told]:
+    runs = to_try(cfg)
+    if parts := [row for one in runs for row in one.told]:
         section("what it stands on", parts)
-    tried = [attempt(one, rates) for one in asked]
+    tried = []
+    for one in runs:
+        tried.append(attempt(one, rates))
+        show(of_trial(tried[-1]))
     total = sum(one.total for one in tried)
     if len(tried) > 1:
         section("together", [("time", f"about {duration(total)} without judging")])
     if total > FITS:
-        budgets = {one.key: each for one, each in zip(asked, tried, strict=True) if one.key and each.total > FITS}
-        section("where that is too long", advice(asked[-1], budgets, rates, device), KEY)
+        budgets = {one.key: each for one, each in zip(runs, tried, strict=True) if one.key and each.total > FITS}
+        section("where that is too long", advice(runs[-1], budgets, rates, device), KEY)
 
 
 def section(title: str, rows: Rows, columns: int = NAME) -> None:
@@ -165,7 +175,7 @@ def left_out(cfg: DictConfig) -> Rows:
 # ---- what is tried
 
 
-def to_try(cfg: DictConfig) -> list[Asked]:
+def to_try(cfg: DictConfig) -> list[Candidate]:
     """The runs that would be trained first, as what this one stands on, and itself behind them.
 
     Raises:
@@ -175,8 +185,8 @@ def to_try(cfg: DictConfig) -> list[Asked]:
     return _with_those_below(cfg, " ".join(["python train.py", *words]), "budget.images")
 
 
-def _with_those_below(cfg: DictConfig, title: str, key: str) -> list[Asked]:
-    below: list[Asked] = []
+def _with_those_below(cfg: DictConfig, title: str, key: str) -> list[Candidate]:
+    below: list[Candidate] = []
     nets: dict[str, nn.Module] = {}
     told: Rows = []
     base = None if cfg.start_from is None else preflight.beginning(cfg.start_from)
@@ -196,7 +206,7 @@ def _with_those_below(cfg: DictConfig, title: str, key: str) -> list[Asked]:
             pretrained.refuse_unfit(part, source, cfg, f"model.{part}.run=auto")
             nets[part] = build.part(source, None, cfg, node)
             told.append((part, f"there: {source}"))
-    return [*below, Asked(title, cfg, nets, told, key)]
+    return [*below, Candidate(title, cfg, nets, told, key)]
 
 
 def named(part: str, cfg: DictConfig) -> Path:
@@ -230,19 +240,31 @@ class _Aside:
         show([("too little", line)])
 
 
-def attempt(asked: Asked, rates: dict[str, float]) -> Tried:
+def attempt(run: Candidate, rates: dict[str, float]) -> Tried:
     """Some batches of a run, on one device, as training takes them; of several ranks, the share of one.
 
     Raises:
         UserError: its model cannot be made, or does not fit.
     """
-    cfg = asked.cfg.copy()
+    cfg, whole = run.cfg.copy(), run.cfg.data.batch_size
     ranks = cfg.trainer.devices * cfg.trainer.num_nodes
-    cfg.trainer.devices = cfg.trainer.num_nodes = 1
-    cfg.trainer.profiler = None
-    whole, cfg.data.batch_size = cfg.data.batch_size, max(1, cfg.data.batch_size // ranks)
-    model, data = build.untaught(cfg, asked.parts), build.data(cfg)
-    section(asked.title, [("model", described(model, data)), *of_reading(cfg)])
+    cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.profiler = 1, 1, None
+    cfg.data.batch_size = max(1, whole // ranks)
+    model, data = build.untaught(cfg, run.parts), build.data(cfg)
+    section(run.title, [("model", described(model, data)), *of_reading(cfg)])
+    work, trial = _some_batches(cfg, model, stand_in(data) if "root" in cfg.data else data)
+    seconds, images = trial.seconds_per_batch / whole, cfg.budget.images
+    if cfg.budget.minutes is not None:
+        images = min(images, int(60 * cfg.budget.minutes / seconds))
+    disk = preflight.checkpoint_bytes(model, len(cfg.callbacks.ema.half_lives))
+    device = found.the_device(cfg.trainer.accelerator)
+    plain = rates["float32" if found.resolved(cfg.trainer.precision, device.type == "cuda") == "32-true" else "bf16"]
+    free = room.there(device)
+    return Tried(images, whole, ranks, seconds, work.gflop_per_image, plain, work.memory.needed, free, disk)
+
+
+def _some_batches(cfg: DictConfig, model: Model, data: DataModule) -> tuple[Work, Trial]:
+    """Train on some batches, and give what has counted the operations of them, and what has timed them."""
     clock, aside = instantiate(cfg.callbacks.clock, _convert_="all"), _Aside()
     ema = instantiate(cfg.callbacks.ema, _convert_="all")(clock=clock)
     memory = Memory(ema, aside)
@@ -251,37 +273,22 @@ def attempt(asked: Asked, rates: dict[str, float]) -> Tried:
     trainer.limit_val_batches = 0
     if cfg.accumulate > 1:
         take_in_pieces(model, cfg.accumulate)
-    trainer.fit(model, stand_in(data) if "root" in cfg.data else data)
-    disk = preflight.checkpoint_bytes(model, len(ema.half_lives))
-    seconds = trial.seconds_per_batch / whole
-    images = cfg.budget.images
-    if cfg.budget.minutes is not None:
-        images = min(images, int(60 * cfg.budget.minutes / seconds))
-    tried = Tried(images, whole, seconds, work.gflop_per_image, memory.needed, disk)
-    there = room.there(model.device)
-    show(of_trial(tried, rates["float32" if trainer.precision == "32-true" else "bf16"], there, ranks))
-    return tried
+    trainer.fit(model, data)
+    return work, trial
 
 
-def of_trial(tried: Tried, plain: float, there: int | None, ranks: int) -> Rows:
-    """What a trial has shown.
-
-    Args:
-        tried: what it has measured.
-        plain: operations a second of a plain convolution, in the number format that it used.
-        there: bytes of memory that are free; None where the system does not say.
-        ranks: processes that share a batch.
-    """
-    took = tried.seconds * tried.batch
-    step = f"{tried.batch} images in {two_digits(took)} s, {two_digits(1 / tried.seconds)} images/s"
+def of_trial(tried: Tried) -> Rows:
+    """What a trial has shown."""
+    took = two_digits(tried.seconds * tried.batch)
+    step = f"{tried.batch} images in {took} s, {two_digits(1 / tried.seconds)} images/s"
     if tried.gflop is not None:
-        share = tried.gflop * 1e9 / tried.seconds / ranks / plain
-        step += f"; {tried.gflop:.2g} GFLOP an image, {100 * share:.0f} % as fast as that convolution"
-    if ranks > 1:
-        step += f"; a share of 1/{ranks} was tried, without what ranks exchange"
+        share = tried.gflop * 1e9 / tried.seconds / tried.ranks / tried.plain
+        step += f"; {two_digits(tried.gflop)} GFLOP an image, {100 * share:.0f} % as fast as that convolution"
+    if tried.ranks > 1:
+        step += f"; a share of 1/{tried.ranks} was tried, without what ranks exchange"
     rows = [("step", step)]
     if tried.memory is not None:
-        free = "" if there is None else f", {gigabytes(there)} are free"
+        free = "" if tried.free is None else f", {gigabytes(tried.free)} are free"
         rows.append(("memory", f"{gigabytes(tried.memory)}{free}"))
     rows.append(("disk", f"{gigabytes(tried.disk)} for checkpoints"))
     work = "" if tried.gflop is None else f" ({two_digits(tried.gflop * tried.images / 1e3)} TFLOP)"
@@ -312,16 +319,16 @@ def of_reading(cfg: DictConfig) -> Rows:
 # ---- what to change
 
 
-def advice(asked: Asked, budgets: dict[str, Tried], rates: dict[str, float], device: torch.device) -> Rows:
+def advice(run: Candidate, budgets: dict[str, Tried], rates: dict[str, float], device: torch.device) -> Rows:
     """Keys that shorten a run, each with about how much.
 
     Args:
-        asked: run that is asked for.
+        run: run that is asked for.
         budgets: key of a budget -> the run that it is of, which takes long.
         rates: operations a second of convolutions, by number format.
         device: device that trains.
     """
-    cfg, rows = asked.cfg, []
+    cfg, rows = run.cfg, []
     for key, tried in budgets.items():
         rows.append((f"{key}={fitting(FITS, tried.seconds):_}", "fits 3 min; schedules follow it"))
         if tried.total > HOUR:
@@ -341,21 +348,21 @@ def advice(asked: Asked, budgets: dict[str, Tried], rates: dict[str, float], dev
     halves = {"model.net.width": "a smaller net", "data.image_size": "smaller images"}
     for key, what in halves.items():
         half = (OmegaConf.select(cfg, key) or 0) // 2
-        if half >= SMALLEST and _can_be(asked, key, half):
+        if half >= SMALLEST and _can_be(run, key, half):
             rows.append((f"{key}={half}", f"about a quarter of the work, {what}"))
     if not on_gpu:
         rows.append(("a GPU", "trainer=auto takes it where torch sees one"))
     return rows
 
 
-def _can_be(asked: Asked, key: str, value: int) -> bool:
+def _can_be(run: Candidate, key: str, value: int) -> bool:
     """Whether a model can be made with another value of a key; on parts it cannot with images of another size."""
-    if asked.parts and key.startswith("data."):
+    if run.parts and key.startswith("data."):
         return False
-    other = asked.cfg.copy()
+    other = run.cfg.copy()
     OmegaConf.update(other, key, value)
     try:
-        build.untaught(other, asked.parts)
+        build.untaught(other, run.parts)
     except (InstantiationException, UserError):
         return False
     return True

@@ -19,11 +19,13 @@ from atelier.runs import keeping
 
 
 def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
-    """From here on training reads moments of the first stage that `latent_cache` keeps, which are made where none are.
+    """Where there is a `latent_cache`, training reads moments of the first stage from it, made where there are none.
 
     Raises:
         UserError: this model or this set needs pixels in training, or the folder holds a cache of something else.
     """
+    if cfg[KEY] is None:
+        return
     _can_be_kept(cfg[KEY], model, data)
     channels, *sides = model.first_stage.latent_shape
     of = identity(model.first_stage, data)
