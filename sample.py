@@ -13,7 +13,7 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from atelier.cli import jobs, messages  # noqa: E402
-from atelier.runs import adapted, build, folders, like, preflight  # noqa: E402
+from atelier.runs import build, folders, like, preflight  # noqa: E402
 
 
 def sample(cfg: DictConfig) -> None:
@@ -22,40 +22,23 @@ def sample(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from atelier.core.errors import UserError
-    from atelier.models.base import sampling_mode
-    from atelier.requests import files
     from atelier.requests.folder import Folder
-    from atelier.requests.request import Request, named, verb, verbs
-    from atelier.runs.trainer import autocast, device
+    from atelier.runs import asking
 
     cfg = like.request(cfg)
     preflight.check(cfg)
-    words = build.plain(cfg)
-    run = folders.load_generator(folders.find(words["run"]), words["ema"], words["root"])
-    adapted.put_on(run.model, words["adapters"], words["adapter_weights"])
-    model = run.model.to(device())
-    build.by_tiles(model, words["tile"])
-    words["do"] = verb(words["do"], model)
-    options = build.options(cfg, model, verbs(model)[words["do"]], run.cfg)
-    precision = autocast(model, words["precision"] or run.cfg.trainer.precision)
-    request = Request.of(model, run.data, options, words)
-    words["label"] = named(words["label"], run.data)
-    path = Path(words["out"] or folders.unused(run.pictures, folders.time_stamp()))
-    sources = [] if words["source"] is None else files.sources(words["source"], path)
-    n = {"n": len(sources)} if sources else {}
-    out = Folder(path, words | {"run": str(run.folder), "images_seen": run.images_seen} | n)
-    with sampling_mode(model, options), precision:
-        if not sources:
-            pictures = request.pictures(words["do"], words["first"], words["n"], words["batch_size"])
-        else:
-            pictures = request.of_files(words["do"], sources, words["first"])
-        for made in pictures:
-            out.add(made)
-    if sources and len(request.unread) == len(sources):
-        raise UserError("source", words["source"], "none of its files can be read", "source=OTHER_FILES")
+    run = asking.ReadyRun(build.plain(cfg))
+    path = Path(cfg.out or folders.unused(run.loaded.pictures, folders.time_stamp()))
+    asked = run.asked(cfg, path)
+    out = Folder(path, asked.words)
+    for made in asked.pictures():
+        out.add(made)
+    unread, n = len(asked.request.unread), len(asked.sources)
+    if n and unread == n:
+        raise UserError("source", cfg.source, "none of its files can be read", "source=OTHER_FILES")
     out.finish()
-    if request.unread:
-        print(f"{len(request.unread)} of {len(sources)} files could not be read", file=sys.stderr, flush=True)
+    if unread:
+        print(f"{unread} of {n} files could not be read", file=sys.stderr, flush=True)
         sys.exit(1)
 
 

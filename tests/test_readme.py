@@ -76,6 +76,14 @@ def test_sampling_commands(default_run: Path, run_of_texts: Path, tmp_path: Path
         assert len(list(out.glob("0*.png"))) == 6 and (out / "grid.png").exists()
 
 
+def test_python_in_three_lines(default_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "OUTPUTS", default_run)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    found: dict = {}
+    exec(block, found)
+    assert found["images"].shape == (16, 3, 8, 8) and sum(len(part.images) for part in found["parts"]) == 16
+
+
 def adapters_of(run: Path, file: Path) -> None:
     """A file of adapters that fits a run."""
     model = folders.load(run, True).model

@@ -25,15 +25,18 @@ LEAST = 8  # pixels a side: nets that halve twice keep more than one place, whic
 Source = tuple[str, Path]  # the name under which a result is written, and the file that it is of
 
 
-def sources(source: str, out: Path) -> list[Source]:
+def sources(source: str, out: Path | None) -> list[Source]:
     """The image files of a request: one, or all in a folder, of which one line says what else lies there.
+
+    Args:
+        source: file or folder.
+        out: folder that results are written to; None: none are.
 
     Raises:
         UserError: there is none, or results would come among the sources.
     """
     path = Path(source).expanduser()
-    inside = out.resolve().is_relative_to(path.resolve()) if path.is_dir() else out.resolve() == path.parent.resolve()
-    if path.exists() and inside:
+    if out is not None and path.exists() and _among(out.resolve(), path.resolve()):
         raise UserError("out", out, "results would come among the sources", "out=ANOTHER_FOLDER")
     if path.is_file():
         return [(result_names([path.name])[0], path)]
@@ -47,6 +50,10 @@ def sources(source: str, out: Path) -> list[Source]:
     if others := passed_over(listing):
         tell(str(path), f"left out are {', '.join(others)}")
     return [(result, path / name) for result, name in zip(result_names(found), found, strict=True)]
+
+
+def _among(out: Path, source: Path) -> bool:
+    return out.is_relative_to(source) if source.is_dir() else out == source.parent
 
 
 def listed(path: Path, key: str) -> Listing:

@@ -20,7 +20,7 @@ from atelier.checkpoints import renamed
 from atelier.core.errors import UserError, within
 from atelier.core.launchers import rank
 from atelier.runs import preflight
-from atelier.runs.pages import CONF
+from atelier.runs.pages import CONF, is_group, page_of
 
 BASE = "base"  # the copy of the run that adapters are trained on, beside those of parts
 
@@ -427,8 +427,8 @@ def options(cfg: DictConfig, model: Model, maker: Callable, trained: DictConfig 
     """
     kinds = {name: kind for name, kind in preflight.options().items() if cfg.get(name) is not None}
     for name in kinds:
-        value = HydraConfig.get().runtime.choices.get(name, cfg[name])
         if name not in inspect.signature(maker).parameters:
+            value = page_of(name, cfg[name]) if is_group(name) else cfg[name]
             raise UserError(name, value, f"{type(model).__name__} takes no {name} here", f"leave {name} out")
     found = {name: _option(cfg[name], name, kind, trained) for name, kind in kinds.items()}
     for option in found.values():

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,12 @@ def keys_of_page(group: str, page: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return _dotted(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{page}.yaml")), "", ())
+
+
+def page_of(group: str, section: Mapping[str, Any]) -> str:
+    """The page of a group that a section of a config was most likely chosen by: the one that it differs least from."""
+    own = {page: keys_of_page(group, page) for page in members(group)}
+    return min(own, key=lambda page: sum(section.get(key) != value for key, value in own[page].items()))
 
 
 def script_name() -> str:
