@@ -25,14 +25,15 @@ def train(cfg: DictConfig) -> float | None:
 
     from atelier.callbacks.pieces import take_in_pieces
     from atelier.checkpoints.store import newest
-    from atelier.runs import latents, report, texts
+    from atelier.runs import doctor, latents, report, texts
 
     meeting.begin(cfg.trainer)
     preflight.check(cfg)
-    if cfg.latent_cache is not None:
-        latents.refuse_planes(cfg)
+    latents.refuse_planes(cfg)
     if cfg.check:
         return print("ok: every key, type and range fits", flush=True)
+    if cfg.doctor:
+        return doctor.examine(cfg)
     with folders.open_run(cfg) as folder:
         build.metrics(cfg).check()
         cfg = resume.reconcile_config(cfg, folder)
@@ -43,10 +44,8 @@ def train(cfg: DictConfig) -> float | None:
         preflight.provided(build.family(cfg).needs, build.family(cfg), data)
         model = build.model(cfg, folder)
         preflight.match(model, data)
-        if cfg.latent_cache is not None:
-            latents.keep(cfg, model, data)
-        if cfg.text_cache is not None:
-            texts.keep(cfg, model, data)
+        latents.keep(cfg, model, data)
+        texts.keep(cfg, model, data)
         callbacks = build.callbacks(cfg)
         callbacks.evaluation.asked["objective"] = cfg.objective
         with build.loggers(cfg) as loggers:

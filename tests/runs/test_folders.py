@@ -322,17 +322,17 @@ def test_auto_takes_the_newest_finished_run_that_would_be_trained_now(plan: Call
     for k, other in enumerate(others):
         kept(f"other{k}", OmegaConf.merge(cfg, other), 10 + k, images="the same")
     kept("other_pixels", cfg, 20, images="others under the same names")
-    assert pretrained._finished(plan(*DATA)) == good
+    assert pretrained.finished(plan(*DATA)) == good
     assert pretrained._unfinished(plan(*DATA)) == Path("outputs/unfinished")
     assert pretrained._unfinished(plan(*DATA, "seed=1")) is None  # it would refuse to go on with another seed
-    assert pretrained._finished(plan(*DATA, "model.first_stage.images=64")) is None
+    assert pretrained.finished(plan(*DATA, "model.first_stage.images=64")) is None
 
 
 def test_a_longer_run_in_the_same_folder_is_another(plan: Callable) -> None:
     """config.yaml is written once: a run that was extended has its first budget there."""
     folder = kept("extended", plan(*DATA).cfg, 1)
     (folder / "summary.json").write_text(json.dumps({"metrics": {}, "images_seen": 400_000}))
-    assert pretrained._finished(plan(*DATA)) is None
+    assert pretrained.finished(plan(*DATA)) is None
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -341,7 +341,7 @@ def test_the_images_are_read_once_to_find_a_part(plan: Callable, monkeypatch: py
     kept("one", told.cfg, 1, done)
     opened: list[DictConfig] = []
     monkeypatch.setattr(build, "data", lambda cfg: opened.append(cfg) or made(cfg))
-    found = [pretrained._finished(told), pretrained._unfinished(told)]
+    found = [pretrained.finished(told), pretrained._unfinished(told)]
     assert found[not done] == Path("outputs/one") and len(opened) == 1
 
 
@@ -364,7 +364,7 @@ def test_a_config_that_is_none_of_ours_is_passed_over(plan: Callable, text: str)
     (foreign / "checkpoints/x.ckpt").touch()
     good = kept("good", plan(*DATA).cfg, 1)
     (good / "checkpoints/y.ckpt").touch()
-    assert folders.all_runs() == [good] == [pretrained._finished(plan(*DATA))] == [folders.find("last")]
+    assert folders.all_runs() == [good] == [pretrained.finished(plan(*DATA))] == [folders.find("last")]
 
 
 def test_a_part_is_trained_on_the_images_of_the_run_above(plan: Callable) -> None:
@@ -464,7 +464,7 @@ def test_auto_knows_a_run_by_what_it_stands_on(plan: Callable) -> None:
         if below is not None:
             copy = kept(f"{name}/frozen/first_stage", below, k, images="others" if name == "fed" else None)
             assert copy.is_relative_to(folder)
-    assert pretrained._finished(upper) == Path("outputs/right")
+    assert pretrained.finished(upper) == Path("outputs/right")
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,7 @@ class Work(Callback):
         """`22 TFLOP, 0.46 GFLOP an image` for so many images; "" where nothing was counted."""
         if not self.flop:
             return ""
-        all_of_them, each = (f"{float(f'{n:.2g}'):,g}" for n in (self.tflop(images), self.gflop_per_image))
-        return f"{all_of_them} TFLOP, {each} GFLOP an image"
+        return f"{two_digits(self.tflop(images))} TFLOP, {two_digits(self.gflop_per_image)} GFLOP an image"
 
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         self._looks = not any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
@@ -93,9 +92,9 @@ class Work(Callback):
             self.counted = self.clock.images_seen
         self._batches += 1
         if self._batches == FIRST:
-            self._since = _now(model.device)
+            self._since = now(model.device)
         elif self._batches == FIRST + TIMED and self._since:
-            self._tell((_now(model.device) - self._since) / TIMED / trainer.datamodule.batch_size)
+            self._tell((now(model.device) - self._since) / TIMED / trainer.datamodule.batch_size)
 
     def _closed(self) -> int:
         """Operations of the batch that was looked at."""
@@ -113,7 +112,7 @@ class Work(Callback):
         work = self.words(images)
         line = f"about {duration(images * seconds)} on this device without judging" + (f" ({work})" if work else "")
         line += f", {self.memory.words()}" if self.memory.words() else ""
-        fit = _rounded(FITS / seconds)
+        fit = fitting(FITS, seconds)
         if self.clock.minutes is None and self.clock.resumed_at == 0 and fit < self.clock.images:
             line += f"; budget.images={fit:_} fits 3 min"
         self.progress.say(line)
@@ -144,14 +143,20 @@ def _on_gpu(model: torch.nn.Module) -> bool:
     return next(model.parameters()).device.type == "cuda"
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()
 
 
-def _rounded(number: float) -> int:
-    """Down to three digits."""
-    step = 10 ** max(0, len(str(int(number))) - 3)
-    return int(number) // step * step
+def two_digits(number: float) -> str:
+    """`1,200`, `0.46`."""
+    return f"{float(f'{number:.2g}'):,g}"
+
+
+def fitting(time: float, seconds: float) -> int:
+    """Images that fit into so much time at `seconds` an image, down to three digits."""
+    number = int(time / seconds)
+    step = 10 ** max(0, len(str(number)) - 3)
+    return number // step * step

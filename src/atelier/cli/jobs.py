@@ -47,7 +47,7 @@ def job(work: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | 
         if many:
             for name in NOTES:  # of an earlier try
                 (folder / name).unlink(missing_ok=True)
-            one_process(cfg, hydra)
+            fits_a_sweep(cfg, hydra)
         load_torchmetrics()
         value = work(cfg)
         if many:
@@ -114,12 +114,14 @@ def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
         work(cfg)
 
 
-def one_process(cfg: DictConfig, hydra: DictConfig) -> None:
-    """Several ranks are no business of a sweep whose jobs share a process.
+def fits_a_sweep(cfg: DictConfig, hydra: DictConfig) -> None:
+    """Neither several ranks, where jobs share a process, nor what writes nothing are the business of a sweep.
 
     Raises:
-        UserError: they were asked for.
+        UserError: one of them was asked for.
     """
+    if cfg.get("doctor") is True:
+        raise UserError("doctor", "true", "it tells of one run and writes nothing, -m is for several", "leave -m out")
     devices = cfg.trainer.devices
     if isinstance(devices, int) and devices > 1 and "submitit" not in hydra.launcher._target_:
         problem = "a sweep whose jobs share a command line cannot start ranks"

@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from atelier.cli.jobs import direction, note, one_process, worst
+from atelier.cli.jobs import direction, fits_a_sweep, note, worst
 from atelier.cli.messages import report
 from atelier.core.errors import UserError
 from atelier.core.lines import say
@@ -24,7 +24,7 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str) -> None:
         """Refuse what no job can do; Hydra would turn an exception here into a warning."""
         try:
-            one_process(config, config.hydra)
+            fits_a_sweep(config, config.hydra)
             its_folder(task_words(config.hydra))
             searching(config)
         except UserError as error:

@@ -330,6 +330,10 @@ class DataModule(LightningDataModule, ABC):
             self._splits[split] = images
         return self._splits[split]
 
+    def counted(self) -> dict[str, int]:
+        """Split -> its images, known without decoding files. Raises UserError where these are not there."""
+        return {split: len(self.split(split)) for split in ("train", "test")}
+
     def order(self, split: Split) -> list[int]:
         """Every index of a split, so that the first n stand for all of it: whoever takes n images takes these."""
         if split not in self._orders:

@@ -154,6 +154,10 @@ class CelebA(DataModule):
         if left := self._left_out():
             tell(self.root, f"left out are {left}")
 
+    def counted(self) -> dict[str, int]:
+        self._all_there([row[0] for rows in self._rows.values() for row in rows])
+        return {split: len(rows) for split, rows in self._rows.items()}
+
     @property
     def _lists(self) -> list[str]:
         """The lists that are read."""

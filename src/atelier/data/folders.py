@@ -81,6 +81,9 @@ class ImageFiles(DataModule, ABC):
         """Further files under the root that are read, or of which a line says that they are not."""
         return set()
 
+    def counted(self) -> dict[str, int]:
+        return {split: len(items) for split, items in self.files.items()}
+
     @cached_property
     def checked(self) -> dict[str, Checked]:
         """What decoding each of `files` has shown."""

@@ -127,6 +127,9 @@ class HuggingFace(DataModule):
         held = hold_out([Item(str(row)) for row in rows[train]], self.holdout)
         return {split: (train, [int(item.name) for item in items]) for split, items in held.items()}
 
+    def counted(self) -> dict[str, int]:
+        return {split: len(rows) for split, (_, rows) in self.index.items()}
+
     def prepare_data(self) -> None:
         unused = self.tables.keys() - {name for name, _ in self.index.values()}
         rows = [f"{len(self.tables[name])} rows of the split {printable(name)}" for name in sorted(unused)]

@@ -93,9 +93,24 @@ def model(cfg: DictConfig, folder: Path) -> Model:
     Raises:
         UserError: weights are to be halved where none are frozen.
     """
+    return _in_formats(_model(cfg, folder), cfg)
+
+
+def untaught(cfg: DictConfig, nets: dict[str, nn.Module]) -> Model:
+    """The same on these parts, as `model` makes it, but for the weights of a run that it begins with.
+
+    Raises:
+        UserError: weights are to be halved where none are frozen.
+    """
+    made = on_parts(cfg, nets)
+    if cfg.get("lora") is not None:
+        made.adapt(instantiate(cfg.lora, _convert_="all"))
+    return _in_formats(made, cfg)
+
+
+def _in_formats(made: Model, cfg: DictConfig) -> Model:
     import torch
 
-    made = _model(cfg, folder)
     if cfg.get("frozen_precision", "32-true") == "bf16-true" and not made.halve_frozen():
         problem = f"{type(made).__name__} has no frozen encoder of texts, and no adapters on frozen weights"
         raise UserError("frozen_precision", "bf16-true", problem, "frozen_precision=32-true")

@@ -19,11 +19,13 @@ from atelier.runs import keeping
 
 
 def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
-    """From here on training reads moments of the first stage that `latent_cache` keeps, which are made where none are.
+    """Where there is a `latent_cache`, training reads moments of the first stage from it, made where there are none.
 
     Raises:
         UserError: this model or this set needs pixels in training, or the folder holds a cache of something else.
     """
+    if cfg[KEY] is None:
+        return
     _can_be_kept(cfg[KEY], model, data)
     channels, *sides = model.first_stage.latent_shape
     of = identity(model.first_stage, data)
@@ -34,8 +36,8 @@ def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
 
 
 def refuse_planes(cfg: DictConfig) -> None:
-    """Refuse a page that sees planes, which are made of pixels, before anything that it stands on is trained."""
-    if (planes := cfg.model.get("planes")) is not None:
+    """Refuse a cache for a page that sees planes, which are made of pixels, before what it stands on is trained."""
+    if cfg[KEY] is not None and (planes := cfg.model.get("planes")) is not None:
         page = planes._target_.rpartition(".")[2]
         problem = f"its planes ({page}) are made of pixels in training, which a cache of latents has not"
         raise UserError(KEY, cfg[KEY], problem, f"{KEY}=null")

@@ -414,16 +414,21 @@ def of_link(path: str | Path | None) -> str:
     return f"; {dead[-1]} is a link to {os.readlink(dead[-1])}, which is not there" if dead else ""
 
 
+def checkpoint_bytes(model: Any, n_averages: int) -> float:
+    """Room for three checkpoints: all that they hold, and of what is trained the averages and two moments."""
+    from atelier.core.room import size  # torch, for which a mistake in a config need not wait
+
+    weights, trained = map(size, (model.kept_state().values(), model.trained().values()))
+    return MARGIN * 3 * (weights + trained * (2 + n_averages))
+
+
 def fits_on_disk(model: Any, n_averages: int, folder: Path) -> None:
-    """There is room for three checkpoints: all that they hold, and of what is trained the averages and two moments.
+    """There is room for checkpoints.
 
     Raises:
         UserError: there is not.
     """
-    from atelier.core.room import size  # torch, for which a mistake in a config need not wait
-
-    weights, trained = map(size, (model.kept_state().values(), model.trained().values()))
-    needed = MARGIN * 3 * (weights + trained * (2 + n_averages)) / 2**20
+    needed = checkpoint_bytes(model, n_averages) / 2**20
     free = shutil.disk_usage(folder).free / 2**20
     if free < needed:
         problem = f"{needed:.0f} MB are needed for checkpoints, {free:.0f} MB are free"

@@ -51,6 +51,7 @@ class Plan:
 
     words: list[str]
     cfg: DictConfig
+    reads: bool = True  # whether images are compared, for which all are read; else they are taken for the same
 
     @functools.cached_property
     def alike(self) -> list[Path]:
@@ -58,8 +59,8 @@ class Plan:
         idle = build.data_fields(self.cfg, "NOT_PART")
         wanted = self.identity(idle)
         alike = [folder for folder in folders.all_runs() if _stored_identity(folder, idle) == wanted]
-        if not alike:
-            return []
+        if not alike or not self.reads:
+            return alike
         data = build.data(self.cfg)
         data.prepare_data()
         images = data.fingerprint("train")
@@ -85,9 +86,9 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
         UserError: there is none, its training failed, or the model cannot stand on it.
     """
     base = None if cfg.start_from is None else preflight.beginning(cfg.start_from)
-    of_base = [name for name in build.parts(cfg) if base is not None and _as_in_base(name, cfg, base)]
+    of_base = [name for name in build.parts(cfg) if base is not None and as_in_base(name, cfg, base)]
     plans = {name: plan(name, cfg) for name in build.parts(cfg) if build.section(cfg, name).run == "auto"}
-    found = {name: _finished(one) for name, one in plans.items()}
+    found = {name: finished(one) for name, one in plans.items()}
     if missing := [name for name, run in found.items() if run is None]:
         _try_untrained(cfg, {name: plans[name] for name in missing})
     for name in build.parts(cfg):
@@ -106,7 +107,7 @@ def link_pretrained(cfg: DictConfig, folder: Path) -> None:
         cfg.base_sha256 = forms.digest(base)
 
 
-def _as_in_base(name: str, cfg: DictConfig, base: Path) -> bool:
+def as_in_base(name: str, cfg: DictConfig, base: Path) -> bool:
     """Where nobody says which, a part is that of the run that this one begins with; gives whether it is."""
     part, theirs = build.section(cfg, name), base / "frozen" / name
     if part.run != "auto" or forms.form(theirs) is None:
@@ -148,6 +149,22 @@ def refuse_other_parts(cfg: DictConfig, stored: DictConfig, folder: Path) -> Non
 
 def _take(name: str, source: Path, cfg: DictConfig, folder: Path, fix: str) -> None:
     """Link a finished run, or what is published, as a part, and note where it came from; `fix` where images differ."""
+    refuse_unfit(name, source, cfg, fix)
+    part = build.section(cfg, name)
+    target = folder / "frozen" / name
+    shutil.rmtree(target, ignore_errors=True)
+    _link(source, target)
+    OmegaConf.set_struct(part, False)
+    part.run, part.sha256 = str(source) if part.run == "auto" else part.run, forms.digest(source)
+    say(f"{name}: {folders.shorter(source)}{published.of_variant(source)}{_reached(source)}")
+
+
+def refuse_unfit(name: str, source: Path, cfg: DictConfig, fix: str) -> None:
+    """Refuse a folder as a part by its config, before any weights are read; `fix` where images differ.
+
+    Raises:
+        UserError: nothing lies there, or it is of other images, another page or other noise levels.
+    """
     part = build.section(cfg, name)
     with within(f"model.{name}"):
         names = forms.form(source)
@@ -160,12 +177,6 @@ def _take(name: str, source: Path, cfg: DictConfig, folder: Path, fix: str) -> N
         build.same_images(f"model.{name}.run", source, trained, cfg.data, fix, labels=contract is GuidingClassifier)
     if names == forms.DIFFUSERS:
         published.check(name, cfg, source)
-    target = folder / "frozen" / name
-    shutil.rmtree(target, ignore_errors=True)
-    _link(source, target)
-    OmegaConf.set_struct(part, False)
-    part.run, part.sha256 = str(source) if part.run == "auto" else part.run, forms.digest(source)
-    say(f"{name}: {folders.shorter(source)}{published.of_variant(source)}{_reached(source)}")
 
 
 def _reached(source: Path) -> str:
@@ -199,13 +210,13 @@ def _try_untrained(cfg: DictConfig, plans: dict[str, Plan]) -> None:
     """
     if set(plans) != set(build.parts(cfg)):
         return
-    nets = {name: _untrained(one) for name, one in plans.items()}
+    nets = {name: untrained(one) for name, one in plans.items()}
     preflight.match(build.on_parts(cfg, nets), build.data(cfg))
 
 
-def _untrained(one: Plan) -> nn.Module:
+def untrained(one: Plan) -> nn.Module:
     """What a planned run would lend, before anything is trained."""
-    return build.untrained_part(one.cfg, {name: _untrained(plan(name, one.cfg)) for name in build.parts(one.cfg)})
+    return build.untrained_part(one.cfg, {name: untrained(plan(name, one.cfg)) for name in build.parts(one.cfg)})
 
 
 # ---- what would be trained
@@ -265,7 +276,7 @@ def _chosen(page: Path) -> dict[str, str]:
 # ---- what has been trained
 
 
-def _finished(plan: Plan) -> Path | None:
+def finished(plan: Plan) -> Path | None:
     """The newest run that ended as `plan` would."""
     same = [folder for folder in plan.alike if (folder / "weights.safetensors").exists()]
     budget, batch = plan.cfg.budget.images, plan.cfg.data.batch_size

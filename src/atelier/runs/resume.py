@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atelier.data.base import DataModule
 
 FREE = (
-    "budget eval checkpoint metrics logger trainer run_dir resume check objective compile accumulate "
+    "budget eval checkpoint metrics logger trainer run_dir resume check doctor objective compile accumulate "
     "latent_cache text_cache"
 ).split()
 

@@ -24,11 +24,13 @@ AT_ONCE = 32  # texts that are encoded at once, on however many ranks: rounding 
 
 
 def keep(cfg: DictConfig, model: Model, data: DataModule) -> None:
-    """From here on training looks its texts up in what `text_cache` keeps, which is made where there is none.
+    """Where there is a `text_cache`, training looks its texts up in it from here on; it is made where there is none.
 
     Raises:
         UserError: this model reads no texts, this set keeps none, or the folder holds a cache of something else.
     """
+    if cfg[KEY] is None:
+        return
     readers = {name: module for name, module in model.named_modules() if isinstance(module, TextReader)}
     if not readers:
         problem = f"{type(model).__name__} reads no texts by a frozen encoder"

@@ -20,6 +20,7 @@ TYPES: dict[str, Any] = {
     "text_cache": Name | None,
     "start_from": Name | None,
     "check": bool,
+    "doctor": bool,
     "objective": Name | None,
     "run": Name,
     "n": PositiveInt,
