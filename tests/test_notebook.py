@@ -1,0 +1,121 @@
+"""examples/first_look.ipynb runs from its top to its end, and is committed as it is written: without outputs."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from atelier import load
+from atelier.images.pictures import grid
+from tests.tiny import TINY
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / "examples" / "first_look.ipynb"
+LONGEST = 60  # words of a text cell
+
+
+def written() -> nbformat.NotebookNode:
+    return nbformat.read(PATH, as_version=4)
+
+
+def source(cell: str) -> str:
+    return next(one.source for one in written().cells if one.id == cell)
+
+
+def test_it_has_no_outputs_and_no_places_of_a_machine() -> None:
+    notebook = written()
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.id
+        else:
+            assert len(cell.source.split()) <= LONGEST, cell.id
+        assert not absolute(cell.source), cell.id
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+
+
+def absolute(text: str) -> list[str]:
+    """The absolute paths in a text, of the home folder too."""
+    return re.findall(r"(?:^|[\s\"'=(])((?:/|~/|[A-Za-z]:\\)\w[^\s\"']*)", text)
+
+
+def test_an_absolute_path_is_seen() -> None:
+    assert absolute('root="/home/me/x" or ~/y, C:\\z and /content') == ["/home/me/x", "~/y,", "C:\\z", "/content"]
+    assert not absolute("16 / 4, outputs/first_look, (16, C, H, W), and/or, PROJECT / script")
+
+
+@pytest.fixture
+def not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A folder in which the project is not importable; gives the commands that a cell runs there."""
+    commands: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda words, check: commands.append(words))
+    return commands
+
+
+def test_without_the_project_it_is_cloned_and_installed(not_installed: list[list[str]], tmp_path: Path) -> None:
+    exec(source("install"), {"REPOSITORY": "https://example.org/copy.git"})
+    clone, install = not_installed
+    assert clone == ["git", "clone", "--depth=1", "https://example.org/copy.git", "workshop"]
+    assert install[1:] == ["-m", "pip", "install", "--quiet", "--editable", "workshop"]
+    assert sys.path[0] == str(tmp_path / "workshop" / "src")
+    (tmp_path / "workshop").mkdir()
+    exec(source("install"), {"REPOSITORY": "ADDRESS OF YOUR COPY"})  # in a kernel that was started anew
+    assert len(not_installed) == 2
+
+
+def test_without_an_address_it_says_what_to_write(not_installed: list[list[str]]) -> None:
+    names: dict[str, object] = {}
+    exec(source("parameters"), names)
+    with pytest.raises(SystemExit, match="Write the address of your copy of the project into REPOSITORY"):
+        exec(source("install"), names)
+    assert not_installed == []
+
+
+def test_where_the_project_is_there_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda words, check: pytest.fail("it runs something"))
+    before = [*sys.path]
+    exec(source("install"), {"REPOSITORY": "ADDRESS OF YOUR COPY"})
+    assert sys.path == before
+
+
+def test_it_runs_and_shows_what_the_run_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = written()
+    for cell in notebook.cells:
+        if cell.id == "parameters":
+            cell.source = f"IMAGES, JUDGED, MORE = 16, 8, {[*TINY['ddpm'], 'data.n_test_scenes=400']}"
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    folder = tmp_path / "outputs" / "first_look"
+    run = load(folder)
+    (drawn,) = pictures(outputs["draw"])
+    assert torch.equal(drawn, grid(run.sample(n=16, seed=1), 8))
+    by_name = [grid(run.sample(n=8, seed=1, label=label), 8) for label in ("red circle", "cyan star")]
+    assert all(map(torch.equal, pictures(outputs["name"]), by_name)) and not torch.equal(*by_name)
+    (between,) = pictures(outputs["interpolate"])
+    assert torch.equal(between, grid(run.ask("interpolate", n=16, seed=3)[0].images, 8))
+    (animated,) = [output.data["image/gif"] for output in outputs["animate"]]
+    assert Image.open(io.BytesIO(base64.b64decode(animated))).n_frames > 4
+    assert re.search(r"\n[\d.]+% of 8 pictures are valid scenes \(95 % interval ", outputs["judge"][-1].text)
+
+
+def pictures(outputs: list[nbformat.NotebookNode]) -> list[torch.Tensor]:
+    """The PNGs that a cell shows, (3, H, W) uint8."""
+    found = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return [pil_to_tensor(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
