@@ -121,7 +121,7 @@ def test_a_latent_model_makes_its_first_stage_and_takes_it_again(tmp_path: Path)
     told = cli(tmp_path, "train.py", *short).stdout
     made = {folder.parts[1]: folder for folder in run_folders(tmp_path) if "frozen" not in folder.parts}
     assert set(made) == {"shapes_vae", "shapes_ldm"} and list((tmp_path / made["shapes_ldm"] / "samples").glob("*.png"))
-    assert "experiment=shapes_vae is trained first, 16 images" in told
+    assert "experiment=shapes_vae is trained first, 16 images, about " in told
     assert f"first_stage: {made['shapes_vae']} (16 images, recon/psnr " in told
     below, above = (OmegaConf.load(tmp_path / made[f"shapes_{one}"] / "config.yaml") for one in ("vae", "ldm"))
     assert below.data == above.data and below.trainer.precision == above.trainer.precision == "32-true"

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 import train
 from atelier.cli import jobs
 from atelier.core.errors import UserError
-from atelier.runs import doctor, pretrained
+from atelier.runs import doctor, pretrained, trying
 from atelier.runs.doctor import Candidate, Tried
 from tests.compose import composed
 from tests.conftest import overrides
@@ -30,7 +30,7 @@ CANARY = "canary-91c7-token"
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in, and no time for measuring."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "TRIAL", 0.0)
+    monkeypatch.setattr(trying, "TRIAL", 0.0)
     monkeypatch.setattr(doctor.machine, "convolution_rates", lambda device, seconds: RATES)
     yield tmp_path
 
@@ -246,7 +246,7 @@ def test_the_estimate_is_images_by_images_a_second(
     elsewhere: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch of 8 takes 0.8 s: 10 images a second, 96 of them in 9.6 s, 36,000 an hour."""
-    monkeypatch.setattr(doctor.Trial, "seconds_per_batch", 0.8)
+    monkeypatch.setattr(trying.Trial, "seconds_per_batch", 0.8)
     text = told(capsys, *TINY["ddpm"], "budget.images=40_000")
     assert "  step          8 images in 0.8 s, 10 images/s; " in text
     assert "  time          40,000 images: about 67 min without judging" in text

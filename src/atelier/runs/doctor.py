@@ -13,14 +13,11 @@ from pathlib import Path
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from atelier.callbacks.memory import Memory, gigabytes
-from atelier.callbacks.pieces import take_in_pieces
-from atelier.callbacks.trial import Trial
-from atelier.callbacks.work import FITS, Work, fitting, two_digits
+from atelier.callbacks.memory import gigabytes
+from atelier.callbacks.work import FITS, fitting, two_digits
 from atelier.checkpoints import single_file
 from atelier.core import machine, room
 from atelier.core.errors import UserError
@@ -30,15 +27,12 @@ from atelier.data.base import DataModule
 from atelier.data.file_images import threads
 from atelier.data.finding import is_image
 from atelier.data.reading import BadImage, read
-from atelier.data.stand_in import stand_in
-from atelier.models.base import Model
-from atelier.runs import build, folders, found, preflight, pretrained, published
+from atelier.runs import build, folders, found, preflight, pretrained, published, trying
 from atelier.runs.found import Rows
 from atelier.runs.pages import task_words
 from atelier.runs.report import described
 
 COLUMNS, NAME, KEY = 100, 14, 32  # of a line, and of a name or a key at its left
-TRIAL = 4.0  # seconds after which a trial begins no further batch
 HOUR = 3600.0
 READ, MAX_PIXELS = 16, 64_000_000  # files that are read to see how long one takes, and the size that is too large
 SPLITS = {"train": "training", "test": "test"}
@@ -233,26 +227,17 @@ def named(part: str, cfg: DictConfig) -> Path:
         raise
 
 
-class _Aside:
-    """Says at once what the memory's callback has to say."""
-
-    def say(self, line: str) -> None:
-        show([("too little", line)])
-
-
 def attempt(run: Candidate, rates: dict[str, float]) -> Tried:
     """Some batches of a run, on one device, as training takes them; of several ranks, the share of one.
 
     Raises:
         UserError: its model cannot be made, or does not fit.
     """
-    cfg, whole = run.cfg.copy(), run.cfg.data.batch_size
-    ranks = cfg.trainer.devices * cfg.trainer.num_nodes
-    cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.profiler = 1, 1, None
-    cfg.data.batch_size = max(1, whole // ranks)
+    cfg, whole = trying.share_of_one(run.cfg), run.cfg.data.batch_size
+    ranks = run.cfg.trainer.devices * run.cfg.trainer.num_nodes
     model, data = build.untaught(cfg, run.parts), build.data(cfg)
     section(run.title, [("model", described(model, data)), *of_reading(cfg)])
-    work, trial = _some_batches(cfg, model, stand_in(data) if "root" in cfg.data else data)
+    work, trial = trying.some_batches(cfg, model, data, lambda line: show([("too little", line)]))
     seconds, images = trial.seconds_per_batch / whole, cfg.budget.images
     if cfg.budget.minutes is not None:
         images = min(images, int(60 * cfg.budget.minutes / seconds))
@@ -261,20 +246,6 @@ def attempt(run: Candidate, rates: dict[str, float]) -> Tried:
     plain = rates["float32" if found.resolved(cfg.trainer.precision, device.type == "cuda") == "32-true" else "bf16"]
     free = room.there(device)
     return Tried(images, whole, ranks, seconds, work.gflop_per_image, plain, work.memory.needed, free, disk)
-
-
-def _some_batches(cfg: DictConfig, model: Model, data: DataModule) -> tuple[Work, Trial]:
-    """Train on some batches, and give what has counted the operations of them, and what has timed them."""
-    clock, aside = instantiate(cfg.callbacks.clock, _convert_="all"), _Aside()
-    ema = instantiate(cfg.callbacks.ema, _convert_="all")(clock=clock)
-    memory = Memory(ema, aside)
-    work, trial = Work(clock, aside, memory), Trial(TRIAL)
-    trainer = build.trainer(cfg, model, [clock, memory, work, ema, trial], [])
-    trainer.limit_val_batches = 0
-    if cfg.accumulate > 1:
-        take_in_pieces(model, cfg.accumulate)
-    trainer.fit(model, data)
-    return work, trial
 
 
 def of_trial(tried: Tried) -> Rows:

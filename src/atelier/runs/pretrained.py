@@ -28,10 +28,10 @@ from atelier.checkpoints import forms
 from atelier.core import stopping
 from atelier.core.classifier import GuidingClassifier
 from atelier.core.errors import UserError, within
-from atelier.core.lines import say
+from atelier.core.lines import duration, say
 from atelier.core.words import typed_value
 from atelier.nets.contracts import TextEncoder
-from atelier.runs import build, folders, ground, preflight, published
+from atelier.runs import build, folders, ground, preflight, published, trying
 from atelier.runs.pages import key_of, members, task_words
 
 ROOT = Path(__file__).parents[3]
@@ -216,7 +216,11 @@ def _try_untrained(cfg: DictConfig, plans: dict[str, Plan]) -> None:
 
 def untrained(one: Plan) -> nn.Module:
     """What a planned run would lend, before anything is trained."""
-    return build.untrained_part(one.cfg, {name: untrained(plan(name, one.cfg)) for name in build.parts(one.cfg)})
+    return build.untrained_part(one.cfg, _untrained_parts(one))
+
+
+def _untrained_parts(one: Plan) -> dict[str, nn.Module]:
+    return {name: untrained(plan(name, one.cfg)) for name in build.parts(one.cfg)}
 
 
 # ---- what would be trained
@@ -360,11 +364,14 @@ def _train(name: str, plan: Plan, lock: Path) -> Path:
     """
     begun = _unfinished(plan)
     run_dir = begun or _new_folder(folders.OUTPUTS / f"{plan.cfg.choices.data}_{plan.cfg.choices.model}")
-    what = f"going on with {run_dir}" if begun else f"none is finished, so {plan.name} is trained first"
-    say(
-        f"{name}: {what}, {plan.cfg.budget.images:,} images (how long that takes follows);"
-        f" model.{name}.run=DIR takes one of yours, model.{name}.images=N another budget{_offered(name)}"
-    )
+    images = f"{plan.cfg.budget.images:,} images"
+    if begun:
+        what = f"going on with {run_dir} ({images} in all)"
+    else:
+        time = duration(trying.seconds(plan.cfg, _untrained_parts(plan)))
+        what = f"none is finished, so {plan.name} is trained first, {images}, about {time} on this device"
+    yours = f"model.{name}.run=DIR takes one of yours, model.{name}.images=N another budget"
+    say(f"{name}: {what}; {yours}{_offered(name)}")
     command = [sys.executable, str(ROOT / "train.py"), *plan.words, f"run_dir={typed_value(str(run_dir))}"]
     try:
         code = _run(command, lock)
