@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 TABLE = re.compile(r"(<!-- table of results/(\w+)\.jsonl; (.*) -->\n)((?:\|.*\n)*)")
 UNTOLD = re.compile(  # words that say where and how often, or what another cell says
-    r"(experiment|model|data|data\.root|seed|budget\.images|eval\.\w+|metrics(\.\w+)*|callbacks\S*|checkpoint\S*)="
+    r"(experiment|data|data\.root|budget\.images|eval\.\w+|metrics(\.\w+)*|(callbacks\.grids|checkpoint)\.every_images)="
 )
 INTERVAL, NO_BREAK = " (95 %)", "\u00a0"  # the ends of an interval stay in one line
 COLUMNS = {  # heading -> key of a row's values, digits behind the point
@@ -76,14 +76,14 @@ class Table(NamedTuple):
     @classmethod
     def asked(cls, file: str, text: str) -> Table:
         """Of what stands within the comment: `key: words; key: words`."""
-        said = dict(part.split(": ", 1) for part in text.split("; "))
+        said = dict(re.findall(r"(\w+): (.*?)(?:; |$)", text))
         rows = [_words(either) for either in said.get("rows", "").split(" or ")]
-        columns = said["columns"].split(", ")
+        columns = said.get("columns", "").split(", ")
         return cls(file, rows, _words(said.get("but", "")), _words(said.get("base", "")), columns, "seeds" in said)
 
     def chosen(self, ledger: Ledger) -> list[Row]:
         """Its rows of the ledger."""
-        found = ((row, words(row)) for row in ledger[self.file])
+        found = ((row, words(row)) for row in ledger.get(self.file, []))
         return [row for row, own in found if any(either <= own for either in self.rows) and not self.but & own]
 
     def lines(self, ledger: Ledger) -> list[str]:
@@ -129,7 +129,7 @@ def words(row: Row) -> frozenset[str]:
 def told(row: Row, base: frozenset[str]) -> str:
     """The command of a row but for the words of the base, and those that say where and how often."""
     experiment, *rest = command(row)
-    own = [w for w in rest if w not in base and not UNTOLD.match(w)]
+    own = [w for w in rest if w not in {*base, f"model={experiment}"} and not UNTOLD.match(w)]
     first = [] if experiment in base and own else [experiment]
     return " ".join(f"`{word}`" for word in [*first, *own])
 

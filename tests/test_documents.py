@@ -241,6 +241,13 @@ def test_a_document_is_held_to_the_rows_that_it_names(text: str, rows: list[dict
     assert len(told) == bool(found) and found in "".join(told)
 
 
+def test_of_the_readme_every_paragraph_counts_and_code_does_not() -> None:
+    tied = "<!-- results/shapes.jsonl: shapes_ddpm -->\n91.2 %.\n"
+    text = f"Said `x 0.4` without a row, 0.5 is found.\n\n```\n0.6\n```\n\n{tied}"
+    told = [list(complaints(list(document(name, text)), {"shapes": ROWS}, [])) for name in ("README.md", "a.md")]
+    assert len(told[0]) == 1 and "['0.5'] must be of one row" in told[0][0] and not told[1]
+
+
 def test_a_header_is_held_to_the_row_that_it_names() -> None:
     page = "# @package _global_\n# R1 0.3, at a rate of 2e-3.\n{}# 12 min of one core: {} %\n# of samples.\nlr: 0.7\n"
     tie = "# results/shapes.jsonl: shapes_ddpm model=ddpm seed 1\n"

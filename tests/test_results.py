@@ -72,6 +72,15 @@ def test_of_distances_the_largest_is_the_worst() -> None:
     )
 
 
+def test_words_that_say_where_and_how_often_are_not_told() -> None:
+    """The model is, where it is another than that of the experiment."""
+    words = ("data.root=a", "eval.every_images=8", "checkpoint.every_images=8", "metrics=none", "budget.images=96_000")
+    assert results.told(row(1, 0.5, *words), frozenset()) == "`shapes_ddpm`"
+    told = results.told(row(1, 0.5, "model=ddpm", "callbacks.ema.half_lives=[8]"), frozenset())
+    assert told == "`shapes_ddpm` `model=ddpm` `callbacks.ema.half_lives=[8]`"
+    assert results.told(row(1, 0.5, "model=ddpm") | {"experiment": "ddpm"}, frozenset()) == "`ddpm`"
+
+
 def test_a_changed_value_changes_the_table() -> None:
     other = {"shapes": [*LEDGER["shapes"][:3], row(1, 0.501)]}
     assert made("rows: seed 1; columns: valid", other) != made("rows: seed 1; columns: valid")
@@ -96,7 +105,11 @@ def test_what_no_table_shows_is_named_and_documents_are_written(
 
 @pytest.mark.parametrize(
     ("asked", "problem"),
-    [("columns: vaild", "no column vaild; there are valid, "), ("rows: seed 9; columns: valid", "has no row of this")],
+    [
+        ("columns: vaild", "no column vaild; there are valid, "),
+        ("rows: seed 1", "no column ; there are valid, "),
+        ("rows: seed 9; columns: valid", "has no row of this"),
+    ],
 )
 def test_a_table_of_nothing_is_refused(
     asked: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
