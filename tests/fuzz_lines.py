@@ -258,7 +258,9 @@ def main() -> int:
     drawer, ends, complaints = Drawer(int(seed), Path(rest[0]).resolve() if rest else None), Counter(), Counter()
     with somewhere(), in_haste():
         os.environ |= {"HOME": os.getcwd(), "ATELIER_CACHE": f"{os.getcwd()}/cache", "COLUMNS": "120"}
-        for _ in range(int(n)):
+        for k in range(int(n)):
+            if k % 100 == 0:
+                print(f"{k} of {n}", file=sys.stderr, flush=True)
             line = drawer.line()
             told, wrong = judged(line)
             ends["complained of" if wrong else "refused" if told.errors else "passed"] += 1
