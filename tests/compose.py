@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
+import re
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, ConfigResult
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, base, open_dict
 
 from atelier.runs import folders
+from atelier.runs.pages import is_group
 
+VALUE = re.compile(r"\w[\w.]*=")  # sets a key, or chooses a page
+PARSER = OverridesParser.create()
 CONF = Path(__file__).parents[1] / "conf"
 base.parse = functools.cache(base.parse)  # each look at an interpolation parses it: half of the time of a check
 read, READ = ConfigRepository.load_config, {}
@@ -36,7 +45,9 @@ def composed(*overrides: str, run_dir: Path | str = "unused", config: str = "tra
 
     HydraConfig is set, so that `${hydra:runtime.choices.model}` resolves: that of the latest call.
     """
-    cfg = copy.deepcopy(_composed(config, overrides))
+    cfg = copy.deepcopy(_composed(config, tuple(word for word in overrides if _value(word) is None)))
+    ConfigLoaderImpl._apply_overrides_to_config([one for one in map(_value, overrides) if one is not None], cfg)
+    cfg.hydra.overrides.task = list(overrides)
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.output_dir = "RUN", str(run_dir)
     HydraConfig.instance().set_config(cfg)
@@ -48,12 +59,22 @@ def composed(*overrides: str, run_dir: Path | str = "unused", config: str = "tra
 
 
 @functools.cache
-def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
-    """A tenth of a second of Hydra's, once for the same words."""
+def _value(word: str) -> Override | None:
+    """A word that sets a key to one value, which Hydra does behind all else; None: pages are composed by it."""
+    if VALUE.match(word) and not is_group(word.partition("=")[0]):
+        with contextlib.suppress(HydraException):
+            found = PARSER.parse_override(word)
+            return None if found.is_sweep_override() else found
+    return None
+
+
+@functools.cache
+def _composed(config: str, pages: tuple[str, ...]) -> DictConfig:
+    """A tenth of a second of Hydra's, once for the same choice of pages."""
     folders.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config, list(overrides), return_hydra_config=True)
+        return compose(config, list(pages), return_hydra_config=True)
 
 
 @functools.cache
