@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 TABLE = re.compile(r"(<!-- table of results/(\w+)\.jsonl; (.*) -->\n)((?:\|.*\n)*)")
 UNTOLD = re.compile(  # words that say where and how often, or what another cell says
-    r"(experiment|data|data\.root|budget\.images|eval\.\w+|metrics(\.\w+)*|(callbacks\.grids|checkpoint)\.every_images)="
+    r"(experiment|data|data\.root|data\.num_workers|budget\.images|eval\.\w+|metrics(\.\w+)*|"
+    r"(callbacks\.grids|checkpoint)\.every_images)="
 )
 INTERVAL, NO_BREAK = " (95 %)", "\u00a0"  # the ends of an interval stay in one line
 COLUMNS = {  # heading -> key of a row's values, digits behind the point
