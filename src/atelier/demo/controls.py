@@ -132,7 +132,7 @@ def _images(run: ReadyRun) -> list[Control]:
 
 
 def request(run: ReadyRun, do: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of sample.py that the controls of a verb say; what is empty is left out.
+    """The keys of sample.py that the controls of a verb say; what is empty, or the run's own number, is left out.
 
     The run's own sampler is asked for by its page and whatever the run has set otherwise, so that its steps can be
     changed alone.
@@ -145,7 +145,8 @@ def request(run: ReadyRun, do: str, values: Mapping[str, Any]) -> dict[str, Any]
     given: dict[str, Any] = {"do": do, "batch_size": PICTURES}
     for control in controls(run):
         value = values.get(control.key)
-        if do in control.verbs and control.kind != "image" and value not in (None, "", []):
+        own = control.key in LENGTHS and value == control.value
+        if do in control.verbs and control.kind != "image" and value not in (None, "", []) and not own:
             given[control.key] = value
     if do in WAYS:
         given |= {"n": 1, "first": COLUMNS * given.pop(ROW, 0) + given.pop(COLUMN, 0)}

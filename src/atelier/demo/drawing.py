@@ -40,11 +40,13 @@ class Shown:
     """What the page shows now.
 
     Args:
+        n: number of pictures, sources aside.
         line: one line: what was made, or the mistake.
         pictures: file and caption of each picture, by run.
         way: images on their way from noise, (H, W, 3) uint8; None: none are.
     """
 
+    n: int = 0
     line: str = ""
     pictures: list[list[tuple[str, str]]] = field(default_factory=lambda: [[], []])
     way: np.ndarray | None = None
@@ -132,8 +134,7 @@ class Asking:
             try:
                 for k, name in enumerate(self.names):
                     yield from self._of_run(self.runs[name], shown, k, Path(place) / str(k))
-                n, seconds = sum(map(len, shown.pictures)), time.monotonic() - begun
-                shown.line = f"{n} picture{'s' * (n != 1)} in {seconds:.1f} s"
+                shown.line = f"{shown.n} picture{'s' * (shown.n != 1)} in {time.monotonic() - begun:.1f} s"
             except Stopped:
                 shown.line = f"stopped after {time.monotonic() - begun:.1f} s"
             except Exception as error:
@@ -147,14 +148,14 @@ class Asking:
         place.mkdir()
         asked = self._asked(run, place)
         n, first = asked.words["n"], asked.words["first"]
-        begun, said, done = time.monotonic(), 0.0, 0
+        begun, said, before = time.monotonic(), 0.0, shown.n
 
         def called(*_: Any) -> None:
             nonlocal said
             if self.stopped():
                 raise Stopped
             if (now := time.monotonic()) > said + EVERY:
-                said = now
+                said, done = now, shown.n - before
                 left = f"about {(now - begun) / done * (n - done):.0f} s left" if done else "the first ones"
                 self.tell(done, n, left)
 
@@ -162,8 +163,8 @@ class Asking:
             if self.do == "paths":
                 yield from self._on_their_way(asked, shown, k, place)
             for made in [] if self.do == "paths" else asked.pictures():
-                shown.pictures[k] += saved(made, asked, first + done, place)
-                done += len(made.images)
+                shown.pictures[k] += saved(made, asked, first + shown.n - before, place)
+                shown.n += len(made.images)
                 yield shown
 
     def _asked(self, run: ReadyRun, place: Path) -> ReadyRequest:
@@ -187,6 +188,7 @@ class Asking:
                 shown.way = grid(beside(list(pair)), COLUMNS).permute(1, 2, 0).numpy()
                 yield shown
             shown.pictures[k] += saved(Made(pair[0]), asked, first, place)
+            shown.n += n
             yield shown
 
 

@@ -49,10 +49,13 @@ MORE: dict[str, dict[str, Any]] = {
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # fetches no fonts
 CSS = """
 .pictures img, #way img {image-rendering: pixelated}
+.pictures .grid-wrap {max-height: none}
 #way img {margin-top: 2rem}
-#line p {font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-height: 1.5em}
+#line p {font-family: ui-monospace, monospace; overflow-wrap: anywhere}
+#line {min-height: 4rem}
 """
 ONE = {"concurrency_id": "one", "concurrency_limit": 1, "api_visibility": "private"}  # request at a time, whoever asks
+COLUMNS = 4  # pictures beside one another, of both runs together
 CANVAS = 480  # pixels of the longer side of what is painted on
 ALONE = ""  # no second run
 
@@ -112,8 +115,8 @@ class Page:
             self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
             self.stop = gr.Button("Stop", elem_id="stop")
         self.line = gr.Markdown(elem_id="line", container=True)
-        told = {"columns": 4, "object_fit": "contain", "buttons": ["download", "fullscreen"], "interactive": False}
-        told |= {"elem_classes": "pictures", "height": "auto"}
+        told = {"columns": COLUMNS, "fit_columns": False, "object_fit": "contain", "interactive": False}
+        told |= {"buttons": ["download", "fullscreen"], "elem_classes": "pictures", "height": "auto"}
         with gr.Row():
             self.pictures = gr.Gallery(label="pictures", elem_id="pictures", **told)
             self.others = gr.Gallery(label="of the other run", elem_id="others", visible=False, **told)
@@ -181,7 +184,9 @@ class Page:
         values = {key: asked[self.keys[key]] for key in KEYS if key != "source"}
         layers = (asked[self.editor] or {}).get("layers") or [None]
         names = [name for name in (asked[self.run], asked[self.other]) if name != ALONE]
-        yield ["...", [], gr.update(value=[], visible=len(names) > 1), gr.update(value=None, visible=False)]
+        columns = COLUMNS // len(names)
+        alone, other = (gr.update(value=[], columns=columns, visible=seen) for seen in (True, len(names) > 1))
+        yield ["...", alone, other, gr.update(value=None, visible=False)]
         work = Asking(
             names,
             self.runs,
