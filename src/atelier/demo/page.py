@@ -32,7 +32,7 @@ KEYS: dict[str, tuple[type, str]] = {  # every key that some run has, in the ord
     "truncation": (gr.Slider, "1 = off, 0 = the mean style"),
     "sampler": (gr.Dropdown, "rule of the steps from noise"),
     "sampler.steps": (gr.Slider, "more are slower and finer"),
-    "source": (gr.File, "an image of yours; none: test images"),
+    "source": (gr.UploadButton, ""),
     "strength": (gr.Slider, "time that the image is noised to; 1 = from noise"),
     "mask": (gr.Dropdown, "what is to be filled; drawn: as painted below"),
     "resamplings": (gr.Slider, "how often each step is taken, so that the rest comes to fit"),
@@ -44,7 +44,7 @@ KEYS: dict[str, tuple[type, str]] = {  # every key that some run has, in the ord
 MORE: dict[str, dict[str, Any]] = {
     "attributes": {"multiselect": True},
     "seed": {"precision": 0},
-    "source": {"label": "source: an image of yours; none: test images", "type": "filepath", "height": 120},
+    "source": {"label": "source: upload an image of yours", "type": "filepath"},
 }
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # fetches no fonts
 CSS = """
@@ -64,7 +64,7 @@ def component(key: str) -> gr.components.Component:
     """What a key is set with, hidden until a run has it."""
     kind, means = KEYS[key]
     told = {"label": key, "visible": False, "elem_id": f"key-{key.replace('.', '-')}"}
-    return kind(**told | ({} if kind is gr.File else {"info": means}) | MORE.get(key, {}))
+    return kind(**told | ({"info": means} if means else {}) | MORE.get(key, {}))
 
 
 def fitted(control: Control | None, do: str, anew: bool) -> dict[str, Any]:
@@ -108,7 +108,11 @@ class Page:
         told = {"label": "beside it", "info": "another run, asked for the same on the same seed", "elem_id": "other"}
         self.other = gr.Dropdown([("none", ALONE), *names], value=ALONE, **told)
         self.do = gr.Dropdown([], label="do", elem_id="do")
-        self.keys = {key: component(key) for key in KEYS}
+        self.keys = {}
+        for key in KEYS:
+            self.keys[key] = component(key)
+            if key == "source":
+                self.clear = gr.Button("source: test images again", visible=False, elem_id="clear")
 
     def _pictures(self) -> None:
         with gr.Row():
@@ -140,13 +144,14 @@ class Page:
         for event in (self.blocks.load, self.run.change):
             event(self._open, [self.run], shown, **ONE)
         self.do.input(self._choose, [self.run, self.do], [self.editor, *self.keys.values()], **ONE)
-        source = self.keys["source"]
-        source.upload(self._keep, [source], [source, self.upload, self.editor, self.line], **ONE)
-        source.clear(lambda: (None, blank()), None, [self.upload, self.editor], **ONE)
+        source, kept = self.keys["source"], [self.upload, self.clear, self.editor, self.line]
+        source.upload(self._keep, [source], kept, **ONE)
+        self.clear.click(lambda: [None, gr.update(visible=False), blank(), "source: test images"], None, kept, **ONE)
         asked = {self.run, self.other, self.do, self.upload, self.editor, *self.keys.values()} - {source}
         made = [self.line, self.pictures, self.others, self.way]
-        for event in (self.draw.click, self.keys["row"].release, self.keys["column"].release):
-            event(self._draw, asked, made, show_progress_on=[self.line], **ONE)
+        self.draw.click(self._draw, asked, made, show_progress_on=[self.line], **ONE)
+        for key in ("row", "column"):  # a way is walked along while a slider is moved
+            self.keys[key].input(self._draw, asked, made, trigger_mode="always_last", show_progress="hidden", **ONE)
         self.stop.click(self._stop, queue=False, api_visibility="private")
         self.blocks.unload(self._stop)
 
@@ -167,15 +172,16 @@ class Page:
         editor = gr.update(visible=True, value=blank()) if do == "inpaint" else gr.update(visible=False)
         return [editor, *(fitted(found.get(key), do, False) for key in KEYS)]
 
-    def _keep(self, path: str) -> tuple[Any, Any, Any, str]:
+    def _keep(self, path: str) -> list[Any]:
         """Take an upload into memory, and its file from the disk."""
         try:
             image = uploaded(Path(path).read_bytes())
         except UserError as error:
-            return None, None, gr.update(value=blank()), error.line()
+            return [gr.update(), gr.update(), gr.update(), error.line()]
         finally:
             Path(path).unlink(missing_ok=True)
-        return gr.update(), image, gr.update(value=canvas(image)), f"source: {image.width} x {image.height} pixels"
+        said = f"source: {image.width} x {image.height} pixels"
+        return [image, gr.update(visible=True), gr.update(value=canvas(image)), said]
 
     def _draw(self, asked: dict, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Iterator[list]:  # noqa: B008
         """Draw what is asked for, and show it as it comes."""
