@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from atelier import load
 from atelier.demo.controls import DRAWN, STEPS, Control, controls, own_sampler, request
+from atelier.diffusion.guidance import Dual
 from atelier.requests.request import verb, verbs
 from atelier.runs import asking, preflight
 from atelier.runs.asking import ReadyRun
@@ -69,7 +70,7 @@ def test_every_option_of_a_signature_has_its_control(finished: dict[str, Path]) 
             assert {(do, name) for name in asked} <= offered, (family, do)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["ddpm", "stylegan2", "vae", "vqprior", "normalizing_flow", "cyclegan"])
 def test_what_is_not_set_changes_nothing(finished: dict[str, Path], tmp_path: Path, family: str) -> None:
     """The pictures of the page as it is opened are those of sample.py."""
     run = load(finished[family])
@@ -108,6 +109,18 @@ def test_the_runs_own_sampler_keeps_what_the_run_has_set(finished: dict[str, Pat
     other = request(run, "sample", {"sampler": "heun", STEPS: 3})
     assert other["sampler"] == "heun" and "sampler.grid" not in other
     assert not {"sampler", STEPS} & set(request(run, "sample", {"sampler": "", STEPS: 3}))
+
+
+def test_what_reads_texts_and_instructions_gets_boxes_for_them(finished: dict[str, Path]) -> None:
+    run = load(finished["ldm"])
+    run.model.needs = frozenset({"text", "instruction"})
+    object.__setattr__(run.model.diffusion_sampler, "guider", Dual(guidance=7.5, image_guidance=1.25))
+    found = of_verb(run, "sample")
+    assert [found[key].kind for key in ("prompt", "negative", "instruction")] == ["text"] * 3
+    assert (found["guidance"].value, found["image_guidance"].value) == (7.5, 1.25)
+    values = {"prompt": "a star", "negative": "", "guidance": 7.5, "image_guidance": 2.0}
+    given = request(run, "sample", values)
+    assert given == {"do": "sample", "batch_size": 8, "prompt": "a star", "image_guidance": 2.0}
 
 
 def test_choices_are_the_names_of_the_set(finished: dict[str, Path]) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atelier.core.errors import UserError
+from tests.demo.test_drawing import bomb
 from tests.programs import ROOT, Program
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
@@ -162,49 +165,22 @@ def test_the_way_is_shown(page: Played) -> None:
     page.choose("#do", "sample")
 
 
-def test_an_upload_is_painted_on_and_filled(page: Played, server: dict[str, Any], tmp_path: Path) -> None:
-    """Its file is taken from the disk at once; what is painted alone is made anew."""
-    photo = tmp_path / "photo-of-mine.png"
-    Image.new("RGB", (16, 16), "red").save(photo)
-    page.choose("#do", "inpaint")
-    page["[data-testid$='upload-button']"].set_input_files(photo)
-    page.until("source: 16 x 16 pixels")
-    assert not list((server["folder"] / "tmp").rglob("photo-of-mine*"))
-    page.choose("#key-mask", "drawn")
-    assert page.draw("error").startswith("error: mask=drawn: nothing is painted.")
-    canvas = page["#editor canvas"].first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.page.mouse.move(x - 20, y)
-    page.page.mouse.down()
-    page.page.mouse.move(x + 20, y, steps=5)
-    page.page.mouse.up()
-    page.draw()
-    source, made = (np.asarray(Image.open(place(tmp_path, content))) for content in page.pictures())
-    hidden = (source != (255, 0, 0)).any(axis=2)
-    assert 4 <= hidden.sum() < 40 and hidden[3:5, 3:5].all()
-    assert (made[~hidden] == (255, 0, 0)).all() and (made[hidden] != (255, 0, 0)).any()
-    asked = json.loads(Image.open(place(tmp_path, page.pictures()[1])).text["request"])
-    assert (asked["source"], asked["mask"]) == ("upload.png", "mask.png")
-
-
-def place(folder: Path, content: bytes) -> Path:
-    (folder / "shown.png").write_bytes(content)
-    return folder / "shown.png"
-
-
 def test_a_hostile_upload_is_its_one_line(page: Played, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("/etc/passwd")
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    page["#clear"].click()
-    page.until("source: test images")
+    (tmp_path / "bomb.png").write_bytes(bomb(20_000))
+    page.choose("#do", "edit")
     for name, said in (("text", "not a PNG"), ("bomb", "Image size (400000000 pixels)")):
         page["[data-testid$='upload-button']"].set_input_files(tmp_path / f"{name}.png")
         line = page.until(f"error: source=upload: {said}")
         assert "\n" not in line and "Fix: another file" in line
-    page.choose("#do", "edit")
     page.draw()  # of test images
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (20, 16), "red").save(photo)
+    page["[data-testid$='upload-button']"].set_input_files(photo)
+    page.until("source: 20 x 16 pixels")
+    assert page.draw("1 picture in ") and len(page.pictures()) == 2
+    page["#clear"].click()
+    page.until("source: test images")
 
 
 def test_no_other_file_is_given_out_or_taken(page: Played, server: dict[str, Any]) -> None:
@@ -250,7 +226,44 @@ def test_it_fits_a_telephone(server: dict[str, Any], browser: Any) -> None:
     narrow = Played(browser, server["url"], 390)
     narrow.draw()
     assert narrow.page.evaluate("document.documentElement.scrollWidth") <= 390
+    shown = narrow["#pictures .grid-container img"]
+    boxes = [shown.nth(k).bounding_box() for k in range(shown.count())]
+    assert len(boxes) == 8 and all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
     narrow.page.close()
+
+
+def test_an_upload_is_painted_on_and_filled(server: dict[str, Any], browser: Any, tmp_path: Path) -> None:
+    """Its file is taken from the disk at once; what is painted alone is made anew."""
+    page = Played(browser, server["url"], 390)  # the less there is to draw without a GPU, the sooner
+    photo = tmp_path / "photo-of-mine.png"
+    Image.new("RGB", (16, 16), "red").save(photo)
+    page.choose("#do", "inpaint")
+    page["[data-testid$='upload-button']"].set_input_files(photo)
+    page.until("source: 16 x 16 pixels")
+    assert not list((server["folder"] / "tmp").rglob("photo-of-mine*"))
+    page.choose("#key-mask", "drawn")
+    assert page.draw("error").startswith("error: mask=drawn: nothing is painted.")
+    canvas = page["#editor canvas"].first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.page.mouse.move(x - 20, y)
+    page.page.mouse.down()
+    page.page.mouse.move(x + 20, y, steps=5)
+    page.page.mouse.up()
+    page.draw()
+    source, made = (np.asarray(Image.open(place(tmp_path, content))) for content in page.pictures())
+    hidden = (source != (255, 0, 0)).any(axis=2)
+    assert 4 <= hidden.sum() < 40 and hidden[3:5, 3:5].all()
+    assert (made[~hidden] == (255, 0, 0)).all() and (made[hidden] != (255, 0, 0)).any()
+    asked = json.loads(Image.open(place(tmp_path, page.pictures()[1])).text["request"])
+    assert (asked["source"], asked["mask"]) == ("upload.png", "mask.png")
+    page.page.close()
+
+
+def place(folder: Path, content: bytes) -> Path:
+    (folder / "shown.png").write_bytes(content)
+    return folder / "shown.png"
 
 
 def test_nobody_else_is_called(page: Played, server: dict[str, Any]) -> None:
@@ -265,6 +278,17 @@ def test_nobody_else_is_called(page: Played, server: dict[str, Any]) -> None:
         other.connect((socket.gethostbyname_ex(socket.gethostname())[2][0], int(server["url"].rpartition(":")[2])))
         assert socket.gethostbyname(socket.gethostname()).startswith("127.")
         raise OSError("this machine has no other address")
+
+
+def test_a_port_that_is_taken_is_one_line(server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from atelier.demo import drawing, page
+
+    monkeypatch.chdir(server["folder"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    port = int(server["url"].rpartition(":")[2])
+    with pytest.raises(UserError, match=f"port={port}: it is taken. Fix: port={port + 1}"):
+        page.serve(drawing.Runs("outputs/vae"), port)
 
 
 def test_its_files_end_with_it(server: dict[str, Any]) -> None:

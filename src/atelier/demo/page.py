@@ -50,6 +50,8 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 CSS = """
 .pictures img, #way img {image-rendering: pixelated}
 .pictures .grid-wrap {max-height: none}
+@media (max-width: 640px) {.pictures .grid-container {grid-template-columns: 1fr 1fr !important}}
+#run input, #other input {text-overflow: ellipsis}
 #way img {margin-top: 2rem}
 #line p {font-family: ui-monospace, monospace; overflow-wrap: anywhere}
 #line {min-height: 4rem}
@@ -140,13 +142,15 @@ class Page:
         )
 
     def _events(self) -> None:
-        shown = [self.line, self.do, self.editor, *self.keys.values()]
+        shown = [self.editor, self.clear, *self.keys.values()]
         for event in (self.blocks.load, self.run.change):
-            event(self._open, [self.run], shown, **ONE)
-        self.do.input(self._choose, [self.run, self.do], [self.editor, *self.keys.values()], **ONE)
+            event(self._open, [self.run, self.upload], [self.line, self.do, *shown], **ONE)
+        self.do.input(self._choose, [self.run, self.do, self.upload], shown, **ONE)
         source, kept = self.keys["source"], [self.upload, self.clear, self.editor, self.line]
         source.upload(self._keep, [source], kept, **ONE)
-        self.clear.click(lambda: [None, gr.update(visible=False), blank(), "source: test images"], None, kept, **ONE)
+        self.clear.click(
+            lambda: [None, gr.update(visible=False), canvas(None), "source: test images"], None, kept, **ONE
+        )
         asked = {self.run, self.other, self.do, self.upload, self.editor, *self.keys.values()} - {source}
         made = [self.line, self.pictures, self.others, self.way]
         self.draw.click(self._draw, asked, made, show_progress_on=[self.line], **ONE)
@@ -155,22 +159,21 @@ class Page:
         self.stop.click(self._stop, queue=False, api_visibility="private")
         self.blocks.unload(self._stop)
 
-    def _open(self, name: str) -> list[Any]:
+    def _open(self, name: str, upload: Image.Image | None) -> list[Any]:
         """Load a run and show what it can be asked for."""
         try:
             run = self.runs[name]
         except UserError as error:
-            return [error.line(), *[gr.update()] * (2 + len(KEYS))]
-        do, found = verb(None, run.model), {control.key: control for control in controls(run)}
-        line = f"{type(run.model).__name__}, {run.loaded.images_seen:,} images seen"
-        fits = [fitted(found.get(key), do, True) for key in KEYS]
-        return [line, gr.update(choices=list(verbs(run.model)), value=do), gr.update(visible=do == "inpaint"), *fits]
+            return [error.line(), *[gr.update()] * (3 + len(KEYS))]
+        do, line = verb(None, run.model), f"{type(run.model).__name__}, {run.loaded.images_seen:,} images seen"
+        return [line, gr.update(choices=list(verbs(run.model)), value=do), *self._choose(name, do, upload, True)]
 
-    def _choose(self, name: str, do: str) -> list[Any]:
-        """Show what a verb can be asked for; what was set stays."""
+    def _choose(self, name: str, do: str, upload: Image.Image | None, anew: bool = False) -> list[Any]:
+        """Show what a verb can be asked for; what was set stays, but for a run that was just chosen."""
         found = {control.key: control for control in controls(self.runs[name])}
-        editor = gr.update(visible=True, value=blank()) if do == "inpaint" else gr.update(visible=False)
-        return [editor, *(fitted(found.get(key), do, False) for key in KEYS)]
+        again = upload is not None and "source" in found and do in found["source"].verbs
+        editor = gr.update(visible=True, value=canvas(upload)) if do == "inpaint" else gr.update(visible=False)
+        return [editor, gr.update(visible=again), *(fitted(found.get(key), do, anew) for key in KEYS)]
 
     def _keep(self, path: str) -> list[Any]:
         """Take an upload into memory, and its file from the disk."""
@@ -210,13 +213,9 @@ class Page:
         self.stopped.add(request.session_hash)
 
 
-def blank() -> dict[str, Any]:
-    """A grey canvas to paint on, in place of a test image."""
-    return canvas(Image.new("RGB", (CANVAS, CANVAS), (128, 128, 128)))
-
-
-def canvas(image: Image.Image) -> dict[str, Any]:
-    """An image as the editor shows it, its longer side `CANVAS` pixels."""
+def canvas(image: Image.Image | None) -> dict[str, Any]:
+    """An image as the editor shows it, its longer side `CANVAS` pixels; None: a grey square, for test images."""
+    image = image or Image.new("RGB", (1, 1), (128, 128, 128))
     factor = CANVAS / max(image.size)
     width, height = (max(1, round(side * factor)) for side in image.size)
     shown = image.resize((width, height), Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR)
