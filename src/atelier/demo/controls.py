@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omegaconf import DictConfig
-
 from atelier.diffusion.guidance import Dual
 from atelier.models.diffusion_model import DiffusionModel
 from atelier.requests import masks
@@ -105,7 +103,7 @@ def _taking(run: ReadyRun, name: str) -> frozenset[str]:
     return frozenset(do for do, maker in verbs(run.model).items() if name in inspect.signature(maker).parameters)
 
 
-def own_sampler(run: ReadyRun) -> tuple[str | None, DictConfig | dict]:
+def own_sampler(run: ReadyRun) -> tuple[str | None, Mapping[str, Any]]:
     """The page that the sampler of a run was chosen by, with what the run's config says of it.
 
     None and nothing where that is no page's: a published pipeline has the sampler of its scheduler.
