@@ -228,6 +228,29 @@ def test_what_is_offered_can_be_made() -> None:
     assert not doctor._can_be(Candidate("", asked.cfg, {"a": torch.nn.Identity()}, [], ""), "data.image_size", 8)
 
 
+def test_adapters_are_tried_on_the_run_that_they_are_of(
+    finished: dict[str, Path], elsewhere: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of an average of adapters alone the checkpoints are small."""
+    disks = {}
+    for more in ([], ["lora=attention", f"start_from={finished['ddpm']}"]):
+        text = told(capsys, *TINY["ddpm"], "model.net.attention=[4]", *more)
+        disks[len(more)] = float(re.search(r"disk +([\d.e-]+) GB", text)[1])
+    assert "in adapters are trained" in text and disks[2] < disks[0] / 2
+
+
+def test_what_judges_is_looked_for_inside_of_the_suite_too() -> None:
+    text = doctor.of_metrics(composed("perceptual@metrics.lpips=lpips", "metrics.lpips.vgg=nowhere/vgg.pth"))
+    assert text.startswith("metrics.lpips.vgg=nowhere/vgg.pth: there is no such file") and "vgg=PATH" in text
+    assert doctor.of_metrics(composed("metrics=mobilenet")).startswith("metrics.weights=None: mobilenet needs")
+    assert doctor.of_metrics(composed()) == "metrics=auto: nothing is missing"
+
+
+def test_threads_are_those_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.machine, "cores", lambda: 64.0)
+    assert "OMP_NUM_THREADS=16" in advised(["trainer=ddp", "trainer.devices=4"], RATES)
+
+
 def test_what_is_not_tried_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     rows = dict(doctor.left_out(composed("compile=true", "latent_cache=auto", run_dir=tmp_path)))
