@@ -187,7 +187,7 @@ def test_words_of_a_trial_by_hand() -> None:
     assert dict(doctor.of_trial(one)) == {
         "step": "32 images in 0.32 s, 100 images/s; 0.2 GFLOP an image, 50 % as fast as that convolution",
         "memory": "3 GB, 16 GB are free",
-        "disk": "0.045 GB for checkpoints",
+        "disk": "45 MB for checkpoints",
         "time": "1,000,000 images: about 2 h 47 min without judging (200 TFLOP)",
     }
     rows = dict(doctor.of_trial(Tried(100, 32, 4, 0.01, None, 40e9, None, None, 0.0)))
@@ -235,7 +235,7 @@ def test_adapters_are_tried_on_the_run_that_they_are_of(
     disks = {}
     for more in ([], ["lora=attention", f"start_from={finished['ddpm']}"]):
         text = told(capsys, *TINY["ddpm"], "model.net.attention=[4]", *more)
-        disks[len(more)] = float(re.search(r"disk +([\d.e-]+) GB", text)[1])
+        disks[len(more)] = float(re.search(r"disk +([\d.]+) MB for checkpoints", text)[1])
     assert "in adapters are trained" in text and disks[2] < disks[0] / 2
 
 

@@ -295,7 +295,8 @@ def of_trial(tried: Tried) -> Rows:
     if tried.memory is not None:
         free = "" if tried.free is None else f", {gigabytes(tried.free)} are free"
         rows.append(("memory", f"{gigabytes(tried.memory)}{free}"))
-    rows.append(("disk", f"{gigabytes(tried.disk)} for checkpoints"))
+    disk = gigabytes(tried.disk) if tried.disk >= 1e9 else f"{two_digits(tried.disk / 1e6)} MB"
+    rows.append(("disk", f"{disk} for checkpoints"))
     work = "" if tried.gflop is None else f" ({two_digits(tried.gflop * tried.images / 1e3)} TFLOP)"
     rows.append(("time", f"{tried.images:,} images: about {duration(tried.total)} without judging{work}"))
     return rows
