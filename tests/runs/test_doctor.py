@@ -187,7 +187,7 @@ def test_words_of_a_trial_by_hand() -> None:
     assert dict(doctor.of_trial(one)) == {
         "step": "32 images in 0.32 s, 100 images/s; 0.2 GFLOP an image, 50 % as fast as that convolution",
         "memory": "3 GB, 16 GB are free",
-        "disk": "0.045 GB for checkpoints",
+        "disk": "45 MB for checkpoints",
         "time": "1,000,000 images: about 2 h 47 min without judging (200 TFLOP)",
     }
     rows = dict(doctor.of_trial(Tried(100, 32, 4, 0.01, None, 40e9, None, None, 0.0)))
@@ -226,6 +226,29 @@ def test_what_is_offered_can_be_made() -> None:
     asked = Candidate("", composed("model.net.width=32", "model.net.heads=8"), {}, [], "budget.images")
     assert not doctor._can_be(asked, "model.net.width", 18) and doctor._can_be(asked, "model.net.width", 16)
     assert not doctor._can_be(Candidate("", asked.cfg, {"a": torch.nn.Identity()}, [], ""), "data.image_size", 8)
+
+
+def test_adapters_are_tried_on_the_run_that_they_are_of(
+    finished: dict[str, Path], elsewhere: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of an average of adapters alone the checkpoints are small."""
+    disks = {}
+    for more in ([], ["lora=attention", f"start_from={finished['ddpm']}"]):
+        text = told(capsys, *TINY["ddpm"], "model.net.attention=[4]", *more)
+        disks[len(more)] = float(re.search(r"disk +([\d.]+) MB for checkpoints", text)[1])
+    assert "in adapters are trained" in text and disks[2] < disks[0] / 2
+
+
+def test_what_judges_is_looked_for_inside_of_the_suite_too() -> None:
+    text = doctor.of_metrics(composed("perceptual@metrics.lpips=lpips", "metrics.lpips.vgg=nowhere/vgg.pth"))
+    assert text.startswith("metrics.lpips.vgg=nowhere/vgg.pth: there is no such file") and "vgg=PATH" in text
+    assert doctor.of_metrics(composed("metrics=mobilenet")).startswith("metrics.weights=None: mobilenet needs")
+    assert doctor.of_metrics(composed()) == "metrics=auto: nothing is missing"
+
+
+def test_threads_are_those_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.machine, "cores", lambda: 64.0)
+    assert "OMP_NUM_THREADS=16" in advised(["trainer=ddp", "trainer.devices=4"], RATES)
 
 
 def test_what_is_not_tried_is_told(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from atelier.callbacks.memory import gigabytes
 from atelier.callbacks.work import FITS, fitting, two_digits
 from atelier.checkpoints import single_file
 from atelier.core import machine, room
-from atelier.core.errors import UserError
+from atelier.core.errors import UserError, causes
 from atelier.core.launchers import rank
 from atelier.core.lines import duration, say
 from atelier.data.base import DataModule
@@ -35,6 +35,7 @@ from atelier.runs.report import described
 COLUMNS, NAME, KEY = 100, 14, 32  # of a line, and of a name or a key at its left
 HOUR = 3600.0
 READ, MAX_PIXELS = 16, 64_000_000  # files that are read to see how long one takes, and the size that is too large
+LOOKED_AT = 20_000  # files and folders among which these are sought
 SPLITS = {"train": "training", "test": "test"}
 SMALLEST = 16  # width or pixels that are still worth a try
 
@@ -148,8 +149,12 @@ def of_metrics(cfg: DictConfig) -> str:
     """Whether what judges the run finds its files."""
     try:
         build.metrics(cfg).check()
-    except UserError as error:
-        return f"{error.key}={error.value}: {error.problem}; {error.fix}"
+    except (UserError, InstantiationException) as error:  # of what lies in the suite, inside of Hydra's own
+        known = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+        if known is None:
+            raise
+        known = known.at("metrics.lpips")
+        return f"{known.key}={known.value}: {known.problem}; {known.fix}"
     return f"metrics={cfg.metrics.net}: nothing is missing"
 
 
@@ -261,7 +266,8 @@ def of_trial(tried: Tried) -> Rows:
     if tried.memory is not None:
         free = "" if tried.free is None else f", {gigabytes(tried.free)} are free"
         rows.append(("memory", f"{gigabytes(tried.memory)}{free}"))
-    rows.append(("disk", f"{gigabytes(tried.disk)} for checkpoints"))
+    disk = gigabytes(tried.disk) if tried.disk >= 1e9 else f"{two_digits(tried.disk / 1e6)} MB"
+    rows.append(("disk", f"{disk} for checkpoints"))
     work = "" if tried.gflop is None else f" ({two_digits(tried.gflop * tried.images / 1e3)} TFLOP)"
     rows.append(("time", f"{tried.images:,} images: about {duration(tried.total)} without judging{work}"))
     return rows
@@ -272,7 +278,8 @@ def of_reading(cfg: DictConfig) -> Rows:
     if "root" not in cfg.data:
         return []
     size, channels, taken = cfg.data.image_size, cfg.data.image_channels, []
-    for path in islice((p for p in Path(cfg.data.root).expanduser().rglob("*") if is_image(p.name)), READ):
+    there = islice(Path(cfg.data.root).expanduser().rglob("*"), LOOKED_AT)
+    for path in islice((one for one in there if is_image(one.name)), READ):
         begun = time.perf_counter()
         try:
             read(path, size, channels, "white", MAX_PIXELS)
@@ -310,9 +317,9 @@ def advice(run: Candidate, budgets: dict[str, Tried], rates: dict[str, float], d
         rows.append(("trainer.precision=bf16-mixed", f"up to {gain:.2g} times as fast, as convolutions are"))
     if taken == "bf16-mixed" and gain < 1:
         rows.append(("trainer.precision=32-true", f"up to {1 / gain:.2g} times as fast, as convolutions are"))
-    threads = machine.threads_to_set(machine.cores(), torch.get_num_threads())
-    if threads and not on_gpu:
-        rows.append((f"OMP_NUM_THREADS={threads}", f"before the command: torch uses {torch.get_num_threads()}"))
+    wanted = machine.threads_to_set(machine.cores() / cfg.trainer.devices, torch.get_num_threads())
+    if wanted and not on_gpu:
+        rows.append((f"OMP_NUM_THREADS={wanted}", f"before the command: torch uses {torch.get_num_threads()}"))
     if on_gpu and torch.cuda.device_count() > cfg.trainer.devices:
         n = torch.cuda.device_count()
         rows.append((f"trainer=ddp trainer.devices={n}", f"all {n} GPUs; data.batch_size is of all of them"))
