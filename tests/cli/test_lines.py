@@ -56,6 +56,11 @@ def elsewhere() -> Iterator[None]:
     "train.py choices.data=mnist 'data.x=}'": "it only says which page was chosen. Fix: data=mnist",
     "train.py experiment=shapes_cut model=vae": "VAE would get model.generator_optimizer, which it does not",
     "train.py hydra.job.chdir=true": "error: hydra.job.chdir=true: paths are told from where the command is given.",
+    "train.py model=dcgan model.discriminator.image_size=cuda": "Fix: leave model.discriminator.image_size out",
+    "train.py experiment=shapes_clip time_distribution@model.objective.time_distribution=log_normal": "leave it out",
+    "train.py -m model=vae,gan likelihood@model.likelihood=learned": "Fix: leave likelihood@model.likelihood out",
+    "train.py model=dit -mx": "error: -mx=: keys are written without dashes. Fix: leave -mx out",
+    f"train.py run_dir={'x' * 300}": "the name is longer than this disk takes. Fix: run_dir=A_SHORTER_NAME",
     "evaluate.py augment=ada": "error: augment=ada: there is no such key. Fix: leave augment out",
 }.items())  # fmt: skip
 def test_what_was_told_badly_is_one_line_and_its_fix_helps(given: str, line: str) -> None:

@@ -151,6 +151,8 @@ def _fix(name: str, value: Any, expected: Any, adapter: TypeAdapter) -> str:
     if (chosen := placed(name, str(value))) and chosen.endswith(f"={value}"):
         return chosen
     options, shipped = _options(expected), known_keys().get(name)
+    if "${" in str(shipped) and not options:  # the page has it from another key, whose bounds it shares
+        return f"leave {name} out"
     close = nearest(str(value), [str(option) for option in options])
     alike = [option for option in options if str(option) == close]
     own = [] if shipped is None or "???" in str(shipped) or "${" in str(shipped) else [shipped]  # of that page alone
