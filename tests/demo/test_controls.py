@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from atelier import load
 from atelier.demo.controls import DRAWN, STEPS, Control, controls, own_sampler, request
 from atelier.diffusion.guidance import Dual
-from atelier.requests.request import verb, verbs
+from atelier.requests.checks import verb, verbs
 from atelier.runs import asking, preflight
 from atelier.runs.asking import ReadyRun
 from tests.test_sample import drawn

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from atelier.diffusion.guidance import Dual
 from atelier.models.diffusion_model import DiffusionModel
 from atelier.requests import masks
+from atelier.requests.checks import OF_IMAGES, TEXTS, verbs
 from atelier.requests.folder import COLUMNS
-from atelier.requests.request import OF_IMAGES, STRENGTH, TEXTS, verbs
+from atelier.requests.request import STRENGTH
 from atelier.runs import published
 from atelier.runs.asking import ReadyRun
 from atelier.runs.pages import keys_of_page, members, page_of

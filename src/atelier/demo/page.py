@@ -17,7 +17,7 @@ from PIL import Image
 from atelier.core.errors import UserError
 from atelier.demo.controls import Control, controls
 from atelier.demo.drawing import LARGEST, Asking, Runs, uploaded
-from atelier.requests.request import verb, verbs
+from atelier.requests.checks import verb, verbs
 
 KEYS: dict[str, tuple[type, str]] = {  # every key that some run has, in the order of the page: with what, what it means
     "label": (gr.Dropdown, "class of every picture"),

@@ -18,8 +18,9 @@ from atelier.core.ranges import Labels
 from atelier.core.words import word
 from atelier.models.base import sampling_mode
 from atelier.requests import files
+from atelier.requests.checks import named, verb, verbs
 from atelier.requests.folder import Made
-from atelier.requests.request import Request, named, verb, verbs
+from atelier.requests.request import Request
 from atelier.runs import adapted, build, folders, preflight
 from atelier.runs.pages import CONF, is_group, keys_of_page, known_keys, member, members, offered
 from atelier.runs.trainer import autocast, device
