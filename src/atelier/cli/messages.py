@@ -284,7 +284,7 @@ def _reference(key: str, name: str) -> UserError:
     """A key whose value is that of another, which is not there: misspelt, or gone with what was typed above it."""
     if key in map(key_of, sys.argv[1:]):
         kind = type(offers.shipped(key))
-        close = nearest(name, [one for one in offers.keys() if type(offers.shipped(one)) is kind])
+        close = nearest(name, [one for one in offers.keys() if one != key and type(offers.shipped(one)) is kind])
         fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
         return UserError(key, f"${{{name}}}", "there is no such key", fix)
     for one in sys.argv[1:]:

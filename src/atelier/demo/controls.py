@@ -38,7 +38,7 @@ class Control:
         low: least value of a number or slider.
         high: greatest value.
         step: distance of two values.
-        choices: pairs of what is shown and of the value meant.
+        choices: pairs of what is shown and the value that it stands for.
     """
 
     key: str
