@@ -52,7 +52,7 @@ EXTRAS = {
     ),
     "data": Extra(("datasets",), "data=hugging_face"),
     "tensorboard": Extra(("tensorboard",), "logger=tensorboard"),
-    "demo": Extra(("gradio",), "a page to play with"),
+    "demo": Extra(("gradio",), "demo.py, a page to play with"),
     "onnx": Extra(("onnx", "onnxscript", "onnxruntime"), "export.py layout=onnx"),
 }
 
@@ -75,7 +75,7 @@ def of_machine(device: torch.device, rates: dict[str, float], asked: Precision, 
     named = f" ({machine.processor()})" if machine.processor() else ""
     rows = [("cores", f"{allowed:g}{named}; torch uses {used} thread{'s' * (used != 1)}")]
     if (busy := os.getloadavg()[0]) > allowed:
-        rows.append(("busy", f"a load of {busy:.2g}: others are at work here, and what is measured is slower than alone"))
+        rows.append(("busy", f"a load of {busy:.2g}: others work here too, so what is measured is slower than alone"))
     there = room.there(torch.device("cpu"))
     rows.append(("memory", "the system does not say" if there is None else f"{gigabytes(there)} are free"))
     rows.append(("GPU", _gpu(device)))
