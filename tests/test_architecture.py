@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
-ENTRY_POINTS = ("train", "sample", "evaluate", "export")
+ENTRY_POINTS = ("train", "sample", "evaluate", "export", "demo")
 
 LEAVES = {"core", "images"}  # on every floor
 BASES = {
@@ -57,6 +57,7 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     },
     "": {"runs.asking", "runs.build", "cli.start_up"},  # `from atelier import load`
     "cli": {"runs", "callbacks.checkpoint", "checkpoints.renamed"},
+    "demo": {"runs", "requests", "models.diffusion_model", "diffusion.guidance", "data.reading", "cli.messages"},
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
     "core": {"annotated_types"},

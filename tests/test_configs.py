@@ -90,7 +90,7 @@ PAGES = [
     *(("train", group, page) for group in SCOPES for page in pages(group)),
     *(("train", group, page) for group in (*WHOLE, "callbacks") for page in pages(group)),
     *(("sample", group, page) for group in ("sampler", "guider") for page in pages(group)),
-    ("train", "", ""), ("sample", "", ""), ("evaluate", "", ""), ("export", "", ""),
+    ("train", "", ""), ("sample", "", ""), ("evaluate", "", ""), ("export", "", ""), ("demo", "", ""),
 ]  # fmt: skip
 RIGHT = {  # (key, value): values that look wrong and are not
     ("adapter_weights", "-1"): "away from what an adapter has learned",

@@ -74,7 +74,7 @@ def test_help_is_quick(tmp_path: Path, words: tuple[str, ...]) -> None:
     assert statistics.median(seconds) <= 0.6
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "export.py"])
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py", "export.py", "demo.py"])
 def test_help_imports_nothing_heavy(tmp_path: Path, script: str) -> None:
     program = (
         "import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"

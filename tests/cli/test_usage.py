@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from atelier.cli import usage
 from atelier.runs.pages import CONF, members, offered
 
-SCRIPTS = ("train", "sample", "evaluate", "export")
+SCRIPTS = ("train", "sample", "evaluate", "export", "demo")
 
 
 @pytest.fixture(autouse=True)

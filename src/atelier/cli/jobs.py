@@ -107,7 +107,7 @@ def worst(hydra: DictConfig) -> float:
 
 
 def command(work: Callable[[DictConfig], None], cfg: DictConfig) -> None:
-    """Do what sample.py, evaluate.py and export.py do; a user's mistake is one line."""
+    """Do what sample.py, evaluate.py, export.py and demo.py do; a user's mistake is one line."""
     with one_line():
         check_words(task_words())
         load_torchmetrics()

@@ -21,6 +21,7 @@ EVERY_KEY = {  # command -> where its own page begins to list them, and ends
     "evaluate": ("\nrun:", "\nevaluator:"),
     "sample": ("\nrun:", "\nhydra:"),
     "export": ("\nrun:", "\nhydra:"),
+    "demo": ("\nrun:", "\nhydra:"),
 }
 MOST_USED = {
     "run_dir=DIR": "where the run lives; the same command goes on with one that was stopped",
@@ -39,7 +40,8 @@ python train.py experiment=shapes_ddpm     32 px, a quarter of an hour
 python train.py model=ddpm data=fashion_mnist data.root=DIR
 python sample.py run=last n=64 guidance=3 label=5
 python evaluate.py run=last eval.n_samples=1000
-python export.py run=last layout=diffusers"""
+python export.py run=last layout=diffusers
+python demo.py run=last"""
 
 
 def answer_help() -> None:

@@ -6,6 +6,7 @@ from annotated_types import Ge, Gt, Interval, Len, MinLen, MultipleOf
 
 PositiveInt = Annotated[int, Gt(0)]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+Port = Annotated[int, Interval(ge=1, lt=2**16)]
 NonNegInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegFloat = Annotated[float, Ge(0)]

@@ -76,7 +76,7 @@ class Folder:
         for k, image in enumerate(images):
             path = self.path / (f"{self.number:06d}.png" if names is None else names[k])
             path.parent.mkdir(parents=True, exist_ok=True)
-            texts = self._texts(None if files is None else files[k])
+            texts = texts_of(self.request, self.number, None if files is None else files[k])
             save_png(image, path, texts if asked is None else texts | {"asked": asked[k]})
             if captions is not None:
                 self.captions.append(f"{path.name}\t{' '.join(captions[k].split())}\n")
@@ -93,13 +93,6 @@ class Folder:
     @property
     def _written(self) -> int:
         return self.number - self.request["first"]
-
-    def _texts(self, file: Path | None) -> dict[str, str]:
-        """What the next picture was asked for: as `REQUESTED` all that makes it again, alone, as JSON."""
-        own = self.request | {"first": self.number, "n": 1}
-        if file is not None:
-            own["source"] = str(file)
-        return {REQUESTED: json.dumps(own), "run": str(own["run"]), "seed": str(own["seed"])}
 
     def finish(self) -> None:
         """Write the grid and the request, and remove what an earlier, longer request left."""
@@ -127,6 +120,18 @@ class Folder:
             save_gif(torch.stack(way + way[-1:] * HELD), self.path / name)
         write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
         print(f"{self._written} images and grid.png in {self.path}", flush=True)
+
+
+def texts_of(request: dict[str, Any], number: int, file: Path | None = None) -> dict[str, str]:
+    """What a picture says of itself: as `REQUESTED` all that makes it again, alone, as JSON.
+
+    Args:
+        request: options that were asked for, `run` and `seed` among them.
+        number: number of the picture.
+        file: file that it was made of, if any.
+    """
+    own = request | {"first": number, "n": 1} | ({} if file is None else {"source": str(file)})
+    return {REQUESTED: json.dumps(own), "run": str(own["run"]), "seed": str(own["seed"])}
 
 
 def _numbers(path: Path) -> range:

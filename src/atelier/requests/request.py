@@ -268,13 +268,21 @@ class Request:
 
         Beside each sample on its way stands the denoised image that its next step aims at.
         """
-        cond, x = self.conditions(first, n), self.data.test_batch(first, n)["image"].to(self.model.device)
+        x = self.data.test_batch(first, n)["image"].to(self.model.device)
         forward = self.model.noising(x, self._rngs(first, n), FRAMES)
-        reverse = self.model.denoising(cond, self._rngs(first, n), FRAMES, **self.options)
         noised = torch.stack([to_uint8(frame) for frame in forward])
-        denoised = [(to_uint8(x_t), to_uint8(aimed)) for x_t, aimed in reverse]
+        denoised = list(self.denoising(first, n))
         pairs = torch.stack([beside(list(pair)) for pair in denoised])
         return Made(denoised[-1][0], frames={"forward.gif": noised, "reverse.gif": pairs})
+
+    def denoising(self, first: int, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples on their way from noise, as it happens: x_t, and the denoised image that the next step aims at.
+
+        At most `FRAMES` of them, (n, C, H, W) uint8 each; the last x_t are the samples.
+        """
+        cond = self.conditions(first, n)
+        for x_t, aimed in self.model.denoising(cond, self._rngs(first, n), FRAMES, **self.options):
+            yield to_uint8(x_t), to_uint8(aimed)
 
     def attention(self, first: int, n: int) -> Made:
         """Where the net looks for each word of a caption, step by step."""

@@ -131,9 +131,9 @@ def page_of(group: str, section: Mapping[str, Any]) -> str:
 
 
 def script_name() -> str:
-    """Whose keys are meant: `sample`, `evaluate`, `export`, or else `train`."""
+    """Whose keys are meant: `sample`, `evaluate`, `export`, `demo`, or else `train`."""
     name = Path(sys.argv[0]).stem
-    return name if name in ("sample", "evaluate", "export") else "train"
+    return name if name in ("sample", "evaluate", "export", "demo") else "train"
 
 
 def task_words(hydra: DictConfig | None = None) -> list[str]:

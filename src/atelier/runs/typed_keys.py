@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from atelier.core.precision import Precision
-from atelier.core.ranges import Labels, Name, NonNegInt, PositiveFloat, PositiveInt, Seed, Share, Tile
+from atelier.core.ranges import Labels, Name, NonNegInt, Port, PositiveFloat, PositiveInt, Seed, Share, Tile
 from atelier.nets.contracts import Layer
 
 TYPES: dict[str, Any] = {
@@ -49,6 +49,7 @@ TYPES: dict[str, Any] = {
     "layout": Literal["diffusers", "single_file", "onnx", "kohya", "comfyui"],
     "vocabulary": Name | None,
     "tile": Tile | None,
+    "port": Port,
 }
 PART: dict[str, Any] = {  # a run, the experiment that makes one; of what is published, whether it may be downloaded;
     "run": Name,
