@@ -111,6 +111,7 @@ def test_a_set_whose_files_are_not_there_is_a_line(elsewhere: Path, capsys: pyte
     text = told(capsys, *[w for w in TINY["ddpm"] if not w.startswith("data")], *words)
     plain = " ".join(text.split())
     assert f"data not there in {elsewhere}/nowhere: no {elsewhere}/nowhere/celeba/list_attr_celeba.txt" in plain
+    assert "the run downloads it first" in plain
     assert "noise of their size, there are no files" in plain and "  step " in text and not list(elsewhere.iterdir())
 
 
@@ -156,6 +157,14 @@ def test_a_run_that_cannot_begin_is_one_line_behind_the_rest(
         train.train(composed(*words, "doctor=true"))
     assert error.value.key == key and fix in error.value.fix
     assert "\ncredentials\n" in capsys.readouterr().out
+
+
+def test_weights_are_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(doctor.published.hub, "folder", lambda place, fetch, key: asked.append(fetch) or Path(place))
+    cfg = composed("model=ldm", "first_stage@model.first_stage=sd_vae", "model.first_stage.fetch=true")
+    assert doctor.named("first_stage", cfg) == Path("stabilityai/sd-vae-ft-mse")
+    assert asked == [False] and cfg.model.first_stage.fetch is True
 
 
 def test_a_single_file_is_not_unpacked(elsewhere: Path) -> None:

@@ -137,7 +137,11 @@ def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 1.5)
     monkeypatch.setattr(machine, "processor", lambda: "Some CPU")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(found.os, "getloadavg", lambda: (1.4, 0.0, 0.0))
     rows = dict(found.of_machine(CPU, RATES, "32-true", tmp_path / "not" / "yet"))
+    assert "busy" not in rows
+    monkeypatch.setattr(found.os, "getloadavg", lambda: (6.22, 0.0, 0.0))
+    assert dict(found.of_machine(CPU, RATES, "32-true", tmp_path))["busy"].startswith("a load of 6.2: others work")
     n = torch.get_num_threads()
     assert rows["cores"] == f"1.5 (Some CPU); torch uses {n} thread{'s' * (n != 1)}"
     assert rows["GPU"] == "torch sees none" and rows["GFLOP/s"].startswith("float32 40, bf16 100: a convolution")

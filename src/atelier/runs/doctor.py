@@ -97,8 +97,6 @@ def examine(cfg: DictConfig) -> None:
     section('optional parts, each by pip install -e ".[NAME]"', found.of_extras())
     section("published weights", found.of_weights())
     section("credentials", found.of_credentials())
-    if "download" in cfg.data:
-        cfg.data.download = False
     data = build.data(cfg)
     section("what the run finds", [("data", of_data(cfg, data)), ("metrics", of_metrics(cfg)), *left_out(cfg)])
     preflight.provided(build.family(cfg).needs, build.family(cfg), data)
@@ -141,7 +139,8 @@ def of_data(cfg: DictConfig, data: DataModule) -> str:
         counted = data.counted()
         images = " and ".join(f"{counted[split]:,} {name}" for split, name in SPLITS.items() if split in counted)
     except UserError as error:
-        return f"not there{place}: {error.problem}; {error.fix}"
+        first = "the run downloads it first" if cfg.data.get("download") else error.fix
+        return f"not there{place}: {error.problem}; {first}"
     return f"{type(data).__name__}{place}: {images} images"
 
 
@@ -313,9 +312,9 @@ def advice(run: Candidate, budgets: dict[str, Tried], rates: dict[str, float], d
             rows.append((f"{key}={fitting(HOUR, tried.seconds):_}", "fits an hour"))
     on_gpu, gain = device.type == "cuda", rates["bf16"] / rates["float32"]
     taken = found.resolved(cfg.trainer.precision, on_gpu)
-    if taken == "32-true" and gain > 1:
+    if taken == "32-true" and gain > found.NOTABLE:
         rows.append(("trainer.precision=bf16-mixed", f"up to {gain:.2g} times as fast, as convolutions are"))
-    if taken == "bf16-mixed" and gain < 1:
+    if taken == "bf16-mixed" and 1 / gain > found.NOTABLE:
         rows.append(("trainer.precision=32-true", f"up to {1 / gain:.2g} times as fast, as convolutions are"))
     wanted = machine.threads_to_set(machine.cores() / cfg.trainer.devices, torch.get_num_threads())
     if wanted and not on_gpu:

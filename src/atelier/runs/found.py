@@ -30,6 +30,7 @@ from atelier.runs.trainer import resolved
 
 Rows = list[tuple[str, str]]  # a name, and what is said of it
 SECONDS = 1.0  # in which convolutions are timed
+NOTABLE = 1.2  # how many times as fast another number format must be to be named
 
 
 class Extra(NamedTuple):
@@ -51,7 +52,7 @@ EXTRAS = {
     ),
     "data": Extra(("datasets",), "data=hugging_face"),
     "tensorboard": Extra(("tensorboard",), "logger=tensorboard"),
-    "demo": Extra(("gradio",), "a page to play with"),
+    "demo": Extra(("gradio",), "demo.py, a page to play with"),
     "onnx": Extra(("onnx", "onnxscript", "onnxruntime"), "export.py layout=onnx"),
 }
 
@@ -73,6 +74,8 @@ def of_machine(device: torch.device, rates: dict[str, float], asked: Precision, 
     allowed, used = machine.cores(), torch.get_num_threads()
     named = f" ({machine.processor()})" if machine.processor() else ""
     rows = [("cores", f"{allowed:g}{named}; torch uses {used} thread{'s' * (used != 1)}")]
+    if (busy := os.getloadavg()[0]) > allowed:
+        rows.append(("busy", f"a load of {busy:.2g}: others work here too, so what is measured is slower than alone"))
     there = room.there(torch.device("cpu"))
     rows.append(("memory", "the system does not say" if there is None else f"{gigabytes(there)} are free"))
     rows.append(("GPU", _gpu(device)))
@@ -116,9 +119,9 @@ def precision(asked: Precision, device: torch.device, rates: dict[str, float]) -
     half = taken == "bf16-mixed"
     told = f"{'bf16' if half else 'float16' if taken == '16-mixed' else 'float32'} ({taken}): {why}"
     gain = rates["bf16"] / rates["float32"]
-    if half and gain < 1:
+    if half and 1 / gain > NOTABLE:
         return f"{told}, but float32 was {1 / gain:.2g} times as fast: trainer.precision=32-true"
-    if taken == "32-true" and gain > 1:
+    if taken == "32-true" and gain > NOTABLE:
         return f"{told}, but bf16 was {gain:.2g} times as fast: trainer.precision=bf16-mixed"
     return told
 
