@@ -25,6 +25,7 @@ from tests.programs import ROOT, python  # noqa: E402
 from tests.tiny import STANDS_ON, TINY, tiny  # noqa: E402
 
 torch.set_num_threads(1)
+os.fsync = lambda handle: None  # as in tests/warm.py
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 if "ATELIER_CACHE" not in os.environ:  # the workers take that of the process that starts them
     CACHE = tempfile.TemporaryDirectory(prefix="atelier-cache-")  # gone when that process ends
