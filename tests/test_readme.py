@@ -31,7 +31,7 @@ def commands(script: str) -> list[list[str]]:
 
 
 def test_the_readme_has_all_verbs() -> None:
-    assert len(commands("train.py")) >= 5 and all(map(commands, ("sample.py", "evaluate.py", "export.py")))
+    assert len(commands("train.py")) >= 5 and all(map(commands, ("sample.py", "evaluate.py", "export.py", "demo.py")))
 
 
 @pytest.mark.parametrize("words", commands("train.py"), ids=" ".join)
@@ -95,6 +95,12 @@ def adapters_of(run: Path, file: Path) -> None:
 def test_exporting_commands_compose_and_fit(words: list[str]) -> None:
     """What they write is looked at in tests/checkpoints/test_diffusers_export.py."""
     preflight.check(composed(*words, config="export"))
+
+
+@pytest.mark.parametrize("words", commands("demo.py"), ids=" ".join)
+def test_the_page_composes_and_fits(words: list[str]) -> None:
+    """What it shows is looked at in tests/demo."""
+    preflight.check(composed(*words, config="demo"))
 
 
 def test_evaluating_commands(default_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -15,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+import atelier.demo
+import demo
 import sample as entry
 from atelier.core.errors import UserError
 from atelier.demo.drawing import LARGEST, Asking, Runs, painted, uploaded
@@ -150,6 +153,14 @@ def test_only_runs_that_were_found_are_opened(runs: Runs, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="none of the runs"):
         runs["vae"]
     assert runs["outputs/ddpm"] is runs["outputs/ddpm"]
+
+
+def test_without_gradio_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "atelier.demo.page", raising=False)
+    monkeypatch.delattr(atelier.demo, "page", raising=False)
+    with pytest.raises(UserError, match=r"gradio=: it is not installed. Fix: pip install .* -e \".\[demo\]\""):
+        demo.demo(composed("run=last", config="demo"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor
 import evaluate
 import sample as entry
 import train
+from atelier import load
 from atelier.cli import messages
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
@@ -208,6 +209,16 @@ def test_pictures_go_where_a_classifier_leads(runs: dict[str, Path], tmp_path: P
         led, drawn(runs[run], tmp_path / "d", *by(runs["classifier"], "guidance=2000"), f"label={other}")
     )
     assert "ByClassifier" in (tmp_path / "c1" / "request.yaml").read_text()
+
+
+def test_what_a_guider_needs_is_not_needed_by_the_next_request(runs: dict[str, Path]) -> None:
+    run = load(runs["free"])
+    before = run.sample(n=2)
+    led = {"guider": "classifier", "guider.classifier.run": str(runs["classifier"]), "guidance": 2000}
+    assert not torch.equal(run.sample(n=2, label="green ring", options=led), before) and "label" in run.model.needs
+    assert torch.equal(run.sample(n=2), before) and not run.model.needs
+    with pytest.raises(UserError, match="DDPM was trained without labels"):
+        run.sample(n=2, label="green ring")
 
 
 def test_samples_of_a_model_without_labels_are_judged_by_those_that_were_asked(

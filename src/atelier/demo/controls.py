@@ -37,7 +37,7 @@ class Control:
         low: least value of a number or slider.
         high: greatest value.
         step: distance of two values.
-        choices: what is shown and the value that it stands for.
+        choices: pairs of what is shown and the value that it stands for.
     """
 
     key: str

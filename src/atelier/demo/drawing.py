@@ -113,7 +113,7 @@ class Asking:
         do: verb.
         values: value by the key of a control.
         source: uploaded image; None: test images.
-        layer: what was painted over it, (H, W, 4) uint8.
+        layer: painting over it, (H, W, 4) uint8.
         tell: told of the progress.
         stopped: whether somebody has pressed Stop.
     """

@@ -57,10 +57,12 @@ def _page(group: str, name: str) -> DictConfig:
 
 
 def _refuse_unknown(key: str, value: Any, cfg: DictConfig) -> None:
-    group, _, last = key.partition(".")
-    if key in cfg or (group in cfg and is_group(group) and last in cfg[group]):
+    above, _, last = key.rpartition(".")
+    section = OmegaConf.select(cfg, above) if above else cfg
+    if isinstance(section, DictConfig) and last in section:
         return
-    pages = [page for page in members(group) if last and last in keys_of_page(group, page)]
+    group, _, rest = key.partition(".")
+    pages = [page for page in members(group) if rest and rest in keys_of_page(group, page)]
     if pages and group not in cfg:
         raise UserError(key, value, f"name the {group} too", f"{group}={pages[0]} {word(key, value)}")
     close = nearest(key, [name for name in known_keys("sample") if "." not in name or name.partition(".")[0] in cfg])

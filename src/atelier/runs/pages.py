@@ -125,9 +125,16 @@ def keys_of_page(group: str, page: str) -> dict[str, Any]:
 
 
 def page_of(group: str, section: Mapping[str, Any]) -> str:
-    """The page of a group that a section of a config was most likely chosen by: the one that it differs least from."""
-    own = {page: keys_of_page(group, page) for page in members(group)}
-    return min(own, key=lambda page: sum(section.get(key) != value for key, value in own[page].items()))
+    """The page of a group that a section of a config was most likely chosen by.
+
+    That is one with its `_target_`, and of these the one whose values it has changed least.
+    """
+
+    def changed(page: str) -> tuple[bool, int]:
+        own = {key: value for key, value in keys_of_page(group, page).items() if "." not in key}
+        return section["_target_"] != own["_target_"], sum(section.get(key) != value for key, value in own.items())
+
+    return min(members(group), key=changed)
 
 
 def script_name() -> str:
