@@ -222,13 +222,24 @@ def test_another_run_has_other_controls(page: Played) -> None:
     assert page.pictures() != before
 
 
-def test_it_fits_a_telephone(server: dict[str, Any], browser: Any) -> None:
+def test_it_fits_a_telephone(page: Played, server: dict[str, Any], browser: Any) -> None:
     narrow = Played(browser, server["url"], 390)
     narrow.draw()
     assert narrow.page.evaluate("document.documentElement.scrollWidth") <= 390
     shown = narrow["#pictures .grid-container img"]
     boxes = [shown.nth(k).bounding_box() for k in range(shown.count())]
     assert len(boxes) == 8 and all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+    narrow.put("#key-n", 64)
+    narrow.put("#key-sampler-steps", 200)
+    narrow["#draw"].click()
+    narrow["#line .progress-text, #line .progress-level"].first.wait_for()
+    page.page.evaluate("document.querySelector('#line p').textContent = ''")
+    page["#draw"].click()  # one request at a time, whoever asks
+    time.sleep(0.5)
+    assert not page.line()
+    narrow["#stop"].click()
+    narrow.until("stopped after ")
+    page.until("1 picture in ")
     narrow.page.close()
 
 
@@ -289,6 +300,17 @@ def test_a_port_that_is_taken_is_one_line(server: dict[str, Any], monkeypatch: p
     port = int(server["url"].rpartition(":")[2])
     with pytest.raises(UserError, match=f"port={port}: it is taken. Fix: port={port + 1}"):
         page.serve(drawing.Runs("outputs/vae"), port)
+
+
+def test_what_was_shown_an_hour_ago_is_gone(tmp_path: Path) -> None:
+    from atelier.demo.page import KEPT, sweep
+
+    for name, age in (("old", 3700), ("new", 3500)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "picture.png").touch()
+        os.utime(tmp_path / name / "picture.png", (time.time() - age,) * 2)
+    sweep(tmp_path, KEPT)
+    assert [path.parent.name for path in tmp_path.rglob("*.png")] == ["new"]
 
 
 def test_its_files_end_with_it(server: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ CSS = """
 """
 ONE = {"concurrency_id": "one", "concurrency_limit": 1, "api_visibility": "private"}  # request at a time, whoever asks
 COLUMNS = 4  # pictures beside one another, of both runs together
+SWEEP, KEPT = 600, 3600  # seconds between looks at files that were shown, and as long as they stay
 CANVAS = 480  # pixels of the longer side of what is painted on
 ALONE = ""  # no second run
 
@@ -95,8 +97,8 @@ class Page:
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.stopped: set[str] = set()  # sessions that have pressed Stop
-        with gr.Blocks(analytics_enabled=False, title="atelier", delete_cache=(600, 3600)) as self.blocks:
-            self.upload = gr.State(None, time_to_live=3600)
+        with gr.Blocks(analytics_enabled=False, title="atelier") as self.blocks:
+            self.upload = gr.State(None, time_to_live=KEPT)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=1, min_width=300):
                     self._choices()
@@ -249,4 +251,13 @@ def serve(runs: Runs, port: int) -> None:
         except OSError as error:
             raise UserError("port", port, "it is taken", f"port={port + 1}") from error
         print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
-        threading.Event().wait()
+        never = threading.Event()
+        while not never.wait(SWEEP):
+            sweep(Path(folder), KEPT)
+
+
+def sweep(folder: Path, seconds: float) -> None:
+    """Remove the files in a folder that are older than that."""
+    for path in folder.rglob("*"):
+        if path.is_file() and time.time() - path.stat().st_mtime > seconds:
+            path.unlink(missing_ok=True)
