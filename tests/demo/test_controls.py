@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from atelier import load
 from atelier.demo.controls import DRAWN, STEPS, Control, controls, own_sampler, request
 from atelier.diffusion.guidance import Dual
+from atelier.requests import latents
 from atelier.requests.checks import verb, verbs
 from atelier.runs import asking, preflight
 from atelier.runs.asking import ReadyRun
@@ -82,7 +83,10 @@ def test_what_is_not_set_changes_nothing(finished: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["ddpm", "stylegan2", "vae", "pix2pix", "vqprior"])
-def test_every_verb_can_be_asked_as_it_stands(finished: dict[str, Path], family: str) -> None:
+def test_every_verb_can_be_asked_as_it_stands(
+    finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(latents, "PROJECTION_STEPS", 2)
     run = load(finished[family])
     for do in verbs(run.model):
         values = first_values(run, do) | {"n": 2}

@@ -111,15 +111,18 @@ def page(server: dict[str, Any], browser: Any) -> Played:
     return Played(browser, server["url"])
 
 
-def test_the_first_picture_comes_soon_and_has_its_request(page: Played, server: dict[str, Any], tmp_path: Path) -> None:
+def test_the_first_picture_comes_soon_and_is_saved_with_its_request(page: Played) -> None:
     begun = time.monotonic()
     page["#draw"].click()
     page["#pictures .grid-container img"].first.wait_for()
     assert time.monotonic() - begun <= FIRST
     page.until("8 pictures in ")
-    file = tmp_path / "picture.png"
-    file.write_bytes(page.pictures()[3])
-    asked = json.loads(Image.open(file).text["request"])
+    page["#pictures .grid-container img"].nth(3).click()
+    with page.page.expect_download() as saved:
+        page["#pictures [aria-label='Download']"].first.click()
+    page["#pictures [aria-label='Close']"].click()
+    asked = json.loads(Image.open(saved.value.path()).text["request"])
+    assert saved.value.suggested_filename == "000003.png"
     assert (asked["run"], asked["first"], asked["n"], asked["do"]) == ("outputs/ddpm", 3, 1, "sample")
 
 

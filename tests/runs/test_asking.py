@@ -84,7 +84,6 @@ def test_what_is_asked_for_is_kept_as_sample_py_keeps_it(finished: dict[str, Pat
         ("smapler", "ddim", True),
         ("sampler", "ddmi", True),
         ("sampler.steps", 3, False),  # what is offered depends on the run there
-        ("n", 0, True),
         ("label", "red", True),
         ("do", "reconstruct", True),
         ("guider", "dual", True),
