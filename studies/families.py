@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT)]
 WORK = 1.5  # TFLOP of each short run
 PROBED = 16  # batches that tell the work of an image: a whole turn of penalties that come at each 16th
 SIZE, N_JUDGED, N_REAL, TIMES = 16, 250, 1_000, 4  # side in px; images judged, and beside; times judged on the way
-COMMON = f"data.batch_size=32 eval.n_real={N_REAL} metrics=classifier checkpoint.every_images=1_000_000".split()
+COMMON = f"data.batch_size=32 eval.n_real={N_REAL} metrics=classifier metrics.names=[fid,recall] checkpoint.every_images=1_000_000".split()
 
 
 @dataclass(frozen=True)
