@@ -42,7 +42,10 @@ class Pix2Pix(TwoPlayers, Translator):
         "A net turns a source into an image, learned from pairs of both. "
         "Beside the distance to the true answer, a discriminator that sees the source judges each patch."
     )
-    formula = "L_G = E l_G(D(source, G(source))) + weight |x - G(source)|\nL_D = E l_D(D(source, x), D(source, G(source))) / 2"
+    formula = (
+        "L_G = E l_G(D(source, G(source))) + weight |x - G(source)|\n"
+        "L_D = E l_D(D(source, x), D(source, G(source))) / 2"
+    )
 
     needs = frozenset({"source"})
     ema_nets = ("generator",)
