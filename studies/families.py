@@ -23,10 +23,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-WORK = 1.5  # TFLOP of each short run
+WORK = 0.6  # TFLOP of each short run
 PROBED = 16  # batches that tell the work of an image: a whole turn of penalties that come at each 16th
-SIZE, N_JUDGED, N_REAL, TIMES = 16, 250, 1_000, 4  # side in px; images judged, and beside; times judged on the way
-COMMON = f"data.batch_size=32 eval.n_real={N_REAL} metrics=classifier metrics.names=[fid,recall] checkpoint.every_images=1_000_000".split()
+SIZE, N_JUDGED, N_REAL, TIMES = 16, 200, 1_000, 3  # side in px; images judged, and beside; times judged on the way
+COMMON = (
+    f"data.batch_size=32 metrics=classifier metrics.names=[fid,recall] eval.n_samples={N_JUDGED} eval.n_real={N_REAL}"
+    " eval.n_diagnosed=0 checkpoint.every_images=1_000_000"
+).split()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ FAST = (  # half as wide and at a rate for minutes, as the recipes of shapes hav
     "model.generator.channel_base=512 model.generator_optimizer.lr=1e-2 model.discriminator_optimizer.lr=1e-2"
 )
 R1 = "adversarial@model.loss=non_saturating model.r1_gamma=0.3"
+ON_BOTH = "ae vae autoencoder_kl vqvae vqprior cgan progan stylegan stylegan2 glow flow ldm".split()  # one of a family
 ANYWHERE = (  # of any set
     Short("ae"),
     Short("vae"),
@@ -109,7 +113,8 @@ class Job:
 
 def jobs(folder: Path, fashion_mnist: str | None) -> Iterator[Job]:
     """Short runs in the order in which they may stand on one another."""
-    sets = {"shapes": (*ANYWHERE, *TRANSLATED)} | ({"fashion_mnist": ANYWHERE} if fashion_mnist else {})
+    again = [short for short in ANYWHERE if short.page in ON_BOTH]
+    sets = {"shapes": [*ANYWHERE, *TRANSLATED]} | ({"fashion_mnist": again} if fashion_mnist else {})
     for name, shorts in sets.items():
         root = [f"data.root={fashion_mnist}"] if name != "shapes" else []
         for short in shorts:
@@ -132,7 +137,7 @@ def images(job: Job, work: float) -> int:
     kept = job.folder.with_suffix(".json")
     if not kept.exists():
         probe = job.folder.with_name(f"probe_{job.folder.name}")
-        quick = "metrics=none eval.n_samples=2 eval.n_real=2 eval.n_diagnosed=0 callbacks.grids.n=1".split()
+        quick = "metrics=none eval.n_samples=2 eval.n_real=2 callbacks.grids.n=1".split()
         told = every_batch_counted([*job.of(32 * PROBED), *quick], probe)
         kept.write_text(json.dumps({"gflop_per_image": told["gflop_per_image"]}))
     return max(1, round(1e3 * work / json.loads(kept.read_text())["gflop_per_image"] / 32)) * 32
@@ -159,8 +164,8 @@ def run(job: Job, work: float) -> None:
         return
     try:
         n = images(job, work)
-        judged = [f"eval.n_samples={N_JUDGED}", f"eval.every_images={max(32, -(-n // TIMES))}"]
-        trained([*job.of(n), *judged, f"callbacks.table.every_images={max(32, n // 50)}"], job.folder)
+        curves = [f"eval.every_images={max(32, -(-n // TIMES))}", f"callbacks.table.every_images={max(32, n // 50)}"]
+        trained([*job.of(n), *curves], job.folder)
     except Exception:
         traceback.print_exc()
         print(f"{job.folder.name}: left out, see above", flush=True)
