@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ sys.path[:0] = [str(ROOT)]
 
 WORK = 0.6  # TFLOP of each short run
 PROBED = 16  # batches that tell the work of an image: a whole turn of penalties that come at each 16th
+COUNTED = 7  # one of so many batches of a run has its work counted: prime, so that every n-th penalty is met
 SIZE, N_JUDGED, N_REAL, TIMES = 16, 200, 1_000, 3  # side in px; images judged, and beside; times judged on the way
 COMMON = (
     f"data.batch_size=32 metrics=classifier metrics.names=[fid,recall] eval.n_samples={N_JUDGED} eval.n_real={N_REAL}"
@@ -121,14 +123,25 @@ def jobs(folder: Path, fashion_mnist: str | None) -> Iterator[Job]:
             yield Job(short, (f"data={name}", f"data.image_size={SIZE}", *root), folder / f"{name}_{short.page}")
 
 
-def trained(words: list[str], folder: Path) -> dict[str, Any]:
-    """The summary of the run of `python train.py words` in a folder, which is begun, gone on with, or finished."""
+def trained(words: list[str], folder: Path, counted: int) -> dict[str, Any]:
+    """The summary of the run of `python train.py words` in a folder, which is begun, gone on with, or finished.
+
+    Args:
+        words: as train.py takes them.
+        folder: run folder.
+        counted: its work is counted in each of so many batches, in a run that is too short for the usual number.
+    """
     import train
+    from atelier.callbacks import work
     from atelier.runs.folders import summary
     from tests.compose import composed
 
     sys.argv[:] = ["train.py", *words, f"run_dir={folder}"]
-    train.train(composed(*words, run_dir=folder))
+    every, work.EVERY = work.EVERY, counted
+    try:
+        train.train(composed(*words, run_dir=folder))
+    finally:
+        work.EVERY = every
     return summary(folder)
 
 
@@ -138,20 +151,10 @@ def images(job: Job, work: float) -> int:
     if not kept.exists():
         probe = job.folder.with_name(f"probe_{job.folder.name}")
         quick = "metrics=none eval.n_samples=2 eval.n_real=2 callbacks.grids.n=1".split()
-        told = every_batch_counted([*job.of(32 * PROBED), *quick], probe)
+        told = trained([*job.of(32 * PROBED), *quick], probe, 1)
+        shutil.rmtree(probe)
         kept.write_text(json.dumps({"gflop_per_image": told["gflop_per_image"]}))
     return max(1, round(1e3 * work / json.loads(kept.read_text())["gflop_per_image"] / 32)) * 32
-
-
-def every_batch_counted(words: list[str], folder: Path) -> dict[str, Any]:
-    """As `trained`, of a run so short that its work is counted in each batch."""
-    from atelier.callbacks import work
-
-    every, work.EVERY = work.EVERY, 1
-    try:
-        return trained(words, folder)
-    finally:
-        work.EVERY = every
 
 
 def finished(job: Job) -> bool:
@@ -165,7 +168,7 @@ def run(job: Job, work: float) -> None:
     try:
         n = images(job, work)
         curves = [f"eval.every_images={max(32, -(-n // TIMES))}", f"callbacks.table.every_images={max(32, n // 50)}"]
-        trained([*job.of(n), *curves], job.folder)
+        trained([*job.of(n), *curves], job.folder, COUNTED)
     except Exception:
         traceback.print_exc()
         print(f"{job.folder.name}: left out, see above", flush=True)
