@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from atelier.evaluation.meanings import meanings
 from atelier.reporting import plots
 from atelier.reporting.diagram import size
 from atelier.reporting.facts import KINDS, Told
@@ -107,6 +108,24 @@ def _interval(one: Told) -> str:
     return "" if ends is None else " .. ".join(map(percent, ends))
 
 
+def explained(runs: list[Told]) -> list[str]:
+    """A sentence for each figure of `side_by_side`."""
+    fd = distance(runs) or "fid"
+    shown = [
+        VALID,
+        "judge/asked",
+        "answer/all",
+        "judge/combinations",
+        fd,
+        "recall",
+        "label/accuracy",
+        "recon/psnr",
+        "bpd",
+    ]
+    known = [name for name in shown if any(one.metric(name) is not None for one in runs) or name == "recall"]
+    return [" ".join(line.split()) for line in meanings(known, 1000)]
+
+
 def what_it_has(runs: list[Told]) -> Table:
     """What can be asked of the runs of a family."""
     heads = ["run", "set", "conditional on", "likelihood", "encoder", "walks between latents", "evaluations an image"]
@@ -200,12 +219,12 @@ def _curves(runs: list[Told], metric: str) -> dict[str, dict[str, plots.Curve]]:
 
 
 def number(value: float | None) -> str:
-    """Three digits or one decimal, whichever is more; nothing of what is not known."""
+    """Three digits, or one to three decimals; nothing of what is not known."""
     if value is None or math.isnan(value):
         return ""
     if value == 0:
         return "0.0"
-    decimals = max(1, 2 - math.floor(math.log10(abs(value))))
+    decimals = min(3, max(1, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:.{decimals}f}"
 
 

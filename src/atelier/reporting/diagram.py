@@ -1,10 +1,10 @@
-"""What feeds what, as an inline SVG: sources at the left, what comes out at the right, parts in the order of their work."""
+"""What feeds what, as an inline SVG: sources at the left, what comes out at the right."""
 
 from __future__ import annotations
 
 from html import escape
 
-from atelier.reporting.structure import LOSS, Part, Structure
+from atelier.reporting.structure import Part, Structure
 
 BOX, HEIGHT, GAP_X, GAP_Y, EDGE = 136, 46, 54, 16, 8  # pixels
 
@@ -85,10 +85,11 @@ def _box(name: str, x: float, y: float, part: Part | None) -> str:
 
 
 def size(part: Part) -> str:
-    """`0.86 M, 0.031 GFLOP`, with the number of evaluations where there are several."""
-    n = f"{part.parameters / 1e6:.2f} M" if part.parameters >= 1e4 else f"{part.parameters:,}"
-    work = f", {part.gflop:.2g} GFLOP" if part.gflop >= 1e-4 else ""
-    return n + work + (f", {part.calls} x" if part.calls > 1 else "")
+    """`0.86 M, 0.031 GFLOP`, with the number of evaluations where there are several; small numbers in full."""
+    n = f"{part.parameters / 1e6:.2f} M" if part.parameters >= 1e4 else f"{part.parameters:,} weights"
+    words = [n] if part.parameters else []
+    words += [f"{part.gflop:.2g} GFLOP"] if part.gflop >= 1e-3 else []
+    return ", ".join([*words, *([f"{part.calls} x"] if part.calls > 1 else [])])
 
 
 def sentence(structure: Structure) -> str:
@@ -102,7 +103,3 @@ def sentence(structure: Structure) -> str:
             chain.append(following[1])
         chains.append(" -> ".join(chain))
     return "; ".join(chains)
-
-
-def is_training(structure: Structure) -> bool:
-    return structure.result == LOSS

@@ -154,7 +154,8 @@ def kept(folder: Path) -> Facts:
     path = folder / FOLDER / FACTS
     if path.exists():
         found = json.loads(path.read_text())
-        if found["images_seen"] == folders.summary(folder).get("images_seen"):
+        whole = set(found) == {field.name for field in dataclasses.fields(Facts)}  # else another version kept it
+        if whole and found["images_seen"] == folders.summary(folder).get("images_seen"):
             return _facts(found)
     run = folders.load(folder, ema=True)
     with folders.kept_where_writable(folder):
@@ -191,7 +192,7 @@ def asked(run: LoadedRun, place: Path) -> Facts:
         needs=sorted(model.needs),
         likelihood=isinstance(model, Likelihood),
         verbs=list(verbs(model)) if isinstance(model, Generator) else [],
-        parameters=sum(p.numel() for _, part in structure.parts(model) for p in part.parameters()),
+        parameters=sum(p.numel() for _, part, _ in structure.parts(model) for p in part.parameters()),
         stands_on=[str(path) for path in _below(cfg)],
         training=Structure([], []),
     )

@@ -20,7 +20,7 @@ def html(title: str, introduction: list[str], found: list[Told], drawn: dict[str
     body = [*(f"<p>{escape(line)}</p>" for line in introduction), f"<nav>{' '.join(links)}</nav>"]
     for name, runs in sets.items():
         body += [f'<h2 id="{escape(name)}">{escape(name)}: side by side</h2>', table(contents.side_by_side(runs))]
-        body += [_plots(drawn[name]), *_strips(runs)]
+        body += [_meanings(runs), _plots(drawn[name]), *_strips(runs)]
     body += ["<h2>Families</h2>", f"<p>{HOW}</p>"]
     for name, runs in families.items():
         body += [f'<h3 id="{escape(name)}">{escape(name)}</h3>', *_family(runs)]
@@ -29,8 +29,8 @@ def html(title: str, introduction: list[str], found: list[Told], drawn: dict[str
 
 
 HOW = (
-    "Boxes are parts of the built model with their parameters and the forward work that they take for an image, arrows were "
-    "seen while it made an image and while it took a step of training; dashed parts are not trained."
+    "Boxes are parts of the built model with their parameters and the forward work that they take for an image, "
+    "arrows were seen while it took a step of training and while it made an image; dashed parts are held as they were."
 )
 
 
@@ -39,6 +39,11 @@ def table(shown: Table, kind: str = "") -> str:
     heads = "".join(f"<th>{escape(head)}</th>" for head in shown.heads)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows)
     return f'<div class="wide"><table class="{kind}"><tr>{heads}</tr>\n{rows}</table></div>'
+
+
+def _meanings(runs: list[Told]) -> str:
+    lines = "<br>".join(map(escape, contents.explained(runs)))
+    return f'<details class="note"><summary>What the figures mean</summary>{lines}</details>'
 
 
 def _link(text: str, place: str) -> str:

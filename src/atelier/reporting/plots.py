@@ -18,7 +18,7 @@ STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "font.family": "sans-serif",
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 8,
-    "axes.grid": True, "grid.alpha": 0.2, "grid.color": INK,
+    "figure.dpi": 72, "axes.grid": True, "grid.alpha": 0.2, "grid.color": INK,
 }  # fmt: skip
 WIDTH, HEIGHT = 6.2, 4.1  # inches
 Points = dict[str, tuple[float, float]]
@@ -31,12 +31,12 @@ def scatter(points: Mapping[str, Points], x_label: str, y_label: str, log_x: boo
         figure = Figure((WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
         kept = {kind: {n: p for n, p in named.items() if _shown(p, log_x, log_y)} for kind, named in points.items()}
-        _scaled(axes, log_x, log_y)
         for k, (kind, named) in enumerate(kept.items()):
             if named:
                 axes.scatter(*zip(*named.values(), strict=True), s=26, color=COLOURS[k % len(COLOURS)], label=kind)
+        _scaled(axes, log_x, log_y)
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.margins(x=0.12, y=0.08)
+        axes.margins(x=0.16, y=0.08)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=5, handletextpad=0.1, columnspacing=0.8)
         figure.draw_without_rendering()
         _named(axes, {name: place for named in kept.values() for name, place in named.items()})
@@ -51,10 +51,10 @@ def panels(curves: Mapping[str, Mapping[str, Curve]], x_label: str, y_label: str
         figure = Figure((3.4 * columns, 2.7 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
         for axes, (kind, named) in zip(grid, curves.items(), strict=False):
-            _scaled(axes, False, log_y)
             for k, (name, curve) in enumerate(named.items()):
                 kept = [p for p in curve if _shown(p, False, log_y)]
                 axes.plot(*zip(*kept, strict=True), marker="o", ms=3, color=COLOURS[k % len(COLOURS)], label=name)
+            _scaled(axes, False, log_y)
             axes.set_title(kind, fontsize=9)
             axes.legend(ncols=2, fontsize=7, handlelength=1.2, columnspacing=0.8)
         for axes in grid[len(curves) :]:
@@ -72,7 +72,8 @@ def inline(svg: str) -> str:
 
 def on_white(svg: str) -> str:
     """For a file: black on white."""
-    return re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg.replace(INK, "#222"), 1)
+    ground = r'\1<rect width="100%" height="100%" fill="white"/>'
+    return re.sub(r"(<svg [^>]*>)", ground, svg.replace(INK, "#222222"), count=1)
 
 
 def _shown(place: tuple[float, float], log_x: bool, log_y: bool) -> bool:
@@ -83,7 +84,8 @@ def _scaled(axes: Axes, log_x: bool, log_y: bool) -> None:
     for axis, log, scale in ((axes.xaxis, log_x, axes.set_xscale), (axes.yaxis, log_y, axes.set_yscale)):
         if log:
             scale("log")
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_data_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
 
@@ -93,13 +95,13 @@ def _named(axes: Axes, points: Points) -> None:
     taken: list[tuple[float, float, float]] = []
     places = {name: axes.transData.transform(place) for name, place in points.items()}
     for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
-        width = 6.5 * len(name)
+        width = 5.5 * len(name) + 6
         for move in sorted(range(-60, 61, 10), key=abs):
-            line = y + move
-            if all(abs(line - v) >= 10 or x + width < left or right < x for left, right, v in taken):
+            if all(abs(y + move - v) >= 9 or x + width < left or right < x for left, right, v in taken):
                 break
-        taken.append((x, x + width, line))
-        axes.annotate(name, (x + 5, line - 3), xycoords="figure pixels", fontsize=8)
+        taken.append((x, x + width, y + move))
+        offset = {"xytext": (5, move - 3), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(name, points[name], **offset).set_in_layout(False)
 
 
 def _svg(figure: Figure) -> str:

@@ -38,7 +38,7 @@ class Part:
     Args:
         name: its attribute, dotted.
         parameters: number of them.
-        frozen: whether training changes none of them.
+        frozen: whether it is held as it was trained before.
         gflop: work of its forward passes, an image.
         calls: how often it is evaluated for an image.
     """
@@ -87,7 +87,7 @@ def of_sampling(model: Generator, cond: Cond) -> Structure:
 
 
 def of_training(model: Model, batch: Batch) -> Structure:
-    """What runs in a step of training, forward, on a batch that its set gives; the model's weights are changed by it."""
+    """What runs forward in a step of training on a batch of its set; the step changes the model's weights."""
     watch, step, backward = _Watch(model), model.training_step, model.manual_backward
     watch.mark(batch)
 
@@ -124,28 +124,31 @@ def _fit(model: Model, batch: Batch) -> None:
         told.setLevel(level)
 
 
-def parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
-    """The nets of a model by name: its children that have weights, and children of these where they are used alone."""
+def parts(model: Model) -> Iterator[tuple[str, nn.Module, bool]]:
+    """The nets of a model: name, net, and whether it is held frozen.
+
+    These are its children that have weights, and children of these where they are used alone.
+    """
     for name, child in model.named_children():
-        yield from _split(name, child)
+        yield from _split(name, child, False)
 
 
-def _split(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    module = module.net if isinstance(module, Frozen) else module
-    children = {key: child.net if isinstance(child, Frozen) else child for key, child in module.named_children()}
+def _split(name: str, module: nn.Module, frozen: bool) -> Iterator[tuple[str, nn.Module, bool]]:
+    module, frozen = (module.net, True) if isinstance(module, Frozen) else (module, frozen)
+    children = dict(module.named_children())
     if any(kind <= set(children) for kind in SPLIT):
-        yield from ((f"{name}.{key}", child) for key, child in children.items())
+        yield from ((f"{name}.{key}", child, frozen) for key, child in children.items())
     elif not any(True for _ in _weights(module)):
         return
     elif len(children) == 1 and not any(True for _ in module.parameters(recurse=False)):
         (only,) = children.values()
-        inner = list(_split(name, only))
-        yield from inner if len(inner) > 1 else [(name, module)]
-    elif any(isinstance(child, Frozen) for child in module.children()):
+        inner = list(_split(name, only, frozen))
+        yield from inner if len(inner) > 1 else [(name, module, frozen)]
+    elif any(isinstance(child, Frozen) for child in children.values()):
         for key, child in children.items():
-            yield from _split(f"{name}.{key}", child)
+            yield from _split(f"{name}.{key}", child, frozen)
     else:
-        yield name, module
+        yield name, module, frozen
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -161,7 +164,8 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.found = dict(parts(model))
+        self.found = {name: part for name, part, _ in parts(model)}
+        self.frozen = {name for name, _, frozen in parts(model) if frozen}
         self.part_of = {inner: name for name, part in self.found.items() for inner in part.modules()}
         self.made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.inside: list[nn.Module] = []  # modules that run now
@@ -236,7 +240,7 @@ class _Watch(TorchDispatchMode):
             Part(
                 name,
                 sum(p.numel() for p in self.found[name].parameters()),
-                not any(p.requires_grad for p in self.found[name].parameters()),
+                name in self.frozen,
                 self.flop[name] / n / 1e9,
                 max(calls.values()),
             )

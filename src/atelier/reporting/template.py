@@ -17,24 +17,28 @@ PAGE = Template("""\
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1200px; padding: 16px; color: var(--ink); background: var(--ground);
   font: 16px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.6rem; margin: .4em 0 } h2 { font-size: 1.25rem; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) }
+h1 { font-size: 1.6rem; margin: .4em 0 }
+h2 { font-size: 1.25rem; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) }
 h3 { font-size: 1.05rem; margin: 1.6em 0 .3em } p { margin: .4em 0; max-width: 75ch } a { color: var(--accent) }
 nav { display: flex; flex-wrap: wrap; gap: .2em 1em; font-size: .9rem }
 .wide { overflow-x: auto; margin: .6em 0 }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3em .6em; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; white-space: nowrap }
-th { font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 4.5em }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); font-weight: 600 }
+th, td { padding: .3em .5em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 4em }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); z-index: 1 }
+td:first-child { font-weight: 600 }
 .words td { text-align: left } .words th { text-align: left }
 .formula { font: .85rem/1.6 ui-monospace, monospace; background: var(--card); padding: .5em .8em; border-radius: 6px;
   overflow-x: auto; white-space: pre; margin: .5em 0 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 16px }
-figure { margin: 0; min-width: 0 } figure.all { grid-column: 1 / -1 } figcaption, .note { font-size: .85rem; color: var(--soft) }
+figure { margin: 0; min-width: 0 } figure.all { grid-column: 1 / -1; overflow-x: auto } .all .plot { min-width: 660px }
+figcaption, .note { font-size: .85rem; color: var(--soft) }
 .plot { width: 100%; height: auto; display: block }
 .strips { display: grid; grid-template-columns: max-content max-content; gap: 3px 10px; align-items: center;
   font-size: .85rem }
 .strips img { display: block; height: 44px; image-rendering: pixelated } .strips .true { color: var(--accent) }
-.diagram text { fill: var(--ink); font: 13px system-ui, sans-serif } .diagram .small { font-size: 10px; fill: var(--soft) }
+.diagram text { fill: var(--ink); font: 13px system-ui, sans-serif }
+.diagram .small { font-size: 10px; fill: var(--soft) }
 .diagram .part { fill: var(--box); stroke: var(--accent) }
 .diagram .frozen { fill: var(--still); stroke: var(--soft); stroke-dasharray: 4 3 }
 .diagram .end { fill: none; stroke: var(--soft) } .diagram .arrow { fill: none; stroke: var(--soft); stroke-width: 1.4 }
