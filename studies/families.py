@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-WORK = 0.6  # TFLOP of each short run
+WORK = 1.5  # TFLOP of each short run
 PROBED = 16  # batches that tell the work of an image: a whole turn of penalties that come at each 16th
 COUNTED = 7  # one of so many batches of a run has its work counted: prime, so that every n-th penalty is met
 SIZE, N_JUDGED, N_REAL, TIMES = 16, 200, 1_000, 3  # side in px; images judged, and beside; times judged on the way
@@ -50,28 +50,27 @@ FAST = (  # half as wide and at a rate for minutes, as the recipes of shapes hav
     "model.generator.channel_base=512 model.generator_optimizer.lr=1e-2 model.discriminator_optimizer.lr=1e-2"
 )
 R1 = "adversarial@model.loss=non_saturating model.r1_gamma=0.3"
-ON_BOTH = "ae vae autoencoder_kl vqvae vqprior cgan progan stylegan stylegan2 glow flow ldm".split()  # one of a family
-ANYWHERE = (  # of any set
+FAMILIES = (  # one page of each, of any set
     Short("ae"),
     Short("vae"),
     Short("autoencoder_kl", shares=LATE),
     Short("vqvae"),
     Short("vqprior", first="vqvae"),
-    Short("gan"),
-    Short("dcgan"),
     Short("cgan"),
-    Short("r3gan", "model.generator.width=16 model.penalty_every=4 model.r1_gamma=0.3 model.r2_gamma=0.3"),
     Short("progan", f"{FAST} {R1} model.gp_weight=0 model.drift=0", shares=GROWING),
     Short("stylegan", f"{FAST} {R1} model.style_mixing_prob=0", shares=GROWING),
     Short("stylegan2", f"{FAST} model.r1_gamma=0.3 model.path_weight=0 model.style_mixing_prob=0"),
-    Short("realnvp"),
     Short("glow"),
     Short("flow"),
+    Short("ldm", first="vae"),
+)
+MEMBERS = (  # further ones, of shapes alone
+    Short("dcgan"),
+    Short("r3gan", "model.generator.width=16 model.penalty_every=4 model.r1_gamma=0.3 model.r2_gamma=0.3"),
     Short("ddpm"),
-    Short("iddpm"),
     Short("edm"),
     Short("dit"),
-    Short("ldm", first="vae"),
+    Short("realnvp"),
 )
 TRANSLATED = (  # of images that have a source, which Fashion-MNIST's have not
     Short("pix2pix", "data.task=label_map model.generator={source_levels:7,n_downs:3,n_dropout:1}"),
@@ -82,7 +81,7 @@ TRANSLATED = (  # of images that have a source, which Fashion-MNIST's have not
     Short("srgan", "data.task=low_resolution data.image_size=64 eval.batch_size=50", first="srresnet"),
 )
 LEFT_OUT = {
-    "adm, vqgan, rrdbnet, esrgan, flow_tiny": "members beside iddpm, autoencoder_kl, srresnet, srgan and flow",
+    "gan, flow_tiny, iddpm, adm, vqgan, rrdbnet, esrgan": "members beside dcgan, flow, ddpm, autoencoder_kl and srgan",
     "clip, noisy_classifier": "make no images",
     "text_to_image, label_map_to_image, inpaint, instruct_pix2pix": "ldm with other conditions",
     "stable_diffusion, stable_diffusion_2, sdxl and what is made of them, kl_tuned": "begin with weights of others",
@@ -114,11 +113,12 @@ class Job:
 
 
 def jobs(folder: Path, fashion_mnist: str | None) -> Iterator[Job]:
-    """Short runs in the order in which they may stand on one another."""
-    again = [short for short in ANYWHERE if short.page in ON_BOTH]
-    sets = {"shapes": [*ANYWHERE, *TRANSLATED]} | ({"fashion_mnist": again} if fashion_mnist else {})
-    for name, shorts in sets.items():
-        root = [f"data.root={fashion_mnist}"] if name != "shapes" else []
+    """Short runs in the order in which they may stand on one another, one of each family first."""
+    sets = [("shapes", (*FAMILIES, *TRANSLATED)), ("fashion_mnist", FAMILIES), ("shapes", MEMBERS)]
+    for name, shorts in sets:
+        if name == "fashion_mnist" and fashion_mnist is None:
+            continue
+        root = [f"data.root={fashion_mnist}"] if name == "fashion_mnist" else []
         for short in shorts:
             yield Job(short, (f"data={name}", f"data.image_size={SIZE}", *root), folder / f"{name}_{short.page}")
 
