@@ -1,7 +1,7 @@
 """A page about runs, side by side: python report.py RUN... [out=FOLDER].
 
 RUN is a run folder, `last`, or a folder of runs as a sweep leaves; without one, the newest run of each family under
-outputs/. FOLDER, outputs/report unless it is named, gets report.html, which opens from disk, report.md and pictures.
+outputs/. FOLDER, outputs/report unless it is named, gets report.html, which opens from disk, and report.md.
 What takes long, asking each model once, is kept beside the run.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from atelier.cli.usage import say_loading
 from atelier.core import stopping
 
-OUT = "outputs/report"
+OUT, TITLE = "outputs/report", "What the families do"
 INTRODUCTION = (
     "Figures are those of each run's last evaluation (summary.json), under the protocol at the end of the page; "
     "structure, parameters, and work and time for an image are of the built models."
@@ -36,10 +36,11 @@ def report(words: list[str]) -> Path:
             raise UserError(key, value, "report.py has no such key", "out=FOLDER, and run folders by their paths")
     runs = chosen.runs([word for word in words if word.partition("=")[0] not in keys])
     found = facts.told(runs, lambda line: say(line, error=True))
-    out = Path(keys.get("out", OUT))
-    writing.write(out, found, "What the families do", [INTRODUCTION], "report")
-    print(out / "report.html", flush=True)
-    return out / "report.html"
+    page = Path(keys.get("out", OUT)) / "report.html"
+    for write, path in ((writing.write_page, page), (writing.write_markdown, page.with_suffix(".md"))):
+        write(path, found, TITLE, [INTRODUCTION])
+        print(path, flush=True)
+    return page
 
 
 def main() -> None:

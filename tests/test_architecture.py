@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
-ENTRY_POINTS = ("train", "sample", "evaluate", "export")
+ENTRY_POINTS = ("train", "sample", "evaluate", "export", "report")
 
 LEAVES = {"core", "images"}  # on every floor
 BASES = {
@@ -47,6 +47,17 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     },
     "runs": {"models.base", "data", "callbacks", "evaluation", "checkpoints", "metrics", "nets.contracts"},
     "cli": {"runs", "callbacks.checkpoint", "checkpoints.renamed"},
+    "reporting": {
+        "models.base",
+        "models.diffusion_model",
+        "models.two_players",
+        "nets.frozen",
+        "evaluation",
+        "callbacks.table",
+        "checkpoints.store",
+        "requests",
+        "runs",
+    },
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
     "core": {"annotated_types"},

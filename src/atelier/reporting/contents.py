@@ -17,7 +17,7 @@ VALID = "judge/valid"
 ENCODERS = {"reconstruct": "yes", "invert": "by inversion", "project": "by search"}  # a verb -> how an image is encoded
 
 
-class Table(NamedTuple):
+class Sheet(NamedTuple):
     """Words in rows; the first cell of each is the name of a run or of a part."""
 
     heads: list[str]
@@ -66,7 +66,7 @@ def distance(runs: list[Told]) -> str | None:
     return names.most_common(1)[0][0] if names else None
 
 
-def side_by_side(runs: list[Told]) -> Table:
+def side_by_side(runs: list[Told]) -> Sheet:
     """Quality, work and time of the runs on one set."""
     fd = distance(runs) or "fd"
     recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
@@ -92,7 +92,7 @@ def side_by_side(runs: list[Told]) -> Table:
     rows = [[one.name, *(column.cell(one) for column in columns)] for one in runs]
     shown = [k for k in range(len(columns) + 1) if any(row[k] for row in rows)]
     heads = ["run", *(column.head for column in columns)]
-    return Table([heads[k] for k in shown], [[row[k] for k in shown] for row in rows])
+    return Sheet([heads[k] for k in shown], [[row[k] for k in shown] for row in rows])
 
 
 def evaluations(one: Told) -> int:
@@ -126,10 +126,10 @@ def explained(runs: list[Told]) -> list[str]:
     return [" ".join(line.split()) for line in meanings(known, 1000)]
 
 
-def what_it_has(runs: list[Told]) -> Table:
+def what_it_has(runs: list[Told]) -> Sheet:
     """What can be asked of the runs of a family."""
     heads = ["run", "set", "conditional on", "likelihood", "encoder", "walks between latents", "evaluations an image"]
-    return Table(heads, [[one.name, one.facts.data, *_abilities(one)] for one in runs])
+    return Sheet(heads, [[one.name, one.facts.data, *_abilities(one)] for one in runs])
 
 
 def _abilities(one: Told) -> list[str]:
@@ -144,15 +144,15 @@ def _abilities(one: Told) -> list[str]:
     ]
 
 
-def parts(structure: Structure) -> Table:
+def parts(structure: Structure) -> Sheet:
     """The parts of a model with what is known of each."""
-    return Table(["part", "size and forward work an image"], [[part.name, size(part)] for part in structure.parts])
+    return Sheet(["part", "size and forward work an image"], [[part.name, size(part)] for part in structure.parts])
 
 
-def protocols(runs: list[Told]) -> Table:
+def protocols(runs: list[Told]) -> Sheet:
     """How the figures of each run came about."""
     heads = ["run", "command", "samples", "seed", "judging", "device", "commit"]
-    return Table(heads, [[one.name, *_protocol(one)] for one in runs])
+    return Sheet(heads, [[one.name, *_protocol(one)] for one in runs])
 
 
 def _protocol(one: Told) -> list[str]:
@@ -188,12 +188,18 @@ def drawn(name: str, runs: list[Told]) -> list[Plot]:
             caption = (
                 f"{label} against {'sampling time' if what == 'sampling' else 'training work, with what it stands on'}"
             )
-            found.append(Plot(f"{file}_{what}", caption, plots.scatter(points, x_label, label, True, log)))
+            found.append(Plot(f"{file}_{what}", caption, plots.scatter(points, x_label, label, _wide(points), log)))
         curves = _curves(runs, metric)
         if curves:
             svg = plots.panels(curves, "training, TFLOP", label, log)
             found.append(Plot(f"{file}_curves", f"{label} while training goes on", svg))
     return found
+
+
+def _wide(points: dict[str, plots.Points]) -> bool:
+    """Whether their times or work are as different as a logarithm is for."""
+    xs = [x for named in points.values() for x, _ in named.values() if x > 0]
+    return bool(xs) and max(xs) > 20 * min(xs)
 
 
 def _points(runs: list[Told], x: Callable[[Told], float | None], metric: str) -> dict[str, plots.Points]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from atelier.callbacks.table import Row, read_rows
 from atelier.checkpoints.store import write_text
@@ -53,7 +52,7 @@ class Facts:
 
     Args:
         images_seen: images that it had been trained on.
-        page, data, task: pages of the model and of the set, and what the set's images are for.
+        page, data, task: pages of the model and of the set, and the task that the set is for.
         size: channels and sides of an image.
         family: class of the model.
         kind: one of `KINDS`, or "others".
@@ -61,12 +60,12 @@ class Facts:
         losses: class of its adversarial loss, "" where it has none.
         needs: Batch fields that it is conditional on.
         likelihood: whether it says how probable images are.
-        verbs: what it can be asked for.
+        verbs: words of what it can be asked for.
         parameters: number of them, with those of what it stands on.
         stands_on: run folders that it stands on.
-        training, sampling: what feeds what; `sampling` is None of what makes no images.
+        training, sampling: arrows and parts; `sampling` is None of what makes no images.
         ms: milliseconds for an image; None likewise.
-        timed: how that was measured.
+        timed: words that say how that was measured.
     """
 
     images_seen: int
@@ -95,11 +94,11 @@ class Told:
     """A run in a report.
 
     Args:
-        name: what it is called there.
+        name: name there.
         folder: run folder.
-        facts: what its model said.
-        summary: its summary.json.
-        rows: its metrics.csv.
+        facts: words and numbers of its model.
+        summary: object in summary.json.
+        rows: rows of metrics.csv.
         below: summaries of the runs that it stands on.
     """
 
@@ -193,7 +192,7 @@ def asked(run: LoadedRun, place: Path) -> Facts:
         likelihood=isinstance(model, Likelihood),
         verbs=list(verbs(model)) if isinstance(model, Generator) else [],
         parameters=sum(p.numel() for _, part, _ in structure.parts(model) for p in part.parameters()),
-        stands_on=[str(path) for path in _below(cfg)],
+        stands_on=[str(path) for path in build.below(cfg)],
         training=Structure([], []),
     )
     run.data.test_batch(0, TIMED)  # what a set keeps of its images is not to be made in inference mode
@@ -204,13 +203,6 @@ def asked(run: LoadedRun, place: Path) -> Facts:
         facts.sampling = structure.of_sampling(model, cond)
     facts.training = structure.of_training(model.cpu(), run.data.split("train").read(list(range(TRACED)), None))
     return facts
-
-
-def _below(cfg: DictConfig) -> list[Path]:
-    """The run folders that a run stands on, and those below them."""
-    named = [build.section(cfg, name).run for name in build.parts(cfg)]
-    found = [Path(one) for one in named if one is not None and (Path(one) / "config.yaml").exists()]
-    return found + [path for one in found for path in _below(build.stored_config(one))]
 
 
 def _draw(run: LoadedRun, facts: Facts, place: Path) -> None:

@@ -10,30 +10,34 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from atelier.images.pictures import labelled, save_png
 from atelier.reporting import contents, diagram, plots
-from atelier.reporting.contents import Plot, Table
+from atelier.reporting.contents import Plot, Sheet
 from atelier.reporting.facts import REAL, SAMPLES, SOURCES, WALK, Told
 
 MARGIN, CELL = 110, 32  # pixels of a picture of strips: for the name of a run, and at least for an image
 
 
-def text(title: str, introduction: list[str], found: list[Told], drawn: dict[str, list[Plot]], ledger: str) -> str:
-    """The Markdown; `drawn` has the plots of each set.
+def text(
+    title: str, introduction: list[str], found: list[Told], drawn: dict[str, list[Plot]], pictures: str, ledger: str
+) -> str:
+    """The Markdown.
 
     Args:
         title: heading.
         introduction: paragraphs.
         found: runs.
         drawn: set -> plots.
+        pictures: folder of its pictures, as seen from it.
         ledger: file of results/ that has a row for each run, which its tables name; "": none.
     """
     lines = [f"# {title}", "", *(line for paragraph in introduction for line in (paragraph, ""))]
     for name, runs in contents.sets(found).items():
         tie = [f"<!-- results/{ledger}.jsonl: data={name} -->"] if ledger else []
         lines += [f"## {name}: side by side", "", *tie, *table(contents.side_by_side(runs)), ""]
+        lines += [f"- {line}" for line in contents.explained(runs)] + [""]
         for plot in drawn[name]:
-            lines += [f"![{plot.caption}]({plot.name}.svg)", ""]
+            lines += [f"![{plot.caption}]({pictures}/{plot.name}.svg)", ""]
         for file, caption in _pictures(name, runs):
-            lines += [f"{caption}", "", f"![{caption}]({file})", ""]
+            lines += [f"{caption}", "", f"![{caption}]({pictures}/{file})", ""]
     lines += ["## Families", ""]
     for family, runs in contents.families(found).items():
         lines += [f"### {family}", "", *_family(runs, ledger)]
@@ -41,7 +45,7 @@ def text(title: str, introduction: list[str], found: list[Told], drawn: dict[str
 
 
 def write_pictures(folder: Path, found: list[Told], drawn: dict[str, list[Plot]]) -> None:
-    """The files that the Markdown shows."""
+    """The files that the Markdown shows; those of an earlier report are replaced."""
     for name, runs in contents.sets(found).items():
         for plot in drawn[name]:
             (folder / f"{plot.name}.svg").write_text(plots.on_white(plot.svg))
@@ -49,7 +53,7 @@ def write_pictures(folder: Path, found: list[Told], drawn: dict[str, list[Plot]]
             save_png(_stacked(rows), folder / file)
 
 
-def table(shown: Table) -> list[str]:
+def table(shown: Sheet) -> list[str]:
     """Lines of a table, the first cell of each row as code."""
     rows = [[f"`{row[0]}`", *row[1:]] for row in shown.rows]
     return ["| " + " | ".join(cells) + " |" for cells in (shown.heads, ["---"] * len(shown.heads), *rows)]

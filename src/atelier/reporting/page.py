@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from atelier.reporting import contents, diagram, plots
-from atelier.reporting.contents import Plot, Table
+from atelier.reporting.contents import Plot, Sheet
 from atelier.reporting.facts import REAL, SAMPLES, SOURCES, WALK, Told
 from atelier.reporting.structure import Structure
 from atelier.reporting.template import PAGE
@@ -34,7 +34,7 @@ HOW = (
 )
 
 
-def table(shown: Table, kind: str = "") -> str:
+def table(shown: Sheet, kind: str = "") -> str:
     """A table that scrolls by itself where it is wider than the page."""
     heads = "".join(f"<th>{escape(head)}</th>" for head in shown.heads)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows)
@@ -68,13 +68,14 @@ def _strips(runs: list[Told]) -> list[str]:
         first = next((path for one in some for name in (REAL, SOURCES) if (path := one.picture(name))), None)
         above = [("test images" if first.name == REAL else "sources", first, "true")] if first else []
         rows = above + [(one.name, one.picture(SAMPLES), "") for one in some]
-        told += [
-            f"<h3>The same conditions{'' if task == 'image' else f': {escape(task)}'}</h3>",
-            CONDITIONS,
-            _rows(rows),
-        ]
+        told.append(_section(f"The same conditions{'' if task == 'image' else f': {task}'}", CONDITIONS, rows))
     walks = [(one.name, path, "") for one in runs if (path := one.picture(WALK))]
-    return told + (["<h3>From one latent to the next</h3>", WALKS, _rows(walks)] if walks else [])
+    told += [_section("From one latent to the next", WALKS, walks)] if walks else []
+    return ['<div class="plots">', *told, "</div>"]
+
+
+def _section(title: str, note: str, rows: list[tuple[str, Path, str]]) -> str:
+    return f"<section><h3>{escape(title)}</h3>{note}{_rows(rows)}</section>"
 
 
 CONDITIONS = '<p class="note">Column k has the condition of test image k, for all that follow one.</p>'

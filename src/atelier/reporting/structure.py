@@ -36,11 +36,11 @@ class Part:
     """A net, or a part of one that is used on its own.
 
     Args:
-        name: its attribute, dotted.
+        name: attribute of the model, dotted.
         parameters: number of them.
         frozen: whether it is held as it was trained before.
         gflop: work of its forward passes, an image.
-        calls: how often it is evaluated for an image.
+        calls: evaluations for an image.
     """
 
     name: str

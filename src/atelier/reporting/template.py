@@ -31,7 +31,8 @@ td:first-child { font-weight: 600 }
 .formula { font: .85rem/1.6 ui-monospace, monospace; background: var(--card); padding: .5em .8em; border-radius: 6px;
   overflow-x: auto; white-space: pre; margin: .5em 0 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 16px }
-figure { margin: 0; min-width: 0 } figure.all { grid-column: 1 / -1; overflow-x: auto } .all .plot { min-width: 660px }
+figure, section { margin: 0; min-width: 0 }
+figure.all { grid-column: 1 / -1; overflow-x: auto } .all .plot { min-width: 660px }
 figcaption, .note { font-size: .85rem; color: var(--soft) }
 .plot { width: 100%; height: auto; display: block }
 .strips { display: grid; grid-template-columns: max-content max-content; gap: 3px 10px; align-items: center;
