@@ -12,17 +12,24 @@ each family does first, not what it comes to.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import shutil
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atelier.reporting.facts import Told
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
+DOCUMENT, RESULTS = ROOT / "docs" / "families.md", ROOT / "results" / "families.jsonl"
+TITLE = "What the families do, in short runs of the same work"
 
 WORK = 1.5  # TFLOP of each short run
 PROBED = 16  # batches that tell the work of an image: a whole turn of penalties that come at each 16th
@@ -174,20 +181,78 @@ def run(job: Job, work: float) -> None:
         print(f"{job.folder.name}: left out, see above", flush=True)
 
 
+def row(one: Told) -> dict[str, Any]:
+    """The row of a short run in results/families.jsonl: its summary, and what the report asked its model."""
+    from atelier.core import provenance
+    from atelier.runs import ledger
+
+    told, facts = one.summary, dataclasses.asdict(one.facts)
+    for name in ("idea", "formula", "stands_on"):
+        del facts[name]
+    return {
+        "experiment": one.name,
+        "overrides": [ledger.portable(word) for word in ledger.typed(one.folder, told["command"])],
+        "judged_with": [],
+        "run": ledger.named(one.folder),
+        "seeds": dict.fromkeys(("training", "judging"), told["protocol"]["seed"]),
+        "n": told["protocol"]["n_samples"],
+        "values": {name: None if math.isnan(value) else value for name, value in told["metrics"].items()},
+        "tflop_below": one.tflop_below,
+        **{
+            name: told[name] for name in ("intervals", "protocol", "images_seen", "tflop", "gflop_per_image", "seconds")
+        },
+        **{name: told[name] for name in ("device", "commit", "versions")},
+        "facts": facts,
+        "reported": provenance.commit(),
+    }
+
+
+def introduction(found: list[Told], work: float) -> list[str]:
+    """What stands above the report."""
+    total = sum(one.tflop or 0.0 for one in found)
+    sets = ", ".join(dict.fromkeys(one.facts.data for one in found))
+    out = "; ".join(f"{pages}: {why}" for pages, why in LEFT_OUT.items())
+    return [
+        f"Short runs, {len(found)} of them, each trained with {work:g} TFLOP on {sets} at {SIZE} px (super-resolution"
+        f" to {4 * SIZE}), {total:.1f} TFLOP in all. They show what a family does first, not what it comes to:"
+        " docs/results.md has the recipes' numbers. What stands on another run stands on the short run of that page"
+        " here, whose work comes on top and is told beside it.",
+        f"One seed each, {N_JUDGED} samples judged beside {N_REAL:,} test images, on a core shared with other programs:"
+        " seconds of training and milliseconds of an image would be fewer alone.",
+        f"Left out: {out}.",
+        "`python studies/families.py RUNS --fashion_mnist PATH` makes all of it: the runs, this file, its pictures,"
+        " `results/families.jsonl` with a row for each run, and the report as a page.",
+    ]
+
+
+def report(folders: list[Path], page: Path, work: float) -> None:
+    """Write the page, docs/families.md with its pictures, and results/families.jsonl."""
+    from atelier.reporting import facts, writing
+
+    found = facts.told(folders, print)
+    RESULTS.write_text("".join(json.dumps(row(one)) + "\n" for one in found))
+    told = introduction(found, work)
+    writing.write_page(page, found, TITLE, told)
+    writing.write_markdown(DOCUMENT, found, TITLE, told, RESULTS.stem)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, help="folder of the short runs")
+    parser.add_argument("runs", type=Path, help="folder of the short runs; report.html is written there")
     parser.add_argument("--fashion_mnist", help="folder of Fashion-MNIST; without it, shapes alone")
     parser.add_argument("--work", type=float, default=WORK, help="TFLOP of each short run")
-    parser.add_argument("--pages", nargs="+", help="of these alone")
+    parser.add_argument("--only_report", action="store_true", help="of the runs that are finished, train none")
     asked = parser.parse_args()
     asked.runs.mkdir(parents=True, exist_ok=True)
-    chosen = [
-        j for j in jobs(asked.runs.absolute(), asked.fashion_mnist) if j.short.page in (asked.pages or [j.short.page])
-    ]
-    for k, job in enumerate(chosen):
-        print(f"---- {k + 1} of {len(chosen)}: {job.folder.name}", flush=True)
+    from atelier.runs import folders
+
+    folders.register()
+    chosen = list(jobs(asked.runs.absolute(), asked.fashion_mnist))
+    for k, job in enumerate([] if asked.only_report else chosen, 1):
+        print(f"---- {k} of {len(chosen)}: {job.folder.name}", flush=True)
         run(job, asked.work)
+    done = sorted((job for job in chosen if finished(job)), key=lambda job: job.data[0] != "data=shapes")
+    report([job.folder for job in done], asked.runs / "report.html", asked.work)
 
 
 if __name__ == "__main__":
