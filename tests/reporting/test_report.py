@@ -73,8 +73,11 @@ def test_numbers_side_by_side_are_those_of_the_runs(runs: list[Path], page: Path
         asked = json.loads((one.folder / facts.FOLDER / facts.FACTS).read_text())
         asked |= {"millions": one.facts.parameters / 1e6, "below": below}
         numbers = [number for cell in row[1:] for number in re.findall(r"\d[\d,.]*\d|\d", cell)]
-        known = [json.loads((one.folder / "summary.json").read_text()), asked, {"all": one.facts.sampling and [
-            one.facts.sampling.evaluations, one.facts.sampling.gflop]}]
+        known = [
+            json.loads((one.folder / "summary.json").read_text()),
+            asked,
+            {"all": one.facts.sampling and [one.facts.sampling.evaluations, one.facts.sampling.gflop]},
+        ]
         assert numbers and not [number for number in numbers if not shows(number, known)]
         assert f"<td>{row[0]}</td>" in page.read_text()
 
