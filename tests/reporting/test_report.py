@@ -1,4 +1,4 @@
-"""report.py on tiny runs: one file that needs no other, whose numbers are those of the runs, and the same in Markdown."""
+"""report.py on tiny runs: a file that needs no other, whose numbers are those of the runs, and its Markdown twin."""
 
 from __future__ import annotations
 
