@@ -217,8 +217,8 @@ def introduction(found: list[Told], work: float) -> list[str]:
         f" to {4 * SIZE}), {total:.1f} TFLOP in all. They show what a family does first, not what it comes to:"
         " docs/results.md has the recipes' numbers. What stands on another run stands on the short run of that page"
         " here, whose work comes on top and is told beside it.",
-        f"One seed each, {N_JUDGED} samples judged beside {N_REAL:,} test images, on a core shared with other programs:"
-        " seconds of training and milliseconds of an image would be fewer alone.",
+        f"One seed each, {N_JUDGED} samples judged beside {N_REAL:,} test images. Training shared its core with other"
+        " programs, so its seconds would be fewer alone; an image's milliseconds are of one thread's own time.",
         f"Left out: {out}.",
         "`python studies/families.py RUNS --fashion_mnist PATH` makes all of it: the runs, this file, its pictures,"
         " `results/families.jsonl` with a row for each run, and the report as a page.",

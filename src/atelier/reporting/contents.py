@@ -151,7 +151,7 @@ def parts(structure: Structure) -> Sheet:
 
 def protocols(runs: list[Told]) -> Sheet:
     """How the figures of each run came about."""
-    heads = ["run", "command", "samples", "seed", "judging", "device", "commit"]
+    heads = ["run", "command", "samples", "seed", "judging", "device", "commit", "ms an image"]
     return Sheet(heads, [[one.name, *_protocol(one)] for one in runs])
 
 
@@ -167,6 +167,7 @@ def _protocol(one: Told) -> list[str]:
         judged,
         summary.get("device", ""),
         commit[:7] + ("-dirty" if commit.endswith("-dirty") else ""),
+        one.facts.timed,
     ]
 
 
