@@ -201,6 +201,7 @@ def asked(run: LoadedRun, place: Path) -> Facts:
         facts.ms, facts.timed = _milliseconds(run)
         cond = model.condition(run.data.test_batch(0, 1), model.cases[0])
         facts.sampling = structure.of_sampling(model, cond)
+    model.images_seen = run.images_seen  # where all that begins late takes part
     facts.training = structure.of_training(model.cpu(), run.data.split("train").read(list(range(TRACED)), None))
     return facts
 

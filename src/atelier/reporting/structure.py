@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,11 +116,14 @@ def of_training(model: Model, batch: Batch) -> Structure:
 
 
 def _fit(model: Model, batch: Batch) -> None:
+    """One step of Lightning's, which has nothing to say about a trial."""
     told, once = logging.getLogger("lightning.pytorch"), DataLoader([batch], batch_size=None)
     level = told.level
     told.setLevel(logging.ERROR)
     try:
-        Trainer(accelerator="cpu", max_epochs=1, limit_train_batches=1, barebones=True).fit(model, once)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Trainer(accelerator="cpu", max_epochs=1, limit_train_batches=1, barebones=True).fit(model, once)
     finally:
         told.setLevel(level)
 
