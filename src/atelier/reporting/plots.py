@@ -107,4 +107,4 @@ def _named(axes: Axes, points: Points) -> None:
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return out.getvalue()
+    return re.sub(r"font-family: [^;]+;", "font-family: sans-serif;", out.getvalue())
