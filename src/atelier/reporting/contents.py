@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from atelier.reporting.diagram import size
 from atelier.reporting.facts import KINDS, Told
 from atelier.reporting.structure import Structure
 
-VALID = "judge/valid"
+VALID, ASKED, PSNR = "judge/valid", ("judge/asked", "answer/all"), ("pair/psnr", "recon/psnr")
 ENCODERS = {"reconstruct": "yes", "invert": "by inversion", "project": "by search"}  # a verb -> how an image is encoded
 
 
@@ -71,20 +72,19 @@ def side_by_side(runs: list[Told]) -> Sheet:
     fd = distance(runs) or "fd"
     recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
     columns = [
-        Column("valid", _valid),
-        Column("valid, between (95 %)", _interval),
-        Column("as asked", lambda one: percent(one.metric("judge/asked", "answer/all"))),
-        Column("different scenes", lambda one: number(one.metric("judge/combinations"))),
-        Column(recall, lambda one: number(one.metric(recall))),
-        Column("asked class seen", lambda one: percent(one.metric("label/accuracy"))),
+        Column("valid (95 %)", _valid),
+        Column("as asked", lambda one: percent(one.metric(*ASKED))),
+        Column("different", lambda one: number(one.metric("judge/combinations"))),
+        Column("recall", lambda one: number(one.metric(recall))),
+        Column("class seen", lambda one: percent(one.metric("label/accuracy"))),
         Column(fd, lambda one: number(one.metric(fd))),
-        Column("psnr, dB", lambda one: number(one.metric("pair/psnr", "recon/psnr"))),
+        Column("PSNR, dB", lambda one: number(one.metric(*PSNR))),
         Column("bits/dim", lambda one: number(one.metric("bpd"))),
-        Column("training, TFLOP", lambda one: number(one.tflop)),
-        Column("and below it", lambda one: number(one.tflop_below or None)),
+        Column("TFLOP", lambda one: number(one.tflop)),
+        Column("TFLOP below", lambda one: number(one.tflop_below or None)),
         Column("training, s", lambda one: number(one.summary.get("seconds"))),
         Column("images seen", lambda one: f"{one.facts.images_seen:,}"),
-        Column("evaluations an image", lambda one: "" if one.facts.sampling is None else str(evaluations(one))),
+        Column("evaluations", lambda one: "" if one.facts.sampling is None else str(evaluations(one))),
         Column("GFLOP an image", lambda one: "" if one.facts.sampling is None else number(one.facts.sampling.gflop)),
         Column("ms an image", lambda one: number(one.facts.ms)),
         Column("parameters", lambda one: f"{one.facts.parameters / 1e6:.2f} M"),
@@ -100,30 +100,27 @@ def evaluations(one: Told) -> int:
 
 
 def _valid(one: Told) -> str:
-    return percent(one.metric(VALID))
-
-
-def _interval(one: Told) -> str:
+    """Share of valid scenes, and its interval."""
     ends = next((ends for name, ends in one.summary.get("intervals", {}).items() if name.endswith(VALID)), None)
-    return "" if ends is None else " .. ".join(map(percent, ends))
+    between = "" if ends is None else " ({:.1f} .. {:.1f})".format(*(100 * end for end in ends))
+    return percent(one.metric(VALID)) + between
 
 
 def explained(runs: list[Told]) -> list[str]:
     """A sentence for each figure of `side_by_side`."""
     fd = distance(runs) or "fid"
-    shown = [
-        VALID,
-        "judge/asked",
-        "answer/all",
-        "judge/combinations",
-        fd,
-        "recall",
-        "label/accuracy",
-        "recon/psnr",
-        "bpd",
+    recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
+    figures = {"valid": (VALID,), "as asked": ASKED, "different": ("judge/combinations",), "recall": (recall,)}
+    figures |= {"class seen": ("label/accuracy",), fd: (fd,), "PSNR": PSNR, "bits/dim": ("bpd",)}
+    lines = []
+    for head, names in figures.items():
+        known = [name for name in names if any(one.metric(name) is not None for one in runs)]
+        told = [re.split(r"\s{2,}", line.strip())[-1] for line in meanings(known, 1000)]
+        lines += [f"{head}: {'; or '.join(told)}"] if told else []
+    return [
+        *lines,
+        "TFLOP: of training, and of the runs that it stands on; evaluations: of the net that an image takes most",
     ]
-    known = [name for name in shown if any(one.metric(name) is not None for one in runs) or name == "recall"]
-    return [" ".join(line.split()) for line in meanings(known, 1000)]
 
 
 def what_it_has(runs: list[Told]) -> Sheet:
@@ -174,7 +171,9 @@ def _protocol(one: Told) -> list[str]:
 def drawn(name: str, runs: list[Told]) -> list[Plot]:
     """Quality against time, against work and on its way, by each figure that two runs on a set have."""
     fd = distance(runs)
-    told = [(VALID, "valid scenes", False)] + ([(fd, f"{fd}, lower is better", True)] if fd else [])
+    told = [(VALID, "share of valid scenes, where there are any", False)] + (
+        [(fd, f"{fd}, lower is better", True)] if fd else []
+    )
     found = []
     for metric, label, log in told:
         if sum((one.metric(metric) or 0) > 0 for one in runs) < 2:
@@ -207,7 +206,7 @@ def _points(runs: list[Told], x: Callable[[Told], float | None], metric: str) ->
     points: dict[str, plots.Points] = {kind: {} for kind in (*KINDS, "others")}
     for one in runs:
         place = x(one), one.metric(metric)
-        if None not in place:
+        if None not in place and place[1] > 0:
             points[one.facts.kind][one.name] = place
     return {kind: named for kind, named in points.items() if named}
 

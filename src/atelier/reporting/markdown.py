@@ -76,11 +76,12 @@ def _family(runs: list[Told], ledger: str) -> list[str]:
 
 def _pictures(name: str, runs: list[Told]) -> list[tuple[str, str]]:
     """Files of pictures of the runs on a set, each with what it shows."""
-    captions = {WALK: "From one latent to the next.", SAMPLES: "The same conditions: column k has that of test image k"}
+    conditions = "The same conditions: column k has that of test image k"
     found = []
     for file in _strips(name, runs):
         task = file.removesuffix(".png").removeprefix(f"{name}_").partition("samples_")[2]
-        found.append((file, captions[WALK] if "walk" in file else f"{captions[SAMPLES]} ({task})."))
+        of = "" if task == "image" else f" ({task})"
+        found.append((file, f"{conditions}{of}." if task else "From one latent to the next."))
     return found
 
 

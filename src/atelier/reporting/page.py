@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from html import escape
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def html(title: str, introduction: list[str], found: list[Told], drawn: dict[str
     """The page; `drawn` has the plots of each set."""
     sets, families = contents.sets(found), contents.families(found)
     links = [_link(f"{name}: side by side", name) for name in sets] + [_link(name, name) for name in families]
-    body = [*(f"<p>{escape(line)}</p>" for line in introduction), f"<nav>{' '.join(links)}</nav>"]
+    body = [*(f"<p>{_code(line)}</p>" for line in introduction), f"<nav>{' '.join(links)}</nav>"]
     for name, runs in sets.items():
         body += [f'<h2 id="{escape(name)}">{escape(name)}: side by side</h2>', table(contents.side_by_side(runs))]
         body += [_meanings(runs), _plots(drawn[name]), *_strips(runs)]
@@ -44,6 +45,10 @@ def table(shown: Sheet, kind: str = "") -> str:
 def _meanings(runs: list[Told]) -> str:
     lines = "<br>".join(map(escape, contents.explained(runs)))
     return f'<details class="note"><summary>What the figures mean</summary>{lines}</details>'
+
+
+def _code(line: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(line))
 
 
 def _link(text: str, place: str) -> str:

@@ -37,7 +37,9 @@ def scatter(points: Mapping[str, Points], x_label: str, y_label: str, log_x: boo
         _scaled(axes, log_x, log_y)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.16, y=0.08)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=5, handletextpad=0.1, columnspacing=0.8)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=6, handletextpad=0, columnspacing=0.5, fontsize=7
+        )
         figure.draw_without_rendering()
         _named(axes, {name: place for named in kept.values() for name, place in named.items()})
         return _svg(figure)
@@ -96,7 +98,7 @@ def _named(axes: Axes, points: Points) -> None:
     places = {name: axes.transData.transform(place) for name, place in points.items()}
     for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
         width = 5.5 * len(name) + 6
-        for move in sorted(range(-60, 61, 10), key=abs):
+        for move in sorted(range(-120, 121, 10), key=abs):
             if all(abs(y + move - v) >= 9 or x + width < left or right < x for left, right, v in taken):
                 break
         taken.append((x, x + width, y + move))

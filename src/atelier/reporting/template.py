@@ -22,9 +22,9 @@ h2 { font-size: 1.25rem; margin: 2em 0 .4em; border-bottom: 1px solid var(--line
 h3 { font-size: 1.05rem; margin: 1.6em 0 .3em } p { margin: .4em 0; max-width: 75ch } a { color: var(--accent) }
 nav { display: flex; flex-wrap: wrap; gap: .2em 1em; font-size: .9rem }
 .wide { overflow-x: auto; margin: .6em 0 }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3em .5em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th { font-weight: 600; white-space: normal; vertical-align: bottom; min-width: 4em }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3em .45em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { font-weight: 600; white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); z-index: 1 }
 td:first-child { font-weight: 600 }
 .words td { text-align: left } .words th { text-align: left }
