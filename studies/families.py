@@ -198,6 +198,7 @@ def row(one: Told) -> dict[str, Any]:
         "n": told["protocol"]["n_samples"],
         "values": {name: None if math.isnan(value) else value for name, value in told["metrics"].items()},
         "tflop_below": one.tflop_below,
+        "an_image": one.facts.sampling and {"gflop": one.facts.sampling.gflop, "calls": one.facts.sampling.evaluations},
         **{
             name: told[name] for name in ("intervals", "protocol", "images_seen", "tflop", "gflop_per_image", "seconds")
         },
