@@ -63,6 +63,23 @@ def test_the_page_is_one_file(page: Path) -> None:
     assert text.count('class="diagram"') == 2 * len(FAMILIES) - 1  # clip makes no images
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_is_no_wider_than_its_window(page: Path, width: int) -> None:
+    """Tables and drawings that are wider scroll by themselves; nothing is fetched."""
+    driver = pytest.importorskip("playwright.sync_api")
+    words = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+    fetched: list[str] = []
+    with driver.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=words.split())
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.on("request", lambda request: fetched.append(request.url))
+        tab.goto(page.absolute().as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert [url for url in fetched if not url.startswith("data:")] == [page.absolute().as_uri()]
+        browser.close()
+
+
 def test_numbers_side_by_side_are_those_of_the_runs(runs: list[Path], page: Path) -> None:
     """As printed: each is of the run's summary.json or of its facts."""
     found = facts.told(runs, lambda _: None)

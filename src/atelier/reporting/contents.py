@@ -171,29 +171,29 @@ def _protocol(one: Told) -> list[str]:
 def drawn(name: str, runs: list[Told]) -> list[Plot]:
     """Quality against time, against work and on its way, by each figure that two runs on a set have."""
     fd = distance(runs)
-    told = [(VALID, "share of valid scenes, where there are any", False)] + (
-        [(fd, f"{fd}, lower is better", True)] if fd else []
-    )
     found = []
-    for metric, label, log in told:
+    for metric, label, log in [(VALID, "share of valid scenes", False)] + ([(fd, fd, True)] if fd else []):
         if sum((one.metric(metric) or 0) > 0 for one in runs) < 2:
             continue
         file = f"{name}_{metric.replace('/', '_')}"
+        note = "lower is better" if log else "runs without any are left out"
         against = {
-            "sampling": (lambda one: one.facts.ms, "milliseconds an image"),
-            "work": (lambda one: None if one.tflop is None else one.tflop + one.tflop_below, "training, TFLOP"),
+            "sampling": (lambda one: one.facts.ms, "milliseconds an image", "sampling time"),
+            "work": (_whole_work, "training, TFLOP", "training work, with that of what it stands on"),
         }
-        for what, (x, x_label) in against.items():
+        for what, (x, x_label, words) in against.items():
             points = _points(runs, x, metric)
-            caption = (
-                f"{label} against {'sampling time' if what == 'sampling' else 'training work, with what it stands on'}"
-            )
-            found.append(Plot(f"{file}_{what}", caption, plots.scatter(points, x_label, label, _wide(points), log)))
+            svg = plots.scatter(points, x_label, label, _wide(points), log)
+            found.append(Plot(f"{file}_{what}", f"{label} against {words}; {note}", svg))
         curves = _curves(runs, metric)
         if curves:
             svg = plots.panels(curves, "training, TFLOP", label, log)
-            found.append(Plot(f"{file}_curves", f"{label} while training goes on", svg))
+            found.append(Plot(f"{file}_curves", f"{label} while training goes on; {note}", svg))
     return found
+
+
+def _whole_work(one: Told) -> float | None:
+    return None if one.tflop is None else one.tflop + one.tflop_below
 
 
 def _wide(points: dict[str, plots.Points]) -> bool:
