@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "atelier"
-ENTRY_POINTS = ("train", "sample", "evaluate", "export", "demo")
+ENTRY_POINTS = ("train", "sample", "evaluate", "export", "report", "demo")
 
 LEAVES = {"core", "images"}  # on every floor
 BASES = {
@@ -58,6 +58,17 @@ ARROWS = {  # a room -> what it may import beside itself and the leaves
     "": {"runs.asking", "runs.build", "cli.start_up"},  # `from atelier import load`
     "cli": {"runs", "callbacks.checkpoint", "checkpoints.renamed"},
     "demo": {"runs", "requests", "models.diffusion_model", "diffusion.guidance", "data.reading", "cli.messages"},
+    "reporting": {
+        "models.base",
+        "models.diffusion_model",
+        "models.two_players",
+        "nets.frozen",
+        "evaluation",
+        "callbacks.table",
+        "checkpoints.store",
+        "requests",
+        "runs",
+    },
 }
 TORCH_ONLY = {  # a room -> what it may use beside torch and the standard library
     "core": {"annotated_types"},

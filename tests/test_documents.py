@@ -4,6 +4,7 @@ listed. A number that is changed by hand is found, in the README, in the tables 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,3 +255,29 @@ def test_a_header_is_held_to_the_row_that_it_names() -> None:
     told = [header("page", page.format(*words)) for words in ((tie, "0.4"), (tie, "0.5"), ("", "0.4"))]
     assert [claim.numbers for claim in told] == [["0.4"], ["0.5"], ["0.3", "0.4"]]
     assert [len(list(complaints([claim], {"shapes": ROWS}, []))) for claim in told] == [0, 1, 1]
+
+
+SHORT = ROOT / "results" / "families.jsonl"
+
+
+def short_runs() -> list[dict[str, Any]]:
+    """Rows of studies/families.py, each with its parameters in millions too, as they are printed."""
+    rows = [json.loads(line) for line in SHORT.read_text().splitlines()]
+    return [row | {"millions": [n / 1e6 for n in held(row["facts"]) if n >= 1e4]} for row in rows]
+
+
+def test_every_number_of_the_short_runs_is_of_one_of_them() -> None:
+    """Also those with units, and those of the parts of a model: in the row of its run, or of any for parts."""
+    rows, lines = short_runs(), (ROOT / "docs" / "families.md").read_text().splitlines()
+    told = [re.sub(r"`[^`]*`", "", line) for line in lines if line.startswith(("| `", "  - `"))]
+    numbers = [number for line in told for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-\d+)?", line)]
+    assert len(numbers) > 10 * len(rows)
+    assert not [number for number in numbers if not shows(number, rows)]
+
+
+def test_short_runs_are_of_one_stated_work_and_stay_out_of_the_readme() -> None:
+    rows, text = short_runs(), (ROOT / "docs" / "families.md").read_text()
+    work = float(re.search(r"each trained with ([\d.]+) TFLOP", text)[1])
+    assert all(row["tflop"] == pytest.approx(work, rel=0.15) for row in rows)
+    assert sum(row["tflop"] for row in rows) <= 250
+    assert "families.jsonl" not in (ROOT / "README.md").read_text()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +26,20 @@ from atelier.images.bicubic import enlarged, reduced
 from atelier.images.pixels import to_float, to_uint8
 from atelier.metrics.shapes import judge_values
 from atelier.metrics.suite import Suite
+from atelier.reporting import facts
 from atelier.runs import build, folders
 from atelier.shapes import world
 from atelier.shapes.judge import judge
-from studies import adapters, inpainting, overfitting, pixel_mixture, samplers_by_nfe, temperatures, whole_images
+from studies import (
+    adapters,
+    families,
+    inpainting,
+    overfitting,
+    pixel_mixture,
+    samplers_by_nfe,
+    temperatures,
+    whole_images,
+)
 from tests.compose import composed
 from tests.programs import python
 
@@ -242,3 +254,39 @@ def test_what_adapters_are_taught_by_is_a_set_with_captions(tmp_path: Path) -> N
 @pytest.mark.parametrize(("by", "asked"), [(0, 1.0), (1, 0.0)])
 def test_samples_are_as_asked_where_every_attribute_is_the_caption_s(by: int, asked: float) -> None:
     assert adapters.shares(Rendered(by), TAUGHT, 260, 0) == (asked, 1.0)
+
+
+def test_short_runs_stand_on_those_before_them_and_name_every_generating_page() -> None:
+    chosen = list(families.jobs(Path("runs"), "FASHION"))
+    names = [job.folder.name for job in chosen]
+    assert len(set(names)) == len(names)
+    for k, job in enumerate(chosen):
+        if job.short.first:
+            assert job.beside(job.short.first) in [before.folder for before in chosen[:k]]
+            assert f"model.first_stage.run={job.beside(job.short.first)}" in job.words
+        composed(*job.of(3_200))
+    left = set(re.findall(r"\w+", " ".join(families.LEFT_OUT)))
+    pages = {path.stem for path in (families.ROOT / "conf" / "model").glob("*.yaml")}
+    of_sdxl = {"sdxl_turbo", "stable_diffusion_inpaint", "stable_diffusion_edit"}
+    assert pages - {job.short.page for job in chosen} == (left & pages) - {job.short.page for job in chosen} | of_sdxl
+
+
+def test_a_short_run_takes_its_work_and_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images are as many as the work allows, at the work of an image that a few batches told."""
+    small = (
+        "data.n_train_scenes=40 data.n_test_scenes=16 data.batch_size=32 metrics=none eval.n_samples=4 eval.n_real=8"
+    )
+    monkeypatch.setattr(families, "COMMON", [*small.split(), "trainer=cpu", "callbacks.grids.n=1"])
+    monkeypatch.setattr(families, "PROBED", 2)
+    monkeypatch.setattr("sys.argv", ["families"])
+    (job,) = (job for job in families.jobs(tmp_path, None) if job.short.page == "cgan")
+    families.run(job, 0.012)
+    told = folders.summary(job.folder)
+    assert told["tflop"] == pytest.approx(0.012, rel=0.35) and told["images_seen"] % 32 == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("probe")] == []
+    monkeypatch.setattr(families, "trained", lambda *_: pytest.fail("trained again"))
+    families.run(job, 0.012)
+    (found,) = facts.told([job.folder], lambda _: None)
+    row = families.row(found)
+    assert row["tflop"] == told["tflop"] and row["experiment"] == "cgan" and "model=cgan" in row["overrides"]
+    assert json.dumps(row, allow_nan=False)

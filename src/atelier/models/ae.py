@@ -36,6 +36,11 @@ class AE(Autoencoder):
         UserError: the latent is as large as the image.
     """
 
+    idea = (
+        "An encoder squeezes an image into a small latent, and a decoder draws it anew. "
+        "Only the way there and back is learned, so no prior says which latents are images."
+    )
+    formula = "L = -log p(x | z) / D, z = encoder(x), D numbers in an image"
     ema_nets = ("net",)
 
     def __init__(

@@ -25,14 +25,17 @@ from atelier.nets.widening import widened
 class Model(LightningModule, ABC):
     """Whatever is trained here; what also makes images is a `Generator`.
 
-    `training_step` is the family. Everything else that entry points and callbacks ask of it is here: `needs` (Batch
-    fields it trains on beside image), `ema_nets` (attribute names of the nets under EMA), `ddp_options` (arguments of
-    DDPStrategy), `divergence_limits` (reported name -> size beyond which training has diverged and is stopped),
-    `needs_double_backward` (whether training goes backward through a gradient of an averaged net, which no compiled net
-    can), `takes_pieces` (whether its loss is a mean over images, so that a batch may be taken in pieces), `grad_clip`
-    (global norm, None = off), `optimizer` (parameters -> optimizer).
+    `training_step` is the family. Everything else that entry points and callbacks ask of it is here: `idea` (the family
+    in two sentences), `formula` (its loss, a line for each player, whose losses l_G and l_D are those of `loss`),
+    `needs` (Batch fields it trains on beside image), `ema_nets` (attribute names of the nets under EMA), `ddp_options`
+    (arguments of DDPStrategy), `divergence_limits` (reported name -> size beyond which training has diverged and is
+    stopped), `needs_double_backward` (whether training goes backward through a gradient of an averaged net, which no
+    compiled net can), `takes_pieces` (whether its loss is a mean over images, so that a batch may be taken in pieces),
+    `grad_clip` (global norm, None = off), `optimizer` (parameters -> optimizer).
     """
 
+    idea: ClassVar[str]
+    formula: ClassVar[str]
     needs: frozenset[str] = frozenset()
     ema_nets: ClassVar[tuple[str, ...]]
     ddp_options: ClassVar[dict[str, bool]] = {}

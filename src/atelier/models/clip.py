@@ -34,6 +34,11 @@ class Clip(Model, Examined):
         grad_clip: global gradient norm; None = off.
     """
 
+    idea = (
+        "A text encoder and an image encoder learn to give an image and its own caption the same direction. "
+        "It makes no images: it says how well a text fits one, and its text encoder reads prompts."
+    )
+    formula = "L = -1/2 E [log softmax_texts(s cos(image, text)) + log softmax_images(s cos(image, text))]"
     ema_nets = ("net",)
     needs = frozenset({"text"})
     figures = tuple(SEARCHES)

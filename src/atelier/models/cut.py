@@ -49,6 +49,15 @@ class CUT(TwoPlayers, Translator):
         UserError: the images do not divide as often as the net halves them.
     """
 
+    idea = (
+        "One net translates one way between two kinds of images, learned without pairs. "
+        "Each patch of the result must be more like its own place in the source than like any other."
+    )
+    formula = (
+        "L_G = E l_G(D(G(a))) + contrast(a, G(a)) + contrast(b, G(b))\n"
+        "L_D = E l_D(D(b), D(G(a))); contrast: -log softmax(q k_own / tau)"
+    )
+
     needs = frozenset({"image_a", "image_b"})
     same_domain = True
     ema_nets = ("generator",)

@@ -40,6 +40,15 @@ class CycleGAN(TwoPlayers, Translator):
         UserError: the images do not divide as often as the nets halve them.
     """
 
+    idea = (
+        "Two nets translate between two kinds of images, learned without pairs. "
+        "Each result must pass for its kind, and the way there and back must end where it began."
+    )
+    formula = (
+        "L_G = E l_G(D_B(F(a))) + E l_G(D_A(G(b))) + c (|G(F(a)) - a| + |F(G(b)) - b|)\n"
+        "L_D = E l_D(D_A(a), D_A(G(b))) + E l_D(D_B(b), D_B(F(a)))"
+    )
+
     needs = frozenset({"image_a", "image_b"})
     cases = ("a2b", "b2a")
     source_fields: ClassVar[dict[str, str]] = {"a2b": "image_a", "b2a": "image_b"}

@@ -38,6 +38,11 @@ class DDPM(DiffusionModel, Bounded):
         UserError: the net does not denoise, the embedder does not fit it, or the sampler does not fit the schedule.
     """
 
+    idea = (
+        "One net learns to take noise away from images, for every strength of noise. "
+        "An image begins as noise and is denoised in many small steps."
+    )
+    formula = "L = E_x,t,eps w(t) |net(alpha_t x + sigma_t eps, t, condition) - target|^2"
     ema_nets = ("net", "embedder")
 
     def __init__(

@@ -160,6 +160,15 @@ class AutoencoderKL(PerceptualAutoencoder):
         UserError: there is no net, or there are two, or that of the first stage has another bottleneck.
     """
 
+    idea = (
+        "An autoencoder whose latents are a small map, for another model to generate. "
+        "A distance of features and a discriminator keep its images sharp, a slight KL its latents near a normal."
+    )
+    formula = (
+        "L = |x - x'| + perceptual(x, x') + w KL(q(z | x) || N(0, 1)) + a E[-D(x')]\n"
+        "L_D = E max(0, 1 - D(x)) + E max(0, 1 + D(x'))"
+    )
+
     kind = KLNet
 
     def __init__(
@@ -207,6 +216,14 @@ class VQGAN(PerceptualAutoencoder, DiscreteAutoencoder):
         codebook_weight: weight of the quantiser's loss.
         net: images to latents and back; all other arguments: see `PerceptualAutoencoder`.
     """
+
+    idea = (
+        "An autoencoder whose latents are a map of codes, for a transformer to write. "
+        "A distance of features and a discriminator keep its images sharp."
+    )
+    formula = (
+        "L = |x - x'| + perceptual(x, x') + commitment + a E[-D(x')]\nL_D = E max(0, 1 - D(x)) + E max(0, 1 + D(x'))"
+    )
 
     kind = VQGANNet
     ddp_options = {"find_unused_parameters": True, "broadcast_buffers": False}  # every rank computes the same codebook

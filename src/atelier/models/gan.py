@@ -50,6 +50,11 @@ class GAN(TwoPlayers, Latent):
         UserError: a penalty on a discriminator with batch norm; codes that the noise has no room for.
     """
 
+    idea = (
+        "A generator makes images of noise, and a discriminator learns to tell them from real ones. "
+        "The generator learns whatever makes the discriminator take its images for real."
+    )
+    formula = "L_D = E l_D(D(x), D(G(z))) + gamma/2 E |dD/dx|^2\nL_G = E l_G(D(G(z)))"
     ema_nets = ("generator", "generator_embedder")
     players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")
 

@@ -42,6 +42,11 @@ class LDM(DiffusionModel):
         UserError: the first stage is no autoencoder, the loss is a bound of grey levels, or as in DDPM.
     """
 
+    idea = (
+        "A frozen autoencoder makes small latents of images, and one net learns to take noise away from these. "
+        "Steps are cheap there, and the decoder makes the image at the end."
+    )
+    formula = "L = E_z,t,eps w(t) |net(alpha_t z + sigma_t eps, t, condition) - target|^2, z = encoder(x)"
     ema_nets = ("net", "embedder")
 
     def __init__(

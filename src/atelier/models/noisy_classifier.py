@@ -31,6 +31,11 @@ class NoisyClassifier(Model, Examined):
         grad_clip: global gradient norm; None = off.
     """
 
+    idea = (
+        "A net tells the label of an image under any strength of noise. "
+        "It makes no images: its gradient leads a diffusion model towards a label."
+    )
+    formula = "L = -E_x,t,eps log p(label | alpha_t x + sigma_t eps, t)"
     ema_nets = ("net",)
     takes_pieces = True
     needs = frozenset({"label"})

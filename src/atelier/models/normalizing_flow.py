@@ -35,6 +35,11 @@ class NormalizingFlow(Latent, Likelihood):
         grad_clip: global gradient norm; None = off.
     """
 
+    idea = (
+        "One invertible net turns images into normal noise, and run backwards noise into images. "
+        "How much it stretches space at each image gives the exact probability, which training raises."
+    )
+    formula = "L = -(log N(f(x); 0, 1) + log |det df/dx|) / (D log 2), bits for each of the D numbers of an image"
     ema_nets = ("net", "embedder")
     ddp_options = {"find_unused_parameters": True}  # the vector for "no condition"
 

@@ -38,6 +38,15 @@ class Pix2Pix(TwoPlayers, Translator):
         UserError: the discriminator does not take a source and an image.
     """
 
+    idea = (
+        "A net turns a source into an image, learned from pairs of both. "
+        "Beside the distance to the true answer, a discriminator that sees the source judges each patch."
+    )
+    formula = (
+        "L_G = E l_G(D(source, G(source))) + weight |x - G(source)|\n"
+        "L_D = E l_D(D(source, x), D(source, G(source))) / 2"
+    )
+
     needs = frozenset({"source"})
     ema_nets = ("generator",)
 

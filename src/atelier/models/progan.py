@@ -35,6 +35,11 @@ class ProGAN(Growing):
         UserError: the generator is of another family.
     """
 
+    idea = (
+        "Generator and discriminator begin with images of 4 px, and each further size fades in. "
+        "What is large in an image is learned first and cheaply, its details later."
+    )
+    formula = "L_D = E l_D(D(x), D(G(z))) + penalty of dD/dx, at the size of the moment\nL_G = E l_G(D(G(z)))"
     ema_nets = ("generator", "generator_embedder")
 
     def __init__(

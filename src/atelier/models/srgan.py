@@ -47,6 +47,15 @@ class SRGAN(TwoPlayers, Translator):
             or its weight or penalty without it; a penalty on one with batch norm.
     """
 
+    idea = (
+        "A net makes a small image several times as wide. "
+        "The pixels tell it what is there, and a discriminator, where there is one, that details look real."
+    )
+    formula = (
+        "L_G = w_1 |x - G(source)| + w_2 perceptual(x, G(source)) + w_3 E l_G(D(G(source)))\n"
+        "L_D = E l_D(D(x), D(G(source)))"
+    )
+
     needs = frozenset({"source"})
     ema_nets = ("net",)  # lent by part() to the run that stands on this one
     players = ("net",), ("discriminator",)

@@ -46,6 +46,15 @@ class StarGAN(TwoPlayers, Translator):
         grad_clip: global gradient norm of either player.
     """
 
+    idea = (
+        "One net gives an image the attributes that it is asked for. "
+        "A discriminator must find them in the result, and given back its own the image must be what it was."
+    )
+    formula = (
+        "L_G = E l_G(D(y)) - log p(target | y) + c |x - G(y, own)|, y = G(x, target)\n"
+        "L_D = E l_D(D(x), D(y)) - log p(own | x) + penalty of dD/dx"
+    )
+
     needs = frozenset({"attributes", "target"})
     ema_nets = ("generator",)
     source_fields: ClassVar[dict[str, str]] = {"": "image"}

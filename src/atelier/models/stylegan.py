@@ -42,6 +42,11 @@ class StyleGAN(Growing, StyleBased):
         UserError: the generator is of another family.
     """
 
+    idea = (
+        "A mapping turns noise into a style, which sets the mean and deviation of every map of the generator. "
+        "It grows as Progressive GAN does, and noise in every layer draws the details."
+    )
+    formula = "L_D = E l_D(D(x), D(G(w))) + gamma/2 E |dD/dx|^2, w = mapping(z)\nL_G = E l_G(D(G(w)))"
     ema_nets = ("generator", "generator_embedder")
 
     def __init__(

@@ -45,6 +45,14 @@ class StyleGAN2(TwoPlayers, StyleBased):
         grad_clip: global gradient norm of either player.
     """
 
+    idea = (
+        "A style scales the weights of each convolution, in place of the maps that they make. "
+        "Images of all sizes add up, so nothing has to grow, and steps of a style are held to steps of an image."
+    )
+    formula = (
+        "L_D = E l_D(D(x), D(G(w))) + gamma/2 E |dD/dx|^2, w = mapping(z)\n"
+        "L_G = E l_G(D(G(w))) + weight E (|J_w^T y| - a)^2"
+    )
     ema_nets = ("generator", "generator_embedder")
     players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")
     needs_double_backward = True

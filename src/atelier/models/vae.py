@@ -34,6 +34,11 @@ class VAE(Autoencoder, Likelihood):
         grad_clip: global gradient norm.
     """
 
+    idea = (
+        "An encoder says which latents an image may have, and a decoder draws an image of one of them. "
+        "Their distribution is held to a standard normal, from which new latents are then drawn."
+    )
+    formula = "L = (E_q(z|x) [-log p(x | z)] + beta KL(q(z | x) || N(0, 1))) / D, D numbers in an image"
     ema_nets = ("net", "likelihood")
 
     def __init__(

@@ -42,6 +42,11 @@ class VQPrior(Generator):
         UserError: the first stage has no codes.
     """
 
+    idea = (
+        "A transformer writes the codes of a frozen autoencoder one after another, each by those before it. "
+        "The decoder of the autoencoder makes the image of them."
+    )
+    formula = "L = -1/N sum_k log p(code_k | code_1 .. code_k-1, condition)"
     ema_nets = ("net", "embedder")
     takes_pieces = True
 

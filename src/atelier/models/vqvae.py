@@ -27,6 +27,11 @@ class VQVAE(DiscreteAutoencoder):
         grad_clip: global gradient norm; None = off.
     """
 
+    idea = (
+        "An encoder writes an image as a map of entries of a learned codebook, and a decoder reads it. "
+        "The codes have no prior of their own: what generates is a second model that writes them."
+    )
+    formula = "L = mean |x - x'|^2 + commitment, which holds encoder(x) to the entries chosen for it"
     ema_nets = ("net",)
     ddp_options = {"broadcast_buffers": False}  # every rank computes the same codebook
 

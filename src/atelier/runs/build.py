@@ -172,6 +172,13 @@ def _parts(node: DictConfig) -> list[str]:
     return own + [f"{name}.{part}" for name, inner in sections.items() if name not in own for part in _parts(inner)]
 
 
+def below(cfg: DictConfig) -> list[Path]:
+    """The run folders that a run stands on, those that these stand on among them."""
+    named = [Path(run) for name in parts(cfg) if (run := section(cfg, name).run) is not None]
+    found = [folder for folder in named if (folder / "config.yaml").exists()]
+    return found + [lower for folder in found for lower in below(stored_config(folder))]
+
+
 def section(cfg: DictConfig, name: str) -> DictConfig:
     """What a config says of one of its `parts`."""
     return OmegaConf.select(cfg.model, name)

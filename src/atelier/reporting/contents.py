@@ -1,0 +1,238 @@
+"""What a report says, as tables of words and as plots: the page and its Markdown twin show the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from atelier.evaluation.meanings import meanings
+from atelier.reporting import plots
+from atelier.reporting.diagram import size
+from atelier.reporting.facts import KINDS, Told
+from atelier.reporting.structure import Structure
+
+VALID, ASKED, PSNR = "judge/valid", ("judge/asked", "answer/all"), ("pair/psnr", "recon/psnr")
+ENCODERS = {"reconstruct": "yes", "invert": "by inversion", "project": "by search"}  # a verb -> how an image is encoded
+
+
+class Sheet(NamedTuple):
+    """Words in rows; the first cell of each is the name of a run or of a part."""
+
+    heads: list[str]
+    rows: list[list[str]]
+
+
+class Plot(NamedTuple):
+    """A plot with what it shows, and a name for its file."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+class Column(NamedTuple):
+    """A column of the table that has runs side by side; one that no run has anything in is left out."""
+
+    head: str
+    cell: Callable[[Told], str]
+
+
+def sets(found: Iterable[Told]) -> dict[str, list[Told]]:
+    """Runs by the set that they were trained on."""
+    grouped: dict[str, list[Told]] = {}
+    for one in found:
+        grouped.setdefault(one.facts.data, []).append(one)
+    return grouped
+
+
+def families(found: Iterable[Told]) -> dict[str, list[Told]]:
+    """Runs by family."""
+    grouped: dict[str, list[Told]] = {}
+    for one in found:
+        grouped.setdefault(one.facts.family, []).append(one)
+    return grouped
+
+
+def distance(runs: list[Told]) -> str | None:
+    """The distance to real images that most of these runs have been judged by."""
+    names = Counter(
+        name.rpartition("2b/")[2] or name
+        for one in runs
+        for name in one.summary["metrics"]
+        if name.startswith(("fid", "fd_")) or name.rpartition("2b/")[2].startswith(("fid", "fd_"))
+    )
+    return names.most_common(1)[0][0] if names else None
+
+
+def side_by_side(runs: list[Told]) -> Sheet:
+    """Quality, work and time of the runs on one set."""
+    fd = distance(runs) or "fd"
+    recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
+    columns = [
+        Column("valid (95 %)", _valid),
+        Column("as asked", lambda one: percent(one.metric(*ASKED))),
+        Column("different", lambda one: number(one.metric("judge/combinations"))),
+        Column("recall", lambda one: number(one.metric(recall))),
+        Column("class seen", lambda one: percent(one.metric("label/accuracy"))),
+        Column(fd, lambda one: number(one.metric(fd))),
+        Column("PSNR, dB", lambda one: number(one.metric(*PSNR))),
+        Column("bits/dim", lambda one: number(one.metric("bpd"))),
+        Column("TFLOP", lambda one: number(one.tflop)),
+        Column("TFLOP below", lambda one: number(one.tflop_below or None)),
+        Column("training, s", lambda one: number(one.summary.get("seconds"))),
+        Column("images seen", lambda one: f"{one.facts.images_seen:,}"),
+        Column("evaluations", lambda one: "" if one.facts.sampling is None else str(evaluations(one))),
+        Column("GFLOP an image", lambda one: "" if one.facts.sampling is None else number(one.facts.sampling.gflop)),
+        Column("ms an image", lambda one: number(one.facts.ms)),
+        Column("parameters", lambda one: f"{one.facts.parameters / 1e6:.2f} M"),
+    ]
+    rows = [[one.name, *(column.cell(one) for column in columns)] for one in runs]
+    shown = [k for k in range(len(columns) + 1) if any(row[k] for row in rows)]
+    heads = ["run", *(column.head for column in columns)]
+    return Sheet([heads[k] for k in shown], [[row[k] for k in shown] for row in rows])
+
+
+def evaluations(one: Told) -> int:
+    return one.facts.sampling.evaluations if one.facts.sampling else 0
+
+
+def _valid(one: Told) -> str:
+    """Share of valid scenes, and its interval."""
+    ends = next((ends for name, ends in one.summary.get("intervals", {}).items() if name.endswith(VALID)), None)
+    between = "" if ends is None else " ({:.1f} .. {:.1f})".format(*(100 * end for end in ends))
+    return percent(one.metric(VALID)) + between
+
+
+def explained(runs: list[Told]) -> list[str]:
+    """A sentence for each figure of `side_by_side`."""
+    fd = distance(runs) or "fid"
+    recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
+    figures = {"valid": (VALID,), "as asked": ASKED, "different": ("judge/combinations",), "recall": (recall,)}
+    figures |= {"class seen": ("label/accuracy",), fd: (fd,), "PSNR": PSNR, "bits/dim": ("bpd",)}
+    lines = []
+    for head, names in figures.items():
+        known = [name for name in names if any(one.metric(name) is not None for one in runs)]
+        told = [re.split(r"\s{2,}", line.strip())[-1] for line in meanings(known, 1000)]
+        lines += [f"{head}: {'; or '.join(told)}"] if told else []
+    return [
+        *lines,
+        "TFLOP: of training, and of the runs that it stands on; evaluations: of the net that an image takes most",
+    ]
+
+
+def what_it_has(runs: list[Told]) -> Sheet:
+    """What can be asked of the runs of a family."""
+    heads = ["run", "set", "conditional on", "likelihood", "encoder", "walks between latents", "evaluations an image"]
+    return Sheet(heads, [[one.name, one.facts.data, *_abilities(one)] for one in runs])
+
+
+def _abilities(one: Told) -> list[str]:
+    facts = one.facts
+    encoder = next((how for verb, how in ENCODERS.items() if verb in facts.verbs), "no")
+    return [
+        ", ".join(facts.needs) if facts.needs else "nothing",
+        "yes" if facts.likelihood else "no",
+        encoder,
+        "yes" if "interpolate" in facts.verbs else "no",
+        str(evaluations(one)) if facts.sampling else "makes no images",
+    ]
+
+
+def parts(structure: Structure) -> Sheet:
+    """The parts of a model with what is known of each."""
+    return Sheet(["part", "size and forward work an image"], [[part.name, size(part)] for part in structure.parts])
+
+
+def protocols(runs: list[Told]) -> Sheet:
+    """How the figures of each run came about."""
+    heads = ["run", "command", "samples", "seed", "judging", "device", "commit", "ms an image"]
+    return Sheet(heads, [[one.name, *_protocol(one)] for one in runs])
+
+
+def _protocol(one: Told) -> list[str]:
+    summary = one.summary
+    told = summary["protocol"]
+    judged = f"{told.get('n_real', '')} real images, {told['net']}" if "net" in told else ""
+    commit = summary.get("commit") or ""
+    return [
+        summary.get("command", ""),
+        str(told.get("n_samples", "")),
+        str(told.get("seed", "")),
+        judged,
+        summary.get("device", ""),
+        commit[:7] + ("-dirty" if commit.endswith("-dirty") else ""),
+        one.facts.timed,
+    ]
+
+
+def drawn(name: str, runs: list[Told]) -> list[Plot]:
+    """Quality against time, against work and on its way, by each figure that two runs on a set have."""
+    fd = distance(runs)
+    found = []
+    for metric, label, log in [(VALID, "share of valid scenes", False)] + ([(fd, fd, True)] if fd else []):
+        if sum((one.metric(metric) or 0) > 0 for one in runs) < 2:
+            continue
+        file = f"{name}_{metric.replace('/', '_')}"
+        note = "lower is better" if log else "runs without any are left out"
+        against = {
+            "sampling": (lambda one: one.facts.ms, "milliseconds an image", "sampling time"),
+            "work": (_whole_work, "training, TFLOP", "training work, with that of what it stands on"),
+        }
+        for what, (x, x_label, words) in against.items():
+            points = _points(runs, x, metric)
+            svg = plots.scatter(points, x_label, label, _wide(points), log)
+            found.append(Plot(f"{file}_{what}", f"{label} against {words}; {note}", svg))
+        curves = _curves(runs, metric)
+        if curves:
+            svg = plots.panels(curves, "training, TFLOP", label, log)
+            found.append(Plot(f"{file}_curves", f"{label} while training goes on; {note}", svg))
+    return found
+
+
+def _whole_work(one: Told) -> float | None:
+    return None if one.tflop is None else one.tflop + one.tflop_below
+
+
+def _wide(points: dict[str, plots.Points]) -> bool:
+    """Whether their times or work are as different as a logarithm is for."""
+    xs = [x for named in points.values() for x, _ in named.values() if x > 0]
+    return bool(xs) and max(xs) > 20 * min(xs)
+
+
+def _points(runs: list[Told], x: Callable[[Told], float | None], metric: str) -> dict[str, plots.Points]:
+    points: dict[str, plots.Points] = {kind: {} for kind in (*KINDS, "others")}
+    for one in runs:
+        place = x(one), one.metric(metric)
+        if None not in place and place[1] > 0:
+            points[one.facts.kind][one.name] = place
+    return {kind: named for kind, named in points.items() if named}
+
+
+def _curves(runs: list[Told], metric: str) -> dict[str, dict[str, plots.Curve]]:
+    """A figure of each evaluation over the training work until then, the mean work an image times the images."""
+    curves: dict[str, dict[str, plots.Curve]] = {kind: {} for kind in (*KINDS, "others")}
+    for one in runs:
+        each = one.summary.get("gflop_per_image")
+        key = next((k for row in one.rows for k in row if k == f"val/{metric}" or k.endswith(f"2b/{metric}")), None)
+        rows = [row for row in one.rows if key in row]
+        curve = [(row["images_seen"] * each / 1e3, row[key]) for row in rows if each and math.isfinite(row[key])]
+        if len(curve) > 1 and any(y > 0 for _, y in curve):
+            curves[one.facts.kind][one.name] = curve
+    return {kind: named for kind, named in curves.items() if named}
+
+
+def number(value: float | None) -> str:
+    """Three digits, or one to three decimals; nothing of what is not known."""
+    if value is None or math.isnan(value):
+        return ""
+    if value == 0:
+        return "0.0"
+    decimals = min(3, max(1, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:.{decimals}f}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
