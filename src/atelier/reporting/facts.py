@@ -27,8 +27,9 @@ from atelier.models.diffusion_model import DiffusionModel
 from atelier.models.two_players import TwoPlayers
 from atelier.reporting import structure
 from atelier.reporting.structure import Part, Structure
+from atelier.requests.checks import verbs
 from atelier.requests.folder import COLUMNS
-from atelier.requests.request import Request, verbs
+from atelier.requests.request import Request
 from atelier.runs import build, folders
 from atelier.runs.folders import LoadedRun
 from atelier.runs.trainer import autocast, device
