@@ -146,8 +146,8 @@ class Page:
     def _events(self) -> None:
         shown = [self.editor, self.clear, *self.keys.values()]
         for event in (self.blocks.load, self.run.change):
-            event(self._open, [self.run, self.upload], [self.line, self.do, *shown], **ONE)
-        self.do.input(self._choose, [self.run, self.do, self.upload], shown, **ONE)
+            event(self._open, [self.run, self.upload], [self.line, self.do, *shown], trigger_mode="always_last", **ONE)
+        self.do.input(self._choose, [self.run, self.do, self.upload], shown, trigger_mode="always_last", **ONE)
         source, kept = self.keys["source"], [self.upload, self.clear, self.editor, self.line]
         source.upload(self._keep, [source], kept, **ONE)
         self.clear.click(
