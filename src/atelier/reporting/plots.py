@@ -108,5 +108,5 @@ def _named(axes: Axes, points: Points) -> None:
 
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return re.sub(r"font-family: [^;]+;", "font-family: sans-serif;", out.getvalue())
