@@ -189,7 +189,7 @@ def row(one: Told) -> dict[str, Any]:
     told, facts = one.summary, dataclasses.asdict(one.facts)
     for name in ("idea", "formula", "stands_on"):
         del facts[name]
-    return {
+    made = {
         "experiment": one.name,
         "overrides": [ledger.portable(word) for word in ledger.typed(one.folder, told["command"])],
         "judged_with": [],
@@ -206,6 +206,7 @@ def row(one: Told) -> dict[str, Any]:
         "facts": facts,
         "reported": provenance.commit(),
     }
+    return made | {"checksum": ledger.checksum(made)}
 
 
 def introduction(found: list[Told], work: float) -> list[str]:
@@ -218,8 +219,8 @@ def introduction(found: list[Told], work: float) -> list[str]:
         f" to {4 * SIZE}), {total:.1f} TFLOP in all. They show what a family does first, not what it comes to:"
         " docs/results.md has the recipes' numbers. What stands on another run stands on the short run of that page"
         " here, whose work comes on top and is told beside it.",
-        f"One seed each, {N_JUDGED} samples judged beside {N_REAL:,} test images. Training shared its core with other"
-        " programs, so its seconds would be fewer alone; an image's milliseconds are of one thread's own time.",
+        f"One seed each, {N_JUDGED} samples judged beside {N_REAL:,} test images. Seconds of training pass on a clock,"
+        " also while other programs run; an image's milliseconds are of one thread's own time.",
         f"Left out: {out}.",
         "`python studies/families.py RUNS --fashion_mnist PATH` makes all of it: the runs, this file, its pictures,"
         " `results/families.jsonl` with a row for each run, and the report as a page.",
