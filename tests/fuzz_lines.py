@@ -217,8 +217,10 @@ def _filled(script: str, words: list[str]) -> Iterator[str]:
             yield f"{key}={a_finished_run()}"
         elif key == "mask":
             yield "mask=center"
-        elif not key.startswith("hydra") and "???" in str((known_keys() | chosen(script, tuple(words)))[key_of(key)]):
-            yield word
+        elif not key.startswith("hydra"):
+            known = known_keys() | chosen(script, tuple(words))
+            if "???" in str(known.get(key_of(key))):
+                yield word
 
 
 parsed = functools.cache(functools.partial(yaml.load, Loader=get_yaml_loader()))

@@ -854,6 +854,7 @@ def test_an_experiment_trains(
 @pytest.mark.parametrize(("overrides", "line"), [
     (["model=cgan", "data.image_size=24"], "error: data.image_size=24: this net needs a power of two from 8 up. Fix: "),
     (["model=vae", "data.image_size=18"], "18: patches of 1 and 2 halvings need a multiple of 4. Fix: data.image_size"),
+    (["model=progan", "model.discriminator.channel_base=8"], "16 px leave no channel of it. Fix: model.discrim"),
     (["model=ae", "model.net.latent_channels=48"], "are no smaller than images (3, 16, 16). Fix: model.net.latent_ch"),
     (["model=glow", "data.image_size=20"], "error: data.image_size=20: 3 halvings need a multiple of 8. Fix: data.im"),
     (["model=vqprior", "model.net.heads=3", "FIRST"], "error: model.net.heads=3: it does not divide the width 4. Fix:"),

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.core.errors import UserError
 from atelier.core.ranges import NonNegInt, PositiveInt
 from atelier.nets.equalized import EqualizedConv, EqualizedLinear, MinibatchStd, active, pixel_norm
 from atelier.nets.layers import n_halvings
@@ -25,7 +26,14 @@ GROUP = 4  # of the minibatch deviation
 
 
 def widths(image_size: int, channel_base: int, channel_max: int) -> list[int]:
-    """Channels of the maps from 4x4 up: `channel_base` / size, at most `channel_max`."""
+    """Channels of the maps from 4x4 up: `channel_base` / size, at most `channel_max`.
+
+    Raises:
+        UserError: none are left in the largest.
+    """
+    if channel_base < image_size:
+        problem = f"{image_size} px leave no channel of it"
+        raise UserError(".channel_base", channel_base, problem, f".channel_base={16 * image_size}")
     return [min(channel_max, channel_base // 2 ** (i + 2)) for i in range(n_halvings(image_size) + 1)]
 
 
