@@ -61,6 +61,7 @@ def elsewhere() -> Iterator[None]:
     "train.py -m model=vae,gan likelihood@model.likelihood=learned": "Fix: leave likelihood@model.likelihood out",
     "train.py model=dit -mx": "error: -mx=: keys are written without dashes. Fix: leave -mx out",
     f"train.py run_dir={'x' * 300}": "the name is longer than this disk takes. Fix: run_dir=A_SHORTER_NAME",
+    f"train.py model=ddpm run_dir=ddpm{'x' * 300}": "error: run_dir=ddpmxxx",
     "evaluate.py augment=ada": "error: augment=ada: there is no such key. Fix: leave augment out",
 }.items())  # fmt: skip
 def test_what_was_told_badly_is_one_line_and_its_fix_helps(given: str, line: str) -> None:

@@ -79,8 +79,8 @@ def test_both_files_of_older_containers(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_threads_that_fit_the_cores() -> None:
-    found = [machine.threads_to_set(cores, used) for cores, used in ((2, 2), (2, 1), (1.5, 2), (0.5, 1))]
-    assert found == [None, 2, 1, None]
+    given = ((2, 2, True), (2, 1, True), (2, 1, False), (1.5, 2, False), (0.5, 1, True))
+    assert [machine.threads_to_set(*one) for one in given] == [None, 2, None, 1, None]
 
 
 def test_the_name_of_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 import train
 from atelier.cli import jobs
 from atelier.core.errors import UserError
+from atelier.models.growing import Growing
 from atelier.runs import doctor, pretrained, trying
 from atelier.runs.doctor import Candidate, Tried
 from tests.compose import composed
@@ -283,3 +284,13 @@ def test_the_estimate_is_images_by_images_a_second(
     assert "  step          8 images in 0.8 s, 10 images/s; " in text
     assert "  time          40,000 images: about 67 min without judging" in text
     assert "  budget.images=1_800" in text and "  budget.images=36_000" in text
+
+
+@pytest.mark.parametrize("family", ["progan", "stylegan"])
+def test_what_grows_is_tried_at_its_full_size(
+    elsewhere: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    levels, grow = [], Growing.grow
+    monkeypatch.setattr(Growing, "grow", lambda model: levels.append(grow(model)) or levels[-1])
+    assert "\n  grows         at its full size" in told(capsys, *TINY[family])
+    assert levels[0] == 0 and set(levels[1:]) == {1.0}

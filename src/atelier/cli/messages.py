@@ -166,7 +166,8 @@ def _long_name(chain: list[BaseException]) -> UserError | None:
     if name is None:
         return None
     words = [(key, value.strip("'\"")) for key, _, value in (one.partition("=") for one in sys.argv[1:])]
-    key, value = next(((key, value) for key, value in words if value and value in str(name)), ("run_dir", name))
+    named = [(key, value) for key, value in words if value and value in str(name)]
+    key, value = max(named, key=lambda pair: len(pair[1]), default=("run_dir", name))
     return UserError(key, value, "the name is longer than this disk takes", f"{key}=A_SHORTER_NAME")
 
 

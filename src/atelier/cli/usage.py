@@ -31,7 +31,7 @@ MOST_USED = {
     "trainer.devices=N": "trainer.precision=auto|32-true|bf16-mixed|16-mixed",
     "-m seed=0,1,2": "a sweep, a job for each of what stands between commas",
     "check=true": "checks every key, type and range, and stops",
-    "doctor=true": "what this machine has and finds, one step, how long the run takes; then stops",
+    "doctor=true": "tells what this machine has, tries some batches, says how long the run takes; stops",
     "--cfg job": "prints every key of a run, its pages' too; --help-hydra: Hydra's own",
 }
 EXAMPLES = """\

@@ -86,7 +86,10 @@ def convolution_rates(device: torch.device, seconds: float) -> dict[str, float]:
     return {name: rate(*convolution(device, half), seconds / len(halves)) for name, half in halves.items()}
 
 
-def threads_to_set(allowed: float, used: int) -> int | None:
-    """OMP_NUM_THREADS for so many cores where torch uses fewer or more threads; None where it uses as many."""
+def threads_to_set(allowed: float, used: int, asked: bool) -> int | None:
+    """OMP_NUM_THREADS for so many cores where torch uses more threads, or fewer since `asked`; None where that is well.
+
+    Left to itself torch takes a thread for each physical core, and more of them seldom help.
+    """
     wanted = max(1, math.floor(allowed))
-    return None if used == wanted else wanted
+    return wanted if used > wanted or (asked and used < wanted) else None

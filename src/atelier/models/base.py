@@ -128,6 +128,10 @@ class Model(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self._with_given(checkpoint["state_dict"])
 
+    def to_full_size(self) -> bool:
+        """Have training go on with images of full size where it begins with smaller ones; gives whether it does."""
+        return False
+
     def part(self) -> nn.Module:
         """What of it a model gets that stands on a finished run of it (`nets/contracts.py`)."""
         return getattr(self, self.ema_nets[0])

@@ -117,6 +117,11 @@ class Growing(TwoPlayers, Latent):
     def _fake(self, cond: Cond, n: int, level: float) -> Tensor:
         """Images (n, C, h, w) of fresh latents, of the level's size."""
 
+    def to_full_size(self) -> bool:
+        """From the second batch on."""
+        self.stable_images, self.fade_images = 1, 0
+        return True
+
     def level(self) -> float:
         """k where level k is trained, k + a with 0 < a < 1 on the way from it to the next."""
         k, rest = divmod(max(0, self.images_seen - self.stable_images), self.stable_images + self.fade_images)

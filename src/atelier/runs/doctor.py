@@ -5,6 +5,7 @@ Some batches are trained on and forgotten. No folder is made, nothing is downloa
 
 from __future__ import annotations
 
+import os
 import textwrap
 import time
 from dataclasses import dataclass, replace
@@ -240,7 +241,8 @@ def attempt(run: Candidate, rates: dict[str, float]) -> Tried:
     cfg, whole = trying.share_of_one(run.cfg), run.cfg.data.batch_size
     ranks = run.cfg.trainer.devices * run.cfg.trainer.num_nodes
     model, data = build.untaught(cfg, run.parts), build.data(cfg)
-    section(run.title, [("model", described(model, data)), *of_reading(cfg)])
+    grows = [("grows", "at its full size; it begins small and takes less time")] if model.to_full_size() else []
+    section(run.title, [("model", described(model, data)), *grows, *of_reading(cfg)])
     work, trial = trying.some_batches(cfg, model, data, lambda line: show([("too little", line)]))
     seconds, images = trial.seconds_per_batch / whole, cfg.budget.images
     if cfg.budget.minutes is not None:
@@ -316,7 +318,8 @@ def advice(run: Candidate, budgets: dict[str, Tried], rates: dict[str, float], d
         rows.append(("trainer.precision=bf16-mixed", f"up to {gain:.2g} times as fast, as convolutions are"))
     if taken == "bf16-mixed" and 1 / gain > found.NOTABLE:
         rows.append(("trainer.precision=32-true", f"up to {1 / gain:.2g} times as fast, as convolutions are"))
-    wanted = machine.threads_to_set(machine.cores() / cfg.trainer.devices, torch.get_num_threads())
+    share, asked = machine.cores() / cfg.trainer.devices, "OMP_NUM_THREADS" in os.environ
+    wanted = machine.threads_to_set(share, torch.get_num_threads(), asked)
     if wanted and not on_gpu:
         rows.append((f"OMP_NUM_THREADS={wanted}", f"before the command: torch uses {torch.get_num_threads()}"))
     if on_gpu and torch.cuda.device_count() > cfg.trainer.devices:

@@ -166,10 +166,15 @@ def of_weights() -> Rows:
     return [*rows, ("sd_vae", _files([cached], by))]
 
 
+def hub_home() -> Path:
+    """The folder of the Hugging Face hub on this machine."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")).expanduser()
+
+
 def hub_cache() -> Path:
-    """Where the Hugging Face hub keeps what was downloaded."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+    """Where the hub keeps what was downloaded."""
+    return Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
 
 
 def _files(places: Iterable[str | Path], asked_by: str) -> str:
@@ -193,8 +198,7 @@ def of_credentials() -> Rows:
     server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or "api.wandb.ai"
     names = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     of_wandb = {"WANDB_API_KEY": bool(os.environ.get("WANDB_API_KEY")), _path(names): _in_netrc(names, server)}
-    home = Path(os.environ.get("HF_HOME") or hub_cache().parent)
-    token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    token = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
     variables = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     of_hub = {name: bool(os.environ.get(name)) for name in variables} | {_path(token): token.is_file()}
     return [("W&B", _places(of_wandb, "logger=wandb")), ("the hub", _places(of_hub, "gated weights"))]

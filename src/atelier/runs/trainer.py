@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -105,6 +106,14 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_TRIM_THRESHOLD, -1)
         mallopt(M_MMAP_MAX, 0)
+
+
+def give_back_memory() -> None:
+    """Give the system back what this process has freed and kept, of a GPU too."""
+    gc.collect()
+    if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        malloc_trim(0)
+    torch.cuda.empty_cache()  # nothing where there is none
 
 
 def resolved(asked: Precision, on_gpu: bool) -> str:

@@ -16,6 +16,7 @@ from atelier.data.base import DataModule
 from atelier.data.stand_in import stand_in
 from atelier.models.base import Model
 from atelier.runs import build
+from atelier.runs.trainer import give_back_memory
 
 TRIAL = 4.0  # seconds after which a trial begins no further batch
 
@@ -69,4 +70,6 @@ def seconds(cfg: DictConfig, parts: dict[str, nn.Module]) -> float:
     """
     one = share_of_one(cfg)
     _, trial = some_batches(one, build.untaught(one, parts), build.data(one), lambda line: None)
-    return trial.seconds_per_batch / cfg.data.batch_size * cfg.budget.images
+    each = trial.seconds_per_batch / cfg.data.batch_size
+    give_back_memory()  # to the process that trains it
+    return each * cfg.budget.images
