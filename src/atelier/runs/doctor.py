@@ -28,6 +28,7 @@ from atelier.data.base import DataModule
 from atelier.data.file_images import threads
 from atelier.data.finding import is_image
 from atelier.data.reading import BadImage, read
+from atelier.requests.files import MAX_PIXELS
 from atelier.runs import build, folders, found, preflight, pretrained, published, trying
 from atelier.runs.found import Rows
 from atelier.runs.pages import task_words
@@ -35,7 +36,7 @@ from atelier.runs.report import described
 
 COLUMNS, NAME, KEY = 100, 14, 32  # of a line, and of a name or a key at its left
 HOUR = 3600.0
-READ, MAX_PIXELS = 16, 64_000_000  # files that are read to see how long one takes, and the size that is too large
+READ = 16  # files that are read to see how long one takes
 LOOKED_AT = 20_000  # files and folders among which these are sought
 SPLITS = {"train": "training", "test": "test"}
 SMALLEST = 16  # width or pixels that are still worth a try

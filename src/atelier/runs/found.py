@@ -79,8 +79,8 @@ def of_machine(device: torch.device, rates: dict[str, float], asked: Precision, 
     there = room.there(torch.device("cpu"))
     rows.append(("memory", "the system does not say" if there is None else f"{gigabytes(there)} are free"))
     rows.append(("GPU", _gpu(device)))
-    disk = on_disk(folder)
-    rows.append(("disk", f"{gigabytes(disk.free)} of {gigabytes(disk.total)} are free at {folder.absolute()}"))
+    free, total = map(gigabytes, _on_disk(folder))
+    rows.append(("disk", f"{free} of {total} are free at {folder.absolute()}"))
     told = ", ".join(f"{name} {value / 1e9:,.3g}" for name, value in rates.items())
     where = "the GPU" if device.type == "cuda" else f"{used} thread{'s' * (used != 1)}"
     rows.append(("GFLOP/s", f"{told}: a convolution, forward and backward, on {where}"))
@@ -99,12 +99,11 @@ def _gpu(device: torch.device) -> str:
     return told + (f"; {n} of them" if n > 1 else "") + ("" if device.type == "cuda" else "; not used (trainer=cpu)")
 
 
-def on_disk(folder: Path) -> shutil._ntuple_diskusage:
-    """Room, in bytes, on the disk of a folder that may not be there yet."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place)
+def _on_disk(folder: Path) -> tuple[int, int]:
+    """Free bytes, and all, on the disk of a folder that may not be there yet."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    disk = shutil.disk_usage(place)
+    return disk.free, disk.total
 
 
 def precision(asked: Precision, device: torch.device, rates: dict[str, float]) -> str:
