@@ -22,7 +22,7 @@ from omegaconf import DictConfig, base, open_dict
 from atelier.runs import folders
 from atelier.runs.pages import is_group
 
-VALUE = re.compile(r"\w[\w.]*=")  # sets a key, or chooses a page
+VALUE = re.compile(r"[+~]*\w[\w.]*(=|$)")  # sets a key or takes it away, or does that with a page
 PARSER = OverridesParser.create()
 CONF = Path(__file__).parents[1] / "conf"
 base.parse = functools.cache(base.parse)  # each look at an interpolation parses it: half of the time of a check
@@ -61,7 +61,7 @@ def composed(*overrides: str, run_dir: Path | str = "unused", config: str = "tra
 @functools.cache
 def _value(word: str) -> Override | None:
     """A word that sets a key to one value, which Hydra does behind all else; None: pages are composed by it."""
-    if VALUE.match(word) and not is_group(word.partition("=")[0]):
+    if VALUE.match(word) and not is_group(word.partition("=")[0].lstrip("+~")):
         with contextlib.suppress(HydraException):
             found = PARSER.parse_override(word)
             return None if found.is_sweep_override() else found

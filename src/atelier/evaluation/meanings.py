@@ -57,7 +57,7 @@ MEANINGS = {  # as a figure is shown here: the pattern of its name, "" where tha
 
 def meanings(names: Iterable[str], width: int) -> list[str]:
     """A line or more for each of the figures, whatever case of a model they are of, no wider than `width`."""
-    names, lines = [re.sub(r"^(real|raw)/", "", name) for name in names], []
+    names, lines = [re.sub(r"^(\w+2\w+/)?(real|raw)/", r"\1", name) for name in names], []
     for label, (pattern, meaning) in MEANINGS.items():
         if any(re.fullmatch(rf"(\w+2\w+/)?({pattern or re.escape(label)})", name) for name in names):
             first = f"  {label:<{WIDTH}}"
