@@ -204,7 +204,8 @@ def typed(line: Line, error: UserError) -> list[Line]:
         lacking = {"data.download=true", *(["data.root=FOLDER"] if line.whole else [])}  # here: a network, and files
         commands = [one for one in fixes.commands(error.fix) if not {*one} & lacking]
         out = [fixes.instead(line.words, error.key, command) for command in commands]
-    return [replace(line, words=tuple(_filled(line.script, words))) for words in out if tuple(words) != line.words]
+    ways = [replace(line, words=tuple(_filled(line.script, words))) for words in out]
+    return [way for way in ways if way.words != line.words]  # what is left is for the reader to fill in
 
 
 def _filled(script: str, words: list[str]) -> Iterator[str]:

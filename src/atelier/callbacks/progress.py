@@ -58,6 +58,7 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, model: LightningModule) -> None:
         self._first, self._spoke, self._looked = self.clock.images_seen, time.monotonic(), -math.inf
         self._trained, self._since = 0.0, time.monotonic()
+        self._step, self._done = "", 0
         if self._speaks and self.live:
             width = min(40, max(8, self.console.width - ROOM))
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=width), _Words(self, width))
@@ -104,7 +105,12 @@ class Progress(Callback):
     def step(self, what: str, done: int, n: int) -> None:
         """Part of an evaluation is done."""
         if self.bar is not None:
-            fields = {"description": what, "words": [f"{done:,} of {n:,}"], "visible": True}
+            if what != self._step or done < self._done:
+                self._step, self._begun, self._at_first = what, time.monotonic(), done
+            self._done = done
+            left = time_left(time.monotonic() - self._begun, done - self._at_first, n - self._at_first)
+            words = [f"{done:,} of {n:,}", *([left] if left else [])]
+            fields = {"description": what, "words": words, "visible": True}
             self.bar.update(self.evaluating, completed=done, total=n, **fields)
 
     def evaluated(self, values: dict[str, float]) -> None:

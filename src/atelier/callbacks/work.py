@@ -110,7 +110,9 @@ class Work(Callback):
         if images <= 0:  # that was the last batch
             return
         work = self.words(images)
-        line = f"about {duration(images * seconds)} on this device without judging" + (f" ({work})" if work else "")
+        line = f"about {duration(max(1.0, images * seconds))} on this device without judging" + (
+            f" ({work})" if work else ""
+        )
         line += f", {self.memory.words()}" if self.memory.words() else ""
         fit = fitting(FITS, seconds)
         if self.clock.minutes is None and self.clock.resumed_at == 0 and fit < self.clock.images:

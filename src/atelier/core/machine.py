@@ -36,6 +36,12 @@ def _quotas() -> list[float]:
     return found
 
 
+def busy() -> float | None:
+    """The load, where others take so much of the cores that what is measured is slower than alone."""
+    load = os.getloadavg()[0]
+    return load if load > cores() else None
+
+
 def processor() -> str:
     """The name of the CPU; "" where the system does not say."""
     path = Path(CPUINFO)

@@ -91,10 +91,15 @@ class SetNames:
     def _signed(self, signs: list[int]) -> list[str]:
         return [f"{'+' if sign > 0 else '-'}{self.attributes[k]}" for k, sign in enumerate(signs) if sign]
 
-    def asked(self, batch: Batch, needs: Collection[str]) -> list[str] | None:
+    def asked(self, batch: Batch, needs: Collection[str], signs: list[int] | None = None) -> list[str] | None:
         """What each image is to show, of the Batch fields that a model needs; None where none of these has names.
 
         That is its label, how its attributes are to change, or those that it has.
+
+        Args:
+            batch: Batch fields of the images.
+            needs: names of those that the model needs.
+            signs: what was asked of each attribute (`signs`), which stands beside the label; None: nothing was.
         """
         own, target = (batch[name].tolist() if name in batch else None for name in ("attributes", "target"))
         if "target" in needs and target is not None:
@@ -103,7 +108,8 @@ class SetNames:
             changes = [[int(b - a) for a, b in zip(*pair, strict=True)] for pair in zip(own, target, strict=True)]
             return [" ".join(self._signed(change)) for change in changes]
         if "label" in needs and "label" in batch:
-            return [str(self.called(label)) for label in batch["label"].tolist()]
+            beside = self._signed(signs or [])
+            return [" ".join([str(self.called(label)), *beside]) for label in batch["label"].tolist()]
         return [self._having(row) for row in own] if "attributes" in needs and own is not None else None
 
     def _having(self, row: list[float]) -> str:

@@ -119,7 +119,8 @@ class Folder:
             way = [grid(images, COLUMNS) for images in torch.cat(parts, dim=1)[:, :SHOWN]]
             save_gif(torch.stack(way + way[-1:] * HELD), self.path / name)
         write_text(self.path / REQUEST, "".join(f"{k}: {json.dumps(v)}\n" for k, v in self.request.items()))
-        print(f"{self._written} images and grid.png in {self.path}", flush=True)
+        n, films = self._written, [WALK] * (self.request["do"] == "interpolate") + list(self.frames)
+        print(f"{n} image{'s' * (n != 1)} and {', '.join([GRID, *films])} in {self.path}", flush=True)
 
 
 def texts_of(request: dict[str, Any], number: int, file: Path | None = None) -> dict[str, str]:

@@ -143,7 +143,8 @@ class Request:
         cond = self.model.condition(asked, self.case)
         sources = to_uint8(cond[self.model.source_fields[self.case]]) if self.model.source_fields else None
         made = to_uint8(sample(self.model, cond, self._rngs(first, n), self.options))
-        return Made(made, sources, captions=cond.get("text"), asked=self.data.names.asked(asked, self.model.needs))
+        words = self.data.names.asked(asked, self.model.needs, self.signs)
+        return Made(made, sources, captions=cond.get("text"), asked=words)
 
     def reconstruct(self, first: int, n: int) -> Made:
         """Test images, each followed by what the model makes of it."""

@@ -243,7 +243,7 @@ def attempt(run: Candidate, rates: dict[str, float]) -> Tried:
     ranks = run.cfg.trainer.devices * run.cfg.trainer.num_nodes
     model, data = build.untaught(cfg, run.parts), build.data(cfg)
     grows = [("grows", "at its full size; it begins small and takes less time")] if model.to_full_size() else []
-    section(run.title, [("model", described(model, data)), *grows, *of_reading(cfg)])
+    section(run.title, [("model", described(model, data, cfg.choices.model)), *grows, *of_reading(cfg)])
     work, trial = trying.some_batches(cfg, model, data, lambda line: show([("too little", line)]))
     seconds, images = trial.seconds_per_batch / whole, cfg.budget.images
     if cfg.budget.minutes is not None:
@@ -271,7 +271,8 @@ def of_trial(tried: Tried) -> Rows:
     disk = gigabytes(tried.disk) if tried.disk >= 1e9 else f"{two_digits(tried.disk / 1e6)} MB"
     rows.append(("disk", f"{disk} for checkpoints"))
     work = "" if tried.gflop is None else f" ({two_digits(tried.gflop * tried.images / 1e3)} TFLOP)"
-    rows.append(("time", f"{tried.images:,} images: about {duration(tried.total)} without judging{work}"))
+    alone = "; alone it is faster" if machine.busy() else ""
+    rows.append(("time", f"{tried.images:,} images: about {duration(tried.total)} without judging{work}{alone}"))
     return rows
 
 
@@ -289,7 +290,7 @@ def of_reading(cfg: DictConfig) -> Rows:
             continue
         taken.append(time.perf_counter() - begun)
     if not taken:
-        return [("images", "the step is tried on noise of their size, there are no files to read")]
+        return [("images", "the step is tried on noise of their size")]
     each, readers = sum(taken) / len(taken), cfg.data.num_workers or threads()
     speed = f"a file is read in {two_digits(1e3 * each)} ms, so {readers} at once give {two_digits(readers / each)}"
     where = "images/s where the set does not stay in memory"

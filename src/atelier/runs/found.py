@@ -74,7 +74,7 @@ def of_machine(device: torch.device, rates: dict[str, float], asked: Precision, 
     allowed, used = machine.cores(), torch.get_num_threads()
     named = f" ({machine.processor()})" if machine.processor() else ""
     rows = [("cores", f"{allowed:g}{named}; torch uses {used} thread{'s' * (used != 1)}")]
-    if (busy := os.getloadavg()[0]) > allowed:
+    if busy := machine.busy():
         rows.append(("busy", f"a load of {busy:.2g}: others work here too, so what is measured is slower than alone"))
     there = room.there(torch.device("cpu"))
     rows.append(("memory", "the system does not say" if there is None else f"{gigabytes(there)} are free"))

@@ -30,20 +30,21 @@ from atelier.runs.folders import has_checkpoint, summary
 
 def announce(progress: Progress, cfg: DictConfig, model: Model, data: DataModule) -> None:
     """One line: what is about to be trained on what, for how long."""
-    progress.say(f"{described(model, data)};")
+    progress.say(f"{described(model, data, cfg.choices.model)};")
     progress.say(f"{cfg.budget.images:,} images in batches of {data.batch_size}; in {cfg.run_dir}")
     if line := _long_memory(cfg.callbacks.ema.half_lives, cfg.callbacks.ema.ramp, cfg.budget.images):
         progress.say(line)
 
 
-def described(model: Model, data: DataModule) -> str:
-    """Which model it is, of how many parameters, on which images, conditioned on what."""
+def described(model: Model, data: DataModule, page: str) -> str:
+    """Which page's model it is, of how many parameters, on which images, conditioned on what."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     few = sum(p.numel() for p in model.trained().values()) / 1e6
     trained = f", of which {few:.3g} M in adapters are trained" if model.given else ""
     size = f"{data.image_channels} x {data.image_size} x {data.image_size}"
     conditioning = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
-    return f"{type(model).__name__}, {millions:.2f} M parameters{trained}; {type(data).__name__} {size}, {conditioning}"
+    kind = f"{page}: {type(model).__name__}, {millions:.2f} M parameters{trained}"
+    return f"{kind}; {type(data).__name__} {size}, {conditioning}"
 
 
 def _long_memory(half_lives: list[int], ramp: float, images: int) -> str | None:
