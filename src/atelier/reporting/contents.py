@@ -161,8 +161,8 @@ def _abilities(one: Told) -> list[str]:
 
 def protocols(runs: list[Told]) -> Sheet:
     """How the figures of each run came about."""
-    heads = ["run", "command", "samples", "seed", "judging", "device", "commit", "ms an image"]
-    return Sheet(heads, [[one.name, *_protocol(one)] for one in runs])
+    heads = ["run", "set", "command", "samples", "seed", "judging", "device", "commit", "ms an image"]
+    return Sheet(heads, [[one.name, one.facts.data, *_protocol(one)] for one in runs])
 
 
 def _protocol(one: Told) -> list[str]:

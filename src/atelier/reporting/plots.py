@@ -22,7 +22,7 @@ STYLE = {
     "figure.dpi": 72, "axes.grid": True, "grid.alpha": 0.2, "grid.color": INK,
 }  # fmt: skip
 WIDTH, HEIGHT = 6.2, 4.1  # inches
-LETTER, BESIDE, LINE = 5.0, 5, 10  # pixels: width of a letter, from a point to its name, between two lines of names
+LETTER, BESIDE, LINE = 4.5, 5, 10  # pixels: width of a letter, from a point to its name, between two lines of names
 Points = dict[str, tuple[float, float]]
 Curve = list[tuple[float, float]]
 Spot = tuple[float, float]
