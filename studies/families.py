@@ -230,13 +230,12 @@ def introduction(found: list[Told], work: float) -> list[str]:
         " here, whose work comes on top and is told beside it.",
         f"One seed each, {N_JUDGED} samples judged beside {N_REAL:,} test images. Seconds of training pass on a clock,"
         " also while other programs run; an image's milliseconds are of one thread's own time.",
-        f"Settings of the short runs, in which they differ from the pages (IMAGES: of that run): {settings()}.",
-        "So ProGAN has R1 in place of WGAN-GP and drift, StyleGAN and StyleGAN2 mix no styles, and StyleGAN2 has no"
-        " penalty on path lengths."
-        f" All have `{' '.join(COMMON)}`.",
+        "ProGAN has R1 here in place of WGAN-GP and drift, StyleGAN and StyleGAN2 mix no styles, and StyleGAN2 has no"
+        " penalty on path lengths: the last paragraph has all settings that are not those of the pages.",
         f"Left out: {out}.",
         "`python studies/families.py RUNS --fashion_mnist PATH` makes all of it: the runs, this file, its pictures,"
         " `results/families.jsonl` with a row for each run, and the report as a page.",
+        f"Settings of the short runs alone (IMAGES: of that run): {settings()}; of all: `{' '.join(COMMON)}`.",
     ]
 
 

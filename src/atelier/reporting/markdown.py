@@ -31,8 +31,7 @@ def text(
     """
     lines = [f"# {title}", "", *(line for paragraph in introduction for line in (paragraph, ""))]
     for name, runs in contents.sets(found).items():
-        tie = [f"<!-- results/{ledger}.jsonl: data={name} -->"] if ledger else []
-        lines += [f"## {name}: side by side", "", *tie, *table(contents.side_by_side(runs)), ""]
+        lines += [f"## {name}: side by side", "", *_tie(ledger, name), *table(contents.side_by_side(runs)), ""]
         lines += [f"- {line}" for line in contents.explained(runs)] + [""]
         for plot in drawn[name]:
             lines += [f"![{plot.caption}]({pictures}/{plot.name}.svg)", ""]
@@ -41,7 +40,9 @@ def text(
     lines += ["## Families", "", contents.STEP, ""]
     for family, runs in contents.families(found).items():
         lines += [f"### {family}", "", *_family(runs, ledger)]
-    lines += ["## Where the figures come from", "", *table(contents.protocols(found))]
+    lines += ["## Where the figures come from", ""]
+    for name, runs in contents.sets(found).items():
+        lines += [*_tie(ledger, name), *table(contents.protocols(runs)), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -60,13 +61,17 @@ def table(shown: Sheet) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (shown.heads, ["---"] * len(shown.heads), *rows)]
 
 
+def _tie(ledger: str, data: str) -> list[str]:
+    """The line above a table that names the rows of results/ which its numbers are of."""
+    return [f"<!-- results/{ledger}.jsonl: data={data} -->"] if ledger else []
+
+
 def _family(runs: list[Told], ledger: str) -> list[str]:
     facts = runs[0].facts
     lines = [runs[0].idea, "", "```", runs[0].formula, "```", ""]
     lines += [f"{losses}.", ""] if (losses := contents.losses(runs)) else []
     for name, some in contents.sets(runs).items():
-        tie = [f"<!-- results/{ledger}.jsonl: data={name} -->"] if ledger else []
-        lines += [*tie, *table(contents.what_it_has(some)), ""]
+        lines += [*_tie(ledger, name), *table(contents.what_it_has(some)), ""]
     for structure, what in ((facts.training, "A step of training"), (facts.sampling, "Making an image")):
         if structure is not None:
             lines.append(f"- {what}: `{diagram.sentence(structure)}`")
