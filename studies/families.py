@@ -187,8 +187,7 @@ def row(one: Told) -> dict[str, Any]:
     from atelier.runs import ledger
 
     told, facts = one.summary, dataclasses.asdict(one.facts)
-    for name in ("idea", "formula", "stands_on"):
-        del facts[name]
+    del facts["stands_on"]
     made = {
         "experiment": one.name,
         "overrides": [ledger.portable(word) for word in ledger.typed(one.folder, told["command"])],
@@ -209,10 +208,20 @@ def row(one: Told) -> dict[str, Any]:
     return made | {"checksum": ledger.checksum(made)}
 
 
+def settings() -> str:
+    """What short runs set otherwise than their pages: `page: words` of each."""
+    told = []
+    for short in (*FAMILIES, *TRANSLATED, *MEMBERS):
+        shares = [f"{key}={share:g}*IMAGES" for key, share in short.shares.items()]
+        if words := [*short.words.split(), *shares]:
+            told.append(f"`{short.page}: {' '.join(words)}`")
+    return "; ".join(told)
+
+
 def introduction(found: list[Told], work: float) -> list[str]:
     """What stands above the report."""
     total = sum(one.tflop or 0.0 for one in found)
-    sets = ", ".join(dict.fromkeys(one.facts.data for one in found))
+    sets = " or ".join(dict.fromkeys(one.facts.data for one in found))
     out = "; ".join(f"{pages}: {why}" for pages, why in LEFT_OUT.items())
     return [
         f"Short runs, {len(found)} of them, each trained with {work:g} TFLOP on {sets} at {SIZE} px (super-resolution"
@@ -221,9 +230,12 @@ def introduction(found: list[Told], work: float) -> list[str]:
         " here, whose work comes on top and is told beside it.",
         f"One seed each, {N_JUDGED} samples judged beside {N_REAL:,} test images. Seconds of training pass on a clock,"
         " also while other programs run; an image's milliseconds are of one thread's own time.",
+        "ProGAN has R1 here in place of WGAN-GP and drift, StyleGAN and StyleGAN2 mix no styles, and StyleGAN2 has no"
+        " penalty on path lengths: the last paragraph has all settings that are not those of the pages.",
         f"Left out: {out}.",
         "`python studies/families.py RUNS --fashion_mnist PATH` makes all of it: the runs, this file, its pictures,"
         " `results/families.jsonl` with a row for each run, and the report as a page.",
+        f"Settings of the short runs alone (IMAGES: of that run): {settings()}; of all: `{' '.join(COMMON)}`.",
     ]
 
 

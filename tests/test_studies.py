@@ -271,6 +271,14 @@ def test_short_runs_stand_on_those_before_them_and_name_every_generating_page() 
     assert pages - {job.short.page for job in chosen} == (left & pages) - {job.short.page for job in chosen} | of_sdxl
 
 
+def test_the_document_says_what_short_runs_set_otherwise_than_their_pages() -> None:
+    told, text = families.settings(), families.DOCUMENT.read_text()
+    for short in (*families.FAMILIES, *families.TRANSLATED, *families.MEMBERS):
+        own = [part for part in told.split("; ") if part.startswith(f"`{short.page}: ")]
+        assert all(word in own[0] for word in (*short.words.split(), *short.shares))
+    assert told in text and " ".join(families.COMMON) in text
+
+
 def test_a_short_run_takes_its_work_and_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its images are as many as the work allows, at the work of an image that a few batches told."""
     small = (

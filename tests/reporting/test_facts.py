@@ -54,11 +54,52 @@ def test_facts_are_of_the_model_s_own_verbs_and_are_asked_once(
     names = {path.name for path in (copied["gan"] / facts.FOLDER).iterdir()}
     assert names == {facts.FACTS, facts.SAMPLES, facts.REAL, facts.WALK}
     monkeypatch.setattr(folders, "load", lambda *_, **__: pytest.fail("asked again"))
+    (copied["clip"] / "summary.json").unlink()  # a run that was stopped has none
     assert facts.kept(copied["gan"]) == gan and facts.kept(copied["clip"]) == clip
-    path = copied["gan"] / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"images_seen": 7}))
+    path = copied["gan"] / "checkpoints" / "manifest.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"files": [*told["files"], told["files"][-1] | {"images_seen": 960}]}))
     with pytest.raises(pytest.fail.Exception):
         facts.kept(copied["gan"])
+
+
+def test_what_a_family_says_of_itself_is_that_of_today(
+    copied: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts.kept(copied["gan"])
+    monkeypatch.setattr(models()["cgan"], "idea", "Another. One.")
+    (told,) = facts.told([copied["gan"]], lambda _: None)
+    assert told.idea == "Another. One." and told.formula == models()["cgan"].formula
+
+
+def test_a_run_that_can_no_longer_be_asked_is_left_out(copied: dict[str, Path], tmp_path: Path) -> None:
+    path, lines = copied["gan"] / "config.yaml", []
+    path.write_text(path.read_text().replace("r2_gamma", "r3_gamma"))
+    shutil.rmtree(copied["ldm"] / "frozen")
+    (told,) = facts.told([copied["gan"], copied["ldm"], copied["clip"]], lines.append)
+    left = [line for line in lines if "left out" in line]
+    assert told.name == "clip" and [line.split(":")[0] for line in left] == ["gan", "ldm"]
+    assert re.fullmatch(r"gan: left out, run=.*another version of the project.*", left[0]) and "error" not in left[0]
+    with pytest.raises(UserError, match="another version"):
+        facts.told([copied["gan"]], lines.append)
+
+
+def test_a_set_may_have_fewer_images_than_a_drawn_step_takes(
+    copied: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "TRACED", 10_000)
+    assert facts.kept(copied["clip"]).training.parts
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("judge/valid", "judge/valid"), ("val/judge/valid", "judge/valid"), ("b2a/judge/valid", "judge/valid"),
+        ("val/a2b/fd_classifier", "fd_classifier"), ("val/real/fid", "real/fid"),
+    ],
+)  # fmt: skip
+def test_a_figure_is_known_by_its_name_in_each_case_of_a_model(key: str, name: str) -> None:
+    assert facts.figure(key) == name
 
 
 def test_runs_are_called_by_their_pages_or_by_their_folders(copied: dict[str, Path]) -> None:
@@ -85,3 +126,6 @@ def test_runs_by_path_in_a_folder_or_the_newest_of_each_family(
     for words in ([str(newer)], ["nowhere"]):
         with pytest.raises(UserError):
             chosen.runs(words)
+    shutil.rmtree(outputs)
+    with pytest.raises(UserError, match="report.py=outputs/: no run with a checkpoint"):
+        chosen.runs([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -107,7 +108,51 @@ def test_the_markdown_twin_has_the_same_tables_and_its_pictures(runs: list[Path]
     shown = re.findall(r"\]\(([^)]+)\)", text)
     assert shown and {page.parent / name for name in shown} == set((page.parent / "report").iterdir())
     for one in found:
-        assert one.facts.idea in text and one.facts.formula in text
+        assert one.idea in text and one.formula in text
+    for sheet in (contents.protocols(found), *map(contents.what_it_has, contents.families(found).values())):
+        for row in sheet.rows:
+            assert "| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" in text
+    assert all(
+        note in text and note in page.read_text() for note in (contents.CONDITIONS, contents.WAYS, contents.STEP)
+    )
+    assert str(runs[0].parent) not in text  # paths of commands are told by their names
+
+
+def test_conditional_is_a_family_on_what_an_image_of_it_takes(runs: list[Path]) -> None:
+    told = {one.folder.name: contents.what_it_has([one]) for one in facts.told(runs, lambda _: None)}
+    cells = {name: sheet.rows[0][sheet.heads.index("conditional on")] for name, sheet in told.items()}
+    assert cells["cyclegan"] == "image_a" and cells["vae"] == "nothing" and cells["clip"] == ""
+    assert "label" in cells["ddpm"]
+
+
+def judged(one: facts.Told, images: int, **metrics: float) -> facts.Told:
+    """The same run after another evaluation."""
+    values = {name.replace("__", "/"): value for name, value in metrics.items()}
+    summary = one.summary | {"metrics": values, "intervals": {}}
+    return dataclasses.replace(one, summary=summary | {"protocol": {**one.summary["protocol"], "n_samples": images}})
+
+
+def test_figures_of_the_way_back_count_too_and_few_scenes_are_not_told_apart(runs: list[Path]) -> None:
+    (one,) = facts.told([runs[FAMILIES.index("cyclegan")]], lambda _: None)
+    some = {"b2a__judge__valid": 0.1, "b2a__judge__combinations": 0.5, "b2a__fd_classifier": 3.0}
+    few, enough = judged(one, 190, **some), judged(one, 200, **some)
+    assert contents.distance([few]) == "fd_classifier" and few.metric("judge/valid") == 0.1
+    assert "different" not in contents.side_by_side([few]).heads
+    sheet = contents.side_by_side([few, enough])
+    assert [row[sheet.heads.index("different")] for row in sheet.rows] == ["", "0.500"]
+    lines = contents.explained([few, enough])
+    said = "different scenes seen; 1 = as many as among true ones; empty below 20 valid scenes"
+    assert f"different: {said}" in lines and not any(line.startswith("different") for line in contents.explained([few]))
+
+
+def test_a_plot_against_work_wants_three_amounts_of_it(runs: list[Path]) -> None:
+    (one,) = facts.told(runs[:1], lambda _: None)
+    told = [judged(one, 200, judge__valid=0.5) for _ in range(4)]
+    for run, tflop in zip(told, (1.0, 1.05, 2.0, 2.1), strict=True):
+        run.name, run.summary["tflop"] = f"of {tflop}", tflop
+    names = {plot.name for plot in contents.drawn("shapes", told)}
+    told[3].summary["tflop"] = 4.0
+    assert {plot.name for plot in contents.drawn("shapes", told)} - names == {"shapes_judge_valid_work"}
 
 
 def test_words_that_are_no_run_are_refused_in_a_line(runs: list[Path], tmp_path: Path) -> None:
@@ -123,6 +168,32 @@ def test_points_that_a_logarithm_has_not_are_left_out_and_names_do_not_touch() -
     points = {"diffusion": {"one": (1.0, 2.0), "two": (1.0, 2.0), "none": (0.0, 1.0)}, "others": {"far": (100.0, 5.0)}}
     drawn = plots.scatter(points, "x", "y", True, True)
     assert ">none<" not in drawn and {">one<", ">two<", ">far<"} <= set(re.findall(r">\w+<", drawn))
-    heights = {name: float(y) for y, name in re.findall(r' y="([\d.]+)" transform="[^"]*">(\w+)<', drawn)}
-    assert abs(heights["one"] - heights["two"]) >= 8 and heights["far"] < heights["one"]
+    found = re.findall(r' x="([\d.]+)" y="([\d.]+)" transform="[^"]*">(\w+)<', drawn)
+    places = {name: (float(x), float(y)) for x, y, name in found}
+    (x1, y1), (x2, y2) = places["one"], places["two"]
+    assert (abs(y1 - y2) >= 8 or abs(x1 - x2) >= 15) and places["far"][1] < y1 - 8
     assert plots.INK not in plots.inline(drawn) and "currentColor" in plots.inline(drawn)
+
+
+def test_names_stay_inside_the_axes_and_near_their_points() -> None:
+    """Nine at the foot of a plot, a far one, and one at the top; those that had to move have a line."""
+    crowd = {f"name{k}": (1.0 + 0.01 * k, 0.0) for k in range(9)} | {"right": (3.0, 1.0), "top": (2.0, 1.0)}
+    drawn = plots.scatter({"others": crowd}, "x", "y", False, False)
+    corners = re.search(r'id="patch_2">(.*?)z', drawn, re.DOTALL)[1]
+    left, bottom, right, _, _, top = (float(number) for number in re.findall(r"[\d.]+", corners)[:6])
+    names = re.findall(r' x="([\d.]+)" y="([\d.]+)" transform="[^"]*">(name\d|right|top)<', drawn)
+    assert len(names) == len(crowd)
+    for x, y, name in ((float(x), float(y), name) for x, y, name in names):
+        assert left <= x and x + 4 * len(name) <= right and top < y <= bottom
+        assert not name.startswith("name") or (bottom - y < 80 and x < left + (right - left) / 3)
+    lines = drawn.count("stroke-width: 0.4")
+    assert 0 < lines < len(crowd)
+
+
+def test_a_figure_on_the_edge_has_its_name_on_the_other_side() -> None:
+    drawn = plots.scatter(
+        {"others": {"a": (0.0, 0.0), "a_name_as_long_as_this_one_is": (1.0, 1.0)}}, "x", "y", False, False
+    )
+    x = float(re.search(r' x="([\d.]+)"[^>]*>a_name_as', drawn)[1])
+    point = max(float(x) for x in re.findall(r'<use [^>]*x="([\d.]+)" y="[\d.]+" style="fill: #', drawn))
+    assert x < point

@@ -61,6 +61,13 @@ def test_two_translators_feed_each_other(finished: dict[str, Path]) -> None:
     assert drawn.count('class="arrow"') == len(training.arrows)
 
 
+def test_texts_feed_what_reads_them(finished: dict[str, Path]) -> None:
+    run = folders.load(finished["clip"], ema=True)
+    training = structure.of_training(run.model, run.data.split("train").read([0, 1, 2, 3], None))
+    assert {("text", "net.text"), ("image", "net.image")} <= set(training.arrows)
+    assert "text" in training.sources
+
+
 def test_columns_of_a_drawing_go_with_the_arrows() -> None:
     """Sources just before what they feed, the end last; an arrow back keeps its place."""
     parts = [Part(name, 10, False, 0.0, 1) for name in ("a", "b", "c")]
@@ -71,3 +78,4 @@ def test_columns_of_a_drawing_go_with_the_arrows() -> None:
 def test_sizes_in_words() -> None:
     assert diagram.size(Part("net", 857_000, False, 0.0312, 50)) == "0.86 M, 0.031 GFLOP, 50 x"
     assert diagram.size(Part("embedder", 1_728, False, 1e-6, 1)) == "1,728 weights"
+    assert diagram.size(Part("net.quantizer", 0, False, 0.0, 1)) == "no trained weights"

@@ -54,7 +54,7 @@ class CUT(TwoPlayers, Translator):
         "Each patch of the result must be more like its own place in the source than like any other."
     )
     formula = (
-        "L_G = E l_G(D(G(a))) + contrast(a, G(a)) + contrast(b, G(b))\n"
+        "L_G = w E l_G(D(G(a))) + c contrast(a, G(a)) + c_id contrast(b, G(b))\n"
         "L_D = E l_D(D(b), D(G(a))); contrast: -log softmax(q k_own / tau)"
     )
 

@@ -45,7 +45,8 @@ class CycleGAN(TwoPlayers, Translator):
         "Each result must pass for its kind, and the way there and back must end where it began."
     )
     formula = (
-        "L_G = E l_G(D_B(F(a))) + E l_G(D_A(G(b))) + c (|G(F(a)) - a| + |F(G(b)) - b|)\n"
+        "L_G = w E [l_G(D_B(F(a))) + l_G(D_A(G(b)))] + c (|G(F(a)) - a| + |F(G(b)) - b|)"
+        " + c_id (|F(b) - b| + |G(a) - a|)\n"
         "L_D = E l_D(D_A(a), D_A(G(b))) + E l_D(D_B(b), D_B(F(a)))"
     )
 

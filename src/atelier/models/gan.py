@@ -54,7 +54,10 @@ class GAN(TwoPlayers, Latent):
         "A generator makes images of noise, and a discriminator learns to tell them from real ones. "
         "The generator learns whatever makes the discriminator take its images for real."
     )
-    formula = "L_D = E l_D(D(x), D(G(z))) + gamma/2 E |dD/dx|^2\nL_G = E l_G(D(G(z)))"
+    formula = (
+        "L_D = E l_D(D(x), D(G(z))) + gamma/2 E |dD/dx|^2, R3GAN also at G(z)\n"
+        "L_G = E l_G(D(x), D(G(z))), where relativistic losses alone look at D(x)"
+    )
     ema_nets = ("generator", "generator_embedder")
     players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")
 

@@ -39,7 +39,10 @@ class NormalizingFlow(Latent, Likelihood):
         "One invertible net turns images into normal noise, and run backwards noise into images. "
         "How much it stretches space at each image gives the exact probability, which training raises."
     )
-    formula = "L = -(log N(f(x); 0, 1) + log |det df/dx|) / (D log 2), bits for each of the D numbers of an image"
+    formula = (
+        "L = -(log N(f(x); 0, 1) + log |det df/dx|) / (D log 2), bits for each of the D numbers of an image,"
+        " x: grey levels 0 .. 255 plus uniform noise"
+    )
     ema_nets = ("net", "embedder")
     ddp_options = {"find_unused_parameters": True}  # the vector for "no condition"
 

@@ -51,8 +51,8 @@ class StarGAN(TwoPlayers, Translator):
         "A discriminator must find them in the result, and given back its own the image must be what it was."
     )
     formula = (
-        "L_G = E l_G(D(y)) - log p(target | y) + c |x - G(y, own)|, y = G(x, target)\n"
-        "L_D = E l_D(D(x), D(y)) - log p(own | x) + penalty of dD/dx"
+        "L_G = E l_G(D(y)) - w log p(target | y) + c |x - G(y, own)| + c_id |x - G(x, own)|, y = G(x, target)\n"
+        "L_D = E l_D(D(x), D(y)) - w log p(own | x) + penalty of dD/dx"
     )
 
     needs = frozenset({"attributes", "target"})

@@ -47,11 +47,11 @@ class StyleGAN2(TwoPlayers, StyleBased):
 
     idea = (
         "A style scales the weights of each convolution, in place of the maps that they make. "
-        "Images of all sizes add up, so nothing has to grow, and steps of a style are held to steps of an image."
+        "Images of all sizes add up, so nothing has to grow, and equal steps of a style move images equally far."
     )
     formula = (
         "L_D = E l_D(D(x), D(G(w))) + gamma/2 E |dD/dx|^2, w = mapping(z)\n"
-        "L_G = E l_G(D(G(w))) + weight E (|J_w^T y| - a)^2"
+        "L_G = E l_G(D(G(w))) + weight E (|J_w^T y| - a)^2, J_w = dG/dw, y: noise, a: the mean length so far"
     )
     ema_nets = ("generator", "generator_embedder")
     players = ("generator", "generator_embedder"), ("discriminator", "discriminator_embedder")

@@ -22,7 +22,7 @@ def runs(words: list[str]) -> list[Path]:
     if left := [run.name for run in found if run not in able]:
         print(f"left out, without a checkpoint: {', '.join(left)}", file=sys.stderr, flush=True)
     if not able:
-        raise UserError("report", " ".join(words), "no run with a checkpoint", "python train.py")
+        raise UserError("report.py", " ".join(words) or "outputs/", "no run with a checkpoint", "python train.py")
     return able
 
 

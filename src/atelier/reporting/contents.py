@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
-from atelier.evaluation.meanings import meanings
+from atelier.evaluation.meanings import WIDTH, meanings
 from atelier.reporting import plots
-from atelier.reporting.diagram import size
-from atelier.reporting.facts import KINDS, Told
-from atelier.reporting.structure import Structure
+from atelier.reporting.facts import FOLDER, KINDS, REAL, SAMPLES, SOURCES, WALK, Told, figure
+from atelier.reporting.structure import NOISE
+from atelier.runs import ledger
 
+STEP = "A step of training is drawn without perceptual nets, which only measure how far images are apart."
+CONDITIONS = "Column k has the condition of test image k, for all that follow one."
+WAYS = "Autoencoders go from one test image to the next, all others from one draw of their noise."
 VALID, ASKED, PSNR = "judge/valid", ("judge/asked", "answer/all"), ("pair/psnr", "recon/psnr")
+ENOUGH_VALID = 20  # valid scenes that can be told apart
 ENCODERS = {"reconstruct": "yes", "invert": "by inversion", "project": "by search"}  # a verb -> how an image is encoded
 
 
@@ -31,6 +35,16 @@ class Plot(NamedTuple):
     name: str
     caption: str
     svg: str
+
+
+class Strips(NamedTuple):
+    """Pictures below one another, each with a name: of the true images or the sources first, then of runs."""
+
+    name: str
+    title: str
+    note: str
+    above: list[tuple[str, Path]]
+    rows: list[tuple[str, Path]]
 
 
 class Column(NamedTuple):
@@ -58,13 +72,8 @@ def families(found: Iterable[Told]) -> dict[str, list[Told]]:
 
 def distance(runs: list[Told]) -> str | None:
     """The distance to real images that most of these runs have been judged by."""
-    names = Counter(
-        name.rpartition("2b/")[2] or name
-        for one in runs
-        for name in one.summary["metrics"]
-        if name.startswith(("fid", "fd_")) or name.rpartition("2b/")[2].startswith(("fid", "fd_"))
-    )
-    return names.most_common(1)[0][0] if names else None
+    names = Counter(figure(key) for one in runs for key in one.summary["metrics"])
+    return next((name for name, _ in names.most_common() if name.startswith(("fid", "fd_"))), None)
 
 
 def side_by_side(runs: list[Told]) -> Sheet:
@@ -74,7 +83,7 @@ def side_by_side(runs: list[Told]) -> Sheet:
     columns = [
         Column("valid (95 %)", _valid),
         Column("as asked", lambda one: percent(one.metric(*ASKED))),
-        Column("different", lambda one: number(one.metric("judge/combinations"))),
+        Column("different", _different),
         Column("recall", lambda one: number(one.metric(recall))),
         Column("class seen", lambda one: percent(one.metric("label/accuracy"))),
         Column(fd, lambda one: number(one.metric(fd))),
@@ -101,9 +110,15 @@ def evaluations(one: Told) -> int:
 
 def _valid(one: Told) -> str:
     """Share of valid scenes, and its interval."""
-    ends = next((ends for name, ends in one.summary.get("intervals", {}).items() if name.endswith(VALID)), None)
+    ends = next((ends for name, ends in one.summary.get("intervals", {}).items() if figure(name) == VALID), None)
     between = "" if ends is None else " ({:.1f} .. {:.1f})".format(*(100 * end for end in ends))
     return percent(one.metric(VALID)) + between
+
+
+def _different(one: Told) -> str:
+    """Of so few valid scenes that each would be another one in any case: nothing."""
+    valid = (one.metric(VALID) or 0.0) * one.summary["protocol"].get("n_samples", 0)
+    return number(one.metric("judge/combinations")) if round(valid) >= ENOUGH_VALID else ""
 
 
 def explained(runs: list[Told]) -> list[str]:
@@ -112,14 +127,16 @@ def explained(runs: list[Told]) -> list[str]:
     recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
     figures = {"valid": (VALID,), "as asked": ASKED, "different": ("judge/combinations",), "recall": (recall,)}
     figures |= {"class seen": ("label/accuracy",), fd: (fd,), "PSNR": PSNR, "bits/dim": ("bpd",)}
-    lines = []
+    shown, lines = side_by_side(runs).heads, []
     for head, names in figures.items():
         known = [name for name in names if any(one.metric(name) is not None for one in runs)]
-        told = [re.split(r"\s{2,}", line.strip())[-1] for line in meanings(known, 1000)]
-        lines += [f"{head}: {'; or '.join(told)}"] if told else []
+        told = [line[2 + WIDTH :] for line in meanings(known, 1000)]
+        few = f"; empty below {ENOUGH_VALID} valid scenes" if head == "different" else ""
+        lines += [f"{head}: {'; or '.join(told)}{few}"] if any(name.startswith(head) for name in shown) else []
     return [
         *lines,
-        "TFLOP: of training, and of the runs that it stands on; evaluations: of the net that an image takes most",
+        "TFLOP: of training; TFLOP below: of the runs that it stands on; evaluations: how often an image needs the net"
+        " that is called most (with guidance each is two passes)",
     ]
 
 
@@ -132,8 +149,9 @@ def what_it_has(runs: list[Told]) -> Sheet:
 def _abilities(one: Told) -> list[str]:
     facts = one.facts
     encoder = next((how for verb, how in ENCODERS.items() if verb in facts.verbs), "no")
+    made_of = [name for name in facts.sampling.sources if name != NOISE] if facts.sampling else [""]
     return [
-        ", ".join(facts.needs) if facts.needs else "nothing",
+        ", ".join(made_of) or ("nothing" if facts.sampling else ""),
         "yes" if facts.likelihood else "no",
         encoder,
         "yes" if "interpolate" in facts.verbs else "no",
@@ -141,15 +159,10 @@ def _abilities(one: Told) -> list[str]:
     ]
 
 
-def parts(structure: Structure) -> Sheet:
-    """The parts of a model with what is known of each."""
-    return Sheet(["part", "size and forward work an image"], [[part.name, size(part)] for part in structure.parts])
-
-
 def protocols(runs: list[Told]) -> Sheet:
     """How the figures of each run came about."""
-    heads = ["run", "command", "samples", "seed", "judging", "device", "commit", "ms an image"]
-    return Sheet(heads, [[one.name, *_protocol(one)] for one in runs])
+    heads = ["run", "set", "command", "samples", "seed", "judging", "device", "commit", "ms an image"]
+    return Sheet(heads, [[one.name, one.facts.data, *_protocol(one)] for one in runs])
 
 
 def _protocol(one: Told) -> list[str]:
@@ -157,15 +170,37 @@ def _protocol(one: Told) -> list[str]:
     told = summary["protocol"]
     judged = f"{told.get('n_real', '')} real images, {told['net']}" if "net" in told else ""
     commit = summary.get("commit") or ""
+    words = [ledger.portable(word) for word in ledger.typed(one.folder, summary.get("command", ""))]
     return [
-        summary.get("command", ""),
+        f"`{' '.join(['train.py', *words])}`",
         str(told.get("n_samples", "")),
         str(told.get("seed", "")),
         judged,
         summary.get("device", ""),
-        commit[:7] + ("-dirty" if commit.endswith("-dirty") else ""),
+        f"`{commit[:7]}{'-dirty' if commit.endswith('-dirty') else ''}`" if commit else "",
         one.facts.timed,
     ]
+
+
+def losses(runs: list[Told]) -> str:
+    """The adversarial losses of a family's runs, which its formula calls l_G and l_D; "" where it has none."""
+    named = list(dict.fromkeys(one.facts.losses for one in runs if one.facts.losses))
+    return f"l_G, l_D: {', '.join(named)}" if named else ""
+
+
+def strips(name: str, runs: list[Told]) -> list[Strips]:
+    """Samples of the runs on a set under the same conditions, a task at a time, and their ways between latents."""
+    made = [one for one in runs if one.picture(SAMPLES)]
+    found = []
+    for task in dict.fromkeys(one.facts.task for one in made):
+        some = [one for one in made if one.facts.task == task]
+        first = next((path for one in some for file in (REAL, SOURCES) if (path := one.picture(file))), None)
+        above = [("test images" if first.name == REAL else "sources", first)] if first else []
+        title = f"The same conditions{'' if task == 'image' else f': {task}'}"
+        rows = [(one.name, one.folder / FOLDER / SAMPLES) for one in some]
+        found.append(Strips(f"{name}_samples_{task}", title, CONDITIONS, above, rows))
+    walks = [(one.name, path) for one in runs if (path := one.picture(WALK))]
+    return found + ([Strips(f"{name}_walk", "From one latent to the next", WAYS, [], walks)] if walks else [])
 
 
 def drawn(name: str, runs: list[Told]) -> list[Plot]:
@@ -183,17 +218,27 @@ def drawn(name: str, runs: list[Told]) -> list[Plot]:
         }
         for what, (x, x_label, words) in against.items():
             points = _points(runs, x, metric)
+            if what == "work" and _amounts(points) < 3:  # two columns of names say less than the table
+                continue
             svg = plots.scatter(points, x_label, label, _wide(points), log)
             found.append(Plot(f"{file}_{what}", f"{label} against {words}; {note}", svg))
         curves = _curves(runs, metric)
         if curves:
-            svg = plots.panels(curves, "training, TFLOP", label, log)
+            svg = plots.panels(curves, "images, in shares of the run's TFLOP", label, log)
             found.append(Plot(f"{file}_curves", f"{label} while training goes on; {note}", svg))
     return found
 
 
 def _whole_work(one: Told) -> float | None:
     return None if one.tflop is None else one.tflop + one.tflop_below
+
+
+def _amounts(points: dict[str, plots.Points]) -> int:
+    """How many times or amounts of work there are; those within 10 % are one."""
+    kept: list[float] = []
+    for x in sorted(x for named in points.values() for x, _ in named.values()):
+        kept += [x] if not kept or x > 1.1 * kept[-1] else []
+    return len(kept)
 
 
 def _wide(points: dict[str, plots.Points]) -> bool:
@@ -212,11 +257,14 @@ def _points(runs: list[Told], x: Callable[[Told], float | None], metric: str) ->
 
 
 def _curves(runs: list[Told], metric: str) -> dict[str, dict[str, plots.Curve]]:
-    """A figure of each evaluation over the training work until then, the mean work an image times the images."""
+    """A figure of each evaluation over the images until then, each at the run's mean work of an image.
+
+    That is the work until then where all images take the same; of nets that grow the first take less.
+    """
     curves: dict[str, dict[str, plots.Curve]] = {kind: {} for kind in (*KINDS, "others")}
     for one in runs:
         each = one.summary.get("gflop_per_image")
-        key = next((k for row in one.rows for k in row if k == f"val/{metric}" or k.endswith(f"2b/{metric}")), None)
+        key = next((k for row in one.rows for k in row if k.startswith("val/") and figure(k) == metric), None)
         rows = [row for row in one.rows if key in row]
         curve = [(row["images_seen"] * each / 1e3, row[key]) for row in rows if each and math.isfinite(row[key])]
         if len(curve) > 1 and any(y > 0 for _, y in curve):

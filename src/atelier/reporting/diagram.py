@@ -85,9 +85,12 @@ def _box(name: str, x: float, y: float, part: Part | None) -> str:
 
 
 def size(part: Part) -> str:
-    """`0.86 M, 0.031 GFLOP`, with the number of evaluations where there are several; small numbers in full."""
+    """`0.86 M, 0.031 GFLOP`, with the number of evaluations where there are several; small numbers in full.
+
+    Of a part of buffers alone, whose work is none: `no trained weights`.
+    """
     n = f"{part.parameters / 1e6:.2f} M" if part.parameters >= 1e4 else f"{part.parameters:,} weights"
-    words = [n] if part.parameters else []
+    words = [n if part.parameters else "no trained weights"]
     words += [f"{part.gflop:.2g} GFLOP"] if part.gflop >= 1e-3 else []
     return ", ".join([*words, *([f"{part.calls} x"] if part.calls > 1 else [])])
 

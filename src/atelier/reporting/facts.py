@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from atelier.callbacks.table import Row, read_rows
-from atelier.checkpoints.store import write_text
+from atelier.checkpoints.store import Manifest, write_text
+from atelier.core.errors import UserError
 from atelier.core.provenance import device as device_name
 from atelier.core.rng import ImageRngs
 from atelier.evaluation.evaluator import sample
@@ -57,9 +59,7 @@ class Facts:
         size: channels and sides of an image.
         family: class of the model.
         kind: one of `KINDS`, or "others".
-        idea, formula: as its class has them.
         losses: class of its adversarial loss, "" where it has none.
-        needs: Batch fields that it is conditional on.
         likelihood: whether it says how probable images are.
         verbs: words of what it can be asked for.
         parameters: number of them, with those of what it stands on.
@@ -76,10 +76,7 @@ class Facts:
     size: str
     family: str
     kind: str
-    idea: str
-    formula: str
     losses: str
-    needs: list[str]
     likelihood: bool
     verbs: list[str]
     parameters: int
@@ -97,6 +94,7 @@ class Told:
     Args:
         name: name there.
         folder: run folder.
+        idea, formula: as the class of its model has them today.
         facts: words and numbers of its model.
         summary: object in summary.json.
         rows: rows of metrics.csv.
@@ -105,6 +103,8 @@ class Told:
 
     name: str
     folder: Path
+    idea: str
+    formula: str
     facts: Facts
     summary: dict[str, Any]
     rows: list[Row]
@@ -120,7 +120,7 @@ class Told:
         found = self.summary["metrics"]
         for name in names:
             for key, value in found.items():
-                if (key == name or key.endswith(f"2b/{name}")) and not math.isnan(value):
+                if figure(key) == name and not math.isnan(value):
                     return value
         return None
 
@@ -134,14 +134,28 @@ class Told:
         return sum(one.get("tflop") or 0.0 for one in self.below)
 
 
+def figure(key: str) -> str:
+    """A figure's name in summary.json or metrics.csv without `val/` and the case of its model: `judge/valid`."""
+    return re.sub(r"^(val/)?(\w+2\w+/)?", "", key)
+
+
 def told(runs: list[Path], say: Callable[[str], None]) -> list[Told]:
-    """Each run as a report has it, called by its page, or by its folder where two of a set have one page."""
+    """Each run as a report has it, called by its page, or by its folder where two of a set have one page.
+
+    A run that can no longer be asked is left out, and `say` tells why.
+
+    Raises:
+        UserError: none can be asked; that of the last.
+    """
     found = []
     for k, run in enumerate(runs, 1):
         say(f"{k} of {len(runs)}: {run.name}")
-        facts = kept(run)
-        below = [folders.summary(Path(one)) for one in facts.stands_on]
-        found.append(Told(facts.page, run, facts, folders.summary(run), read_rows(run / "metrics.csv"), below))
+        try:
+            found.append(_told(run))
+        except UserError as error:
+            if k == len(runs) and not found:
+                raise
+            say(f"{run.name}: left out, {error.line().removeprefix('error: ')}")
     places = [(one.facts.data, one.facts.page) for one in found]
     for one in found:
         if places.count((one.facts.data, one.facts.page)) > 1:
@@ -149,13 +163,25 @@ def told(runs: list[Path], say: Callable[[str], None]) -> list[Told]:
     return found
 
 
+def _told(folder: Path) -> Told:
+    facts, model = kept(folder), build.family(build.safe_config(folder))
+    below = [folders.summary(Path(one)) for one in facts.stands_on]
+    rows = read_rows(folder / "metrics.csv")
+    return Told(facts.page, folder, model.idea, model.formula, facts, folders.summary(folder), rows, below)
+
+
 def kept(folder: Path) -> Facts:
-    """The facts that are kept beside a run, or those of its model, asked now and kept."""
+    """The facts that are kept beside a run, or those of its model, asked now and kept.
+
+    Raises:
+        UserError: its model cannot be built or its set is not there.
+    """
     path = folder / FOLDER / FACTS
     if path.exists():
         found = json.loads(path.read_text())
         whole = set(found) == {field.name for field in dataclasses.fields(Facts)}  # else another version kept it
-        if whole and found["images_seen"] == folders.summary(folder).get("images_seen"):
+        saved = Manifest(folder / "checkpoints").read()["files"]
+        if whole and saved and found["images_seen"] == saved[-1]["images_seen"]:
             return _facts(found)
     run = folders.load(folder, ema=True)
     with folders.kept_where_writable(folder):
@@ -186,10 +212,7 @@ def asked(run: LoadedRun, place: Path) -> Facts:
         size=f"{run.data.image_channels} x {run.data.image_size} x {run.data.image_size}",
         family=type(model).__name__,
         kind=next((name for name, kind in KINDS.items() if isinstance(model, kind)), "others"),
-        idea=model.idea,
-        formula=model.formula,
         losses=type(model.loss).__name__ if getattr(model, "loss", None) is not None else "",
-        needs=sorted(model.needs),
         likelihood=isinstance(model, Likelihood),
         verbs=list(verbs(model)) if isinstance(model, Generator) else [],
         parameters=sum(p.numel() for _, part, _ in structure.parts(model) for p in part.parameters()),
@@ -203,7 +226,8 @@ def asked(run: LoadedRun, place: Path) -> Facts:
         cond = model.condition(run.data.test_batch(0, 1), model.cases[0])
         facts.sampling = structure.of_sampling(model, cond)
     model.images_seen = run.images_seen  # where all that begins late takes part
-    facts.training = structure.of_training(model.cpu(), run.data.split("train").read(list(range(TRACED)), None))
+    split = run.data.split("train")
+    facts.training = structure.of_training(model.cpu(), split.read(list(range(min(TRACED, len(split)))), None))
     return facts
 
 

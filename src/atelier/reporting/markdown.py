@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from atelier.images.pictures import labelled, save_png
 from atelier.reporting import contents, diagram, plots
 from atelier.reporting.contents import Plot, Sheet
-from atelier.reporting.facts import REAL, SAMPLES, SOURCES, WALK, Told
+from atelier.reporting.facts import Told
 
 MARGIN, CELL = 110, 32  # pixels of a picture of strips: for the name of a run, and at least for an image
 
@@ -31,16 +31,18 @@ def text(
     """
     lines = [f"# {title}", "", *(line for paragraph in introduction for line in (paragraph, ""))]
     for name, runs in contents.sets(found).items():
-        tie = [f"<!-- results/{ledger}.jsonl: data={name} -->"] if ledger else []
-        lines += [f"## {name}: side by side", "", *tie, *table(contents.side_by_side(runs)), ""]
+        lines += [f"## {name}: side by side", "", *_tie(ledger, name), *table(contents.side_by_side(runs)), ""]
         lines += [f"- {line}" for line in contents.explained(runs)] + [""]
         for plot in drawn[name]:
             lines += [f"![{plot.caption}]({pictures}/{plot.name}.svg)", ""]
-        for file, caption in _pictures(name, runs):
-            lines += [f"{caption}", "", f"![{caption}]({pictures}/{file})", ""]
-    lines += ["## Families", ""]
+        for strips in contents.strips(name, runs):
+            lines += [f"{strips.title}. {strips.note}", "", f"![{strips.title}]({pictures}/{strips.name}.png)", ""]
+    lines += ["## Families", "", contents.STEP, ""]
     for family, runs in contents.families(found).items():
         lines += [f"### {family}", "", *_family(runs, ledger)]
+    lines += ["## Where the figures come from", ""]
+    for name, runs in contents.sets(found).items():
+        lines += [*_tie(ledger, name), *table(contents.protocols(runs)), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -49,8 +51,8 @@ def write_pictures(folder: Path, found: list[Told], drawn: dict[str, list[Plot]]
     for name, runs in contents.sets(found).items():
         for plot in drawn[name]:
             (folder / f"{plot.name}.svg").write_text(plots.on_white(plot.svg))
-        for file, rows in _strips(name, runs).items():
-            save_png(_stacked(rows), folder / file)
+        for strips in contents.strips(name, runs):
+            save_png(_stacked(strips.above + strips.rows), folder / f"{strips.name}.png")
 
 
 def table(shown: Sheet) -> list[str]:
@@ -59,44 +61,22 @@ def table(shown: Sheet) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (shown.heads, ["---"] * len(shown.heads), *rows)]
 
 
+def _tie(ledger: str, data: str) -> list[str]:
+    """The line above a table that names the rows of results/ which its numbers are of."""
+    return [f"<!-- results/{ledger}.jsonl: data={data} -->"] if ledger else []
+
+
 def _family(runs: list[Told], ledger: str) -> list[str]:
     facts = runs[0].facts
-    losses = list(dict.fromkeys(one.facts.losses for one in runs if one.facts.losses))
-    lines = [facts.idea, "", "```", facts.formula, "```", ""]
-    lines += [f"l_G, l_D: {', '.join(losses)}.", ""] if losses else []
+    lines = [runs[0].idea, "", "```", runs[0].formula, "```", ""]
+    lines += [f"{losses}.", ""] if (losses := contents.losses(runs)) else []
     for name, some in contents.sets(runs).items():
-        tie = [f"<!-- results/{ledger}.jsonl: data={name} -->"] if ledger else []
-        lines += [*tie, *table(contents.what_it_has(some)), ""]
+        lines += [*_tie(ledger, name), *table(contents.what_it_has(some)), ""]
     for structure, what in ((facts.training, "A step of training"), (facts.sampling, "Making an image")):
         if structure is not None:
             lines.append(f"- {what}: `{diagram.sentence(structure)}`")
             lines += [f"  - `{part.name}`: {diagram.size(part)}" for part in structure.parts]
     return [*lines, ""]
-
-
-def _pictures(name: str, runs: list[Told]) -> list[tuple[str, str]]:
-    """Files of pictures of the runs on a set, each with what it shows."""
-    conditions = "The same conditions: column k has that of test image k"
-    found = []
-    for file in _strips(name, runs):
-        task = file.removesuffix(".png").removeprefix(f"{name}_").partition("samples_")[2]
-        of = "" if task == "image" else f" ({task})"
-        found.append((file, f"{conditions}{of}." if task else "From one latent to the next."))
-    return found
-
-
-def _strips(name: str, runs: list[Told]) -> dict[str, list[tuple[str, Path]]]:
-    """File -> name and picture of each of its rows."""
-    files: dict[str, list[tuple[str, Path]]] = {}
-    for one in runs:
-        if path := one.picture(SAMPLES):
-            rows = files.setdefault(f"{name}_samples_{one.facts.task}.png", [])
-            first = next(((word, p) for word in (REAL, SOURCES) if (p := one.picture(word))), None)
-            if not rows and first:
-                rows.append(("test images" if first[0] == REAL else "sources", first[1]))
-            rows.append((one.name, path))
-    walks = [(one.name, path) for one in runs if (path := one.picture(WALK))]
-    return files | ({f"{name}_walk.png": walks} if walks else {})
 
 
 def _stacked(rows: list[tuple[str, Path]]) -> Tensor:

@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from atelier.reporting import contents, diagram, plots
-from atelier.reporting.contents import Plot, Sheet
-from atelier.reporting.facts import REAL, SAMPLES, SOURCES, WALK, Told
+from atelier.reporting.contents import Plot, Sheet, Strips
+from atelier.reporting.facts import Told
 from atelier.reporting.structure import Structure
 from atelier.reporting.template import PAGE
 
@@ -21,8 +21,9 @@ def html(title: str, introduction: list[str], found: list[Told], drawn: dict[str
     body = [*(f"<p>{_code(line)}</p>" for line in introduction), f"<nav>{' '.join(links)}</nav>"]
     for name, runs in sets.items():
         body += [f'<h2 id="{escape(name)}">{escape(name)}: side by side</h2>', table(contents.side_by_side(runs))]
-        body += [_meanings(runs), _plots(drawn[name]), *_strips(runs)]
-    body += ["<h2>Families</h2>", f"<p>{HOW}</p>"]
+        body += [_meanings(runs), _plots(drawn[name]), '<div class="plots">']
+        body += [*map(_section, contents.strips(name, runs)), "</div>"]
+    body += ["<h2>Families</h2>", f"<p>{HOW} {contents.STEP}</p>"]
     for name, runs in families.items():
         body += [f'<h3 id="{escape(name)}">{escape(name)}</h3>', *_family(runs)]
     body += ["<h2>Where the figures come from</h2>", table(contents.protocols(found), "words")]
@@ -38,7 +39,7 @@ HOW = (
 def table(shown: Sheet, kind: str = "") -> str:
     """A table that scrolls by itself where it is wider than the page."""
     heads = "".join(f"<th>{escape(head)}</th>" for head in shown.heads)
-    rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows)
+    rows = "\n".join("<tr>" + "".join(f"<td>{_code(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows)
     return f'<div class="wide"><table class="{kind}"><tr>{heads}</tr>\n{rows}</table></div>'
 
 
@@ -64,32 +65,11 @@ def _plots(drawn: list[Plot]) -> str:
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
-def _strips(runs: list[Told]) -> list[str]:
-    """Samples of all runs under the same conditions, and ways between latents."""
-    made = [one for one in runs if one.picture(SAMPLES)]
-    told: list[str] = []
-    for task in dict.fromkeys(one.facts.task for one in made):
-        some = [one for one in made if one.facts.task == task]
-        first = next((path for one in some for name in (REAL, SOURCES) if (path := one.picture(name))), None)
-        above = [("test images" if first.name == REAL else "sources", first, "true")] if first else []
-        rows = above + [(one.name, one.picture(SAMPLES), "") for one in some]
-        told.append(_section(f"The same conditions{'' if task == 'image' else f': {task}'}", CONDITIONS, rows))
-    walks = [(one.name, path, "") for one in runs if (path := one.picture(WALK))]
-    told += [_section("From one latent to the next", WALKS, walks)] if walks else []
-    return ['<div class="plots">', *told, "</div>"]
-
-
-def _section(title: str, note: str, rows: list[tuple[str, Path, str]]) -> str:
-    return f"<section><h3>{escape(title)}</h3>{note}{_rows(rows)}</section>"
-
-
-CONDITIONS = '<p class="note">Column k has the condition of test image k, for all that follow one.</p>'
-WALKS = '<p class="note">Autoencoders go from one test image to the next, all others from one draw of their noise.</p>'
-
-
-def _rows(rows: list[tuple[str, Path, str]]) -> str:
+def _section(strips: Strips) -> str:
+    rows = [(*row, "true") for row in strips.above] + [(*row, "") for row in strips.rows]
     cells = [f'<span class="{kind}">{escape(name)}</span><img alt="" src="{_data(path)}">' for name, path, kind in rows]
-    return f'<div class="wide strips">{"".join(cells)}</div>'
+    head = f'<h3>{escape(strips.title)}</h3><p class="note">{escape(strips.note)}</p>'
+    return f'<section>{head}<div class="wide strips">{"".join(cells)}</div></section>'
 
 
 def _data(path: Path) -> str:
@@ -98,9 +78,8 @@ def _data(path: Path) -> str:
 
 def _family(runs: list[Told]) -> list[str]:
     facts = runs[0].facts
-    losses = list(dict.fromkeys(one.facts.losses for one in runs if one.facts.losses))
-    note = [f'<p class="note">l_G, l_D: {escape(", ".join(losses))}</p>'] if losses else []
-    told = [f"<p>{escape(facts.idea)}</p>", f'<div class="formula">{escape(facts.formula)}</div>', *note]
+    note = [f'<p class="note">{escape(losses)}</p>'] if (losses := contents.losses(runs)) else []
+    told = [f"<p>{escape(runs[0].idea)}</p>", f'<div class="formula">{escape(runs[0].formula)}</div>', *note]
     told.append(table(contents.what_it_has(runs), "words"))
     for structure, what in ((facts.training, "a step of training"), (facts.sampling, "making an image")):
         if structure is not None:

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 INK = "#010203"  # stands for the colour of the page's text
 COLOURS = ("#2a78b8", "#d1495b", "#2e8b57", "#d98a1c", "#7a52a8", "#5d6d7e", "#b5548f", "#8a7a1f", "#1f9aa0")
@@ -21,8 +22,10 @@ STYLE = {
     "figure.dpi": 72, "axes.grid": True, "grid.alpha": 0.2, "grid.color": INK,
 }  # fmt: skip
 WIDTH, HEIGHT = 6.2, 4.1  # inches
+LETTER, BESIDE, LINE = 4.5, 5, 10  # pixels: width of a letter, from a point to its name, between two lines of names
 Points = dict[str, tuple[float, float]]
 Curve = list[tuple[float, float]]
+Spot = tuple[float, float]
 
 
 def scatter(points: Mapping[str, Points], x_label: str, y_label: str, log_x: bool, log_y: bool) -> str:
@@ -93,17 +96,39 @@ def _scaled(axes: Axes, log_x: bool, log_y: bool) -> None:
 
 
 def _named(axes: Axes, points: Points) -> None:
-    """A name beside each point, moved up or down where it would lie on another."""
-    taken: list[tuple[float, float, float]] = []
+    """A name beside each point; where it would lie on others or outside, as near as there is room, with a line."""
     places = {name: axes.transData.transform(place) for name, place in points.items()}
+    taken = [(x - 3, x + 3, y) for x, y in places.values()]
     for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
-        width = 5.5 * len(name) + 6
-        for move in sorted(range(-120, 121, 10), key=abs):
-            if all(abs(y + move - v) >= 9 or x + width < left or right < x for left, right, v in taken):
-                break
-        taken.append((x, x + width, y + move))
-        offset = {"xytext": (5, move - 3), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(name, points[name], **offset).set_in_layout(False)
+        width = LETTER * len(name)
+        aside, move = _free(axes.bbox, taken, (x, y), width)
+        taken.append((x + aside, x + aside + width, y + move))
+        near = move == 0 and aside in (BESIDE, -BESIDE - width)
+        line = {} if near else {"arrowprops": {"arrowstyle": "-", "lw": 0.4, "color": INK, "shrinkA": 0, "shrinkB": 2}}
+        offset = {"xytext": (aside, move - 3), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(name, points[name], **offset, **line).set_in_layout(False)
+
+
+def _free(box: Bbox, taken: list[tuple[float, float, float]], point: tuple[float, float], width: float) -> Spot:
+    """How far from a point a name of this width begins, and how far above it, in pixels: the nearest free place.
+
+    Args:
+        box: axes.
+        taken: left end, right end and height of the points, and of the names that are there.
+    """
+    (x, y), sides = point, (BESIDE, -BESIDE - width, 24, -24 - width, 60, -60 - width)
+    spots = [(side, move) for side in sides for move in range(-200, 201, LINE)]
+    inside = [
+        (side, move)
+        for side, move in spots
+        if box.x0 <= x + side and x + side + width <= box.x1 and box.y0 + 5 <= y + move <= box.y1
+    ]
+    free = [
+        (side, move)
+        for side, move in inside
+        if all(abs(y + move - v) >= 9 or x + side + width < left or right < x + side for left, right, v in taken)
+    ]
+    return min(free or inside or spots, key=lambda spot: math.hypot(max(spot[0], -spot[0] - width), spot[1]))
 
 
 def _svg(figure: Figure) -> str:

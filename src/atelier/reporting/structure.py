@@ -172,16 +172,18 @@ class _Watch(TorchDispatchMode):
         self.frozen = {name for name, _, frozen in parts(model) if frozen}
         self.part_of = {inner: name for name, part in self.found.items() for inner in part.modules()}
         self.made_by: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.field_of: dict[str, str] = {}  # text -> field of the batch or the condition
         self.inside: list[nn.Module] = []  # modules that run now
         self.arrows: dict[tuple[str, str], None] = {}  # in the order in which they were seen
         self.called: dict[str, Counter[nn.Module]] = {}  # part -> its outermost modules, and how often each ran
         self.flop: Counter[str] = Counter()
 
     def mark(self, given: Any) -> None:
-        """Name the fields of a batch or a condition as what is made of them."""
+        """Name the fields of a batch or a condition, tensors and texts, as what is made of them."""
         for name, value in given.items():
             for tensor in _tensors(value):
                 self.made_by[tensor] = frozenset({name})
+            self.field_of |= dict.fromkeys(_texts(value), name)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -211,6 +213,8 @@ class _Watch(TorchDispatchMode):
             self.called.setdefault(name, Counter())[module] += 1
             for tensor in _tensors([args, kwargs]):
                 self.reaches(tensor, name)
+            fields = dict.fromkeys(self.field_of[text] for text in _texts([args, kwargs]) if text in self.field_of)
+            self.arrows |= {(field, name): None for field in fields}
         self.inside.append(module)
 
     def _leave(self, module: nn.Module, args: tuple, out: Any) -> None:
@@ -261,12 +265,21 @@ def _plain(arrows: list[tuple[str, str]], names: set[str]) -> list[tuple[str, st
 
 def _tensors(node: Any) -> Iterator[Tensor]:
     """All tensors of lists, dicts and dataclasses."""
-    if isinstance(node, Tensor):
-        yield node
-    elif dataclasses.is_dataclass(node):
-        yield from _tensors([getattr(node, part.name) for part in dataclasses.fields(node)])
+    return (leaf for leaf in _leaves(node) if isinstance(leaf, Tensor))
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """All texts of lists, dicts and dataclasses; the empty one stands for no text."""
+    return (leaf for leaf in _leaves(node) if isinstance(leaf, str) and leaf)
+
+
+def _leaves(node: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(node):
+        yield from _leaves([getattr(node, part.name) for part in dataclasses.fields(node)])
     elif isinstance(node, dict):
-        yield from _tensors(list(node.values()))
+        yield from _leaves(list(node.values()))
     elif isinstance(node, list | tuple):
         for child in node:
-            yield from _tensors(child)
+            yield from _leaves(child)
+    else:
+        yield node
