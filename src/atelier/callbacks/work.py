@@ -109,10 +109,8 @@ class Work(Callback):
             images = min(images, int(60 * self.clock.minutes / seconds))
         if images <= 0:  # that was the last batch
             return
-        work = self.words(images)
-        line = f"about {duration(max(1.0, images * seconds))} on this device without judging" + (
-            f" ({work})" if work else ""
-        )
+        time, work = duration(max(1.0, images * seconds)), self.words(images)
+        line = f"about {time} on this device without judging" + (f" ({work})" if work else "")
         line += f", {self.memory.words()}" if self.memory.words() else ""
         fit = fitting(FITS, seconds)
         if self.clock.minutes is None and self.clock.resumed_at == 0 and fit < self.clock.images:

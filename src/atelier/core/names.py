@@ -99,7 +99,7 @@ class SetNames:
         Args:
             batch: Batch fields of the images.
             needs: names of those that the model needs.
-            signs: what was asked of each attribute (`signs`), which stands beside the label; None: nothing was.
+            signs: 1, -1 or 0 for each attribute (`signs`), told beside a label; None: nothing was asked.
         """
         own, target = (batch[name].tolist() if name in batch else None for name in ("attributes", "target"))
         if "target" in needs and target is not None:

@@ -67,6 +67,7 @@ class Tried:
         memory: bytes that it takes; None where they are not known.
         free: bytes of memory that there are; None where the system does not say.
         disk: bytes that its checkpoints need.
+        busy: whether other programs took their share of the cores.
     """
 
     images: int
@@ -78,6 +79,7 @@ class Tried:
     memory: int | None
     free: int | None
     disk: float
+    busy: bool = False
 
     @property
     def total(self) -> float:
@@ -252,7 +254,8 @@ def attempt(run: Candidate, rates: dict[str, float]) -> Tried:
     device = found.the_device(cfg.trainer.accelerator)
     plain = rates["float32" if found.resolved(cfg.trainer.precision, device.type == "cuda") == "32-true" else "bf16"]
     free = room.there(device)
-    return Tried(images, whole, ranks, seconds, work.gflop_per_image, plain, work.memory.needed, free, disk)
+    needed, busy = work.memory.needed, machine.busy() is not None
+    return Tried(images, whole, ranks, seconds, work.gflop_per_image, plain, needed, free, disk, busy)
 
 
 def of_trial(tried: Tried) -> Rows:
@@ -271,7 +274,7 @@ def of_trial(tried: Tried) -> Rows:
     disk = gigabytes(tried.disk) if tried.disk >= 1e9 else f"{two_digits(tried.disk / 1e6)} MB"
     rows.append(("disk", f"{disk} for checkpoints"))
     work = "" if tried.gflop is None else f" ({two_digits(tried.gflop * tried.images / 1e3)} TFLOP)"
-    alone = "; alone it is faster" if machine.busy() else ""
+    alone = "; alone it is faster" if tried.busy else ""
     rows.append(("time", f"{tried.images:,} images: about {duration(tried.total)} without judging{work}{alone}"))
     return rows
 
