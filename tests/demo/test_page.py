@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -336,21 +337,64 @@ def test_a_port_that_is_taken_is_one_line(server: dict[str, Any], monkeypatch: p
 
     monkeypatch.chdir(server["folder"])
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    for name in ("NO_PROXY", "no_proxy", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
     port = int(server["url"].rpartition(":")[2])
     with pytest.raises(UserError, match=f"port={port}: it is taken, or not yours to open. Fix: port={port + 1}"):
         page.serve(drawing.Runs("outputs/vae"), port)
 
 
+@pytest.mark.parametrize(("port", "other"), [(7860, 7861), (65535, 65534), (80, 1024)])
+def test_another_port_is_one(monkeypatch: pytest.MonkeyPatch, port: int, other: int) -> None:
+    """One that exists, and that is a user's."""
+    import gradio as gr
+
+    from atelier.demo import page
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    for name in ("NO_PROXY", "no_proxy", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(gr.Blocks, "launch", refused)
+    with pytest.raises(UserError, match=f"Fix: port={other}$"):
+        page.serve(SimpleNamespace(names=["outputs/any"], first="outputs/any"), port)
+
+
 def test_what_was_shown_an_hour_ago_is_gone(tmp_path: Path) -> None:
+    """A request that takes longer keeps its files."""
     from atelier.demo.page import KEPT, sweep
 
-    for name, age in (("old", 3700), ("new", 3500)):
-        (tmp_path / name).mkdir()
+    for name, age in (("shown/old", 3700), ("shown/new", 3500), ("request-1", 3700)):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "picture.png").touch()
         os.utime(tmp_path / name / "picture.png", (time.time() - age,) * 2)
     sweep(tmp_path, KEPT)
-    assert [path.parent.name for path in tmp_path.rglob("*.png")] == ["new"]
+    assert {path.parent.name for path in tmp_path.rglob("*.png")} == {"new", "request-1"}
+
+
+def test_memory_that_runs_out_is_one_line() -> None:
+    """Where a run or a verb is chosen; a bug is none."""
+    import gradio as gr
+
+    from atelier.demo import page
+
+    class Short(dict):
+        names, first = ["outputs/large"], "outputs/large"
+        error: Exception = MemoryError()
+
+        def __missing__(self, name: str) -> None:
+            raise self.error
+
+    made = page.Page(Short())
+    for said in (made._open("outputs/large", None), made._choose("outputs/large", "sample", None)):
+        assert said[0].startswith("error: data.batch_size=: memory ran out.") and set(map(str, said[1:])) == {
+            str(gr.update())
+        }
+    Short.error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        made._choose("outputs/large", "sample", None)
 
 
 def test_its_files_end_with_it(server: dict[str, Any]) -> None:

@@ -66,6 +66,7 @@ CSS = """
 ONE = {"concurrency_id": "one", "concurrency_limit": 1, "api_visibility": "private"}  # request at a time, whoever asks
 COLUMNS = 4  # pictures beside one another, of both runs together
 SWEEP, KEPT = 600, 3600  # seconds between looks at files that were shown, and as long as they stay
+SHOWN = "shown"  # folder of them, within the page's own, where those of a request at work lie beside it
 CANVAS = 480  # pixels of the longer side of what is painted on
 ALONE = ""  # no second run
 HERE = ("127.0.0.1", "localhost")  # hosts that this machine is asked by
@@ -285,7 +286,7 @@ def serve(runs: Runs, port: int) -> None:
     for name in ("NO_PROXY", "no_proxy"):  # Gradio asks the page whether it is there, which no proxy can tell
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), HERE[0])))
     with tempfile.TemporaryDirectory(prefix="atelier-page-") as folder:
-        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, str(Path(folder) / "shown")
+        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, str(Path(folder) / SHOWN)
         page = Page(runs)
         try:
             page.blocks.launch(
@@ -309,11 +310,11 @@ def serve(runs: Runs, port: int) -> None:
         print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
         never = threading.Event()
         while not never.wait(SWEEP):
-            sweep(Path(folder) / "shown", KEPT)  # beside it are the files of a request at work
+            sweep(Path(folder), KEPT)
 
 
 def sweep(folder: Path, seconds: float) -> None:
-    """Remove the files in a folder that are older than that."""
-    for path in folder.rglob("*"):
+    """Remove the files that were shown longer ago than that, of all in the page's folder."""
+    for path in (folder / SHOWN).rglob("*"):
         if path.is_file() and time.time() - path.stat().st_mtime > seconds:
             path.unlink(missing_ok=True)
