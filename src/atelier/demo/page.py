@@ -91,7 +91,7 @@ def fitted(control: Control | None, do: str, anew: bool) -> dict[str, Any]:
         return gr.update(visible=control is not None and do in control.verbs)
     told: dict[str, Any] = {"visible": do in control.verbs, "value": control.value}
     told |= {"choices": list(control.choices)} if control.choices else {}
-    told |= {"minimum": control.low, "maximum": control.high, "step": control.step} if control.kind == "slider" else {}
+    told |= {"minimum": control.low, "maximum": control.high, "step": control.step} if control.high else {}
     return gr.update(**told)
 
 
