@@ -208,6 +208,7 @@ def test_no_other_file_is_given_out_or_taken(page: Played, server: dict[str, Any
         request.post(f"{server['url']}/gradio_api/queue/join", data=asked)
         told = request.get(f"{server['url']}/gradio_api/queue/data?session_hash=hostile").text()
         assert '"success":false' in told and "root:" not in told and "_target_" not in told
+        assert "error: source=FILE: it was not uploaded here. Fix: upload it" in told
     assert not any(one["api_visibility"] == "public" for one in config["dependencies"])
 
 
@@ -389,9 +390,8 @@ def test_memory_that_runs_out_is_one_line() -> None:
 
     made = page.Page(Short())
     for said in (made._open("outputs/large", None), made._choose("outputs/large", "sample", None)):
-        assert said[0].startswith("error: data.batch_size=: memory ran out.") and set(map(str, said[1:])) == {
-            str(gr.update())
-        }
+        assert said[0].startswith("error: data.batch_size=: memory ran out.")
+        assert all(update == gr.update() for update in said[1:])
     Short.error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         made._choose("outputs/large", "sample", None)
@@ -403,5 +403,4 @@ def test_its_files_end_with_it(server: dict[str, Any]) -> None:
     os.kill(server["program"].process.pid, signal.SIGTERM)
     done = server["program"].done(20)
     assert done.returncode == 128 + signal.SIGTERM and not list((server["folder"] / "tmp").glob("atelier-page-*"))
-    refused = done.stderr.count("\ngradio.exceptions.InvalidPathError: ")  # the paths of somebody hostile
-    assert done.stderr.count("Traceback") == refused == 2
+    assert "Traceback" not in done.stderr

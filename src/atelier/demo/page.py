@@ -15,6 +15,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: i
 os.environ["GRADIO_RUN_HISTORY"] = "False"  # nor does it keep in the browser what was asked
 import gradio as gr
 import numpy as np
+from gradio.exceptions import InvalidPathError
 from PIL import Image
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -95,6 +96,17 @@ def fitted(control: Control | None, do: str, anew: bool) -> dict[str, Any]:
     return gr.update(**told)
 
 
+class Blocks(gr.Blocks):
+    """Gradio's, but that it is one line where a request names a file which was not uploaded here."""
+
+    async def preprocess_data(self, *given: Any) -> list[Any]:
+        try:
+            return await super().preprocess_data(*given)
+        except InvalidPathError as error:
+            line = UserError("source", "FILE", "it was not uploaded here", "upload it").line()
+            raise gr.Error(line, print_exception=False) from error
+
+
 class Page:
     """The page, its components and what happens on it.
 
@@ -107,7 +119,7 @@ class Page:
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.stopped: set[str] = set()  # sessions that have pressed Stop
-        with gr.Blocks(analytics_enabled=False, title="atelier") as self.blocks:
+        with Blocks(analytics_enabled=False, title="atelier") as self.blocks:
             self.upload = gr.State(None, time_to_live=KEPT)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=1, min_width=300):
