@@ -34,8 +34,8 @@ class Control:
         verbs: values of `do` that take it.
         value: value at first, that of the run itself; None or "": nothing is asked for.
         low: least value of a slider.
-        high: its greatest value; 0: it is no slider.
-        step: distance of two of its values.
+        high: greatest value of a slider; 0: it is none.
+        step: distance of two values of a slider.
         choices: pairs of what is shown and the value that it stands for.
     """
 

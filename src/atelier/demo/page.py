@@ -96,7 +96,7 @@ def fitted(control: Control | None, do: str, anew: bool) -> dict[str, Any]:
     return gr.update(**told)
 
 
-class Blocks(gr.Blocks):
+class Layout(gr.Blocks):
     """Gradio's, but that it is one line where a request names a file which was not uploaded here."""
 
     async def preprocess_data(self, *given: Any) -> list[Any]:
@@ -119,7 +119,7 @@ class Page:
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.stopped: set[str] = set()  # sessions that have pressed Stop
-        with Blocks(analytics_enabled=False, title="atelier") as self.blocks:
+        with Layout(analytics_enabled=False, title="atelier") as self.blocks:
             self.upload = gr.State(None, time_to_live=KEPT)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=1, min_width=300):
@@ -265,7 +265,7 @@ class FromHere:
     """Lets nobody ask but this machine's own pages: another site's may have its name or its scripts lead here.
 
     Args:
-        app: what answers where `Host`, and `Origin` where there is one, are of this machine.
+        app: application that answers where `Host`, and `Origin` where there is one, are of this machine.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -131,7 +131,7 @@ def texts_of(
         request: options that were asked for, `run` and `seed` among them.
         number: number of the picture.
         file: file that it was made of, if any.
-        asked: what it was to show, where that has a name.
+        asked: name of what it was to show, if any.
     """
     own = request | {"first": number, "n": 1} | ({} if file is None else {"source": str(file)})
     texts = {REQUESTED: json.dumps(own), "run": str(own["run"]), "seed": str(own["seed"])}
