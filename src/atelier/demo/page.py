@@ -96,7 +96,7 @@ def fitted(control: Control | None, do: str, anew: bool) -> dict[str, Any]:
     return gr.update(**told)
 
 
-class Layout(gr.Blocks):
+class Components(gr.Blocks):
     """Gradio's, but that it is one line where a request names a file which was not uploaded here."""
 
     async def preprocess_data(self, *given: Any) -> list[Any]:
@@ -119,7 +119,7 @@ class Page:
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.stopped: set[str] = set()  # sessions that have pressed Stop
-        with Layout(analytics_enabled=False, title="atelier") as self.blocks:
+        with Components(analytics_enabled=False, title="atelier") as self.blocks:
             self.upload = gr.State(None, time_to_live=KEPT)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=1, min_width=300):
