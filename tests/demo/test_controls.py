@@ -120,7 +120,7 @@ def test_a_sampler_of_no_page_is_the_runs_own(finished: dict[str, Path]) -> None
     run = load(finished["ddpm"])
     del run.loaded.cfg.model.sampler
     sampler = of_verb(run, "sample")["sampler"]
-    assert sampler.value == "" and sampler.choices[0] == ("the run's own", "")
+    assert sampler.value == "" and sampler.choices[0] == ("the run's own, and its steps", "")
 
 
 def test_what_reads_texts_and_instructions_gets_boxes_for_them(finished: dict[str, Path]) -> None:

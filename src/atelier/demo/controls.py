@@ -89,7 +89,7 @@ def _options(run: ReadyRun) -> list[Control]:
             found.append(Control(key, _taking(run, key), own[key], 0, max(high, own[key]), 0.1))
     taking = _taking(run, "sampler")
     page, section = own_sampler(run)
-    own_choice = () if page else (("the run's own", ""),)
+    own_choice = () if page else (("the run's own, and its steps", ""),)
     choices = (*own_choice, *((name, name) for name in members("sampler")))
     steps = section.get("steps", 20)
     found.append(Control("sampler", taking, page or "", choices=choices))

@@ -39,7 +39,7 @@ KEYS: dict[str, tuple[type, str]] = {  # every key that some run has, in the ord
     "temperature": (gr.Slider, "1 = the model's own distribution"),
     "truncation": (gr.Slider, "1 = off, 0 = the mean style"),
     "sampler": (gr.Dropdown, "rule of the steps from noise"),
-    "sampler.steps": (gr.Slider, "more are slower and finer; of a sampler chosen above"),
+    "sampler.steps": (gr.Slider, "more are slower and finer"),
     "source": (gr.UploadButton, ""),
     "strength": (gr.Slider, "time that the image is noised to; 1 = from noise"),
     "mask": (gr.Dropdown, "what is to be filled; drawn: as painted below"),
