@@ -110,9 +110,17 @@ def test_the_runs_own_sampler_keeps_what_the_run_has_set(finished: dict[str, Pat
     assert section.grid == "uniform"
     own = request(run, "sample", {"sampler": page, STEPS: 3})
     assert (own["sampler"], own["sampler.grid"], own[STEPS]) == (page, "uniform", 3)
+    assert "" not in [value for _, value in of_verb(run, "sample")["sampler"].choices]  # it is chosen by its page
     other = request(run, "sample", {"sampler": "heun", STEPS: 3})
     assert other["sampler"] == "heun" and "sampler.grid" not in other
     assert not {"sampler", STEPS} & set(request(run, "sample", {"sampler": "", STEPS: 3}))
+
+
+def test_a_sampler_of_no_page_is_the_runs_own(finished: dict[str, Path]) -> None:
+    run = load(finished["ddpm"])
+    del run.loaded.cfg.model.sampler
+    sampler = of_verb(run, "sample")["sampler"]
+    assert sampler.value == "" and sampler.choices[0] == ("the run's own, and its steps", "")
 
 
 def test_what_reads_texts_and_instructions_gets_boxes_for_them(finished: dict[str, Path]) -> None:
@@ -120,7 +128,7 @@ def test_what_reads_texts_and_instructions_gets_boxes_for_them(finished: dict[st
     run.model.needs = frozenset({"text", "instruction"})
     object.__setattr__(run.model.diffusion_sampler, "guider", Dual(guidance=7.5, image_guidance=1.25))
     found = of_verb(run, "sample")
-    assert [found[key].kind for key in ("prompt", "negative", "instruction")] == ["text"] * 3
+    assert {"prompt", "negative", "instruction"} <= set(found)
     assert (found["guidance"].value, found["image_guidance"].value) == (7.5, 1.25)
     values = {"prompt": "a star", "negative": "", "guidance": 7.5, "image_guidance": 2.0}
     given = request(run, "sample", values)

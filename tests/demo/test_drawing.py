@@ -71,7 +71,9 @@ def test_pictures_are_those_of_sample_py_and_say_so(runs: Runs, tmp_path: Path) 
     typed = drawn(tmp_path / "outputs" / "ddpm", tmp_path / "typed", *words)
     assert all(torch.equal(pixels.short(), one) for (_, _, _, pixels), one in zip(made, typed, strict=True))
     path, caption, texts, _ = made[1]
-    assert caption == "cyan circle" and texts["seed"] == "2" and not path.exists()  # nothing is left on the disk
+    assert (
+        caption == texts["asked"] == "cyan circle" and texts["seed"] == "2" and not path.exists()
+    )  # nothing is left on the disk
 
 
 def test_a_picture_of_the_page_is_made_again_by_sample_py(runs: Runs, tmp_path: Path) -> None:
@@ -86,6 +88,15 @@ def test_two_runs_are_asked_for_the_same(runs: Runs) -> None:
     *_, (line, (one, other), _) = asked(runs, values={"n": 2}, names=("outputs/ddpm", "outputs/vae"))
     assert line.startswith("4 pictures in ") and len(one) == len(other) == 2
     assert [texts["run"] for _, _, texts, _ in (one[0], other[0])] == ["outputs/ddpm", "outputs/vae"]
+
+
+def test_what_the_first_run_hides_is_asked_of_none(runs: Runs) -> None:
+    """A hidden slider stands at 0, which nobody has asked for."""
+    hidden = {"guidance": 0, "sampler": "euler", "sampler.steps": 1, "label": "cyan circle"}
+    source, names = Image.new("RGB", (12, 8), "red"), ("outputs/vae", "outputs/ddpm")
+    *_, (_, (_, beside), _) = asked(runs, values={"n": 2} | hidden, names=names, source=source)
+    *_, (_, (alone, _), _) = asked(runs, values={"n": 2})
+    assert all(torch.equal(one[3], other[3]) for one, other in zip(beside, alone, strict=True))
 
 
 def test_the_way_is_shown_while_it_happens(runs: Runs) -> None:

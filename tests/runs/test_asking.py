@@ -16,6 +16,7 @@ from PIL import Image
 import sample as entry
 from atelier import load
 from atelier.core.errors import UserError
+from atelier.requests.folder import Made
 from atelier.runs import asking, build, folders
 from atelier.runs.asking import ReadyRun
 from atelier.runs.pages import CONF
@@ -117,9 +118,16 @@ def test_what_a_run_is_loaded_with_is_asked_for_there(finished: dict[str, Path],
         load(finished["ddpm"], adapter_weights=[1.0])
 
 
-def test_pictures_of_several_sizes_are_not_one_tensor(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_pictures_of_several_sizes_are_not_one_tensor(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load(finished["srgan"])
     with pytest.raises(UserError, match="several sizes"):
-        load(finished["srgan"]).sample(options={"source": two_files(tmp_path)})
+        run.sample(options={"source": two_files(tmp_path)})
+    monkeypatch.setattr(run, "ask", lambda *_: [Made(torch.zeros(1, 3, side, side)) for side in (8, 12)])
+    for options in (None, {"do": "sample"}):
+        with pytest.raises(UserError, match="source=None: its pictures are of several sizes"):
+            run.sample(options=options)
 
 
 def test_text_is_never_interpolated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from atelier.diffusion.guidance import Dual
 from atelier.models.diffusion_model import DiffusionModel
@@ -17,7 +17,6 @@ from atelier.runs import published
 from atelier.runs.asking import ReadyRun
 from atelier.runs.pages import keys_of_page, members, page_of
 
-Kind = Literal["number", "slider", "choice", "choices", "text", "image"]
 DRAWN = "drawn"  # the mask that is painted on the page
 ROW, COLUMN = "row", "column"  # of a way through latents: no keys of sample.py, but the number of a picture there
 WAYS = ("interpolate", "traverse", "truncate", "mix")  # verbs whose picture 8 r + c is place c of row r
@@ -32,17 +31,15 @@ class Control:
 
     Args:
         key: key of sample.py; `ROW` and `COLUMN` are those of a picture's place.
-        kind: number (whole), slider, choice, several choices, text, or image (a file).
         verbs: values of `do` that take it.
         value: value at first, that of the run itself; None or "": nothing is asked for.
-        low: least value of a number or slider.
-        high: greatest value.
-        step: distance of two values.
+        low: least value of a slider.
+        high: greatest value of a slider; 0: it is none.
+        step: distance of two values of a slider.
         choices: pairs of what is shown and the value that it stands for.
     """
 
     key: str
-    kind: Kind
     verbs: frozenset[str]
     value: Any = None
     low: float = 0
@@ -55,10 +52,10 @@ def controls(run: ReadyRun) -> list[Control]:
     """The controls of a run, in the order of the page."""
     able = frozenset(verbs(run.model))
     found = [*_conditions(run), *_options(run), *_images(run)]
-    found.append(Control(ROW, "slider", able & {*WAYS}, 0, 0, MOST - 1))
-    found.append(Control(COLUMN, "slider", able & {*WAYS}, COLUMNS // 2, 0, COLUMNS - 1))
-    found.append(Control("n", "slider", able - {*WAYS}, PICTURES, 1, MOST))
-    found.append(Control("seed", "number", able, 0, 0, 2**32 - 1))
+    found.append(Control(ROW, able & {*WAYS}, 0, 0, MOST - 1))
+    found.append(Control(COLUMN, able & {*WAYS}, COLUMNS // 2, 0, COLUMNS - 1))
+    found.append(Control("n", able - {*WAYS}, PICTURES, 1, MOST))
+    found.append(Control("seed", able, 0))
     return [control for control in found if control.verbs]
 
 
@@ -69,15 +66,15 @@ def _conditions(run: ReadyRun) -> list[Control]:
     found = []
     if "label" in needs:
         labels = tuple((str(data.names.called(k)), data.names.called(k)) for k in range(data.n_classes))
-        found.append(Control("label", "choice", free, "", choices=(("as in the test images", ""), *labels)))
+        found.append(Control("label", free, "", choices=(("as in the test images", ""), *labels)))
     if needs & {"attributes", "target"}:
         signed = tuple((sign + name, sign + name) for name in data.names.attributes for sign in "+-")
-        found.append(Control("attributes", "choices", free, choices=signed))
+        found.append(Control("attributes", free, choices=signed))
     for key, field in TEXTS.items():
         if key != "prompts" and needs & ({"text", "instruction"} if field == "negative" else {field}):
-            found.append(Control(key, "text", free))
+            found.append(Control(key, free))
     if len(model.cases) > 1:
-        found.append(Control("direction", "choice", free, model.cases[0], choices=tuple((c, c) for c in model.cases)))
+        found.append(Control("direction", free, model.cases[0], choices=tuple((c, c) for c in model.cases)))
     return found
 
 
@@ -89,13 +86,14 @@ def _options(run: ReadyRun) -> list[Control]:
         own["image_guidance"] = model.diffusion_sampler.guider.image_guidance
     for key, high in LENGTHS.items():
         if key in own and (model.needs or key != "guidance"):
-            found.append(Control(key, "slider", _taking(run, key), own[key], 0, max(high, own[key]), 0.1))
+            found.append(Control(key, _taking(run, key), own[key], 0, max(high, own[key]), 0.1))
     taking = _taking(run, "sampler")
     page, section = own_sampler(run)
-    choices = (("the run's own", ""), *((name, name) for name in members("sampler")))
+    own_choice = () if page else (("the run's own, and its steps", ""),)
+    choices = (*own_choice, *((name, name) for name in members("sampler")))
     steps = section.get("steps", 20)
-    found.append(Control("sampler", "choice", taking, page or "", choices=choices))
-    found.append(Control(STEPS, "slider", taking, steps, 1, max(200, steps)))
+    found.append(Control("sampler", taking, page or "", choices=choices))
+    found.append(Control(STEPS, taking, steps, 1, max(200, steps)))
     return found
 
 
@@ -123,10 +121,10 @@ def _images(run: ReadyRun) -> list[Control]:
     words = (*masks.WORDS, *([masks.OBJECT] if "mask" in run.loaded.data.provides else []), DRAWN)
     inpaint = able & {"inpaint"}
     return [
-        Control("source", "image", (able & {*OF_IMAGES}) | (able & {"sample"} if model.source_fields else frozenset())),
-        Control("strength", "slider", able & {"edit"}, STRENGTH, 0.02, 1, 0.02),
-        Control("mask", "choice", inpaint, masks.WORDS[0], choices=tuple((word, word) for word in words)),
-        Control("resamplings", "slider", inpaint, 1, 1, 20),
+        Control("source", (able & {*OF_IMAGES}) | (able & {"sample"} if model.source_fields else frozenset())),
+        Control("strength", able & {"edit"}, STRENGTH, 0.02, 1, 0.02),
+        Control("mask", inpaint, masks.WORDS[0], choices=tuple((word, word) for word in words)),
+        Control("resamplings", inpaint, 1, 1, 20),
     ]
 
 
@@ -145,7 +143,7 @@ def request(run: ReadyRun, do: str, values: Mapping[str, Any]) -> dict[str, Any]
     for control in controls(run):
         value = values.get(control.key)
         own = control.key in LENGTHS and value == control.value
-        if do in control.verbs and control.kind != "image" and value not in (None, "", []) and not own:
+        if do in control.verbs and control.key != "source" and value not in (None, "", []) and not own:
             given[control.key] = value
     if do in WAYS:
         given |= {"n": 1, "first": COLUMNS * given.pop(ROW, 0) + given.pop(COLUMN, 0)}

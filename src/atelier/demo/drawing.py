@@ -53,7 +53,7 @@ class Shown:
 
 
 class Runs:
-    """The run folders that the page may open, and the newest `KEPT` of those that it has."""
+    """The run folders that the page may open; the `KEPT` used last stay in memory."""
 
     def __init__(self, first: str) -> None:
         self.first = str(folders.shorter(folders.find(first)))
@@ -103,12 +103,20 @@ def painted(layer: np.ndarray | None, sides: tuple[int, int]) -> Image.Image:
     return Image.fromarray(255 * (layer[..., 3] > 0).astype(np.uint8)).resize(sides, Image.Resampling.NEAREST)
 
 
+def line_of(error: Exception) -> str:
+    """The line of a mistake; what is none is raised again."""
+    known = user_error(error)
+    if known is None:
+        raise error
+    return known.line()
+
+
 @dataclass
 class Asking:
     """One press of the button.
 
     Args:
-        names: one run, or two that are asked for the same.
+        names: one run, or two that are asked for what the controls of the first say.
         runs: all runs.
         do: verb.
         values: value by the key of a control.
@@ -138,10 +146,7 @@ class Asking:
             except Stopped:
                 shown.line = f"stopped after {time.monotonic() - begun:.1f} s"
             except Exception as error:
-                known = user_error(error)
-                if known is None:
-                    raise
-                shown.line = known.line()
+                shown.line = line_of(error)
             yield shown
 
     def _of_run(self, run: ReadyRun, shown: Shown, k: int, place: Path) -> Iterator[Shown]:
@@ -168,10 +173,13 @@ class Asking:
                 yield shown
 
     def _asked(self, run: ReadyRun, place: Path) -> ReadyRequest:
-        given = controls.request(run, self.do, self.values)
-        takes = {control.key for control in controls.controls(run) if self.do in control.verbs}
+        seen, takes = (
+            {control.key for control in controls.controls(one) if self.do in control.verbs}
+            for one in (self.runs[self.names[0]], run)
+        )  # a control that is hidden has a value too, which nobody has set
+        given = controls.request(run, self.do, {key: value for key, value in self.values.items() if key in seen})
         sides = (run.loaded.data.image_size,) * 2
-        if self.source is not None and "source" in takes:
+        if self.source is not None and "source" in seen & takes:
             given["source"], sides = place / "upload.png", self.source.size
             self.source.save(given["source"])
         if given.get("mask") == controls.DRAWN:
@@ -204,16 +212,20 @@ def watched(net: nn.Module, called: Callable[..., None]) -> Iterator[None]:
 
 
 def saved(made: Made, asked: ReadyRequest, first: int, place: Path) -> list[tuple[str, str]]:
-    """File and caption of each picture, which has its request within; before it the source, where it has one."""
+    """File and caption of each picture, which has its request within; before it the source, where it has one.
+
+    An upload and a painted mask are named there, not kept: `sample.py like=PICTURE` needs source=FILE and mask=FILE.
+    """
     found = []
     for k, image in enumerate(made.images):
         path = place / f"{first + k:06d}.png"
         file = None if made.files is None else Path(made.files[k].name)
         words = asked.words | ({} if asked.words["mask"] is None else {"mask": Path(asked.words["mask"]).name})
-        save_png(image, path, texts_of(words, first + k, file))
+        shows = None if made.asked is None else made.asked[k]
+        save_png(image, path, texts_of(words, first + k, file, shows))
         if made.sources is not None:
             beside_it = place / f"{first + k:06d}_source.png"
             save_png(made.sources[k], beside_it)
             found.append((str(beside_it), "source"))
-        found.append((str(path), made.asked[k] if made.asked is not None else f"{first + k}"))
+        found.append((str(path), f"{first + k}" if shows is None else shows))
     return found

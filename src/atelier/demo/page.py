@@ -9,15 +9,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it tells nobody
+os.environ["GRADIO_RUN_HISTORY"] = "False"  # nor does it keep in the browser what was asked
 import gradio as gr
 import numpy as np
+from gradio.exceptions import InvalidPathError
 from PIL import Image
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from atelier.core.errors import UserError
 from atelier.demo.controls import Control, controls
-from atelier.demo.drawing import LARGEST, Asking, Runs, uploaded
+from atelier.demo.drawing import LARGEST, Asking, Runs, line_of, uploaded
 from atelier.requests.checks import verb, verbs
 
 KEYS: dict[str, tuple[type, str]] = {  # every key that some run has, in the order of the page: with what, what it means
@@ -27,7 +34,7 @@ KEYS: dict[str, tuple[type, str]] = {  # every key that some run has, in the ord
     "negative": (gr.Textbox, "text that guidance leads away from"),
     "instruction": (gr.Textbox, "what is to be changed"),
     "direction": (gr.Dropdown, "from which domain to which"),
-    "guidance": (gr.Slider, "1 = off"),
+    "guidance": (gr.Slider, "1 = off, of guider=classifier 0"),
     "image_guidance": (gr.Slider, "towards the source image"),
     "temperature": (gr.Slider, "1 = the model's own distribution"),
     "truncation": (gr.Slider, "1 = off, 0 = the mean style"),
@@ -60,8 +67,10 @@ CSS = """
 ONE = {"concurrency_id": "one", "concurrency_limit": 1, "api_visibility": "private"}  # request at a time, whoever asks
 COLUMNS = 4  # pictures beside one another, of both runs together
 SWEEP, KEPT = 600, 3600  # seconds between looks at files that were shown, and as long as they stay
+SHOWN = "shown"  # folder of them, within the page's own, where those of a request at work lie beside it
 CANVAS = 480  # pixels of the longer side of what is painted on
 ALONE = ""  # no second run
+HERE = ("127.0.0.1", "localhost")  # hosts that this machine is asked by
 
 
 def component(key: str) -> gr.components.Component:
@@ -83,12 +92,25 @@ def fitted(control: Control | None, do: str, anew: bool) -> dict[str, Any]:
         return gr.update(visible=control is not None and do in control.verbs)
     told: dict[str, Any] = {"visible": do in control.verbs, "value": control.value}
     told |= {"choices": list(control.choices)} if control.choices else {}
-    told |= {"minimum": control.low, "maximum": control.high, "step": control.step} if control.kind == "slider" else {}
+    told |= {"minimum": control.low, "maximum": control.high, "step": control.step} if control.high else {}
     return gr.update(**told)
 
 
+class Components(gr.Blocks):
+    """Gradio's, but that it is one line where a request names a file which was not uploaded here."""
+
+    async def preprocess_data(self, *given: Any) -> list[Any]:
+        try:
+            return await super().preprocess_data(*given)
+        except InvalidPathError as error:
+            line = UserError("source", "FILE", "it was not uploaded here", "upload it").line()
+            raise gr.Error(line, print_exception=False) from error
+
+
 class Page:
-    """The page, its components and what happens on it; uploads and paintings stay in memory.
+    """The page, its components and what happens on it.
+
+    An upload's own file is removed at once; copies of it and of paintings lie in the page's temporary folder.
 
     Args:
         runs: runs that can be chosen.
@@ -97,7 +119,7 @@ class Page:
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.stopped: set[str] = set()  # sessions that have pressed Stop
-        with gr.Blocks(analytics_enabled=False, title="atelier") as self.blocks:
+        with Components(analytics_enabled=False, title="atelier") as self.blocks:
             self.upload = gr.State(None, time_to_live=KEPT)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=1, min_width=300):
@@ -147,7 +169,8 @@ class Page:
         shown = [self.editor, self.clear, *self.keys.values()]
         for event in (self.blocks.load, self.run.change):
             event(self._open, [self.run, self.upload], [self.line, self.do, *shown], trigger_mode="always_last", **ONE)
-        self.do.input(self._choose, [self.run, self.do, self.upload], shown, trigger_mode="always_last", **ONE)
+        chosen, told = [self.run, self.do, self.upload], [self.line, *shown]
+        self.do.input(self._choose, chosen, told, trigger_mode="always_last", **ONE)
         source, kept = self.keys["source"], [self.upload, self.clear, self.editor, self.line]
         source.upload(self._keep, [source], kept, **ONE)
         self.clear.click(
@@ -155,23 +178,32 @@ class Page:
         )
         asked = {self.run, self.other, self.do, self.upload, self.editor, *self.keys.values()} - {source}
         made = [self.line, self.pictures, self.others, self.way]
-        self.draw.click(self._draw, asked, made, show_progress_on=[self.line], **ONE)
+        at_once = {"queue": False, "api_visibility": "private"}
+        self.draw.click(self._press, **at_once).then(self._draw, asked, made, show_progress_on=[self.line], **ONE)
+        last = {"trigger_mode": "always_last", "show_progress": "hidden"}
         for key in ("row", "column"):  # a way is walked along while a slider is moved
-            self.keys[key].input(self._draw, asked, made, trigger_mode="always_last", show_progress="hidden", **ONE)
-        self.stop.click(self._stop, queue=False, api_visibility="private")
+            self.keys[key].input(self._press, **at_once).then(self._draw, asked, made, **last, **ONE)
+        self.stop.click(self._stop, **at_once)
         self.blocks.unload(self._stop)
 
     def _open(self, name: str, upload: Image.Image | None) -> list[Any]:
         """Load a run and show what it can be asked for."""
         try:
             run = self.runs[name]
-        except UserError as error:
-            return [error.line(), *[gr.update()] * (3 + len(KEYS))]
-        do, line = verb(None, run.model), f"{type(run.model).__name__}, {run.loaded.images_seen:,} images seen"
-        return [line, gr.update(choices=list(verbs(run.model)), value=do), *self._choose(name, do, upload, True)]
+            do, line = verb(None, run.model), f"{type(run.model).__name__}, {run.loaded.images_seen:,} images seen"
+            choices = gr.update(choices=list(verbs(run.model)), value=do)
+            return [line, choices, *self._fitted(name, do, upload, anew=True)]
+        except Exception as error:
+            return [line_of(error), *[gr.update()] * (3 + len(KEYS))]
 
-    def _choose(self, name: str, do: str, upload: Image.Image | None, anew: bool = False) -> list[Any]:
-        """Show what a verb can be asked for; what was set stays, but for a run that was just chosen."""
+    def _choose(self, name: str, do: str, upload: Image.Image | None) -> list[Any]:
+        """Show what a verb can be asked for; what was set stays."""
+        try:
+            return [gr.update(), *self._fitted(name, do, upload, anew=False)]
+        except Exception as error:
+            return [line_of(error), *[gr.update()] * (2 + len(KEYS))]
+
+    def _fitted(self, name: str, do: str, upload: Image.Image | None, anew: bool) -> list[Any]:
         found = {control.key: control for control in controls(self.runs[name])}
         again = upload is not None and "source" in found and do in found["source"].verbs
         editor = gr.update(visible=True, value=canvas(upload)) if do == "inpaint" else gr.update(visible=False)
@@ -181,8 +213,8 @@ class Page:
         """Take an upload into memory, and its file from the disk."""
         try:
             image = uploaded(Path(path).read_bytes())
-        except UserError as error:
-            return [gr.update(), gr.update(), gr.update(), error.line()]
+        except Exception as error:
+            return [gr.update(), gr.update(), gr.update(), line_of(error)]
         finally:
             Path(path).unlink(missing_ok=True)
         said = f"source: {image.width} x {image.height} pixels"
@@ -191,7 +223,9 @@ class Page:
     def _draw(self, asked: dict, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Iterator[list]:  # noqa: B008
         """Draw what is asked for, and show it as it comes."""
         session = request.session_hash
-        self.stopped.discard(session)
+        if session in self.stopped:  # while the request waited for its turn
+            yield ["stopped", gr.update(), gr.update(), gr.update()]
+            return
         values = {key: asked[self.keys[key]] for key in KEYS if key != "source"}
         layers = (asked[self.editor] or {}).get("layers") or [None]
         names = [name for name in (asked[self.run], asked[self.other]) if name != ALONE]
@@ -211,6 +245,9 @@ class Page:
         for shown in work.drawn():
             yield [shown.line, *shown.pictures, gr.update(value=shown.way, visible=shown.way is not None)]
 
+    def _press(self, request: gr.Request) -> None:
+        self.stopped.discard(request.session_hash)
+
     def _stop(self, request: gr.Request) -> None:
         self.stopped.add(request.session_hash)
 
@@ -224,14 +261,44 @@ def canvas(image: Image.Image | None) -> dict[str, Any]:
     return {"background": np.asarray(shown), "layers": [], "composite": None}
 
 
+class FromHere:
+    """Lets nobody ask but this machine's own pages: another site's may have its name or its scripts lead here.
+
+    Args:
+        app: application that answers where `Host`, and `Origin` where there is one, are of this machine.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            headers = Headers(scope=scope)
+            asked = [f"//{headers.get('host', '')}", *headers.getlist("origin")]
+            if not all(host_of(url) in HERE for url in asked):
+                await PlainTextResponse("this page is for its own machine alone", 403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def host_of(url: str) -> str | None:
+    """The host that a URL names; None: none."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
 def serve(runs: Runs, port: int) -> None:
     """Show the page on this machine alone until the process is told to end; all its files go with it.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken, or not the user's to open.
     """
+    for name in ("NO_PROXY", "no_proxy"):  # Gradio asks the page whether it is there, which no proxy can tell
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HERE[0])))
     with tempfile.TemporaryDirectory(prefix="atelier-page-") as folder:
-        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, str(Path(folder) / "shown")
+        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, str(Path(folder) / SHOWN)
         page = Page(runs)
         try:
             page.blocks.launch(
@@ -247,9 +314,11 @@ def serve(runs: Runs, port: int) -> None:
                 enable_monitoring=False,
                 theme=THEME,
                 css=CSS,
+                app_kwargs={"middleware": [Middleware(FromHere)]},
             )
         except OSError as error:
-            raise UserError("port", port, "it is taken", f"port={port + 1}") from error
+            other = port - 1 if port == 65535 else max(port + 1, 1024)
+            raise UserError("port", port, "it is taken, or not yours to open", f"port={other}") from error
         print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
         never = threading.Event()
         while not never.wait(SWEEP):
@@ -257,7 +326,7 @@ def serve(runs: Runs, port: int) -> None:
 
 
 def sweep(folder: Path, seconds: float) -> None:
-    """Remove the files in a folder that are older than that."""
-    for path in folder.rglob("*"):
+    """Remove the files that were shown longer ago than that, of all in the page's folder."""
+    for path in (folder / SHOWN).rglob("*"):
         if path.is_file() and time.time() - path.stat().st_mtime > seconds:
             path.unlink(missing_ok=True)

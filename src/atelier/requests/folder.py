@@ -76,8 +76,8 @@ class Folder:
         for k, image in enumerate(images):
             path = self.path / (f"{self.number:06d}.png" if names is None else names[k])
             path.parent.mkdir(parents=True, exist_ok=True)
-            texts = texts_of(self.request, self.number, None if files is None else files[k])
-            save_png(image, path, texts if asked is None else texts | {"asked": asked[k]})
+            file, shows = (None if each is None else each[k] for each in (files, asked))
+            save_png(image, path, texts_of(self.request, self.number, file, shows))
             if captions is not None:
                 self.captions.append(f"{path.name}\t{' '.join(captions[k].split())}\n")
             self.number += 1
@@ -123,16 +123,20 @@ class Folder:
         print(f"{n} image{'s' * (n != 1)} and {', '.join([GRID, *films])} in {self.path}", flush=True)
 
 
-def texts_of(request: dict[str, Any], number: int, file: Path | None = None) -> dict[str, str]:
+def texts_of(
+    request: dict[str, Any], number: int, file: Path | None = None, asked: str | None = None
+) -> dict[str, str]:
     """What a picture says of itself: as `REQUESTED` all that makes it again, alone, as JSON.
 
     Args:
         request: options that were asked for, `run` and `seed` among them.
         number: number of the picture.
         file: file that it was made of, if any.
+        asked: name of what it was to show, if any.
     """
     own = request | {"first": number, "n": 1} | ({} if file is None else {"source": str(file)})
-    return {REQUESTED: json.dumps(own), "run": str(own["run"]), "seed": str(own["seed"])}
+    texts = {REQUESTED: json.dumps(own), "run": str(own["run"]), "seed": str(own["seed"])}
+    return texts if asked is None else texts | {"asked": asked}
 
 
 def _numbers(path: Path) -> range:

@@ -200,5 +200,6 @@ class ReadyRun:
         """
         images = [made.images for made in self.ask("sample", n, seed, label, options)]
         if len({made.shape[1:] for made in images}) > 1:
-            raise UserError("source", options["source"], "its pictures are of several sizes", 'run.ask("sample", ...)')
+            source = (options or {}).get("source")
+            raise UserError("source", source, "its pictures are of several sizes", 'run.ask("sample", ...)')
         return torch.cat(images).cpu()
