@@ -5,6 +5,7 @@ Called by test_stopping.py as a program of its own, because a process that has u
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ from tests.programs import forked
 from tests.tiny import TINY
 
 WORDS = [*TINY["vae"], "data.num_workers=2", "eval.n_samples=4", "eval.n_real=4"]
+OURS = ("out", "err", "hangs")  # files of what is looked at, not of the run
 TERM, INT, HUP, USR1, KILL = (signal.Signals[f"SIG{name}"] for name in ("TERM", "INT", "HUP", "USR1", "KILL"))
 Sent = Callable[[], None]
 
@@ -97,6 +99,7 @@ def at(owner: Any, name: str, count: int, sent: Sent) -> None:
 def run(root: Path, case: str) -> None:
     """What happens in the child."""
     os.setsid()
+    faulthandler.dump_traceback_later(100, exit=True, file=(root / "hangs").open("w"))
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(root / name, os.O_CREAT | os.O_WRONLY), number)
     stopping.listen()
@@ -135,7 +138,7 @@ def main() -> None:
         begun = time.monotonic()
         code = forked(lambda root=root, case=case: run(root, case))
         seconds = time.monotonic() - begun
-        files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name not in ("out", "err"))
+        files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name not in OURS)
         words = {name: (root / name).read_text() for name in ("out", "err")}
         told[case] = {"code": code, "files": files, "seconds": seconds} | words
     Path(sys.argv[1], "told.json").write_text(json.dumps(told, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.multiprocessing import reductions
 
 from atelier.callbacks.clock import Clock
 from atelier.cli.messages import user_error
@@ -78,6 +81,20 @@ def test_a_loader_that_was_killed_is_one_line(told: dict[str, Any]) -> None:
     case = told["a loader is killed"]
     assert case["code"] == 2 and "outputs/run/checkpoints/images_000000000024.ckpt" in case["files"]
     assert re.fullmatch(r"error: data\.num_workers=: a loader process .* Fix: data\.num_workers=0\n", case["err"])
+
+
+@pytest.mark.parametrize("end", [ConnectionResetError, ConnectionRefusedError, EOFError, FileNotFoundError])
+def test_a_tensor_that_a_dead_loader_sent_is_one_line(end: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own function asks a process that is gone for the memory of a tensor."""
+
+    class Gone:
+        def detach(self) -> int:
+            raise end(errno.ECONNRESET, "gone")
+
+    with pytest.raises(end) as caught:
+        reductions.rebuild_storage_fd(torch.UntypedStorage, Gone(), 8)
+    assert "a loader process is gone; memory may have run out" in user_error(caught.value).line()
+    assert user_error(end(errno.ECONNRESET, "elsewhere")) is None
 
 
 def test_a_bug_in_a_loader_stays_a_bug() -> None:

@@ -180,11 +180,21 @@ def _loader(chain: list[BaseException]) -> UserError | None:
         return UserError("data.num_workers", "", f"loader processes: {found.group(0)}", "data.num_workers=0")
     pattern = r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: [\w ]+|exited unexpectedly)"
     found = re.search(pattern, text)
-    if found is None:
+    if found is None and not _unanswered(chain):
         return None
-    end = found.group(1).replace("killed", "was killed")
+    end = found.group(1).replace("killed", "was killed") if found else "is gone"
     problem = f"a loader process {end}; memory may have run out"
     return UserError("data.num_workers", "", problem, "data.num_workers=0")
+
+
+def _unanswered(chain: list[BaseException]) -> bool:
+    """Whether a tensor was on its way from a loader process that is gone: torch asks that one for its memory."""
+    for error in chain:
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        taken = any(name.endswith(os.path.join("torch", "multiprocessing", "reductions.py")) for name in files)
+        if taken and isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+            return True
+    return False
 
 
 def _memory(chain: list[BaseException]) -> UserError | None:
