@@ -181,7 +181,8 @@ def test_a_part_in_training_is_told_once_and_killed_by_a_second_ctrl_c(
     monkeypatch.setattr(stopping, "ECHO", 0.0)
     asked: list[str] = []
     process = SimpleNamespace(terminate=lambda: asked.append("save and end"), kill=lambda: asked.append("end"))
-    with pretrained._handed_on(process) as numbers:
+    with pretrained._handed_on() as (numbers, begun):
+        begun.append(process)
         signal.raise_signal(signal.SIGINT)
         assert asked == ["save and end"] and capfd.readouterr() == ("", stopping.AGAIN.decode())
         signal.raise_signal(signal.SIGINT)

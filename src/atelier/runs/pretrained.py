@@ -414,7 +414,10 @@ def _run(command: list[str], lock: Path) -> int:
     Signals to this process are handed on, once each, and end both.
     """
     environment = {k: v for k, v in os.environ.items() if k not in RANKS and not k.startswith("TORCHELASTIC_")}
-    with subprocess.Popen(command, env=environment, start_new_session=True) as process, _handed_on(process) as asked:
+    with _handed_on() as (asked, begun), subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        begun.append(process)
+        if asked:  # while it was started
+            process.terminate()
         while True:
             try:
                 code = process.wait(SIGN_EVERY)
@@ -428,24 +431,30 @@ def _run(command: list[str], lock: Path) -> int:
 
 
 @contextlib.contextmanager
-def _handed_on(process: subprocess.Popen) -> Iterator[list[int]]:
-    """The signals that came inside, in order; the first asks `process` to save and end, a second Ctrl-C ends it."""
+def _handed_on() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
+    """The signals that came inside, in order, and a list for the process that has begun.
+
+    The first signal asks that one to save and end, a second Ctrl-C ends it.
+    """
     asked: list[int] = []
+    begun: list[subprocess.Popen] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         if stopping.echo():
             return
         if asked and number == signal.SIGINT:
-            process.kill()
+            for process in begun:
+                process.kill()
         elif not asked:
             stopping.promise(number)
-            process.terminate()
+            for process in begun:
+                process.terminate()
         asked.append(number)
 
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     stopping.listen(hand_on)
     try:
-        yield asked
+        yield asked, begun
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
