@@ -57,6 +57,7 @@ def group(*numbers: int) -> Sent:
 
 def a_loader() -> None:
     """The end of one loader process, by the system's hand."""
+    time.sleep(0.5)  # until it waits for work: in the midst of a batch it may leave a lock that its sibling waits for
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     os.kill(int(children[-1]), KILL)
 
