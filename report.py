@@ -37,9 +37,9 @@ def report(words: list[str]) -> Path:
     runs = chosen.runs([word for word in words if word.partition("=")[0] not in keys])
     found = facts.told(runs, lambda line: say(line, error=True))
     page = Path(keys.get("out", OUT)) / "report.html"
-    for write, path in ((writing.write_page, page), (writing.write_markdown, page.with_suffix(".md"))):
-        write(path, found, TITLE, [INTRODUCTION])
-        print(path, flush=True)
+    document = page.with_suffix(".md")
+    writing.write(page, document, found, TITLE, [INTRODUCTION])
+    print(page, document, sep="\n", flush=True)
     return page
 
 

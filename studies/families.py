@@ -245,9 +245,7 @@ def report(folders: list[Path], page: Path, work: float) -> None:
 
     found = facts.told(folders, print)
     RESULTS.write_text("".join(json.dumps(row(one)) + "\n" for one in found))
-    told = introduction(found, work)
-    writing.write_page(page, found, TITLE, told)
-    writing.write_markdown(DOCUMENT, found, TITLE, told, RESULTS.stem)
+    writing.write(page, DOCUMENT, found, TITLE, introduction(found, work), RESULTS.stem)
 
 
 def main() -> None:

@@ -30,9 +30,8 @@ def _of(word: str) -> list[Path]:
     """A run, or the runs in a folder of several, as a sweep or outputs/."""
     folder = Path(word)
     if folder.is_dir() and not (folder / "config.yaml").exists():
-        inside = [path.parent for path in folder.rglob("config.yaml") if not {"frozen", "wandb"} & set(path.parts)]
-        if inside:
-            return sorted(inside)
+        if found := folders.inside(folder):
+            return sorted(found)
     return [folders.find(word)]
 
 

@@ -56,17 +56,18 @@ class Column(NamedTuple):
 
 def sets(found: Iterable[Told]) -> dict[str, list[Told]]:
     """Runs by the set that they were trained on."""
-    grouped: dict[str, list[Told]] = {}
-    for one in found:
-        grouped.setdefault(one.facts.data, []).append(one)
-    return grouped
+    return _grouped(found, lambda one: one.facts.data)
 
 
 def families(found: Iterable[Told]) -> dict[str, list[Told]]:
     """Runs by family."""
+    return _grouped(found, lambda one: one.facts.family)
+
+
+def _grouped(found: Iterable[Told], by: Callable[[Told], str]) -> dict[str, list[Told]]:
     grouped: dict[str, list[Told]] = {}
     for one in found:
-        grouped.setdefault(one.facts.family, []).append(one)
+        grouped.setdefault(by(one), []).append(one)
     return grouped
 
 
@@ -76,10 +77,15 @@ def distance(runs: list[Told]) -> str | None:
     return next((name for name, _ in names.most_common() if name.startswith(("fid", "fd_"))), None)
 
 
+def _recall(distance: str) -> str:
+    """The figure of the net that a distance is by."""
+    return f"recall{distance[2:]}" if distance.startswith("fd_") else "recall"
+
+
 def side_by_side(runs: list[Told]) -> Sheet:
     """Quality, work and time of the runs on one set."""
     fd = distance(runs) or "fd"
-    recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
+    recall = _recall(fd)
     columns = [
         Column("valid (95 %)", _valid),
         Column("as asked", lambda one: percent(one.metric(*ASKED))),
@@ -124,7 +130,7 @@ def _different(one: Told) -> str:
 def explained(runs: list[Told]) -> list[str]:
     """A sentence for each figure of `side_by_side`."""
     fd = distance(runs) or "fid"
-    recall = f"recall{fd[2:]}" if fd.startswith("fd_") else "recall"
+    recall = _recall(fd)
     figures = {"valid": (VALID,), "as asked": ASKED, "different": ("judge/combinations",), "recall": (recall,)}
     figures |= {"class seen": ("label/accuracy",), fd: (fd,), "PSNR": PSNR, "bits/dim": ("bpd",)}
     shown, lines = side_by_side(runs).heads, []

@@ -93,40 +93,30 @@ def model(cfg: DictConfig, folder: Path) -> Model:
     Raises:
         UserError: weights are to be halved where none are frozen.
     """
-    return _in_formats(_model(cfg, folder), cfg)
+    nodes = {name: section(cfg, name) for name in parts(cfg)}
+    nets = {name: part(folder / "frozen" / name, node.sha256, cfg, node) for name, node in nodes.items()}
+    on_a_run = cfg.get("lora") is not None and cfg.start_from is not None
+    return untaught(cfg, nets, _base(folder / "frozen" / BASE, cfg) if on_a_run else None)
 
 
-def untaught(cfg: DictConfig, nets: dict[str, nn.Module]) -> Model:
-    """The same on these parts, as `model` makes it, but for the weights of a run that it begins with.
+def untaught(cfg: DictConfig, nets: dict[str, nn.Module], weights: dict[str, Tensor] | None = None) -> Model:
+    """The same on these parts, with the weights that adapters are put on; None: those that it was made with.
 
     Raises:
         UserError: weights are to be halved where none are frozen.
     """
-    made = on_parts(cfg, nets)
-    if cfg.get("lora") is not None:
-        made.adapt(instantiate(cfg.lora, _convert_="all"))
-    return _in_formats(made, cfg)
-
-
-def _in_formats(made: Model, cfg: DictConfig) -> Model:
     import torch
 
+    made = on_parts(cfg, nets)
+    if weights is not None:
+        made.begin_with(weights, "start_from")
+    if cfg.get("lora") is not None:
+        made.adapt(instantiate(cfg.lora, _convert_="all"))
     if cfg.get("frozen_precision", "32-true") == "bf16-true" and not made.halve_frozen():
         problem = f"{type(made).__name__} has no frozen encoder of texts, and no adapters on frozen weights"
         raise UserError("frozen_precision", "bf16-true", problem, "frozen_precision=32-true")
     last = cfg.get("channels_last")  # not in the config of a run from before there was this key
     return made.to(memory_format=torch.channels_last) if last else made
-
-
-def _model(cfg: DictConfig, folder: Path) -> Model:
-    nodes = {name: section(cfg, name) for name in parts(cfg)}
-    nets = {name: part(folder / "frozen" / name, node.sha256, cfg, node) for name, node in nodes.items()}
-    made = on_parts(cfg, nets)
-    if cfg.get("lora") is not None:
-        if cfg.start_from is not None:
-            made.begin_with(_base(folder / "frozen" / BASE, cfg), "start_from")
-        made.adapt(instantiate(cfg.lora, _convert_="all"))
-    return made
 
 
 def _base(copied: Path, cfg: DictConfig) -> dict[str, Tensor]:

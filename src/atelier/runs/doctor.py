@@ -317,12 +317,9 @@ def advice(run: Candidate, budgets: dict[str, Tried], rates: dict[str, float], d
         rows.append((f"{key}={fitting(FITS, tried.seconds):_}", "fits 3 min; schedules follow it"))
         if tried.total > HOUR:
             rows.append((f"{key}={fitting(HOUR, tried.seconds):_}", "fits an hour"))
-    on_gpu, gain = device.type == "cuda", rates["bf16"] / rates["float32"]
-    taken = found.resolved(cfg.trainer.precision, on_gpu)
-    if taken == "32-true" and gain > found.NOTABLE:
-        rows.append(("trainer.precision=bf16-mixed", f"up to {gain:.2g} times as fast, as convolutions are"))
-    if taken == "bf16-mixed" and 1 / gain > found.NOTABLE:
-        rows.append(("trainer.precision=32-true", f"up to {1 / gain:.2g} times as fast, as convolutions are"))
+    on_gpu = device.type == "cuda"
+    if other := found.faster(found.resolved(cfg.trainer.precision, on_gpu), rates):
+        rows.append((f"trainer.precision={other[0]}", f"up to {other[1]:.2g} times as fast, as convolutions are"))
     share, asked = machine.cores() / cfg.trainer.devices, "OMP_NUM_THREADS" in os.environ
     wanted = machine.threads_to_set(share, torch.get_num_threads(), asked)
     if wanted and not on_gpu:

@@ -217,8 +217,12 @@ def all_runs() -> list[Path]:
 
 def _folders() -> list[Path]:
     """What has a config.yaml under outputs/, oldest first."""
-    found = [path.parent for path in OUTPUTS.rglob("config.yaml") if not {"frozen", "wandb"} & set(path.parts)]
-    return sorted(found, key=lambda f: (f / "config.yaml").stat().st_mtime)
+    return sorted(inside(OUTPUTS), key=lambda f: (f / "config.yaml").stat().st_mtime)
+
+
+def inside(place: Path) -> list[Path]:
+    """What has a config.yaml anywhere under a folder, but for the parts that runs stand on."""
+    return [path.parent for path in place.rglob("config.yaml") if not {"frozen", "wandb"} & set(path.parts)]
 
 
 def _is_run(folder: Path) -> bool:

@@ -117,12 +117,17 @@ def precision(asked: Precision, device: torch.device, rates: dict[str, float]) -
         why = f"trainer.precision=auto, and {owner} {'has' if has else 'has no'} bf16 instructions"
     half = taken == "bf16-mixed"
     told = f"{'bf16' if half else 'float16' if taken == '16-mixed' else 'float32'} ({taken}): {why}"
-    gain = rates["bf16"] / rates["float32"]
-    if half and 1 / gain > NOTABLE:
-        return f"{told}, but float32 was {1 / gain:.2g} times as fast: trainer.precision=32-true"
-    if taken == "32-true" and gain > NOTABLE:
-        return f"{told}, but bf16 was {gain:.2g} times as fast: trainer.precision=bf16-mixed"
+    if other := faster(taken, rates):
+        name, gain = "float32" if half else "bf16", other[1]
+        return f"{told}, but {name} was {gain:.2g} times as fast: trainer.precision={other[0]}"
     return told
+
+
+def faster(taken: Precision, rates: dict[str, float]) -> tuple[Precision, float] | None:
+    """Another precision than the one that is taken, and how many times as fast it was; None where that is not much."""
+    gain = rates["bf16"] / rates["float32"]
+    others = {"bf16-mixed": ("32-true", 1 / gain), "32-true": ("bf16-mixed", gain)}
+    return others[taken] if taken in others and others[taken][1] > NOTABLE else None
 
 
 def of_extras() -> Rows:
