@@ -143,7 +143,7 @@ def made(kind: str, drop: float = 0.3) -> DDPM:
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Inside, a config's model is the toy one."""
-    monkeypatch.setattr(build, "_model", lambda cfg, folder: made(request.param))
+    monkeypatch.setattr(build, "model", lambda cfg, folder: made(request.param))
     return request.param
 
 

@@ -70,7 +70,7 @@ class Energy(Generator):
 
 def test_it_trains_draws_its_grids_is_judged_and_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every place that samples; under inference mode there would be no gradient to take."""
-    monkeypatch.setattr(build, "_model", lambda cfg, folder: Energy())
+    monkeypatch.setattr(build, "model", lambda cfg, folder: Energy())
     run = tmp_path / "run"
     words = [*COMMON, "budget.images=16", "eval.every_images=16", "callbacks.grids.every_images=8"]
     train.train(composed("model=flow", "data.conditions=[]", *words, run_dir=run))
