@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT)]
 DOCUMENT, RESULTS = ROOT / "docs" / "families.md", ROOT / "results" / "families.jsonl"
 TITLE = "What the families do, in short runs of the same work"
 
-WORK = 1.5  # TFLOP of each short run
+WORK = 5.0  # TFLOP of each short run
 PROBED = 16  # batches that tell the work of an image: a whole turn of penalties that come at each 16th
 COUNTED = 7  # one of so many batches of a run has its work counted: prime, so that every n-th penalty is met
 SIZE, N_JUDGED, N_REAL, TIMES = 16, 200, 1_000, 3  # side in px; images judged, and beside; times judged on the way
