@@ -14,18 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 import sample as entry
+from atelier.core.batch import rows_of
 from atelier.core.errors import UserError
 from atelier.core.rng import ImageRngs
 from atelier.data.reading import pixels, square
 from atelier.evaluation.evaluator import sample
-from atelier.images.pictures import LINE, png_texts, save_png
+from atelier.images.pictures import LINE, grid, png_texts, save_png
 from atelier.images.pixels import to_float, to_uint8
 from atelier.losses.perceptual import Pyramid
 from atelier.models.base import Cond
 from atelier.models.vae import VAE
 from atelier.requests import latents
+from atelier.requests.folder import COLUMNS
 from atelier.requests.request import Request
-from atelier.runs import folders
+from atelier.runs import asking, build, folders
 from tests.compose import composed
 from tests.tiny import PICTURELESS, TINY
 
@@ -49,6 +51,13 @@ def read(out: Path) -> Tensor:
 
 def opened(path: Path) -> Tensor:
     return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).short()
+
+
+def pairs(run: Path, *words: str) -> tuple[Tensor, Tensor]:
+    """The images that a request changes, and what becomes of them, (n, C, H, W) int16 each."""
+    cfg = composed(f"run={run}", *words, config="sample")
+    made = list(asking.ReadyRun(build.plain(cfg)).asked(cfg).pictures())
+    return tuple(torch.cat(each).short() for each in zip(*[(one.sources, one.images) for one in made], strict=True))
 
 
 def refused(*words: str) -> str:
@@ -212,21 +221,22 @@ def test_a_label_changes_the_pictures(finished: dict[str, Path], tmp_path: Path,
 
 def test_reconstructions_stand_beside_the_test_images(finished: dict[str, Path], tmp_path: Path) -> None:
     run = folders.load(finished["vae"], True)
-    pictures = drawn(finished["vae"], tmp_path, "n=8")
+    pictures = drawn(finished["vae"], tmp_path, "n=4")
     x = run.data.test_batch(0, 4)["image"]
-    torch.testing.assert_close(pictures[0::2].float() / 127.5 - 1, x, atol=1e-5, rtol=0)
     with torch.inference_mode():
         back = run.model.decode(run.model.encode(x))
-    assert (pictures[1::2].float() / 127.5 - 1 - back).abs().max() <= 1.01 / 127.5
+    assert (pictures.float() / 127.5 - 1 - back).abs().max() <= 1.01 / 127.5
+    each = torch.stack([to_uint8(x), pictures.to(torch.uint8)], dim=1).flatten(0, 1)
+    assert torch.equal(opened(tmp_path / "grid.png"), grid(each, COLUMNS).short())
 
 
-def test_a_draw_of_the_posterior_differs_each_time(finished: dict[str, Path], tmp_path: Path, lively: None) -> None:
-    mode, one, two = (
-        drawn(finished["vae"], tmp_path / f"{do}{seed}", "n=8", f"do={do}", f"seed={seed}")
+def test_a_draw_of_the_posterior_differs_each_time(finished: dict[str, Path], lively: None) -> None:
+    (x, mode), (same, one), (again, two) = (
+        pairs(finished["vae"], "n=4", f"do={do}", f"seed={seed}")
         for do, seed in (("reconstruct", 0), ("resample", 0), ("resample", 1))
     )
-    assert torch.equal(mode[0::2], one[0::2]) and torch.equal(mode[0::2], two[0::2])  # the test images
-    assert not torch.equal(mode[1::2], one[1::2]) and not torch.equal(one[1::2], two[1::2])
+    assert torch.equal(x, same) and torch.equal(x, again)  # the test images
+    assert not torch.equal(mode, one) and not torch.equal(one, two)
 
 
 def test_interpolations_begin_and_end_at_samples(finished: dict[str, Path], tmp_path: Path) -> None:
@@ -240,7 +250,7 @@ def test_interpolations_begin_and_end_at_samples(finished: dict[str, Path], tmp_
 
 def test_an_autoencoder_interpolates_between_test_images(finished: dict[str, Path], tmp_path: Path) -> None:
     between = drawn(finished["vae"], tmp_path / "a", "n=24", "do=interpolate")
-    back = drawn(finished["vae"], tmp_path / "b", "n=8", "do=reconstruct")[1::2]
+    back = drawn(finished["vae"], tmp_path / "b", "n=4", "do=reconstruct")
     assert (between[0::8] - back[:3]).abs().max() <= 1
     assert (between[7::8] - back[1:]).abs().max() <= 1
 
@@ -433,15 +443,33 @@ EDITS = [
 @pytest.mark.parametrize("words", EDITS, ids=" ".join)
 @pytest.mark.parametrize("family", ["ddpm", "ldm"])
 def test_sources_stand_beside_what_becomes_of_them(
-    finished: dict[str, Path], tmp_path: Path, lively: None, family: str, words: list[str]
+    finished: dict[str, Path], lively: None, family: str, words: list[str]
 ) -> None:
-    one = drawn(finished[family], tmp_path / "a", "n=6", *words)
-    other = drawn(finished[family], tmp_path / "b", "n=7", "batch_size=3", *words)
-    assert (one - other[:6]).abs().max() <= 1  # the same in any batch
+    sources, one = pairs(finished[family], "n=3", *words)
+    _, other = pairs(finished[family], "n=4", "batch_size=3", *words)
+    assert (one - other[:3]).abs().max() <= 1  # the same in any batch
     x = to_uint8(folders.load(finished[family], True).data.test_batch(0, 3)["image"]).short()
-    seen = x == one[0::2]
+    seen = x == sources
     assert seen.all() or ("do=inpaint" in words and 0.3 < seen.float().mean() < 0.95)
-    assert not torch.equal(one[0::2], one[1::2])
+    assert not torch.equal(sources, one)
+
+
+def test_an_edited_image_keeps_what_was_not_asked_for_beside_the_label(finished: dict[str, Path]) -> None:
+    """Of all test images with the label, that whose other attributes are most like its own says the rest."""
+    run = folders.load(finished["ddpm"], True)
+    labels = run.data.test_batch(0, 16)["label"].tolist()
+    other = next(label for label in labels if label != HAD and labels.count(label) > 1)
+    words = {**composed(f"run={finished['ddpm']}", "do=edit", config="sample"), "label": [HAD, other]}
+    request = Request.of(run.model, run.data, {}, words)
+    own, (having, others) = run.data.test_batch(0, 5), (_having(run, label) for label in (HAD, other))
+    asked = request._asked(1, 4, {name: values[1:] for name, values in own.items()})
+    assert asked["label"].tolist() == [other, HAD, other, HAD]
+    for k, (attributes, found) in enumerate(zip(own["attributes"][1:], (others, having) * 2, strict=True)):
+        rows = run.data.split("test").read(found, None)["attributes"]
+        least = (rows - attributes).abs().sum(1).min()
+        assert (asked["attributes"][k] - attributes).abs().sum() == least, k
+    itself = request._asked(0, 1, rows_of(own, torch.tensor([0])))
+    assert torch.equal(itself["attributes"], own["attributes"][:1])
 
 
 @pytest.mark.parametrize("family", ["ddpm", "ldm"])
@@ -469,8 +497,8 @@ def test_a_faint_edit_is_the_source_and_a_full_one_a_sample(
     finished: dict[str, Path], tmp_path: Path, lively: None
 ) -> None:
     run, words = finished["ddpm"], ("sampler=ddim", "sampler.steps=4")
-    faint = drawn(run, tmp_path / "a", "n=8", "do=edit", "strength=0.3", *words)[1::2]
-    full = drawn(run, tmp_path / "b", "n=8", "do=edit", "strength=1.0", *words)[1::2]
+    faint = drawn(run, tmp_path / "a", "n=4", "do=edit", "strength=0.3", *words)
+    full = drawn(run, tmp_path / "b", "n=4", "do=edit", "strength=1.0", *words)
     sampled = drawn(run, tmp_path / "c", "n=4", *words)
     assert (full - sampled).abs().max() <= 1 and (faint - full).abs().max() > 1
     assert OmegaConf.load(tmp_path / "a" / "request.yaml").strength == 0.3
@@ -499,10 +527,10 @@ def test_an_inverted_image_comes_back_under_its_own_condition_and_changes_under_
 ) -> None:
     run = folders.load(finished["ddpm"], ema=True)
     batch = run.data.test_batch(0, 4)
-    own, words = run.model.condition(batch, ""), ("do=invert", "n=8")
-    back = drawn(finished["ddpm"], tmp_path / "a", *words)[1::2]
-    other = drawn(finished["ddpm"], tmp_path / "b", *words, f"label={HAD}")[1::2]
-    cond = Request(run.model, run.data, items=_having(run, HAD)).conditions(0, 4)
+    own, words = run.model.condition(batch, ""), ("do=invert", "n=4")
+    back = drawn(finished["ddpm"], tmp_path / "a", *words)
+    other = drawn(finished["ddpm"], tmp_path / "b", *words, f"label={HAD}")
+    cond = run.model.condition(Request(run.model, run.data, items=_having(run, HAD))._asked(0, 4, batch), "")
     with torch.inference_mode():
         x_t, times = run.model.diffusion_sampler.asked(None, 1.0).invert(own, batch["image"])
         for made, under, guidance in ((back, own, 1.0), (other, cond, None)):

@@ -233,9 +233,9 @@ def test_a_request_is_about_its_own_image_and_mask(parts: dict[str, nn.Module]) 
     request = asked("inpaint", parts, do="inpaint", mask="center")
     batch = request.data.test_batch(0, 1)
     with sampling_mode(request.model, {}):
-        pair = next(request.pictures("inpaint", 0, 2, 2)).images
+        filled = next(request.pictures("inpaint", 0, 1, 1)).images
     hole = torch.zeros(16, 16, dtype=torch.bool)
     hole[4:12, 4:12] = True
-    assert torch.equal(pair[1][:, ~hole], to_uint8(batch["image"])[0][:, ~hole])
+    assert torch.equal(filled[0][:, ~hole], to_uint8(batch["image"])[0][:, ~hole])
     own = asked("inpaint", parts, do="inpaint", mask="object")
     assert torch.equal(own._mask(0, 1, "", (16, 16)), batch["mask"] > 0.5)

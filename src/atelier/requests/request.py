@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from atelier.requests import attention, checks, files, latents, masks
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
 STRENGTH = 0.5
+OFFERED = 256  # test images with a label, from which the nearest to an image is taken
 
 
 @dataclass
@@ -103,24 +105,35 @@ class Request:
         for start in range(first, first + n, batch_size):
             yield getattr(self, verb)(start, min(batch_size, first + n - start))
 
-    def conditions(self, first: int, n: int, own: Batch | None = None) -> Cond:
-        """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again.
+    def conditions(self, first: int, n: int) -> Cond:
+        """Picture k takes the condition of test image k, or of the k-th of `items`, which come round again."""
+        return self.model.condition(self._asked(first, n), self.case)
 
-        Args:
-            first: number of the first picture.
-            n: number of pictures.
-            own: Batch fields in place of those.
+    def _asked(self, first: int, n: int, own: Batch | None = None) -> Batch:
+        """The test images that pictures first .. first + n - 1 are asked by, with what was given in place of theirs.
+
+        `own`: test images that the pictures are made of; what is asked of them beside a label is nearest to theirs.
         """
-        return self.model.condition(self._asked(first, n) | (own or {}), self.case)
-
-    def _asked(self, first: int, n: int) -> Batch:
-        """The test images that pictures first .. first + n - 1 are asked by, with what was given in place of theirs."""
         if self.items is None:
             batch = self.data.test_batch(first, n)
+        elif own is not None and {"label", "attributes"} <= self.model.needs:
+            batch = self._alike(first, own["attributes"])
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
         return batch | self._given(first, n) | self._with_attributes(batch.get("attributes"))
+
+    def _alike(self, first: int, own: Tensor) -> Batch:
+        """For each of the attributes `own` (n, A), of the first `OFFERED` items with its label the nearest to it."""
+        labels = self.data.split("test").labels[torch.tensor(self.items)]
+        turns = labels[torch.arange(first, first + len(own)) % len(labels)]
+        far = torch.cdist(own, self._offered["attributes"], p=1)  # (n, offered)
+        far[turns[:, None] != labels[: far.shape[1]]] = torch.inf
+        return rows_of(self._offered, far.argmin(1))
+
+    @cached_property
+    def _offered(self) -> Batch:
+        return self.data.split("test").read(self.items[:OFFERED], None)
 
     def _with_attributes(self, own: Tensor | None) -> Batch:
         """The attributes asked for, of images that have their `own` (B, A), under the name that the model knows."""
@@ -147,11 +160,11 @@ class Request:
         return Made(made, sources, captions=cond.get("text"), asked=words)
 
     def reconstruct(self, first: int, n: int) -> Made:
-        """Test images, each followed by what the model makes of it."""
+        """What the model makes of test images, beside them."""
         return self._reconstructed(first, n, drawn=False)
 
     def resample(self, first: int, n: int) -> Made:
-        """Test images, each followed by what the model makes of a draw of its posterior."""
+        """What the model makes of draws of the posteriors of test images, beside them."""
         return self._reconstructed(first, n, drawn=True)
 
     def interpolate(self, first: int, n: int) -> Made:
@@ -205,21 +218,21 @@ class Request:
         return Made(to_uint8(self.model.synthesize(latents.mixed(styles, left, top), self._rngs(first, n))))
 
     def project(self, first: int, n: int) -> Made:
-        """Test images, each followed by the nearest that a latent was found for."""
+        """The nearest to test images that latents were found for, beside them."""
         return self._changed("project", first, n)
 
     def edit(self, first: int, n: int) -> Made:
-        """Test images, each followed by what becomes of it once it was noised to time `strength`: SDEdit."""
+        """What becomes of test images once they were noised to time `strength`, beside them: SDEdit."""
         return self._changed("edit", first, n)
 
     def inpaint(self, first: int, n: int) -> Made:
-        """Test images without what is below the mask, each followed by what the model puts there."""
+        """Test images with what the model puts below the mask; beside them what it has seen of them."""
         return self._changed("inpaint", first, n)
 
     def invert(self, first: int, n: int) -> Made:
-        """Test images, each followed by what comes back from the noise that DDIM inverts it to.
+        """What comes back from the noise that DDIM inverts test images to, beside them.
 
-        It is inverted under its own condition, and comes back under the label or the attributes that were asked for.
+        They are inverted under their own conditions, and come back under the label or the attributes asked for.
         """
         return self._changed("invert", first, n)
 
@@ -271,8 +284,7 @@ class Request:
                 continue
             x = to_float(pixels(square(image, self.data.image_size))[None]).to(self.model.device)
             mask = self._mask(k, 1, name, image.size) if verb == "inpaint" else None
-            shown, made = self._change(verb, x, None, k, mask)
-            yield Made(to_uint8(made), to_uint8(shown), [name], [path])
+            yield self._change(verb, x, None, k, mask)._replace(names=[name], files=[path])
 
     def _opened(self, path: Path, n: int) -> Image.Image | None:
         """A file, or None where it is one of many and cannot be read, which is said at once and kept in `unread`."""
@@ -342,34 +354,35 @@ class Request:
 
     def _changed(self, verb: str, first: int, n: int) -> Made:
         """Test images and what becomes of each."""
-        base, skipped, count = _pairs(first, n)
-        batch = self.data.test_batch(base, count)
-        x, own = batch["image"].to(self.model.device), self.model.condition(batch, self.case)
-        mask = self._mask(base, count, "a test image", (x.shape[3], x.shape[2])) if verb == "inpaint" else None
-        return _beside(*self._change(verb, x, own, base, mask), skipped, n)
+        batch = self.data.test_batch(first, n)
+        x = batch["image"].to(self.model.device)
+        mask = self._mask(first, n, "a test image", (x.shape[3], x.shape[2])) if verb == "inpaint" else None
+        return self._change(verb, x, batch, first, mask)
 
-    def _change(self, verb: str, x: Tensor, own: Cond | None, first: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images x (B, C, H, W) as they are shown, and what becomes of them.
+    def _change(self, verb: str, x: Tensor, own: Batch | None, first: int, mask: Tensor | None) -> Made:
+        """What becomes of images x (B, C, H, W), beside them.
 
         Args:
-            own: condition of x; None: nothing is known of it.
+            own: test images that x are, with all that is known of them; None: nothing is.
             first: number of the first image.
             mask: mask of inpainting, (B, 1, H, W) bool.
         """
-        seen: Batch = (
-            {"image": x} if mask is None else {"image": x, "mask": mask.float()}
-        )  # where the model looks at it
-        model, cond, rngs = self.model, self.conditions(first, len(x), seen), self._rngs(first, len(x))
+        model, rngs, asked = self.model, self._rngs(first, len(x)), self._asked(first, len(x), own)
+        seen = {"image": x} if mask is None else {"image": x, "mask": mask.float()}  # where the model looks at it
+        cond = model.condition(asked | seen, self.case)
         options = self.options | (UNKNOWN if self.unknown else {})
         if verb == "edit":
-            return x, model.edit(x, cond, rngs, self.strength, **options)
-        if mask is not None:
-            return x.masked_fill(mask, 0), model.inpaint(x, mask, cond, rngs, self.resamplings, **options)
-        if verb == "invert":
+            made = model.edit(x, cond, rngs, self.strength, **options)
+        elif mask is not None:
+            x, made = x.masked_fill(mask, 0), model.inpaint(x, mask, cond, rngs, self.resamplings, **options)
+        elif verb == "invert":
+            known = None if own is None else model.condition(own, self.case)
             changed = self.items is not None or self.signs is not None or self.given
-            back = {} if changed else UNGUIDED
-            return x, model.invert(x, own, cond, **(back | options))
-        return x, latents.projection(model, x, cond, rngs, self.options)
+            made = model.invert(x, known, cond, **({} if changed else UNGUIDED) | options)
+        else:
+            made = latents.projection(model, x, cond, rngs, self.options)
+        words = None if self.unknown else self.data.names.asked(asked, model.needs, self.signs)
+        return Made(to_uint8(made), to_uint8(x), asked=words)
 
     def _mask(self, first: int, n: int, name: str, sides: tuple[int, int]) -> Tensor:
         """Of n images with these sides, (n, 1, H, W) bool."""
@@ -385,10 +398,9 @@ class Request:
 
     def _reconstructed(self, first: int, n: int, drawn: bool) -> Made:
         """Of the mode of the posterior, or of a draw."""
-        base, skipped, count = _pairs(first, n)
-        x = self.data.test_batch(base, count)["image"].to(self.model.device)
-        z = self.model.encode(x, self._rngs(base, count) if drawn else None)
-        return _beside(x, self.model.decode(z, **self.options), skipped, n)
+        x = self.data.test_batch(first, n)["image"].to(self.model.device)
+        z = self.model.encode(x, self._rngs(first, n) if drawn else None)
+        return Made(to_uint8(self.model.decode(z, **self.options)), to_uint8(x))
 
     def _translated_whole(self, x: Tensor, k: int, given: Batch) -> Tensor:
         """Sides are continued to what the net takes, which is cut off the result."""
@@ -404,13 +416,3 @@ def _cells(first: int, n: int) -> tuple[Tensor, Tensor]:
     """Row and column of pictures first .. first + n - 1 of a grid, (n,) each."""
     numbers = torch.arange(first, first + n)
     return numbers // COLUMNS, numbers % COLUMNS
-
-
-def _pairs(first: int, n: int) -> tuple[int, int, int]:
-    """Of pictures first .. first + n - 1, two a test image: the first image, pictures to leave out, how many images."""
-    base, skipped = divmod(first, 2)
-    return base, skipped, (skipped + n + 1) // 2
-
-
-def _beside(x: Tensor, made: Tensor, skipped: int, n: int) -> Made:
-    return Made(to_uint8(torch.stack([x, made], dim=1).flatten(0, 1)[skipped:][:n]))
