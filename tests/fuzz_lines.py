@@ -149,7 +149,8 @@ def complaint(line: Line, told: Told) -> str:
         if error.fix == f"{error.key}={error.value}" and error.key != "KEY" or error.fix == " ".join(line.words):
             return "the fix is what was typed"
         short = error.fix.replace(f"leave {error.key} out", "leave it out")
-        if not error.line().endswith((" ".join(error.fix.split()), short)) and "|" not in error.fix:
+        same = error.fix.replace(str(error.value), "...")  # under another key
+        if not error.line().endswith((" ".join(error.fix.split()), short, same)) and "|" not in error.fix:
             return "the fix is cut"
     left = (set(os.listdir()) ^ THERE) - {"x"}  # of hydra.run.dir=x
     return f"something is left behind: {', '.join(left)}" if left and not many else ""

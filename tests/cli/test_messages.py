@@ -40,6 +40,12 @@ def test_a_long_line_is_cut_and_keeps_key_and_fix(value: int, problem: int, fix:
     assert "..." not in line.partition("Fix: ")[2] or fix == 900
 
 
+def test_a_long_value_that_stays_is_not_repeated() -> None:
+    line = UserError("lable", "v" * 300, "there is no such key", f"label={'v' * 300}").line()
+    assert len(line) <= 200 and line.endswith("v: there is no such key. Fix: label=...")
+    assert UserError("lable", "v" * 30, "no", f"label={'v' * 30}").line().endswith(f"Fix: label={'v' * 30}")
+
+
 def test_even_a_long_key_is_one_line() -> None:
     assert len(UserError("k" * 300, 1, "no", "seed=2").line()) == 200
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-LONGEST = 200
+LONGEST, MOST = 200, 60  # characters of a line, and of the value in one that is too long
 ALMOST = 1.1  # likeness of two keys from which one is offered for the other; 2 is the same
 
 
@@ -39,13 +39,14 @@ class UserError(Exception):
     def line(self) -> str:
         """One line of at most 200 characters; what is too long loses its middle, the value first, the fix last.
 
-        A key that is to be left out is not named twice in a line that is too long.
+        In a line that is too long, a key that is to be left out is not named twice, nor a long value that stays.
         """
         key, value, problem, fix = (" ".join(str(p).split()) for p in (self.key, self.value, self.problem, self.fix))
         if len(key) + len(value) + len(problem) + len(fix) > LONGEST - len("error: =: . Fix: "):
             fix = fix.replace(f"leave {key} out", "leave it out")
+            fix = fix.replace(value, "...") if len(value) > MOST else fix
         spare = LONGEST - len(f"error: {key}=: . Fix: ")
-        value = _short(value, min(60, max(12, spare - len(problem) - len(fix))))
+        value = _short(value, min(MOST, max(12, spare - len(problem) - len(fix))))
         problem = _short(problem, max(30, spare - len(value) - len(fix)))
         fix = _short(fix, max(20, spare - len(value) - len(problem)))
         return f"error: {key}={value}: {problem}. Fix: {fix}"[:LONGEST]
