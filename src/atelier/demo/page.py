@@ -146,7 +146,12 @@ class Page:
             self.stop = gr.Button("Stop", elem_id="stop")
         self.line = gr.Markdown(elem_id="line", container=True)
         told = {"columns": COLUMNS, "fit_columns": False, "object_fit": "contain", "interactive": False}
-        told |= {"buttons": ["download", "fullscreen"], "elem_classes": "pictures", "height": "auto"}
+        told |= {
+            "buttons": ["download", "fullscreen"],
+            "elem_classes": "pictures",
+            "height": "auto",
+            "show_label": False,
+        }
         with gr.Row():
             self.pictures = gr.Gallery(label="pictures", elem_id="pictures", **told)
             self.others = gr.Gallery(label="of the other run", elem_id="others", visible=False, **told)
