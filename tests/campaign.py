@@ -202,14 +202,15 @@ def on_others(root: Path) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    root, chains, per_chain = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    root, (chains, kills_each, fewer) = Path(sys.argv[1]), map(int, sys.argv[2:])
     told: dict[str, Any] = {}
     for family in TINY:
         prepare(root, family)
         words = words_of(root, family)
-        told[family] = campaign(root, family, words, chains if family in FOUR else 1, per_chain)
+        how = (chains, kills_each) if family in FOUR else (1, fewer)
+        told[family] = campaign(root, family, words, *how)
     for name, words in on_others(root).items():
-        told[name] = campaign(root, name, words, 1, per_chain)
+        told[name] = campaign(root, name, words, 1, fewer)
     told["dropped"] = dropped(root / "drops", "ddpm")
     told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)
     told["sigterm while judging"] = stopped(root / "judging", "gan", (Evaluator, "_facts"), signal.SIGTERM)

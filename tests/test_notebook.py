@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import io
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 import torch
+from IPython import display
 from nbclient import NotebookClient
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from atelier import load
 from atelier.images.pictures import grid
+from tests.programs import python
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -93,31 +96,68 @@ def test_where_the_project_is_there_nothing_is_installed(monkeypatch: pytest.Mon
     assert sys.path == before
 
 
-def test_it_runs_and_shows_what_the_run_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_it_runs_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    notebook = written()
+    notebook = short(written())
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    (judged,) = [cell.outputs for cell in notebook.cells if cell.id == "judge"]
+    assert "pictures are valid scenes" in judged[-1].text
+
+
+def short(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         if cell.id == "parameters":
             cell.source = f"IMAGES, JUDGED, MORE = 16, 8, {[*TINY['ddpm'], 'data.n_test_scenes=400']}"
-    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
-    folder = tmp_path / "outputs" / "first_look"
-    run = load(folder)
-    (drawn,) = pictures(outputs["draw"])
-    assert torch.equal(drawn, grid(run.sample(n=16, seed=1), 8))
-    by_name = [grid(run.sample(n=8, seed=1, label=label), 8) for label in ("red circle", "cyan star")]
-    assert all(map(torch.equal, pictures(outputs["name"]), by_name)) and not torch.equal(*by_name)
-    (between,) = pictures(outputs["interpolate"])
-    assert torch.equal(between, grid(torch.cat([part.images for part in run.ask("interpolate", n=32, seed=3)]), 8))
-    (animated,) = [output.data["image/gif"] for output in outputs["animate"]]
-    assert Image.open(io.BytesIO(base64.b64decode(animated))).n_frames > 8
-    assert re.search(
-        r"^[\d.]+% of 8 pictures are valid scenes \(95 % interval ", outputs["judge"][-1].text, re.MULTILINE
-    )
+    return notebook
 
 
-def pictures(outputs: list[nbformat.NotebookNode]) -> list[torch.Tensor]:
-    """The PNGs that a cell shows, (3, H, W) uint8."""
-    found = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    return [pil_to_tensor(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
+class Begun:
+    """As subprocess.Popen, but that a program is forked from a process that has imported everything."""
+
+    def __init__(self, typed: list[str], **_: Any) -> None:
+        done = python(*typed[1:], folder=Path.cwd(), environment=os.environ | {"OMP_NUM_THREADS": "1"})
+        self.stdout, self.returncode = io.StringIO(done.stdout + done.stderr), done.returncode
+
+    def __enter__(self) -> Begun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def run(words: list[str], stdout: int, text: bool, check: bool) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run, by the same processes."""
+    done = python(*words[1:], folder=Path.cwd(), environment=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_it_runs_and_shows_what_the_run_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its cells, one after the other, in this process."""
+    shown: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(display, "display", shown.append)
+    monkeypatch.setattr(subprocess, "Popen", Begun)
+    monkeypatch.setattr(subprocess, "run", run)
+    names: dict[str, Any] = {}
+    outputs: dict[str, list[Any]] = {}
+    for cell in short(written()).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            outputs[cell.id] = [shown.copy(), capsys.readouterr().out]
+            shown.clear()
+    run_again = load(tmp_path / "outputs" / "first_look")
+    ((drawn,), _) = outputs["draw"]
+    assert torch.equal(pil_to_tensor(drawn), grid(run_again.sample(n=16, seed=1), 8))
+    by_name = [grid(run_again.sample(n=8, seed=1, label=label), 8) for label in ("red circle", "cyan star")]
+    assert all(map(torch.equal, map(pil_to_tensor, outputs["name"][0]), by_name)) and not torch.equal(*by_name)
+    ways = torch.cat([part.images for part in run_again.ask("interpolate", n=32, seed=3)])
+    assert torch.equal(pil_to_tensor(outputs["interpolate"][0][0]), grid(ways, 8))
+    (animated,) = outputs["animate"][0]
+    assert Image.open(io.BytesIO(animated.data)).n_frames > 8
+    pattern = r"^[\d.]+% of 8 pictures are valid scenes \(95 % interval "
+    assert re.search(pattern, outputs["judge"][1], re.MULTILINE)
