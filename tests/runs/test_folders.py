@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -212,6 +213,7 @@ def test_a_finished_run_says_so_and_how_to_extend_it(copied: Path, capsys: pytes
     assert f"this run was finished; budget.images=192 run_dir={copied} extends it" in said
     assert newest(copied / "checkpoints").read_bytes() == before
     train.train(composed(*VAE, "budget.images=112", run_dir=copied))
+    assert re.search(r"took .* from 96 images on, ", " ".join(capsys.readouterr().out.split()))
     assert load(newest(copied / "checkpoints"))["callbacks"]["Clock"]["images_seen"] == 112
     assert OmegaConf.load(copied / "config.yaml").budget.images == 96  # written once
 

@@ -126,7 +126,8 @@ def _show(callbacks: Callbacks, folder: Path, draws: bool) -> None:
         work = callbacks.work.words(clock.images_seen)
         share = callbacks.table.median("perf/mfu")
         used = "" if share is None else f"{share:.0%} of the device's peak while training (MFU)"
-        took = ", ".join(filter(None, [f"took {duration(result.get('seconds', 0))}", speed, work, used]))
+        since = f" from {clock.resumed_at:,} images on" if clock.resumed_at else ""
+        took = ", ".join(filter(None, [f"took {duration(result.get('seconds', 0))}{since}", speed, work, used]))
         progress.say(f"{took}; pictures in {folder / 'samples'}" if draws else took)
     progress.say("next:")
     if draws:
