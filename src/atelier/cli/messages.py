@@ -294,6 +294,9 @@ def _unset(text: str) -> UserError | None:
 def _reference(key: str, name: str) -> UserError:
     """A key whose value is that of another, which is not there: misspelt, or gone with what was typed above it."""
     if key in map(key_of, sys.argv[1:]):
+        value = next(one.partition("=")[2] for one in sys.argv[1:] if key_of(one) == key)
+        if f"${{{name}}}" not in value:  # it was told from where the key stands
+            return UserError(key, value, f"there is no such key as {name} there", f"{key}=VALUE")
         kind = type(offers.shipped(key))
         close = nearest(name, [one for one in offers.keys() if one != key and type(offers.shipped(one)) is kind])
         fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
