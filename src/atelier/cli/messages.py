@@ -276,6 +276,9 @@ def _unknown_key(text: str, typed: str) -> UserError | None:
 
 def _unset(text: str) -> UserError | None:
     """What has no value: an environment variable, `???`, or a reference to nothing."""
+    if found := re.search(r"You must specify '([^']+)'", text):
+        group = found[1].partition("@")[0]
+        return UserError(found[1], "???", f"it is the name of a page in conf/{group}", f"leave {found[1]} out")
     key = offers.origin(_full_key(text), [key_of(one) for one in sys.argv[1:]])
     key = {"hydra.run.dir": "run_dir", "hydra.sweep.dir": "run_dir"}.get(key, key)
     if found := re.search(r"Environment variable '([^']+)' not found", text):

@@ -273,13 +273,24 @@ def _check_call(node: dict[str, Any], prefix: str, raw: Plain) -> None:
         else:
             place = _origin(raw, f"{prefix}.{key}")
             _check_word(node, key, place)
-            fitted(node[key], place, takes[key].annotation)
+            try:
+                fitted(node[key], place, takes[key].annotation)
+            except UserError as error:
+                raise _of_the_set(error, target) from error
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in node]
     if missing and not partial and "_partial_" in node:
         key = f"{prefix}._partial_"
         raise UserError(key, partial, f"{missing[0]} is given to it later", f"{key}=true")
     if missing and not partial:
         raise UserError(f"{prefix}.{missing[0]}", "", "it has no value", f"{prefix}.{missing[0]}=VALUE")
+
+
+def _of_the_set(error: UserError, target: Callable) -> UserError:
+    """What is wrong with a value, said of the set where that has none of what the value counts."""
+    if (error.key, error.value) != ("data.n_attributes", 0):
+        return error
+    problem = f"{target.__name__} needs attributes, and the set has none"
+    return UserError("data.n_attributes", 0, problem, PROVIDING["attributes target"])
 
 
 def _no_argument(target: Callable, key: str, value: Any) -> UserError:
