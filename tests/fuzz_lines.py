@@ -138,7 +138,7 @@ def complaint(line: Line, told: Told) -> str:
         return "traceback"
     if told.code == 0:
         return ""
-    lines = told.err.splitlines()
+    lines = [one for one in told.err.splitlines() if "A new study created" not in one]  # Optuna's own
     if not told.errors or not many and sum("error:" in one for one in lines) != 1:
         return "no line"
     if not line.whole and any(not LINE.fullmatch(one) or len(one) > 200 for one in lines):

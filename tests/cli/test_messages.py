@@ -6,6 +6,7 @@ import difflib
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def test_a_long_value_that_stays_is_not_repeated() -> None:
 
 def test_even_a_long_key_is_one_line() -> None:
     assert len(UserError("k" * 300, 1, "no", "seed=2").line()) == 200
+
+
+def test_a_search_over_what_the_model_has_not_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "model=gan", "hparams_search=optuna"])
+    line = messages._no_such_key("model.optimizer.lr", "0.002").line()
+    told = "it searches model.optimizer.lr, which this model has not. Fix: leave hparams_search out"
+    assert line == f"error: hparams_search=optuna: {told}"
 
 
 def test_an_error_crosses_processes() -> None:

@@ -137,6 +137,10 @@ def _unreadable(typed: str) -> UserError:
 
 
 def _no_such_key(key: str, value: str) -> UserError:
+    typed = {key_of(one): one.partition("=")[2] for one in sys.argv[1:]}
+    if key not in typed and "hparams_search" in typed:
+        problem = f"it searches {key}, which this model has not"
+        return UserError("hparams_search", typed["hparams_search"], problem, "leave hparams_search out")
     if found := offers.renamed(key, value):
         today, fix = found
         return UserError(key, value, f"it is called {today} now", fix)
