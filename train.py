@@ -31,7 +31,7 @@ def train(cfg: DictConfig) -> float | None:
     preflight.check(cfg)
     latents.refuse_planes(cfg)
     if cfg.check:
-        return print("ok: every key, type and range fits", flush=True)
+        return print("ok: every key, type and range fits; the set was not read", flush=True)
     if cfg.doctor:
         return doctor.examine(cfg)
     with folders.open_run(cfg) as folder:

@@ -130,7 +130,10 @@ def test_a_latent_model_makes_its_first_stage_and_takes_it_again(tmp_path: Path)
 
 
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert cli(tmp_path, "train.py", "check=true", *TINY["gan"]).stdout == "ok: every key, type and range fits\n"
+    assert (
+        cli(tmp_path, "train.py", "check=true", *TINY["gan"]).stdout
+        == "ok: every key, type and range fits; the set was not read\n"
+    )
     assert not list(tmp_path.iterdir())
 
 

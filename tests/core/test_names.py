@@ -75,10 +75,13 @@ def test_attributes_that_mean_nothing_are_refused(typed: list[str], line: str) -
 def test_what_is_asked_of_each_image_is_told_by_name() -> None:
     own = torch.tensor([[0.0, 1, 0, 1, 0], [0.0, 0, 0, 0, 0]])
     batch = {"label": torch.tensor([3, 0]), "attributes": own, "target": 1 - own}
-    changes = ["+5_o_Clock_Shadow -Black_Hair +Blond_Hair -Male +Smiling", " ".join(f"+{a}" for a in FACES.attributes)]
+    changes = ["+5_o_Clock_Shadow +Blond_Hair -Male +Smiling", " ".join(f"+{a}" for a in FACES.attributes)]
     assert FACES.asked(batch, {"attributes", "target"}) == changes
     assert FACES.asked({"target": own}, {"attributes", "target"}) == ["Black_Hair Male", ""]
     assert FACES.asked(batch, {"attributes"}) == ["Black_Hair Male", ""]
     assert THINGS.asked(batch, {"label", "attributes"}) == ["cat", "Ankle boot"]
     assert SetNames().asked(batch, {"label"}) == ["3", "0"]
     assert FACES.asked(batch, {"text"}) is None
+    signs = FACES.signs(["+Blond_Hair", "-Male"])  # and so no black hair, which goes without saying
+    assert FACES.asked({"label": torch.tensor([1])}, {"label"}, signs) == ["1 +Blond_Hair -Male"]
+    assert FACES.signs(FACES.written(signs)) == signs

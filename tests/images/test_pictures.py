@@ -44,6 +44,16 @@ def test_words_stand_below_their_pictures_and_are_cut_where_they_are_wider() -> 
         assert not edges.any(), "a word is no wider than its picture"
 
 
+def test_what_is_wider_than_its_picture_takes_two_lines() -> None:
+    images = torch.full((2, 1, 64, 64), 7, dtype=torch.uint8)
+    picture = grid(images, columns=2, words=["cat", "magenta square"])
+    assert picture.shape == (3, 64 + 2 * LINE + 4, 2 * 66 + 2)
+    first, second = (picture[0, 66 + k * LINE : 66 + (k + 1) * LINE] for k in range(2))
+    assert first[:, 2:66].max() > 200 and not second[:, 2:66].any()
+    alone = grid(images[:1], words=["square"])[0, 64 : 64 + LINE]
+    assert torch.equal(second[:, 68:132], alone) and not torch.equal(first[:, 68:132], alone)
+
+
 def test_an_animation_has_every_frame(tmp_path: Path) -> None:
     frames = torch.stack([torch.full((3, 8, 8), level, dtype=torch.uint8) for level in (0, 120, 255)])
     save_gif(frames, tmp_path / "path.gif", milliseconds=50)

@@ -42,6 +42,10 @@ def test_samples_are_those_of_sample_py_to_the_bit(finished: dict[str, Path], tm
     assert images.dtype == torch.uint8 and torch.equal(images.short(), typed)
 
 
+def test_a_run_says_which_it_is(finished: dict[str, Path]) -> None:
+    assert repr(load(finished["vae"])).startswith(f"VAE in {finished['vae']}, 96 images seen: sample, interpolate, ")
+
+
 def test_a_label_and_a_sampler(finished: dict[str, Path], tmp_path: Path) -> None:
     typed = drawn(
         finished["ddpm"], tmp_path, "n=6", "seed=1", "label=25", "sampler=heun", "sampler.steps=2", "guidance=2.5"

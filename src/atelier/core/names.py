@@ -89,7 +89,11 @@ class SetNames:
         return self._signed(signs) if 0 in signs else [self.attributes[k] for k, sign in enumerate(signs) if sign > 0]
 
     def _signed(self, signs: list[int]) -> list[str]:
-        return [f"{'+' if sign > 0 else '-'}{self.attributes[k]}" for k, sign in enumerate(signs) if sign]
+        """Names with their signs; what goes since another comes that excludes it goes without saying."""
+        told = {self.attributes[k]: sign for k, sign in enumerate(signs) if sign}
+        there = {name for name, sign in told.items() if sign > 0}
+        gone = {name for group in self.exclusive if there & {*group} for name in group} - there
+        return [f"{'+' if sign > 0 else '-'}{name}" for name, sign in told.items() if name not in gone]
 
     def asked(self, batch: Batch, needs: Collection[str], signs: list[int] | None = None) -> list[str] | None:
         """What each image is to show, of the Batch fields that a model needs; None where none of these has names.

@@ -195,7 +195,7 @@ class Page:
         """Load a run and show what it can be asked for."""
         try:
             run = self.runs[name]
-            do, line = verb(None, run.model), f"{type(run.model).__name__}, {run.loaded.images_seen:,} images seen"
+            do, line = verb(None, run.model), f"{run.model.kind}, {run.loaded.images_seen:,} images seen"
             choices = gr.update(choices=list(verbs(run.model)), value=do)
             return [line, choices, *self._fitted(name, do, upload, anew=True)]
         except Exception as error:
@@ -235,7 +235,7 @@ class Page:
         layers = (asked[self.editor] or {}).get("layers") or [None]
         names = [name for name in (asked[self.run], asked[self.other]) if name != ALONE]
         columns = COLUMNS // len(names)
-        alone, other = (gr.update(value=[], columns=columns, visible=seen) for seen in (True, len(names) > 1))
+        alone, other = (gr.update(columns=columns, visible=seen) for seen in (True, len(names) > 1))
         yield ["...", alone, other, gr.update(value=None, visible=False)]
         work = Asking(
             names,
@@ -248,7 +248,8 @@ class Page:
             stopped=lambda: session in self.stopped,
         )
         for shown in work.drawn():
-            yield [shown.line, *shown.pictures, gr.update(value=shown.way, visible=shown.way is not None)]
+            pictures = (found or gr.update() for found in shown.pictures)  # the last ones stay until there are others
+            yield [shown.line, *pictures, gr.update(value=shown.way, visible=shown.way is not None)]
 
     def _press(self, request: gr.Request) -> None:
         self.stopped.discard(request.session_hash)

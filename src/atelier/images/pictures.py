@@ -47,7 +47,7 @@ def grid(
         columns: pictures in a row; None makes a square.
         padding: pixels of black between two pictures.
         cell: images narrower than this are enlarged by a whole factor, pixels repeated (16 px become 64).
-        words: text below each picture, cut where it is wider than that; none: no room is left for it.
+        words: text below each picture, in two lines where it is wider than that; none: no room is left for it.
 
     Returns:
         (3, H', W') uint8.
@@ -59,14 +59,24 @@ def grid(
         return make_grid(large.cpu(), nrow=columns, padding=padding)
     height, width = large.shape[2:]
     padding = padding if len(images) > 1 else 0  # a picture alone gets none
-    whole = make_grid(F.pad(large.cpu(), (0, 0, 0, LINE)), nrow=columns, padding=padding)
-    canvas = _pillow(whole)
+    told = [_lines(word, width) for word in words]
+    room = LINE * max(map(len, told))
+    canvas = _pillow(make_grid(F.pad(large.cpu(), (0, 0, 0, room)), nrow=columns, padding=padding))
     pen = ImageDraw.Draw(canvas)
-    for k, word in enumerate(words):
+    for k, lines in enumerate(told):
         row, column = divmod(k, columns)
-        place = (padding + column * (width + padding), padding + row * (height + LINE + padding) + height)
-        pen.text(place, _cut(word, pen, width), fill=(255, 255, 255))
+        x, y = padding + column * (width + padding), padding + row * (height + room + padding) + height
+        for j, line in enumerate(lines):
+            pen.text((x, y + j * LINE), line, fill=(255, 255, 255))
     return pil_to_tensor(canvas)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """A text in two lines at most of so many pixels; what they do not hold is cut."""
+    pen, words = ImageDraw.Draw(Image.new("L", (1, 1))), text.split()
+    held = [k for k in range(1, len(words) + 1) if pen.textlength(" ".join(words[:k])) <= width]
+    k = max(held, default=1)
+    return [_cut(" ".join(part), pen, width) for part in (words[:k], words[k:]) if part] or [""]
 
 
 def _cut(word: str, pen: ImageDraw.ImageDraw, width: int) -> str:

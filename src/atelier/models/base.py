@@ -54,6 +54,11 @@ class Model(LightningModule, ABC):
         self.reported: dict[str, Tensor] = {}
         self.averages: dict[str, nn.Module] = {}  # the EMA's, of the first half-life; in a dict they are no submodules
 
+    @property
+    def kind(self) -> str:
+        """What it is called where a run is announced."""
+        return type(self).__name__
+
     def average(self, name: str) -> nn.Module:
         """The average of a net, as it was after the last batch: in eval mode, its weights without gradients.
 

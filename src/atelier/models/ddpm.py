@@ -40,7 +40,7 @@ class DDPM(DiffusionModel, Bounded):
 
     idea = (
         "One net learns to take noise away from images, for every strength of noise. "
-        "An image begins as noise and is denoised in many small steps."
+        "An image begins as noise and is denoised step by step; on straight ways there this is flow matching."
     )
     formula = "L = E_x,t,eps w(t) |net(alpha_t x + sigma_t eps, t, condition) - target|^2"
     ema_nets = ("net", "embedder")

@@ -18,6 +18,7 @@ from atelier.diffusion import diagnostics
 from atelier.diffusion.diffusion_sampler import DiffusionSampler, noised
 from atelier.diffusion.guidance import ClassifierFree, Guider
 from atelier.diffusion.samplers import Sampler
+from atelier.diffusion.schedules import Flow
 from atelier.models.base import Generator
 from atelier.nets import lora
 from atelier.nets.attention_maps import attention_maps, joined
@@ -42,6 +43,11 @@ class DiffusionModel(Generator):
     net: DenoisingNet
     embedder: Embedder
     diffusion_sampler: DiffusionSampler
+
+    @property
+    def kind(self) -> str:
+        flow = isinstance(self.diffusion_sampler.objective.schedule, Flow)
+        return f"{super().kind}{' by flow matching' * flow}"
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from atelier.requests import attention, checks, files, latents, masks
 from atelier.requests.folder import COLUMNS, FRAMES, Made
 
 STRENGTH = 0.5
-OFFERED = 256  # test images with a label, from which the nearest to an image is taken
+OFFERED = 256  # test images with a label, which say what they have alike
 
 
 @dataclass
@@ -112,28 +112,39 @@ class Request:
     def _asked(self, first: int, n: int, own: Batch | None = None) -> Batch:
         """The test images that pictures first .. first + n - 1 are asked by, with what was given in place of theirs.
 
-        `own`: test images that the pictures are made of; what is asked of them beside a label is nearest to theirs.
+        `own`: test images that the pictures are made of; a label that is asked for changes what it says alone.
         """
         if self.items is None:
             batch = self.data.test_batch(first, n)
-        elif own is not None and {"label", "attributes"} <= self.model.needs:
-            batch = self._alike(first, own["attributes"])
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
+            if own is not None and {"label", "attributes"} <= self.model.needs:
+                batch["attributes"] = self._changed_by_label(batch["label"], own["attributes"])
         return batch | self._given(first, n) | self._with_attributes(batch.get("attributes"))
 
-    def _alike(self, first: int, own: Tensor) -> Batch:
-        """For each of the attributes `own` (n, A), of the first `OFFERED` items with its label the nearest to it."""
-        labels = self.data.split("test").labels[torch.tensor(self.items)]
-        turns = labels[torch.arange(first, first + len(own)) % len(labels)]
-        far = torch.cdist(own, self._offered["attributes"], p=1)  # (n, offered)
-        far[turns[:, None] != labels[: far.shape[1]]] = torch.inf
-        return rows_of(self._offered, far.argmin(1))
+    def _changed_by_label(self, labels: Tensor, own: Tensor) -> Tensor:
+        """Attributes `own` (n, A) with those in place that all test images with the label asked for have alike."""
+        changed = own.clone()
+        for k, label in enumerate(labels.tolist()):
+            rows = self._of_labels[label]
+            alike = (rows == rows[0]).all(0)
+            changed[k, alike] = rows[0, alike]
+        return changed
 
     @cached_property
-    def _offered(self) -> Batch:
-        return self.data.split("test").read(self.items[:OFFERED], None)
+    def _of_labels(self) -> dict[int, Tensor]:
+        """Of each label asked for, the attributes of its first `OFFERED` test images, (N, A)."""
+        split, found = self.data.split("test"), {}
+        labels = split.labels[torch.tensor(self.items)]
+        for label in labels.unique().tolist():
+            numbers = [k for k, its in zip(self.items, labels.tolist(), strict=True) if its == label]
+            found[label] = split.read(numbers[:OFFERED], None)["attributes"]
+        return found
+
+    def _words(self, asked: Batch) -> list[str] | None:
+        """What each of these pictures is to show, by name."""
+        return self.data.names.asked(asked, self.model.needs, self.signs)
 
     def _with_attributes(self, own: Tensor | None) -> Batch:
         """The attributes asked for, of images that have their `own` (B, A), under the name that the model knows."""
@@ -156,8 +167,7 @@ class Request:
         cond = self.model.condition(asked, self.case)
         sources = to_uint8(cond[self.model.source_fields[self.case]]) if self.model.source_fields else None
         made = to_uint8(sample(self.model, cond, self._rngs(first, n), self.options))
-        words = self.data.names.asked(asked, self.model.needs, self.signs)
-        return Made(made, sources, captions=cond.get("text"), asked=words)
+        return Made(made, sources, captions=cond.get("text"), asked=self._words(asked))
 
     def reconstruct(self, first: int, n: int) -> Made:
         """What the model makes of test images, beside them."""
@@ -176,16 +186,19 @@ class Request:
         """
         rows, columns = _cells(first, n)
         base, count = int(rows[0]), int(rows[-1] - rows[0]) + 2
-        cond = self.conditions(base, count)
-        part = columns / (COLUMNS - 1)
+        asked = self._asked(base, count)
+        cond, part = self.model.condition(asked, self.case), columns / (COLUMNS - 1)
+        words = self._words(rows_of(asked, rows - base))
         if isinstance(self.model, DiffusionModel):
             start, end = (ImageRngs.of(self.seed, (rows + k).tolist()) for k in (0, 1))
             noise = latents.Between(start, end, part)
-            return Made(to_uint8(sample(self.model, rows_of(cond, rows - base), noise, self.options)))
+            made = to_uint8(sample(self.model, rows_of(cond, rows - base), noise, self.options))
+            return Made(made, asked=words)
         ends = self._latents(base, count, cond)
         place = (rows - base).to(ends.device)
         way = latents.straight if isinstance(self.model, Autoencoder) else latents.great_circle
-        return self._rendered(way(ends[place], ends[place + 1], part), rows_of(cond, place), first)
+        made = self._rendered(way(ends[place], ends[place + 1], part), rows_of(cond, place), first)
+        return made._replace(asked=words)
 
     def traverse(self, first: int, n: int) -> Made:
         """Row r is latent 0 with its coordinate r set to -REACH .. REACH, all other coordinates as they are."""
@@ -381,8 +394,7 @@ class Request:
             made = model.invert(x, known, cond, **({} if changed else UNGUIDED) | options)
         else:
             made = latents.projection(model, x, cond, rngs, self.options)
-        words = None if self.unknown else self.data.names.asked(asked, model.needs, self.signs)
-        return Made(to_uint8(made), to_uint8(x), asked=words)
+        return Made(to_uint8(made), to_uint8(x), asked=None if self.unknown else self._words(asked))
 
     def _mask(self, first: int, n: int, name: str, sides: tuple[int, int]) -> Tensor:
         """Of n images with these sides, (n, 1, H, W) bool."""

@@ -139,6 +139,11 @@ class ReadyRun:
         build.by_tiles(self.model, words["tile"])
         self._needs = self.model.needs
 
+    def __repr__(self) -> str:
+        """Which run it is, how far, and what it can be asked for."""
+        run = self.loaded
+        return f"{self.model.kind} in {run.folder}, {run.images_seen:,} images seen: {', '.join(verbs(self.model))}"
+
     def asked(self, cfg: DictConfig, out: Path | None = None) -> ReadyRequest:
         """What a config of sample.py asks of this run, checked; its keys `LOADING` are not looked at.
 

@@ -368,7 +368,7 @@ def _average(ema: bool | int, known: list[str]) -> list[str]:
 
 
 def load_generator(folder: Path, ema: bool | int, root: str | None) -> LoadedRun:
-    """As `load`, of a run whose model makes images.
+    """As `load`, of a run whose model makes images; a line says how far it is where it is not at its end.
 
     Raises:
         UserError: it makes none.
@@ -378,4 +378,6 @@ def load_generator(folder: Path, ema: bool | int, root: str | None) -> LoadedRun
     run = load(folder, ema, root)
     if not isinstance(run.model, Generator):
         raise UserError("run", folder, f"{type(run.model).__name__} makes no images", "run=DIR of a model that does")
+    if not published.lies_in(folder) and run.images_seen < run.cfg.budget.images:
+        print(f"{folder}: {run.images_seen:,} of {run.cfg.budget.images:,} images so far", file=sys.stderr, flush=True)
     return run

@@ -43,7 +43,7 @@ def described(model: Model, data: DataModule, page: str) -> str:
     trained = f", of which {few:.3g} M in adapters are trained" if model.given else ""
     size = f"{data.image_channels} x {data.image_size} x {data.image_size}"
     conditioning = f"conditioned on {', '.join(sorted(model.needs))}" if model.needs else "unconditional"
-    kind = f"{page}: {type(model).__name__}, {millions:.2f} M parameters{trained}"
+    kind = f"{page}: {model.kind}, {millions:.2f} M parameters{trained}"
     return f"{kind}; {type(data).__name__} {size}, {conditioning}"
 
 
