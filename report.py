@@ -26,7 +26,7 @@ def report(words: list[str]) -> Path:
     """
     from atelier.core.errors import UserError
     from atelier.core.lines import say
-    from atelier.reporting import chosen, facts, writing
+    from atelier.reporting import chosen, contents, facts, writing
     from atelier.runs import folders
 
     folders.register()
@@ -38,7 +38,7 @@ def report(words: list[str]) -> Path:
     found = facts.told(runs, lambda line: say(line, error=True))
     page = Path(keys.get("out", OUT)) / "report.html"
     document = page.with_suffix(".md")
-    writing.write(page, document, found, TITLE, [INTRODUCTION])
+    writing.write(page, document, found, TITLE, contents.Around([INTRODUCTION], []))
     print(page, document, sep="\n", flush=True)
     return page
 

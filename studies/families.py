@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atelier.reporting.contents import Around
     from atelier.reporting.facts import Told
 
 ROOT = Path(__file__).parents[1]
@@ -218,12 +219,14 @@ def settings() -> str:
     return "; ".join(told)
 
 
-def introduction(found: list[Told], work: float) -> list[str]:
-    """What stands above the report."""
+def around(found: list[Told], work: float) -> Around:
+    """What stands above the report, and how its runs were made below it."""
+    from atelier.reporting.contents import Around
+
     total = sum(one.tflop or 0.0 for one in found)
     sets = " or ".join(dict.fromkeys(one.facts.data for one in found))
     out = "; ".join(f"{pages}: {why}" for pages, why in LEFT_OUT.items())
-    return [
+    first = [
         f"Short runs, {len(found)} of them, each trained with {work:g} TFLOP on {sets} at {SIZE} px (super-resolution"
         f" to {4 * SIZE}), {total:.1f} TFLOP in all. They show what a family does first, not what it comes to:"
         " docs/results.md has the recipes' numbers. What stands on another run stands on the short run of that page"
@@ -232,11 +235,14 @@ def introduction(found: list[Told], work: float) -> list[str]:
         " also while other programs run; an image's milliseconds are of one thread's own time.",
         "ProGAN has R1 here in place of WGAN-GP and drift, StyleGAN and StyleGAN2 mix no styles, and StyleGAN2 has no"
         " penalty on path lengths: the last paragraph has all settings that are not those of the pages.",
+    ]
+    last = [
         f"Left out: {out}.",
         "`python studies/families.py RUNS --fashion_mnist PATH` makes all of it: the runs, this file, its pictures,"
         " `results/families.jsonl` with a row for each run, and the report as a page.",
         f"Settings of the short runs alone (IMAGES: of that run): {settings()}; of all: `{' '.join(COMMON)}`.",
     ]
+    return Around(first, last)
 
 
 def report(folders: list[Path], page: Path, work: float) -> None:
@@ -245,7 +251,7 @@ def report(folders: list[Path], page: Path, work: float) -> None:
 
     found = facts.told(folders, print)
     RESULTS.write_text("".join(json.dumps(row(one)) + "\n" for one in found))
-    writing.write(page, DOCUMENT, found, TITLE, introduction(found, work), RESULTS.stem)
+    writing.write(page, DOCUMENT, found, TITLE, around(found, work), RESULTS.stem)
 
 
 def main() -> None:

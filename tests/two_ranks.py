@@ -61,6 +61,7 @@ def walk(root: Path) -> dict[str, Any]:
     noise_of_batches(noise)
     for family in [*TINY, ADAPTERS]:
         run(root / family, family)
+        torch.distributed.barrier()  # the first writes the summary
         told[family] = folders.summary(root / family)["metrics"]
         if family not in AGAIN:
             continue

@@ -22,6 +22,13 @@ ENOUGH_VALID = 20  # valid scenes that can be told apart
 ENCODERS = {"reconstruct": "yes", "invert": "by inversion", "project": "by search"}  # a verb -> how an image is encoded
 
 
+class Around(NamedTuple):
+    """Paragraphs that stand first in a report, and those that stand last."""
+
+    first: list[str]
+    last: list[str]
+
+
 class Sheet(NamedTuple):
     """Words in rows; the first cell of each is the name of a run or of a part."""
 

@@ -10,26 +10,27 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from atelier.images.pictures import labelled, save_png
 from atelier.reporting import contents, diagram, plots
-from atelier.reporting.contents import Plot, Sheet
+from atelier.reporting.contents import Around, Plot, Sheet
 from atelier.reporting.facts import Told
 
 MARGIN, CELL = 110, 32  # pixels of a picture of strips: for the name of a run, and at least for an image
 
 
 def text(
-    title: str, introduction: list[str], found: list[Told], drawn: dict[str, list[Plot]], pictures: str, ledger: str
+    title: str, around: Around, found: list[Told], drawn: dict[str, list[Plot]], pictures: str, ledger: str
 ) -> str:
     """The Markdown.
 
     Args:
         title: heading.
-        introduction: paragraphs.
+        around: paragraphs that stand first, and those that stand last.
         found: runs.
         drawn: set -> plots.
         pictures: folder of its pictures, as seen from it.
         ledger: file of results/ that has a row for each run, which its tables name; "": none.
     """
-    lines = [f"# {title}", "", *(line for paragraph in introduction for line in (paragraph, ""))]
+    first, last = ([line for paragraph in paragraphs for line in (paragraph, "")] for paragraphs in around)
+    lines = [f"# {title}", "", *first]
     for name, runs in contents.sets(found).items():
         lines += [f"## {name}: side by side", "", *_tie(ledger, name), *table(contents.side_by_side(runs)), ""]
         lines += [f"- {line}" for line in contents.explained(runs)] + [""]
@@ -43,7 +44,7 @@ def text(
     lines += ["## Where the figures come from", ""]
     for name, runs in contents.sets(found).items():
         lines += [*_tie(ledger, name), *table(contents.protocols(runs)), ""]
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return "\n".join(lines + last).rstrip("\n") + "\n"
 
 
 def write_pictures(folder: Path, found: list[Told], drawn: dict[str, list[Plot]]) -> None:

@@ -8,17 +8,18 @@ from html import escape
 from pathlib import Path
 
 from atelier.reporting import contents, diagram, plots
-from atelier.reporting.contents import Plot, Sheet, Strips
+from atelier.reporting.contents import Around, Plot, Sheet, Strips
 from atelier.reporting.facts import Told
 from atelier.reporting.structure import Structure
 from atelier.reporting.template import PAGE
 
 
-def html(title: str, introduction: list[str], found: list[Told], drawn: dict[str, list[Plot]]) -> str:
+def html(title: str, around: Around, found: list[Told], drawn: dict[str, list[Plot]]) -> str:
     """The page; `drawn` has the plots of each set."""
     sets, families = contents.sets(found), contents.families(found)
     links = [_link(f"{name}: side by side", name) for name in sets] + [_link(name, name) for name in families]
-    body = [*(f"<p>{_code(line)}</p>" for line in introduction), f"<nav>{' '.join(links)}</nav>"]
+    first, last = ([f"<p>{_code(line)}</p>" for line in lines] for lines in around)
+    body = [*first, f"<nav>{' '.join(links)}</nav>"]
     for name, runs in sets.items():
         body += [f'<h2 id="{escape(name)}">{escape(name)}: side by side</h2>', table(contents.side_by_side(runs))]
         body += [_meanings(runs), _plots(drawn[name]), '<div class="plots">']
@@ -26,7 +27,7 @@ def html(title: str, introduction: list[str], found: list[Told], drawn: dict[str
     body += ["<h2>Families</h2>", f"<p>{HOW} {contents.STEP}</p>"]
     for name, runs in families.items():
         body += [f'<h3 id="{escape(name)}">{escape(name)}</h3>', *_family(runs)]
-    body += ["<h2>Where the figures come from</h2>", table(contents.protocols(found), "words")]
+    body += ["<h2>Where the figures come from</h2>", table(contents.protocols(found), "words"), *last]
     return PAGE.substitute(title=escape(title), body="\n".join(body))
 
 

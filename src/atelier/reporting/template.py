@@ -15,7 +15,7 @@ PAGE = Template("""\
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa6b5; --ground: #14181e; --card: #1d232b;
   --line: #36404c; --accent: #6fb3e8; --box: #213a52; --still: #2b313a } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 1200px; padding: 16px; color: var(--ink); background: var(--ground);
+body { margin: 0 auto; max-width: 1280px; padding: 16px; color: var(--ink); background: var(--ground);
   font: 16px/1.5 system-ui, sans-serif }
 h1 { font-size: 1.6rem; margin: .4em 0 }
 h2 { font-size: 1.25rem; margin: 2em 0 .4em; border-bottom: 1px solid var(--line) }
@@ -23,7 +23,7 @@ h3 { font-size: 1.05rem; margin: 1.6em 0 .3em } p { margin: .4em 0; max-width: 7
 nav { display: flex; flex-wrap: wrap; gap: .2em 1em; font-size: .9rem }
 .wide { overflow-x: auto; margin: .6em 0 }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3em .45em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th, td { padding: .3em .32em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { font-weight: 600; white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); z-index: 1 }
 td:first-child { font-weight: 600 }

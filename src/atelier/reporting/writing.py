@@ -8,10 +8,11 @@ from pathlib import Path
 
 from atelier.core.errors import UserError
 from atelier.reporting import contents, markdown, page
+from atelier.reporting.contents import Around
 from atelier.reporting.facts import Told
 
 
-def write(path: Path, document: Path, found: list[Told], title: str, introduction: list[str], ledger: str = "") -> None:
+def write(path: Path, document: Path, found: list[Told], title: str, around: Around, ledger: str = "") -> None:
     """Write the HTML file, and the Markdown with its pictures in the folder of the same name beside it.
 
     Args:
@@ -19,7 +20,7 @@ def write(path: Path, document: Path, found: list[Told], title: str, introductio
         document: Markdown file likewise.
         found: runs.
         title: heading.
-        introduction: paragraphs that stand first.
+        around: paragraphs that stand first, and those that stand last.
         ledger: file of results/ that the tables of the Markdown name, as in `markdown.text`.
 
     Raises:
@@ -28,11 +29,11 @@ def write(path: Path, document: Path, found: list[Told], title: str, introductio
     drawn = {name: contents.drawn(name, runs) for name, runs in contents.sets(found).items()}
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.html(title, introduction, found, drawn))
+        path.write_text(page.html(title, around, found, drawn))
     pictures = document.with_suffix("")
     with _told(document):
         pictures.mkdir(parents=True, exist_ok=True)
-        document.write_text(markdown.text(title, introduction, found, drawn, pictures.name, ledger))
+        document.write_text(markdown.text(title, around, found, drawn, pictures.name, ledger))
         markdown.write_pictures(pictures, found, drawn)
 
 
