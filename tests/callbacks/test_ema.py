@@ -390,7 +390,7 @@ def test_a_half_life_that_is_long_beside_the_run_is_told(
 
     words = [f"callbacks.ema.half_lives=[{','.join(map(str, half_lives))}]", f"callbacks.ema.ramp={ramp}"]
     cfg = composed("budget.images=110000", *words)
-    model = SimpleNamespace(parameters=list, trained=dict, given=frozenset(), needs=frozenset())
+    model = SimpleNamespace(kind="DDPM", parameters=list, trained=dict, given=frozenset(), needs=frozenset())
     data = SimpleNamespace(image_channels=3, image_size=16, batch_size=32)
     report.announce(Progress(SimpleNamespace()), cfg, model, data)
     told = [one for one in capsys.readouterr().out.splitlines() if one.startswith("callbacks.ema.half_lives: ")]
