@@ -113,12 +113,17 @@ def short(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def done(typed: list[str]) -> subprocess.CompletedProcess[str]:
+    """A program that has ended, forked from a process that has imported everything."""
+    return python(*typed[1:], folder=Path.cwd(), environment=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
 class Begun:
-    """As subprocess.Popen, but that a program is forked from a process that has imported everything."""
+    """As subprocess.Popen, by the same processes."""
 
     def __init__(self, typed: list[str], **_: Any) -> None:
-        done = python(*typed[1:], folder=Path.cwd(), environment=os.environ | {"OMP_NUM_THREADS": "1"})
-        self.stdout, self.returncode = io.StringIO(done.stdout + done.stderr), done.returncode
+        ended = done(typed)
+        self.stdout, self.returncode = io.StringIO(ended.stdout + ended.stderr), ended.returncode
 
     def __enter__(self) -> Begun:
         return self
@@ -129,9 +134,9 @@ class Begun:
 
 def run(words: list[str], stdout: int, text: bool, check: bool) -> subprocess.CompletedProcess[str]:
     """As subprocess.run, by the same processes."""
-    done = python(*words[1:], folder=Path.cwd(), environment=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    return done
+    ended = done(words)
+    assert ended.returncode == 0, ended.stderr
+    return ended
 
 
 def test_it_runs_and_shows_what_the_run_draws(

@@ -218,6 +218,16 @@ def test_a_finished_run_says_so_and_how_to_extend_it(copied: Path, capsys: pytes
     assert OmegaConf.load(copied / "config.yaml").budget.images == 96  # written once
 
 
+def test_a_run_that_is_not_at_its_end_says_how_far_it_is(copied: Path, capsys: pytest.CaptureFixture) -> None:
+    folders.load_generator(copied, True, None)
+    assert "so far" not in capsys.readouterr().err
+    stored = OmegaConf.load(copied / "config.yaml")
+    stored.budget.images = 2000
+    OmegaConf.save(stored, copied / "config.yaml")
+    folders.load_generator(copied, True, None)
+    assert capsys.readouterr().err.endswith(f"{copied}: 96 of 2,000 images so far\n")
+
+
 def test_config_is_plain_and_resolved(finished: dict[str, Path]) -> None:
     text = (finished["ddpm"] / "config.yaml").read_text()
     assert "${" not in text and "!!" not in text

@@ -80,8 +80,7 @@ def _lines(text: str, width: int) -> list[str]:
 
 
 def _cut(word: str, pen: ImageDraw.ImageDraw, width: int) -> str:
-    """As much of a word as so many pixels hold, on one line."""
-    word = " ".join(word.split())
+    """As much of a line as so many pixels hold."""
     if pen.textlength(word) <= width:
         return word
     return next((cut for k in range(len(word), 0, -1) if pen.textlength(cut := f"{word[:k]}..") <= width), "")

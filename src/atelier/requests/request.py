@@ -115,7 +115,7 @@ class Request:
         `own`: test images that the pictures are made of; a label that is asked for changes what it says alone.
         """
         if self.items is None:
-            batch = self.data.test_batch(first, n)
+            batch = self.data.test_batch(first, n) if own is None else own
         else:
             numbers = [self.items[k % len(self.items)] for k in range(first, first + n)]
             batch = self.data.split("test").read(numbers, None)
@@ -127,19 +127,19 @@ class Request:
         """Attributes `own` (n, A) with those in place that all test images with the label asked for have alike."""
         changed = own.clone()
         for k, label in enumerate(labels.tolist()):
-            rows = self._of_labels[label]
-            alike = (rows == rows[0]).all(0)
-            changed[k, alike] = rows[0, alike]
+            alike, values = self._said_by_labels[label]
+            changed[k, alike] = values
         return changed
 
     @cached_property
-    def _of_labels(self) -> dict[int, Tensor]:
-        """Of each label asked for, the attributes of its first `OFFERED` test images, (N, A)."""
-        split, found = self.data.split("test"), {}
-        labels = split.labels[torch.tensor(self.items)]
+    def _said_by_labels(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of each label asked for: which attributes its first `OFFERED` test images have alike, (A,), and these."""
+        split, items, found = self.data.split("test"), torch.tensor(self.items), {}
+        labels = split.labels[items]
         for label in labels.unique().tolist():
-            numbers = [k for k, its in zip(self.items, labels.tolist(), strict=True) if its == label]
-            found[label] = split.read(numbers[:OFFERED], None)["attributes"]
+            rows = split.read(items[labels == label][:OFFERED].tolist(), None)["attributes"]
+            alike = (rows == rows[0]).all(0)
+            found[label] = alike, rows[0, alike]
         return found
 
     def _words(self, asked: Batch) -> list[str] | None:

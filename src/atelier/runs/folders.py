@@ -379,5 +379,5 @@ def load_generator(folder: Path, ema: bool | int, root: str | None) -> LoadedRun
     if not isinstance(run.model, Generator):
         raise UserError("run", folder, f"{type(run.model).__name__} makes no images", "run=DIR of a model that does")
     if not published.lies_in(folder) and run.images_seen < run.cfg.budget.images:
-        print(f"{folder}: {run.images_seen:,} of {run.cfg.budget.images:,} images so far", file=sys.stderr, flush=True)
+        lines.say(f"{folder}: {run.images_seen:,} of {run.cfg.budget.images:,} images so far", error=True)
     return run
