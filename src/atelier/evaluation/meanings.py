@@ -15,7 +15,7 @@ MEANINGS = {  # as a figure is shown here: the pattern of its name, "" where tha
     "judge/combinations": ("", "different scenes seen; 1 = as many as among true ones"),
     "judge/places": ("", "different places of them; 1 = as many as among true ones"),
     "judge/recall": ("", "share of true scenes that have a sample like them"),
-    "judge/asked": ("", "share of samples, valid or not, that show all that was asked"),
+    "judge/asked": ("", "share of samples, valid or not, with all that was asked"),
     "judge/label, ...": (
         "judge/(label|shape|colour|size|fill|ground)", "share of the valid whose label (shape and colour) is right"
     ),
