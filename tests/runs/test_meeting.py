@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from atelier.cli.messages import user_error
 from atelier.core.errors import RankGone, UserError
+from atelier.runs import meeting
 from tests.programs import python
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +90,19 @@ def test_what_a_loader_raises_is_the_error_itself() -> None:
         f"Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\natelier.core.errors.UserError: {error}"
     )
     assert user_error(RuntimeError(text)).line() == error.line()
+
+
+def test_a_rank_0_that_goes_while_it_is_called_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it this one would go on alone and miss what rank 0 makes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in (there | {"TORCHELASTIC_USE_AGENT_STORE": True}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(meeting, "_listens", lambda patience: True)
+    with pytest.raises(RankGone, match="rank 0 has come and is gone"):
+        meeting.begin(OmegaConf.create({"devices": 2, "num_nodes": 1, "timeout_minutes": 0.01}))
 
 
 def test_a_closed_connection_is_another_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,12 @@ def _opened(patience: timedelta) -> Store | None:
         return None
     if not master and not _listens(patience):
         return None
-    store = TCPStore(*_place, is_master=master, wait_for_workers=False, timeout=patience)
+    try:
+        store = TCPStore(*_place, is_master=master, wait_for_workers=False, timeout=patience)
+    except RuntimeError as error:
+        if master:
+            raise
+        raise RankGone("trainer.devices", _n, "rank 0 has come and is gone", "see its output") from error
     if started() is None:
         os.environ[PLACE] = str(store.port)
     return PrefixStore(f"atelier/{variable('TORCHELASTIC_RESTART_COUNT')}", store)
