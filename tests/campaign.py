@@ -137,14 +137,14 @@ def prepare(root: Path, family: str) -> None:
         assert code == 0
 
 
-def campaign(root: Path, name: str, words: list[str], chains: int, per_chain: int) -> dict[str, Any]:
-    """Chains of kills of a run beside the same run without kills."""
+def campaign(root: Path, name: str, words: list[str], chains: int, per_chain: int, seed: int) -> dict[str, Any]:
+    """Chains of kills of a run, where the seed has them, beside the same run without kills."""
     assert forked(lambda: run(root / name, words)) == 0
     straight = final(root / name)
     told: dict[str, Any] = {"entries": len(straight), "kills": 0, "differ": []}
     for chain in range(chains):
         folder = root / f"{name}_{chain}"
-        told["kills"] += kills(folder, words, per_chain, chain)
+        told["kills"] += kills(folder, words, per_chain, seed + chain)
         told["differ"] += differences(straight, final(folder))
     return told
 
@@ -205,13 +205,12 @@ def on_others(root: Path) -> dict[str, list[str]]:
 def main() -> None:
     root, (chains, kills_each, fewer) = Path(sys.argv[1]), map(int, sys.argv[2:])
     told: dict[str, Any] = {}
-    for family in TINY:
+    for seed, family in enumerate(TINY):
         prepare(root, family)
-        words = words_of(root, family)
         how = (chains, kills_each) if family in FOUR else (1, fewer)
-        told[family] = campaign(root, family, words, *how)
-    for name, words in on_others(root).items():
-        told[name] = campaign(root, name, words, 1, fewer)
+        told[family] = campaign(root, family, words_of(root, family), *how, seed)
+    for seed, (name, words) in enumerate(on_others(root).items()):
+        told[name] = campaign(root, name, words, 1, fewer, seed)
     told["dropped"] = dropped(root / "drops", "ddpm")
     told["sigterm"] = stopped(root / "term", "ddpm", (Clock, "on_train_batch_start"), signal.SIGTERM)
     told["sigterm while judging"] = stopped(root / "judging", "gan", (Evaluator, "_facts"), signal.SIGTERM)

@@ -34,7 +34,7 @@ RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 
 
 ADAPTERS = "adapters"  # of the run of ldm, beside the families
-AGAIN = (*FOUR, "cyclegan", ADAPTERS)  # go on: each shape of module, and what keeps images by rank
+WHOLE = (*FOUR, "cyclegan", ADAPTERS)  # train whole and go on: each shape of module, and what keeps images by rank
 
 
 def run(folder: Path, family: str, *more: str) -> None:
@@ -62,20 +62,18 @@ def noise_of_batches(seen: list[float]) -> None:
     Clock.on_train_batch_start = wrapped
 
 
-def walk(root: Path) -> dict[str, Any]:
+def whole_runs(root: Path) -> dict[str, Any]:
+    """What was said of them, and by how much they differ from the same gone on with."""
     told: dict[str, Any] = {}
     noise: list[float] = []
     noise_of_batches(noise)
-    for family in [*TINY, ADAPTERS]:
+    for family in WHOLE:
         run(root / family, family)
-        torch.distributed.barrier()  # the first writes the summary
-        told[family] = folders.summary(root / family)["metrics"]
-        if family not in AGAIN:
-            continue
         if RANK == 0:  # as if it had ended after its last checkpoint but one
             shutil.copytree(root / family, root / f"{family}_again")
             newest(root / f"{family}_again/checkpoints").unlink()
         torch.distributed.barrier()
+        told[family] = folders.summary(root / family)["metrics"]
         begun = len(noise)
         run(root / f"{family}_again", family, "metrics=none")
         told[f"{family} batches"] = len(noise) - begun
@@ -110,25 +108,43 @@ class Same(torch.nn.Module):
         return x
 
 
-def first_gradients(root: Path) -> dict[str, list[float]]:
-    """The first batch's gradients (as Adam's first moments) where nothing is drawn and no batch is normed."""
-    torch.nn.BatchNorm2d = Same
-    drawn = torch.randn, torch.randn_like, torch.rand  # weights may come from them
-    original = Clock.on_train_start
+def first_batches(root: Path) -> dict[str, Any]:
+    """The first batch's gradients (as Adam's first moments) where nothing is drawn in it and no batch is normed.
 
-    def from_here_on(self: Clock, *args: Any) -> None:
-        original(self, *args)
+    What was said of the samples then, too, but of those that one rank trained.
+    """
+    norm, layers = torch.nn.BatchNorm2d, classifier.Classifier.layers
+
+    def with_norms(n_logits: int) -> torch.nn.ModuleDict:
+        torch.nn.BatchNorm2d = norm  # of the net that judges
+        net = layers(n_logits)
+        torch.nn.BatchNorm2d = Same
+        return net
+
+    classifier.Classifier.layers, torch.nn.BatchNorm2d = staticmethod(with_norms), Same
+    MinibatchStd.forward = lambda self, x: torch.cat([x, 0 * x[:, :1]], dim=1)  # compares the images of a rank
+    drawn = torch.randn, torch.randn_like, torch.rand
+    start, end = Clock.on_train_batch_start, Clock.on_train_batch_end
+
+    def started(self: Clock, *args: Any) -> None:
+        start(self, *args)
         torch.randn, torch.randn_like, torch.rand = constant(0.3), torch.zeros_like, constant(0.5)
 
-    Clock.on_train_start = from_here_on
-    MinibatchStd.forward = lambda self, x: torch.cat([x, 0 * x[:, :1]], dim=1)  # compares the images of a rank
-    told = {}
+    def ended(self: Clock, *args: Any) -> None:
+        torch.randn, torch.randn_like, torch.rand = drawn  # for judging
+        end(self, *args)
+
+    Clock.on_train_batch_start, Clock.on_train_batch_end = started, ended
+    told: dict[str, Any] = {"gradients": {}}
     for family in [*TINY, ADAPTERS]:
-        folder = root / f"gradients_{family}_{RANKS}"
-        torch.randn, torch.randn_like, torch.rand = drawn
-        run(folder, family, "budget.images=8", "metrics=none", *GRADIENTS.get(family, []))
+        judged = RANKS > 1 and family not in WHOLE
+        folder = root / (family if judged else f"{family}_begun_by_{RANKS}")
+        run(folder, family, "budget.images=8", *GRADIENTS.get(family, []), *[] if judged else ["metrics=none"])
+        torch.distributed.barrier() if RANKS > 1 else None  # the first writes the summary
         moments = {k: v for k, v in states(folder).items() if k.endswith("exp_avg")}
-        told[family] = [float(x) for k in sorted(moments) for x in moments[k].flatten()]
+        told["gradients"][family] = [float(x) for k in sorted(moments) for x in moments[k].flatten()]
+        if family not in WHOLE:
+            told[family] = folders.summary(folder)["metrics"] if judged else judged_again(root / family)
     return told
 
 
@@ -149,25 +165,22 @@ GRADIENTS = {
 }
 
 
-def judged_again(root: Path) -> dict[str, dict[str, float]]:
-    """What one rank says of the samples of the runs that two ranks trained."""
+def judged_again(folder: Path) -> dict[str, float]:
+    """What one rank says of the samples of a run that two ranks trained."""
     from contextlib import nullcontext
 
-    told = {}
-    for family in TINY:
-        loaded = folders.load(root / family, ema=True)
-        evaluator = instantiate(loaded.cfg.callbacks.evaluation.evaluator, _convert_="all")
-        evaluator.prepare(loaded.model, loaded.data, torch.device("cpu"))
-        told[family], _ = evaluator(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)
-    return told
+    loaded = folders.load(folder, ema=True)
+    evaluator = instantiate(loaded.cfg.callbacks.evaluation.evaluator, _convert_="all")
+    evaluator.prepare(loaded.model, loaded.data, torch.device("cpu"))
+    return evaluator(loaded.model, loaded.data, {}, nullcontext, lambda *_: None)[0]
 
 
 def main() -> None:
     folders.register()
     brief_classifiers()
     root = Path(sys.argv[1])
-    told = walk(root) if RANKS > 1 else {"judged": judged_again(root)}
-    told["gradients"] = first_gradients(root)
+    told = whole_runs(root) if RANKS > 1 else {family: judged_again(root / family) for family in WHOLE}
+    told |= first_batches(root)
     (root / f"told_{RANK}_of_{RANKS}.json").write_text(json.dumps(told))
 
 
