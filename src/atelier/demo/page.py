@@ -58,6 +58,7 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 CSS = """
 .pictures img, #way img {image-rendering: pixelated}
 .pictures .grid-wrap {max-height: none}
+.pictures .caption-label {white-space: normal}
 @media (max-width: 640px) {.pictures .grid-container {grid-template-columns: 1fr 1fr !important}}
 #run input, #other input {text-overflow: ellipsis}
 #way img {margin-top: 2rem}
