@@ -23,7 +23,7 @@ ${data.image_size ${seed}x $ a,b 1,2 0,-1 (1) [1, {a ] } ' " it's x\\ ~/x ../x /
 choice(1,2) range(1,3) interval(0,1) glob(*) sweep 2026_11_28 a:b @ # % & ; * ! last auto none cuda label adam
 hinge linear vq lpips
 """.split()
-VALUES += ["", " ", "a b", " 1", "1 ", "a\tb", "a\nb", "x" * 300, "[1, 2]", "{a: 1}", "${seed} 1", "\u202e", "\x00"]
+VALUES += ["", " ", "a b", " 1", "1 ", "a\tb", "a\nb", "x" * 300, "[1, 2]", "{a: 1}", "${seed} 1", "\u202e"]
 SINGLE = """
 vae seed --seed -x -seed=3 = =3 --cfg --cfg=jo model seed:3 -- - --resolve hydra.run.dir=x hydra/launcher=nope
 hydra.job.chdir=true hydra.mode=MULTIRUN run_dir=a_file run_dir=a_file/x run_dir=/proc/x run_dir=last check=maybe

@@ -50,6 +50,8 @@ def elsewhere() -> Iterator[None]:
     "train.py -m 'seed=interval(0,1)'": "error: seed=interval(0,1): only a search takes an interval.",
     "train.py 'callbacks.grids.seed=${.batch_size}'": "key as batch_size there. Fix: callbacks.grids.seed=VALUE",
     "train.py 'callbacks.grids.seed=${data.batchsize}'": "Fix: 'callbacks.grids.seed=${data.batch_size}'",
+    "train.py 'frozen_precision=${model.nte}'": "there is no such key. Fix: 'frozen_precision=\"32-true\"'",
+    "train.py 'budget.images=${data}' data.conditions=3": "it refers to a section, a value is wanted. Fix: leave ",
     "train.py model=stargan data=cifar10": "needs attributes, and the set has none. Fix: data=celeba data.root=FOLDER",
     "train.py metrics=???": "error: metrics=???: it is the name of a page in conf/metrics. Fix: leave metrics out",
     "train.py 'callbacks.table.path=${seed}'": "error: callbacks.table.path=0: it must be a string.",

@@ -304,8 +304,11 @@ def _reference(key: str, name: str) -> UserError:
         value = next(one.partition("=")[2] for one in sys.argv[1:] if key_of(one) == key)
         if f"${{{name}}}" not in value:  # it was told from where the key stands
             return UserError(key, value, f"there is no such key as {name} there", f"{key}=VALUE")
-        kind = type(offers.shipped(key))
-        close = nearest(name, [one for one in offers.keys() if one != key and type(offers.shipped(one)) is kind])
+        shipped = offers.shipped(key)
+        if isinstance(shipped, str) and not offers.takes_text(key):  # one of a few words, which others have not
+            return UserError(key, f"${{{name}}}", "there is no such key", word(key, shipped))
+        alike = [one for one in offers.keys() if one != key and type(offers.shipped(one)) is type(shipped)]
+        close = nearest(name, alike)
         fix = shell(f"{key}=${{{close}}}") if close else f"{key}=VALUE"
         return UserError(key, f"${{{name}}}", "there is no such key", fix)
     for one in sys.argv[1:]:

@@ -58,6 +58,7 @@ def check(cfg: DictConfig) -> None:
     raw = OmegaConf.to_container(cfg, resolve=False)
     _check_sections(raw)
     values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    _check_references(cfg)
     _check_keys(values)
     for key, value in raw.get("choices", {}).items():
         if value != f"${{hydra:runtime.choices.{key}}}":
@@ -228,6 +229,14 @@ def _check_sections(raw: dict[str, Any]) -> None:
     known = known_keys()
     for key in [key for key, value in raw.items() if isinstance(known.get(key), dict) and not isinstance(value, dict)]:
         raise UserError(key, raw[key], "other keys stand beneath it", f"leave {key} out")
+
+
+def _check_references(cfg: DictConfig) -> None:
+    """No typed reference to a section stands for a single value: it would be told of as if it had been typed there."""
+    for key, _, value in (one.partition("=") for one in task_words()):
+        reference = re.fullmatch(r"\$\{[\w.]+\}", value)
+        if reference and OmegaConf.is_dict(OmegaConf.select(cfg, key)) and not isinstance(known_keys().get(key), dict):
+            raise UserError(key, value, "it refers to a section, a value is wanted", f"leave {key} out")
 
 
 def _check_keys(values: dict[str, Any]) -> None:
