@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -97,9 +98,12 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def sources() -> list[Path]:
+@functools.cache
+def sources() -> dict[str, ast.Module]:
+    """Each module of the package and each script by its name, as a tree."""
     scripts = [ROOT / f"{name}.py" for name in ENTRY_POINTS]
-    return sorted(SRC.rglob("*.py")) + [path for path in scripts if path.exists()]
+    paths = sorted(SRC.rglob("*.py")) + [path for path in scripts if path.exists()]
+    return {module_name(path): ast.parse(path.read_text()) for path in paths}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -291,7 +295,7 @@ RULES: list[Rule] = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_source_keeps_the_rule(rule: Rule) -> None:
-    offences = [o for path in sources() for o in rule(module_name(path), ast.parse(path.read_text()))]
+    offences = [o for name, tree in sources().items() for o in rule(name, tree)]
     assert not offences, "\n".join(offences)
 
 
@@ -402,10 +406,10 @@ def test_packages_are_empty_folders() -> None:
 
 def test_no_two_classes_have_one_name() -> None:
     places: dict[str, list[str]] = {}
-    for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for name, tree in sources().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name, []).append(module_name(path))
+                places.setdefault(node.name, []).append(name)
     shared = {name: rooms for name, rooms in places.items() if len(rooms) > 1 and not name.startswith("_")}
     assert not shared
 
