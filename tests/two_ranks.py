@@ -63,7 +63,7 @@ def noise_of_batches(seen: list[float]) -> None:
 
 
 def whole_runs(root: Path) -> dict[str, Any]:
-    """What was said of them, and by how much they differ from the same gone on with."""
+    """Figures of their samples, and what differs where they were stopped and went on."""
     told: dict[str, Any] = {}
     noise: list[float] = []
     noise_of_batches(noise)
@@ -111,7 +111,7 @@ class Same(torch.nn.Module):
 def first_batches(root: Path) -> dict[str, Any]:
     """The first batch's gradients (as Adam's first moments) where nothing is drawn in it and no batch is normed.
 
-    What was said of the samples then, too, but of those that one rank trained.
+    And the figures of the samples that are drawn behind it; one rank judges the runs that two have trained.
     """
     norm, layers = torch.nn.BatchNorm2d, classifier.Classifier.layers
 
@@ -140,7 +140,8 @@ def first_batches(root: Path) -> dict[str, Any]:
         judged = RANKS > 1 and family not in WHOLE
         folder = root / (family if judged else f"{family}_begun_by_{RANKS}")
         run(folder, family, "budget.images=8", *GRADIENTS.get(family, []), *[] if judged else ["metrics=none"])
-        torch.distributed.barrier() if RANKS > 1 else None  # the first writes the summary
+        if RANKS > 1:
+            torch.distributed.barrier()  # the first writes the summary
         moments = {k: v for k, v in states(folder).items() if k.endswith("exp_avg")}
         told["gradients"][family] = [float(x) for k in sorted(moments) for x in moments[k].flatten()]
         if family not in WHOLE:
