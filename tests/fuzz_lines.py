@@ -45,7 +45,7 @@ from tests.programs import ROOT, forked
 
 LINE = re.compile(r"error: (\S+?)=(.*?): .+\. Fix: .+")
 THERE = {"a_file", "a_folder", "cache"}  # in the folder that commands are typed in
-ROUNDS = 12  # of fixes, one upon the other
+ROUNDS = 12  # of fixes, one upon the other, beside one for each word: of another model each may be wrong
 SECONDS = 30
 MEMORY = 4 * 2**30  # bytes that a child may take beside what it was forked with
 
@@ -159,7 +159,7 @@ def complaint(line: Line, told: Told) -> str:
 def followed(line: Line, error: UserError) -> str:
     """Type what the fixes say, one after the other, until the command passes; gives what is wrong with one of them."""
     seen = set()
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS + len(line.words)):
         if (error.key, error.problem, error.fix) in seen:
             return f"the fix does not help: {error.line()}"
         seen.add((error.key, error.problem, error.fix))
@@ -205,22 +205,23 @@ def typed(line: Line, error: UserError) -> list[Line]:
         lacking = {"data.download=true", *(["data.root=FOLDER"] if line.whole else [])}  # here: a network, and files
         commands = [one for one in fixes.commands(error.fix) if not {*one} & lacking]
         out = [fixes.instead(line.words, error.key, command) for command in commands]
-    ways = [replace(line, words=tuple(_filled(line.script, words))) for words in out]
+    ways = [replace(line, words=tuple(_filled(line, words))) for words in out]
     return [way for way in ways if way.words != line.words]  # what is left is for the reader to fill in
 
 
-def _filled(script: str, words: list[str]) -> Iterator[str]:
+def _filled(line: Line, words: list[str]) -> Iterator[str]:
     """What a fix leaves to the reader, filled in: a finished run, a name, or by what a page ships."""
     for word in words:
         key, _, value = word.partition("=")
         if not fixes.PLACEHOLDER.fullmatch(value):
             yield word
         elif key == "start_from":
-            yield f"{key}={a_finished_run()}"
+            if not line.whole:  # its weights are empty
+                yield f"{key}={a_finished_run()}"
         elif key == "mask":
             yield "mask=center"
         elif not key.startswith("hydra"):
-            known = known_keys() | chosen(script, tuple(words))
+            known = known_keys() | chosen(line.script, tuple(words))
             if "???" in str(known.get(key_of(key))):
                 yield word
 

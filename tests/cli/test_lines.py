@@ -52,6 +52,7 @@ def elsewhere() -> Iterator[None]:
     "train.py 'callbacks.grids.seed=${data.batchsize}'": "Fix: 'callbacks.grids.seed=${data.batch_size}'",
     "train.py 'frozen_precision=${model.nte}'": "there is no such key. Fix: 'frozen_precision=\"32-true\"'",
     "train.py 'budget.images=${data}' data.conditions=3": "it refers to a section, a value is wanted. Fix: leave ",
+    "train.py experiment=shapes_dcgan model=auto": "there is no such page in conf/model. Fix: leave model out",
     "train.py model=stargan data=cifar10": "needs attributes, and the set has none. Fix: data=celeba data.root=FOLDER",
     "train.py metrics=???": "error: metrics=???: it is the name of a page in conf/metrics. Fix: leave metrics out",
     "train.py 'callbacks.table.path=${seed}'": "error: callbacks.table.path=0: it must be a string.",

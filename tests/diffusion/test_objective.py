@@ -309,8 +309,8 @@ def test_hybrid_teaches_the_variance_alone_by_the_bound():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"learned_variance": True}, "Fix: model.objective.loss=hybrid"),
-        ({"loss": "hybrid"}, "Fix: model.objective.learned_variance=true"),
+        ({"learned_variance": True}, "loss=hybrid does. Fix: model.objective.learned_variance=false"),
+        ({"loss": "hybrid"}, "Fix: model.objective.loss=simple"),
         ({"loss": "vlb", "weighting": MinSNR()}, "Fix: weighting@model.objective.weighting=plain"),
         ({"target": Preconditioned(0.4), "schedule": EDM()}, "Fix: model.objective.target.sigma_data=0.5"),
         ({"loss": "vlb", "times": LogitNormal()}, "time_distribution@model.objective.time_distribution=uniform"),

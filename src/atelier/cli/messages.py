@@ -257,7 +257,9 @@ def _unknown_page(text: str) -> UserError | None:
         ]
         fix = f"{lists[0]}={several}" if lists else f"{typed}={member(group, page)}"
         return UserError(typed, several, f"it is the name of one page in conf/{group}", fix)
-    return UserError(typed, page, f"there is no such page in conf/{group}", f"{typed}={member(group, page)}")
+    recipe = typed == "model" and any(one.startswith("experiment=") for one in sys.argv[1:])  # which has its own
+    fix = "leave model out" if recipe else f"{typed}={member(group, page)}"
+    return UserError(typed, page, f"there is no such page in conf/{group}", fix)
 
 
 def _unknown_key(text: str, typed: str) -> UserError | None:

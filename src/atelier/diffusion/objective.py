@@ -56,10 +56,11 @@ class Objective(nn.Module):
             problem = f"{type(schedule).__name__} ends in pure noise, where {name} tells nothing of the image"
             raise UserError(".target", name, problem, "target@.target=flow")
         if learned_variance and loss == "simple":
-            raise UserError(".learned_variance", True, "the simple loss does not teach it", ".loss=hybrid")
+            problem = "the simple loss does not teach it, loss=hybrid does"
+            raise UserError(".learned_variance", True, problem, ".learned_variance=false")
         if loss == "hybrid" and not learned_variance:
-            problem = "its bound teaches the variance alone, which is not learned"
-            raise UserError(".loss", loss, problem, ".learned_variance=true")
+            problem = "its bound teaches the variance alone, which learned_variance=true would learn"
+            raise UserError(".loss", loss, problem, ".loss=simple")
         if loss == "vlb" and type(weighting) is not Plain:
             name, problem = type(weighting).__name__, "the bound has weights of its own"
             raise UserError(".weighting", name, problem, "weighting@.weighting=plain")
